@@ -1,0 +1,45 @@
+# demo   train a small model across two emulated regions and write runs/demo
+# test   everything that must hold before a change lands: check, then the tests
+# check  lint, format, types, import contracts, spelling
+# bench  side-by-side benchmarks; bench/README.md says what they measure
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check bench coverage
+
+demo: $(INSTALLED)
+	$(BIN)/pelago local demo.toml --out runs/demo
+
+test: check
+	$(BIN)/pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+bench: $(INSTALLED)
+	@sed -n '/^## How to run/,/^## /p' bench/README.md
+	@for each in bench/*.py; do echo "== $$each"; $(BIN)/python "$$each" || exit 1; done
+
+# What decides has no excuse for an untested branch.
+coverage: $(INSTALLED)
+	$(BIN)/coverage run -m pytest -q
+	$(BIN)/coverage report --fail-under=95 \
+		--include='pelago/core/*,pelago/wire/*,gps/state.py,lps/state.py,worker/state.py'
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Pelago needs Python 3.11 or newer, and $(PYTHON) is not:" \
+			"name another one with 'make PYTHON=/path/to/python3.11 ...'" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+		echo "This Python cannot make virtual environments (Debian: install python3-venv)" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]' \
+		--config-settings editable_mode=compat
+	touch $@

@@ -1,0 +1,55 @@
+"""The daemons' own tensor plane, as a plane of the virtual driver."""
+
+from typing import Literal
+
+import torch
+
+from pelago.core.names import BlobId
+from pelago.sim.ports import Payload
+from pelago.tensor.plane import Plane
+
+
+class TensorPlane:
+    """`pelago.tensor.plane.Plane` behind the virtual driver's port; payloads are flat tensors [numel]."""
+
+    def __init__(self, plane: Plane) -> None:
+        self.plane = plane
+
+    @classmethod
+    def loaded(cls, plane: Plane, flat: torch.Tensor) -> "TensorPlane":
+        """With ``flat`` as the parameters, as if it had been there before the start."""
+        plane.adopt(0, flat)
+        plane.apply("load", 0)
+        plane.release(0)
+        return cls(plane)
+
+    def apply(
+        self, operation: Literal["step", "load", "merge", "merge_carry"], blob: BlobId, weight: float
+    ) -> None:
+        """Change the parameters with a payload."""
+        self.plane.apply(operation, blob, weight)
+
+    def pin(self, blob: BlobId) -> None:
+        """Name the parameters as they are now."""
+        self.plane.pin(blob)
+
+    def difference(self, blob: BlobId) -> None:
+        """Name snapshot - model as it is now."""
+        self.plane.difference(blob)
+
+    def measure(self, blob: BlobId) -> tuple[float, bool]:
+        """Norm of a payload, and whether every element is finite."""
+        return self.plane.measure(blob)
+
+    def release(self, blob: BlobId) -> None:
+        """Forget a name."""
+        self.plane.release(blob)
+
+    def lend(self, blob: BlobId) -> Payload:
+        """The payload as one tensor, not to be written to."""
+        return self.plane.flat(blob)
+
+    def adopt(self, blob: BlobId, payload: Payload) -> None:
+        """Name a tensor of another plane or of the trainer; planes of one simulation share memory."""
+        assert isinstance(payload, torch.Tensor)
+        self.plane.adopt(blob, payload)

@@ -1,0 +1,63 @@
+"""The model that a run starts from.
+
+The GPS builds no models. A worker process on its host, which does, writes the initial parameters and
+says which corpus it sees; both become the run's, and whoever joins with others is refused.
+"""
+
+import asyncio
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from pelago.config import RunFile, dump
+from pelago.core.errors import CheckpointError, ConfigError
+from pelago.tensor.manifest import Manifest
+from pelago.wire.messages import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Initial:
+    """What a run starts from. ``flat``: all parameters, fp32, in the manifest's order."""
+
+    manifest: Manifest
+    flat: torch.Tensor
+    corpus: str
+
+
+async def build(run: RunFile) -> Initial:
+    """Have a worker build the initial model. Raises `ConfigError` with the worker's own words."""
+    with tempfile.TemporaryDirectory(prefix="pelago-initial-") as folder:
+        path, model = Path(folder) / "run.toml", Path(folder) / "initial.safetensors"
+        path.write_text(dump(run), encoding="utf-8")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "worker", "--run", str(path), "--initialise", str(model)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, stderr = await process.communicate()
+        if process.returncode:
+            lines = stderr.decode(errors="replace").strip().splitlines()
+            said = lines[-1] if lines else f"worker --initialise exited with {process.returncode}"
+            raise ConfigError(said.removeprefix("worker: "))
+        return read(model)
+
+
+def read(path: Path) -> Initial:
+    """Read what `worker --initialise` wrote. Raises `CheckpointError`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata()
+            order = json.loads(facts["order"])
+            tensors = [file.get_tensor(name) for name in order]
+            corpus = facts["corpus"]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} holds no initial model: {error}") from None
+    specs = tuple(TensorSpec(name, tuple(t.shape)) for name, t in zip(order, tensors, strict=True))
+    return Initial(Manifest(specs), torch.cat([tensor.flatten() for tensor in tensors]), corpus)

@@ -1,0 +1,145 @@
+"""The regions and evaluators that the GPS knows: who serves them, their fences, what they were told."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pelago.core.dedupe import Outcome, Outcomes
+from pelago.core.names import BlobId, Peer, PushId, Spans, Version
+from pelago.wire.messages import RegionReport
+
+
+@dataclass(slots=True)
+class Region:
+    """One region of the run file."""
+
+    name: str
+    peer: Peer | None = None
+    """The LPS process that serves it; None: nobody does."""
+    fence: int = 0
+    incarnation: int = -1
+    heard_at: int = 0
+    updates: int = 0
+    request: int = 0
+    """Its newest lease request, and what was lent for it: a repeat gets the same answer."""
+    lent: Spans = ()
+    replying: BlobId | None = None
+    """The model that is on its way to it."""
+    report: RegionReport | None = None
+    left: bool = False
+    outcomes: Outcomes = field(default_factory=Outcomes)
+    newest: int = 0
+    """Newest exchange of this fence that was settled."""
+
+    def admit(self, peer: Peer, incarnation: int, now: int) -> None:
+        """Another process serves the region from now on, with books of its own."""
+        self.peer, self.incarnation, self.heard_at = peer, incarnation, now
+        self.fence += 1
+        self.request, self.lent, self.replying = 0, (), None
+        self.outcomes, self.newest, self.left = Outcomes(), 0, False
+
+    def part(self) -> None:
+        """Nobody serves the region any more. Its fence grows when somebody does again."""
+        self.peer, self.replying = None, None
+
+    def outcome(self, push: PushId) -> Outcome | None:
+        """What became of an exchange; None: it has not been decided."""
+        if push.fence != self.fence:
+            return "fenced"
+        return None if push.lease > self.newest else self.outcomes.get(push.lease)
+
+    def settle(self, push: PushId, outcome: Outcome) -> None:
+        """An exchange was decided. A region has one at a time, numbered upwards."""
+        assert push.fence == self.fence and push.lease > self.newest, (push, self.newest)
+        self.outcomes.record(push.lease, outcome)
+        self.newest = push.lease
+
+    def summary(self) -> dict[str, Any]:
+        """For the event log and the live view."""
+        report = self.report
+        return {
+            "serving": self.peer is not None,
+            "exchanges": self.updates,
+            "updates": report.updates if report else 0,
+            "staleness_max": report.staleness_max if report else 0,
+            "exchanging": report.exchanging if report else False,
+            "workers": [
+                {
+                    "group": worker.group,
+                    "rounds": worker.rounds,
+                    "steps": worker.steps,
+                    "tokens": worker.tokens,
+                    "loss": worker.loss,
+                }
+                for worker in (report.workers if report else ())
+            ],
+        }
+
+    def check(self) -> None:
+        """Assert that nothing is on its way to nobody."""
+        assert self.replying is None or self.peer is not None
+
+
+@dataclass(slots=True)
+class _Evaluator:
+    heard_at: int
+    after_steps: int | None = None
+    replying: BlobId | None = None
+    sent: Version | None = None
+
+
+class Evaluators:
+    """Those who measure the global model. There may be none, or several."""
+
+    def __init__(self) -> None:
+        self._evaluators: dict[Peer, _Evaluator] = {}
+
+    def __len__(self) -> int:
+        return len(self._evaluators)
+
+    def admit(self, peer: Peer, now: int) -> None:
+        """A process introduced itself, perhaps again."""
+        self._evaluators.setdefault(peer, _Evaluator(now)).heard_at = now
+
+    def heard(self, peer: Peer, now: int) -> bool:
+        """Something came from a peer. Returns whether it is an evaluator."""
+        evaluator = self._evaluators.get(peer)
+        if evaluator is not None:
+            evaluator.heard_at = now
+        return evaluator is not None
+
+    def wants(self, peer: Peer, after_steps: int) -> None:
+        """It asks for the first version with so many counted steps."""
+        self._evaluators[peer].after_steps = after_steps
+
+    def ready(self, counted_steps: int, final: bool) -> list[Peer]:
+        """Those to whom the model goes now; the final one goes to all that ask."""
+        return [
+            peer
+            for peer, each in self._evaluators.items()
+            if each.replying is None
+            and each.after_steps is not None
+            and (final or each.after_steps <= counted_steps)
+        ]
+
+    def replying(self, peer: Peer, blob: BlobId, version: Version) -> None:
+        """The model is on its way to it."""
+        evaluator = self._evaluators[peer]
+        evaluator.replying, evaluator.sent, evaluator.after_steps = blob, version, None
+
+    def sent(self, peer: Peer) -> Version | None:
+        """The newest version that it was sent."""
+        return self._evaluators[peer].sent
+
+    def reply_ended(self, peer: Peer, blob: BlobId | None) -> None:
+        """The model arrived there, or (None) was lost."""
+        evaluator = self._evaluators.get(peer)
+        if evaluator is not None and (blob is None or evaluator.replying == blob):
+            evaluator.replying = None
+
+    def silent_since(self, then: int) -> list[Peer]:
+        """Those of which nothing was heard after ``then``."""
+        return [peer for peer, each in self._evaluators.items() if each.heard_at < then]
+
+    def remove(self, peer: Peer) -> None:
+        """It left, or is lost."""
+        self._evaluators.pop(peer, None)

@@ -1,0 +1,85 @@
+"""`result.json`: what a run came to, from the GPS's books and the last reports of its regions.
+
+Both drivers make it here, so the same keys mean the same thing under both clocks:
+
+    method, clock ("real" | "virtual"), seed
+    elapsed_ms        from the first lease to the end of the run
+    counted_steps     local steps in the updates that the GPS applied, dropped movement included
+    samples, tokens   what those steps were trained on
+    model             {parameters, fingerprint}
+    gps               {version, updates, updates_by_region {NAME: updates}}
+    lps               {NAME: {updates, exchanges, in_flight_updates}}
+    workers           {"NAME/GROUP": {rounds, steps, busy_fraction}}
+    validation        [[elapsed_ms, counted_steps, loss] ...] of the global model, held-out, nats per token
+    ledger            samples {issued, applied, dropped_in_flight, unexchanged, returned, duplicated}
+    bytes             payload bytes that arrived {wan, lan}: between regions, inside them
+"""
+
+from typing import Any, Literal
+
+from gps.state import Gps
+from pelago.config import RunFile
+from pelago.core.machine import PS_PER_MS
+from pelago.wire.messages import RegionReport, WorkerReport
+
+
+def result(
+    gps: Gps, run: RunFile, *, clock: Literal["real", "virtual"], model_parameters: int
+) -> dict[str, Any]:
+    """The result of a run whose GPS has finished: JSON values only, in the order above."""
+    reports = {name: region.report for name, region in gps.regions.items()}
+    present = [report for report in reports.values() if report is not None]
+    return {
+        "method": "halos" if run.simulation is None else run.simulation.method,
+        "clock": clock,
+        "seed": run.run.seed,
+        "elapsed_ms": gps.elapsed_ps() / PS_PER_MS,
+        "counted_steps": gps.counted_steps,
+        "samples": gps.counted_steps * run.worker.batch_size,
+        "tokens": gps.tokens,
+        "model": {"parameters": model_parameters, "fingerprint": gps.settings.fingerprint},
+        "gps": {
+            "version": gps.version.counter,
+            "updates": gps.updates,
+            "updates_by_region": {name: region.updates for name, region in gps.regions.items()},
+        },
+        "lps": {name: _region(report) for name, report in reports.items()},
+        "workers": {
+            f"{name}/{worker.group}": _worker(worker)
+            for name, report in reports.items()
+            for worker in (report.workers if report is not None else ())
+        },
+        "validation": [[at / PS_PER_MS, steps, loss] for at, steps, loss in gps.validations],
+        "ledger": _ledger(gps),
+        "bytes": {
+            "wan": sum(report.wan_bytes for report in present),
+            "lan": sum(report.lan_bytes for report in present),
+        },
+    }
+
+
+def _region(report: RegionReport | None) -> dict[str, int]:
+    """A region that nobody ever served, or that was lost before it reported, shows zeros."""
+    return {
+        "updates": report.updates if report is not None else 0,
+        "exchanges": report.exchanges if report is not None else 0,
+        "in_flight_updates": report.in_flight_updates if report is not None else 0,
+    }
+
+
+def _worker(report: WorkerReport) -> dict[str, int | float]:
+    busy_fraction = report.busy_ms / report.alive_ms if report.alive_ms else 0.0
+    return {"rounds": report.rounds, "steps": report.steps, "busy_fraction": busy_fraction}
+
+
+def _ledger(gps: Gps) -> dict[str, int]:
+    totals = gps.ledger.totals()
+    # Those who still hold samples did not settle: what they trained on never reached the global model.
+    return {
+        "issued": totals.issued,
+        "applied": totals.applied,
+        "dropped_in_flight": totals.dropped_in_flight,
+        "unexchanged": totals.unexchanged + totals.held,
+        "returned": totals.returned,
+        "duplicated": totals.duplicated,
+    }

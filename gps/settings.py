@@ -1,0 +1,44 @@
+"""From the run file to what the GPS's machine must know; the daemon and the virtual driver share it."""
+
+from typing import Final
+
+from gps.state import GpsSettings
+from pelago.config import RunFile
+from pelago.core.machine import PS_PER_MS
+from pelago.wire.messages import TensorSpec
+
+STAGED_WITHOUT_LIMIT: Final = 1 << 30
+PS_PER_MINUTE: Final = 60_000 * PS_PER_MS
+
+
+def settings(
+    run: RunFile,
+    *,
+    incarnation: int,
+    manifest: tuple[TensorSpec, ...],
+    fingerprint: str,
+    corpus: str,
+    lossless: bool = False,
+) -> GpsSettings:
+    """Settings of the one GPS.
+
+    ``lossless``: for a driver that loses nothing, so no heartbeats and no retries, on a server with room
+    for everyone, as the paper's are. Without ticks the machine does not see ``budget_minutes`` pass: such
+    a driver ends the run itself.
+    """
+    heartbeat_ps = run.network.heartbeat_ms * PS_PER_MS
+    return GpsSettings(
+        regions=tuple(region.name for region in run.region),
+        incarnation=incarnation,
+        manifest=manifest,
+        fingerprint=fingerprint,
+        corpus=corpus,
+        budget_local_steps=run.run.budget_local_steps,
+        budget_ps=round(run.run.budget_minutes * PS_PER_MINUTE),
+        update_norm_max=run.gps.update_norm_max,
+        staged_max=STAGED_WITHOUT_LIMIT if lossless else run.gps.staged_max,
+        tick_ps=0 if lossless else heartbeat_ps,
+        retry_ps=2 * heartbeat_ps,
+        lost_after_ps=run.network.lost_after_ms * PS_PER_MS,
+        region_lost_after_ps=run.network.region_lost_after_ms * PS_PER_MS,
+    )

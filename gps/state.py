@@ -1,0 +1,499 @@
+"""The global parameter server's decisions: HALoS's outer server, the sample ledger and the run's end.
+
+Everything that decides lives here; nothing here performs. Invariants are numbered G1... in
+docs/ARCHITECTURE.md and asserted by `check`. Source of the algorithm: Kim et al., HALoS, ICML 2025
+(arXiv 2506.04531), and the behaviour of the authors' simulator.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+from gps.regions import Evaluators, Region
+from pelago.core.leases import SampleLedger
+from pelago.core.machine import (
+    Apply,
+    Delivered,
+    Finish,
+    Loaded,
+    Measure,
+    Measured,
+    Note,
+    PeerLost,
+    Pin,
+    Progress,
+    Received,
+    Release,
+    Send,
+    SetTick,
+    Started,
+    StopRequested,
+    Tick,
+    Trained,
+    Validated,
+)
+from pelago.core.names import BlobId, Peer, PushId, Version
+from pelago.core.staging import Staging
+from pelago.wire.messages import (
+    PROTOCOL_VERSION,
+    Ack,
+    Busy,
+    Effect,
+    Evaluated,
+    Event,
+    Goodbye,
+    Grant,
+    Heartbeat,
+    Hello,
+    Leave,
+    LeaseGrant,
+    LeaseRequest,
+    Message,
+    Model,
+    Offer,
+    Pull,
+    Push,
+    Refuse,
+    RegionReport,
+    Rejoin,
+    Stop,
+    TensorSpec,
+    Wait,
+    Welcome,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GpsSettings:
+    """What the GPS's machine must know of the run."""
+
+    regions: tuple[str, ...]
+    incarnation: int
+    manifest: tuple[TensorSpec, ...]
+    fingerprint: str
+    corpus: str
+    budget_local_steps: int
+    budget_ps: int
+    """Time after the first lease; 0: no limit."""
+    update_norm_max: float
+    staged_max: int
+    tick_ps: int
+    """0: no heartbeats and nobody is ever lost, for a driver that loses nothing."""
+    retry_ps: int
+    lost_after_ps: int
+    region_lost_after_ps: int
+
+
+class Gps:
+    """The one global server of a run."""
+
+    def __init__(self, settings: GpsSettings) -> None:
+        self.settings = settings
+        self.phase: Literal["loading", "serving", "draining", "finished"] = "loading"
+        self.version = Version(settings.incarnation, 0)
+        self.updates = 0
+        self.counted_steps = 0
+        self.tokens = 0
+        self.ledger = SampleLedger()
+        self.regions = {name: Region(name) for name in settings.regions}
+        self.evaluators = Evaluators()
+        self.validations: list[tuple[int, int, float]] = []
+        """(picoseconds after the first lease, counted steps, held-out loss) in order of the versions."""
+        self.staging = Staging(settings.staged_max)
+        self.started_at: int | None = None
+        """When the first samples were lent: the origin of all times in the result."""
+        self.ended_at: int | None = None
+        self.end_reason = ""
+        self._reached: dict[Version, int] = {}
+        """When a version that an evaluator was sent was reached, until it is measured."""
+        self._reached_at = 0
+        self._measuring: dict[BlobId, tuple[str, Peer, Push]] = {}
+        self._next_blob = 1
+        self._now = 0
+
+    def handle(self, event: Event, now: int) -> list[Effect]:
+        """Take one fact, return the wishes that follow from it."""
+        self._now = now
+        match event:
+            case Started():
+                return [SetTick(self.settings.tick_ps)] if self.settings.tick_ps else []
+            case Loaded(version):
+                assert version.incarnation <= self.version.incarnation
+                if self.phase != "loading":
+                    return []  # The run was ended before it began.
+                self.phase = "serving"
+                return [Note("serving", {"regions": list(self.regions)})]
+            case Received(peer, message, blob):
+                return self._on_message(peer, message, blob)
+            case Measured():
+                return self._on_measured(event)
+            case Delivered(peer, blob):
+                self._reply_ended(peer, blob)
+                return []
+            case PeerLost(peer, _):
+                self._reply_ended(peer, None)
+                return self._place_free(peer)
+            case Tick():
+                return self._on_tick()
+            case StopRequested(reason):
+                return self._end(reason)
+            case Progress() | Trained() | Validated():
+                return []
+            case _:
+                assert_never(event)
+
+    # --- who talks -----------------------------------------------------------------------------------
+
+    def _on_message(self, peer: Peer, message: Message, blob: BlobId | None) -> list[Effect]:
+        drop: list[Effect] = [Release(blob)] if blob is not None else []
+        if isinstance(message, Hello):
+            return [*self._on_hello(peer, message), *drop]
+        region = next((each for each in self.regions.values() if each.peer == peer), None)
+        if region is not None:
+            region.heard_at = self._now
+            return self._on_region_message(region, peer, message, blob)
+        if self.evaluators.heard(peer, self._now):
+            return [*self._on_evaluator_message(peer, message), *drop]
+        return [Send(peer, Goodbye() if isinstance(message, Leave) else Rejoin()), *drop]
+
+    def _on_hello(self, peer: Peer, message: Hello) -> list[Effect]:
+        if message.protocol != PROTOCOL_VERSION:
+            fault = f"protocol {message.protocol} is not {PROTOCOL_VERSION}: update the older node"
+            return [Send(peer, Refuse(fault))]
+        match message.role:
+            case "lps":
+                return self._on_region_hello(peer, message)
+            case "evaluator":
+                return self._on_evaluator_hello(peer, message)
+            case "worker":
+                return [Send(peer, Refuse("workers attach to their region's LPS, not to the GPS"))]
+            case _:
+                assert_never(message.role)
+
+    def _on_region_hello(self, peer: Peer, message: Hello) -> list[Effect]:
+        region = self.regions.get(message.address.region)
+        if region is None:
+            fault = f"region {message.address.region!r} is not in the run; there are {list(self.regions)}"
+            return [Send(peer, Refuse(fault))]
+        if self.phase in ("draining", "finished"):
+            return [Send(peer, Stop(self.end_reason))]
+        effects: list[Effect] = []
+        if region.peer != peer:
+            if region.peer is not None and message.incarnation <= region.incarnation:
+                return [Send(peer, Wait(f"region {region.name}, which another process serves"))]
+            if region.peer is not None:
+                effects += self._part(region, "replaced by a later process")
+            returned = self.ledger.reclaim(region.name)
+            region.admit(peer, message.incarnation, self._now)
+            note = {"region": region.name, "fence": region.fence, "returned": returned}
+            effects.append(Note("region_joined", note))
+        return [*effects, Send(peer, self._welcome(region.fence))]
+
+    def _on_evaluator_hello(self, peer: Peer, message: Hello) -> list[Effect]:
+        for name, theirs, ours in (
+            ("model fingerprint", message.fingerprint, self.settings.fingerprint),
+            ("corpus digest", message.corpus, self.settings.corpus),
+        ):
+            if theirs != ours:
+                return [Send(peer, Refuse(f"{name} {theirs!r} is not the run's {ours!r}"))]
+        self.evaluators.admit(peer, self._now)
+        return [Send(peer, self._welcome(0))]
+
+    def _welcome(self, fence: int) -> Welcome:
+        return Welcome(
+            incarnation=self.settings.incarnation,
+            fence=fence,
+            group=-1,
+            manifest=self.settings.manifest if fence else (),
+            fingerprint=self.settings.fingerprint,
+            corpus=self.settings.corpus,
+        )
+
+    # --- regions -------------------------------------------------------------------------------------
+
+    def _on_region_message(
+        self, region: Region, peer: Peer, message: Message, blob: BlobId | None
+    ) -> list[Effect]:
+        drop: list[Effect] = [Release(blob)] if blob is not None else []
+        match message:
+            case Heartbeat(report):
+                if isinstance(report, RegionReport):
+                    region.report = report
+                over = self.phase in ("draining", "finished")
+                return [Send(peer, Stop(self.end_reason) if over else Heartbeat(None)), *drop]
+            case Pull():
+                return [*self._reply(region, None), *drop]
+            case LeaseRequest():
+                return [*self._on_lease_request(region, peer, message), *drop]
+            case Offer(push):
+                return [*self._on_offer(region, peer, push), *drop]
+            case Push() if blob is not None:
+                return self._on_push(region, peer, message, blob)
+            case Leave():
+                return [*self._on_leave(region, peer, message), *drop]
+            case _:
+                fields = {"region": region.name, "message": type(message).__name__}
+                return [Note("unexpected", fields), *drop]
+
+    def _on_lease_request(self, region: Region, peer: Peer, message: LeaseRequest) -> list[Effect]:
+        if self.phase != "serving":
+            return []
+        if message.request > region.request and message.samples > 0:
+            if self.started_at is None:
+                self.started_at = self._now
+                self._reached_at = self._now
+            region.request = message.request
+            region.lent = self.ledger.lend(region.name, message.samples)
+        if message.request != region.request:
+            return []
+        return [Send(peer, LeaseGrant(region.request, region.fence, region.lent))]
+
+    def _on_offer(self, region: Region, peer: Peer, push: PushId) -> list[Effect]:
+        outcome = region.outcome(push)
+        if outcome is not None:
+            freed = self._place_free(peer, push)
+            return [*freed, Send(peer, Ack(push, outcome)), *self._answer_again(region, push)]
+        if self.phase != "serving":
+            return []
+        if any(pending.push == push for _, _, pending in self._measuring.values()):
+            return []  # It is here and being measured; the Ack follows.
+        if self.staging.ask(peer, push):
+            return [Send(peer, Grant(push))]
+        return [Send(peer, Busy(push, self.settings.retry_ps // 10**9))]
+
+    def _answer_again(self, region: Region, push: PushId) -> list[Effect]:
+        """The region asks about an update that is settled: its answer was lost, or is still on its way."""
+        if push != (region.newest, region.fence) or region.replying is not None:
+            return []
+        return self._reply(region, push)
+
+    def _on_push(self, region: Region, peer: Peer, message: Push, blob: BlobId) -> list[Effect]:
+        outcome = region.outcome(message.push)
+        if outcome is not None:
+            freed = self._place_free(peer, message.push)
+            return [Release(blob), *freed, Send(peer, Ack(message.push, outcome))]
+        if any(pending.push == message.push for _, _, pending in self._measuring.values()):
+            return [Release(blob)]
+        self._measuring[blob] = (region.name, peer, message)
+        return [Measure(blob)]
+
+    def _on_measured(self, event: Measured) -> list[Effect]:
+        pending = self._measuring.pop(event.blob, None)
+        if pending is None:
+            return []
+        name, peer, message = pending
+        region = self.regions[name]
+        effects = self._place_free(peer, message.push)
+        if self.phase != "serving" or region.peer != peer or region.outcome(message.push) is not None:
+            return [*effects, Release(event.blob)]  # Over, or fenced while it was being measured.
+        fault = self._update_fault(region, message, event)
+        if fault:
+            region.settle(message.push, "rejected")
+            held = self.ledger.held[name]
+            self.ledger.give_back(name, held.common(message.spans))
+            self.ledger.give_back(name, held.common(message.dropped))
+            fields = {"region": name, "why": fault, "norm": event.norm}
+            effects += [Note("update_rejected", fields), Release(event.blob)]
+            effects.append(Send(peer, Ack(message.push, "rejected")))
+            return [*effects, *self._reply(region, message.push)]
+        effects += self._apply(region, message, event)
+        effects.append(Send(peer, Ack(message.push, "applied")))
+        if self.counted_steps >= self.settings.budget_local_steps:
+            return [*effects, *self._end("budget of local steps reached")]
+        return [*effects, *self._reply(region, message.push), *self._serve_evaluators()]
+
+    def _update_fault(self, region: Region, message: Push, event: Measured) -> str:
+        if not event.finite:
+            return "not finite"
+        if event.norm > self.settings.update_norm_max:
+            return f"norm above gps.update_norm_max = {self.settings.update_norm_max}"
+        if not self.ledger.holds(region.name, (*message.spans, *message.dropped)):
+            return "samples that this region does not hold"
+        return ""
+
+    def _apply(self, region: Region, message: Push, event: Measured) -> list[Effect]:
+        self.ledger.consume(region.name, message.spans, message.dropped)
+        staleness = self.version.counter - message.base.counter
+        self.version = Version(self.version.incarnation, self.version.counter + 1)
+        self.updates += 1
+        self.counted_steps += message.steps
+        self.tokens += message.tokens
+        self._reached_at = self._now
+        region.settle(message.push, "applied")
+        region.updates += 1
+        fields = {
+            "region": region.name,
+            "version": self.version.counter,
+            "steps": message.steps,
+            "cumulative_steps": self.counted_steps,
+            "elapsed_ps": self.elapsed_ps(),
+            "staleness": staleness,
+            "norm": event.norm,
+            "loss": message.loss,
+        }
+        return [Apply("step", event.blob), Release(event.blob), Note("arrival", fields)]
+
+    def _reply(self, region: Region, answers: PushId | None) -> list[Effect]:
+        if self.phase == "loading" or region.peer is None:
+            return []
+        if answers is None and region.replying is not None:
+            return []  # What it asks for is on its way.
+        blob = self._new_blob()
+        region.replying = blob
+        message = Model(self.version, self.counted_steps, None, answers, final=False)
+        return [Pin(blob), Send(region.peer, message, blob), Release(blob)]
+
+    def _on_leave(self, region: Region, peer: Peer, message: Leave) -> list[Effect]:
+        if isinstance(message.report, RegionReport):
+            region.report = message.report
+        effects = self._part(region, message.reason)
+        if self.phase in ("draining", "finished"):
+            self.ledger.settle(region.name, message.unexchanged, message.dropped)
+        else:
+            # The run goes on: what never reached the global model is trained again by others.
+            self.ledger.reclaim(region.name)
+        region.left = True
+        return [*effects, Send(peer, Goodbye()), *self._maybe_finish()]
+
+    def _part(self, region: Region, reason: str) -> list[Effect]:
+        """A region's process is gone; whoever serves the region next gets a higher fence."""
+        assert region.peer is not None
+        effects = self._place_free(region.peer)
+        region.part()
+        return [Note("region_left", {"region": region.name, "why": reason}), *effects]
+
+    def _place_free(self, peer: Peer, push: PushId | None = None) -> list[Effect]:
+        return [Send(other, Grant(granted)) for other, granted in self.staging.free(peer, push)]
+
+    def _reply_ended(self, peer: Peer, blob: BlobId | None) -> None:
+        for region in self.regions.values():
+            if region.peer == peer and (blob is None or region.replying == blob):
+                region.replying = None
+        self.evaluators.reply_ended(peer, blob)
+
+    # --- evaluators ----------------------------------------------------------------------------------
+
+    def _on_evaluator_message(self, peer: Peer, message: Message) -> list[Effect]:
+        match message:
+            case Heartbeat():
+                return [Send(peer, Heartbeat(None))]
+            case Pull(_, after_steps):
+                self.evaluators.wants(peer, after_steps)
+                return self._serve_evaluators()
+            case Evaluated():
+                return self._on_evaluated(message)
+            case Leave(reason):
+                if self.phase == "draining" and self.evaluators.sent(peer) == self.version in self._reached:
+                    return []  # What it found of the last version is lost or late: it says both again.
+                self.evaluators.remove(peer)
+                note = Note("evaluator_left", {"why": reason})
+                return [note, Send(peer, Goodbye()), *self._maybe_finish()]
+            case _:
+                return [Note("unexpected", {"peer": peer, "message": type(message).__name__})]
+
+    def _serve_evaluators(self) -> list[Effect]:
+        if self.phase == "loading":
+            return []
+        final = self.phase != "serving"
+        effects: list[Effect] = []
+        for peer in self.evaluators.ready(self.counted_steps, final):
+            blob = self._new_blob()
+            self.evaluators.replying(peer, blob, self.version)
+            self._reached[self.version] = self._reached_at
+            message = Model(self.version, self.counted_steps, None, None, final)
+            effects += [Pin(blob), Send(peer, message, blob), Release(blob)]
+        return effects
+
+    def _on_evaluated(self, message: Evaluated) -> list[Effect]:
+        reached = self._reached.pop(message.version, None)
+        if reached is None:
+            return []  # A repeat.
+        elapsed = reached - self.started_at if self.started_at is not None else 0
+        self.validations.append((elapsed, message.counted_steps, message.loss))
+        self.validations.sort()
+        fields = {
+            "version": message.version.counter,
+            "counted_steps": message.counted_steps,
+            "elapsed_ps": elapsed,
+            "loss": message.loss,
+            "tokens": message.tokens,
+        }
+        return [Note("validation", fields)]
+
+    # --- time, and the end ---------------------------------------------------------------------------
+
+    def elapsed_ps(self) -> int:
+        """Time since the first lease, until the end of the run once that came."""
+        if self.started_at is None:
+            return 0
+        return (self._now if self.ended_at is None else self.ended_at) - self.started_at
+
+    def _on_tick(self) -> list[Effect]:
+        if self.phase == "finished":
+            return []
+        effects: list[Effect] = []
+        budget_ps = self.settings.budget_ps
+        if self.phase == "serving" and budget_ps and self.elapsed_ps() >= budget_ps:
+            effects += self._end("budget of minutes reached")
+        silence = self.settings.lost_after_ps
+        if self.phase == "serving":
+            silence = self.settings.region_lost_after_ps
+        for region in self.regions.values():
+            if region.peer is None or self._now - region.heard_at <= silence:
+                continue
+            peer = region.peer
+            effects += [*self._part(region, "lost: no heartbeat"), Send(peer, Rejoin())]
+            self.ledger.reclaim(region.name)
+        for peer in self.evaluators.silent_since(self._now - self.settings.lost_after_ps):
+            self.evaluators.remove(peer)
+            effects.append(Note("evaluator_left", {"why": "lost: no heartbeat"}))
+        if self.phase == "draining":
+            peers = [each.peer for each in self.regions.values() if each.peer is not None]
+            effects += [Send(peer, Stop(self.end_reason)) for peer in peers]
+        return [*effects, self._status(), *self._maybe_finish()]
+
+    def _status(self) -> Note:
+        return Note(
+            "status",
+            {
+                "phase": self.phase,
+                "elapsed_ps": self.elapsed_ps(),
+                "version": self.version.counter,
+                "counted_steps": self.counted_steps,
+                "tokens": self.tokens,
+                "regions": {each.name: each.summary() for each in self.regions.values()},
+            },
+        )
+
+    def _end(self, reason: str) -> list[Effect]:
+        """No update is applied any more; everybody settles and leaves, the evaluator with the last version."""
+        if self.phase in ("draining", "finished"):
+            return []
+        self.phase, self.end_reason, self.ended_at = "draining", reason, self._now
+        note = Note("draining", {"why": reason})
+        peers = [each.peer for each in self.regions.values() if each.peer is not None]
+        stops: list[Effect] = [Send(peer, Stop(reason)) for peer in peers]
+        return [note, *stops, *self._serve_evaluators(), *self._maybe_finish()]
+
+    def _maybe_finish(self) -> list[Effect]:
+        if self.phase != "draining" or len(self.evaluators):
+            return []
+        if any(region.peer is not None for region in self.regions.values()):
+            return []
+        self.phase = "finished"
+        return [self._status(), Finish(self.end_reason)]
+
+    def _new_blob(self) -> BlobId:
+        self._next_blob += 1
+        return self._next_blob - 1
+
+    def check(self) -> None:
+        """Assert the invariants of the GPS."""
+        self.ledger.check()  # G1: every issued sample is in exactly one place, none was applied twice.
+        self.staging.check()
+        # G2: the model moved exactly once for every update that was answered "applied".
+        assert self.updates == self.version.counter == sum(r.updates for r in self.regions.values())
+        for region in self.regions.values():
+            region.check()
+            # G3: only a region that somebody serves, or served before it was lost, holds samples.
+            assert region.peer is not None or not self.ledger.held.get(region.name), region.name
+        assert (self.phase == "finished") <= (self.ended_at is not None)  # G4

@@ -1,0 +1,68 @@
+"""`lps --run RUN.toml --region NAME`: a local parameter server's command line."""
+
+import argparse
+import sys
+
+from lps.settings import settings
+from lps.state import Lps
+from pelago.config import RunFile
+from pelago.net import daemon
+from pelago.net.limits import Limits
+from pelago.net.node import Node, NodeSettings
+from pelago.net.sockets import Bind, Connect
+from pelago.tensor.manifest import Manifest
+from pelago.tensor.optim import DelayedNesterov
+from pelago.tensor.plane import Plane
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    flags = daemon.flags("lps", "A region's local parameter server: merges its workers' updates.")
+    flags.add_argument("--region", required=True, metavar="NAME", help="the region that it serves")
+    flags.add_argument("--bind", metavar="HOST:PORT", help="where to listen; bulk data uses the next port")
+    flags.add_argument("--connect", metavar="HOST:PORT", help="where the GPS is")
+    return flags
+
+
+async def serve(options: argparse.Namespace, run: RunFile) -> int:
+    """Serve a region until the GPS ends the run."""
+    region = run.region_index(options.region)
+    host, port = daemon.address(options.bind, run.lps_bind(region), "--bind")
+    gps_host, gps_port = daemon.address(options.connect, run.gps_connect(), "--connect")
+    out = daemon.out_folder(run, options.out)
+    name = f"lps-{options.region}"
+    log = daemon.telemetry(out, name)
+    outer = DelayedNesterov.from_eta(
+        run.lps.lr, run.lps.momentum, run.lps.momentum_delay, run.lps.momentum_activation
+    )
+
+    def plane(manifest: Manifest) -> Plane:
+        return Plane(manifest, outer, carry=run.lps.in_flight == "carry")
+
+    node = Node(
+        Lps(settings(run, region, incarnation=daemon.incarnation())),
+        NodeSettings(
+            run_id=run.run_id,
+            name=daemon.process_name(name),
+            server=Bind(host, port, f"region {options.region}: bind"),
+            client=Connect(gps_host, gps_port, "gps", "--connect"),
+            # One more place than workers' updates: the global model arrives beside them.
+            limits=Limits(incoming_max=run.lps.staged_max + 1),
+            crash_file=out / name / "crash.json",
+        ),
+        log,
+        plane_factory=plane,
+    )
+    log.line(f"serving region {options.region} at {host}:{port}; the GPS is at {gps_host}:{gps_port}")
+    finish = await node.run()
+    log.line(finish.error or finish.reason)
+    return daemon.outcome(finish)
+
+
+def main() -> int:
+    """Console script."""
+    return daemon.main("lps", parser(), serve)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""The books of a region's exchanges with the GPS: which samples and steps are in which.
+
+    fresh    applied since the last send; in the next exchange
+    sending  in the exchange under way
+    flight   applied while an exchange is under way: "drop" loses their movement at the merge (as the
+             released HALoS code does), "carry" keeps it for the next exchange
+    dropped  lost to the GPS so, to be named in the next exchange
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pelago.core.dedupe import Outcome
+from pelago.core.machine import Difference
+from pelago.core.names import BlobId, PushId, Spans, Version
+from pelago.core.spans import SpanSet
+from pelago.wire.messages import Push
+
+
+@dataclass(slots=True)
+class Exchange:
+    """The exchange under way."""
+
+    push: PushId
+    spans: Spans
+    dropped: Spans
+    outcome: Outcome | None = None
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether the GPS has said what became of it."""
+        return self.outcome is not None
+
+
+class Exchanges:
+    """At most one exchange is in flight; K updates after the last merge the next one is due."""
+
+    def __init__(self, updates_per_exchange: int, carry: bool) -> None:
+        self.current: Exchange | None = None
+        self.count = 0
+        """Exchanges merged so far."""
+        self.in_flight_updates = 0
+        """Updates applied while an exchange was in flight, so far."""
+        self._k = updates_per_exchange
+        self._carry = carry
+        self._number = 0
+        self._base = Version(0, 0)
+        self._merged = 0
+        """Version of the region's model at the last merge."""
+        self._fresh = SpanSet()
+        self._flight = SpanSet()
+        self._dropped = SpanSet()
+        self._steps = self._updates = self._tokens = 0
+        self._loss_sum = 0.0
+
+    def record(self, spans: Spans, update: Push) -> None:
+        """A worker's update was applied."""
+        (self._fresh if self.current is None else self._flight).add(spans)
+        self.in_flight_updates += self.current is not None
+        self._steps += update.steps
+        self._updates += 1
+        self._tokens += update.tokens
+        self._loss_sum += update.loss
+
+    def due(self, version: int) -> bool:
+        """Whether to send now. Never an equality: a lost reply must not stop a region for ever."""
+        return self.current is None and version - self._merged >= self._k
+
+    def begin(self, fence: int, version: int) -> Push:
+        """Start an exchange. Its steps count all that was trained since the last send, as HALoS does,
+        so those whose movement was dropped are counted too; its spans hold what is really inside."""
+        assert self.current is None
+        self._number += 1
+        push = PushId(self._number, fence)
+        self.current = Exchange(push, self._fresh.clear(), self._dropped.clear())
+        message = Push(
+            push=push,
+            base=self._base,
+            steps=self._steps,
+            updates=self._updates,
+            tokens=self._tokens,
+            loss=self._loss_sum / max(1, self._updates),
+            spans=self.current.spans,
+            dropped=self.current.dropped,
+            next_samples=0,
+        )
+        self._steps = self._updates = self._tokens = 0
+        self._loss_sum = 0.0
+        return message
+
+    @staticmethod
+    def difference(blob: BlobId) -> Difference:
+        """The effect that makes the exchange's payload."""
+        return Difference(blob)
+
+    def acknowledge(self, outcome: Outcome) -> None:
+        """The GPS said what became of the exchange."""
+        assert self.current is not None
+        self.current.outcome = outcome
+        if outcome == "rejected":
+            # The GPS took the samples back; they may be ours again already, under a new lease.
+            self.current.spans = self.current.dropped = ()
+
+    def merge_operation(self) -> Literal["load", "merge", "merge_carry"]:
+        """How to take the global model in. After a rejection the region's own model is not to be trusted."""
+        assert self.current is not None
+        if self.current.outcome == "rejected":
+            return "load"
+        return "merge_carry" if self._carry else "merge"
+
+    def merged(self, base: Version, version: int) -> None:
+        """The global model that answers the exchange was merged."""
+        operation = self.merge_operation()
+        target = self._fresh if operation == "merge_carry" else self._dropped
+        target.add(self._flight.clear())
+        self.current = None
+        self.count += 1
+        self._base, self._merged = base, version
+
+    def reset(self, base: Version, version: int) -> None:
+        """The global model replaced the region's."""
+        self._base, self._merged = base, version
+
+    def void(self) -> None:
+        """Nothing that was not exchanged counts any more: its samples are in other hands."""
+        self.current = None
+        for spans in (self._fresh, self._flight, self._dropped):
+            spans.clear()
+        self._steps = self._updates = self._tokens = 0
+        self._loss_sum = 0.0
+
+    def settle(self) -> tuple[Spans, Spans]:
+        """The end: (never exchanged, dropped) samples, those of an exchange without an answer included."""
+        unexchanged, dropped = SpanSet(self._fresh), SpanSet(self._dropped)
+        current = self.current
+        if current is not None and current.outcome != "applied":
+            unexchanged.add(current.spans)
+            dropped.add(current.dropped)
+        if self._carry or current is None:
+            unexchanged.add(self._flight)
+        else:
+            dropped.add(self._flight)
+        self.void()
+        return unexchanged.spans(), dropped.spans()
+
+    def check(self, version: int) -> None:
+        """Assert that no sample is in two of the books, and that what is in flight is bounded by an exchange."""
+        everything = SpanSet()
+        sending = () if self.current is None else (*self.current.spans, *self.current.dropped)
+        for spans in (self._fresh, self._flight, self._dropped, sending):
+            assert everything.add(spans) == 0, "a sample is in two exchanges"
+        assert self.current is not None or not self._flight  # L5
+        assert self._merged <= version  # L6: merged_version <= version.

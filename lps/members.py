@@ -1,0 +1,96 @@
+"""The worker groups of a region: who holds which group, its fence, what it waits for."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from pelago.core.names import BlobId, Lease, Peer
+from pelago.wire.messages import Hello, WorkerReport
+
+
+@dataclass(slots=True)
+class Member:
+    """One worker process that was welcomed."""
+
+    peer: Peer
+    group: int
+    fence: int
+    incarnation: int
+    heard_at: int
+    lease: Lease | None = None
+    wants: int = 0
+    """Samples it waits for; 0: it does not wait."""
+    replying: BlobId | None = None
+    """The model that is on its way to it."""
+    sent: int = 0
+    """Newest version that was sent to it."""
+    report: WorkerReport | None = None
+
+
+class Members:
+    """All of them. A group's fence grows each time its holder changes."""
+
+    def __init__(self, groups: int) -> None:
+        self._groups = groups
+        self._members: dict[Peer, Member] = {}
+        self._fences: dict[int, int] = {}
+        self._past: dict[Peer, WorkerReport] = {}
+        """Last reports of processes that are gone, by process: one that comes back counts on."""
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(list(self._members.values()))
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def get(self, peer: Peer) -> Member | None:
+        """The member behind a connection."""
+        return self._members.get(peer)
+
+    def holder(self, group: int) -> Member | None:
+        """The member that holds a group; none holds group -1."""
+        return next((each for each in self._members.values() if each.group == group), None)
+
+    def admit(self, peer: Peer, hello: Hello, now: int) -> Member:
+        """Take a process in, into the group it asks for or else the first that nobody holds."""
+        group = hello.address.group
+        if group < 0:
+            held = {member.group for member in self._members.values()}
+            group = next(index for index in range(len(held) + 1) if index not in held)
+        self._fences[group] = self._fences.get(group, 0) + 1
+        member = Member(peer, group, self._fences[group], hello.incarnation, now)
+        past = self._past.pop(peer, None)
+        member.report = None if past is None else replace(past, group=group)
+        self._members[peer] = member
+        return member
+
+    def remove(self, member: Member) -> None:
+        """Forget a process; its group's next holder gets a higher fence."""
+        if member.report is not None:
+            self._past[member.peer] = member.report
+        del self._members[member.peer]
+
+    def silent_since(self, then: int) -> list[Member]:
+        """Members of which nothing was heard after ``then``."""
+        return [member for member in self._members.values() if member.heard_at < then]
+
+    def reports(self) -> tuple[WorkerReport, ...]:
+        """One report a group, over all processes that held it, in order of the groups."""
+        reports: dict[int, WorkerReport] = {}
+        present = [each.report for each in self._members.values() if each.report is not None]
+        for report in (*self._past.values(), *present):
+            reports[report.group] = _sum(reports.get(report.group), report)
+        return tuple(reports[group] for group in sorted(reports))
+
+
+def _sum(past: WorkerReport | None, now: WorkerReport) -> WorkerReport:
+    if past is None:
+        return now
+    return WorkerReport(
+        group=now.group,
+        rounds=past.rounds + now.rounds,
+        steps=past.steps + now.steps,
+        tokens=past.tokens + now.tokens,
+        busy_ms=past.busy_ms + now.busy_ms,
+        alive_ms=past.alive_ms + now.alive_ms,
+        loss=now.loss,
+    )

@@ -1,0 +1,47 @@
+"""From the run file to what an LPS's machine must know; the daemon and the virtual driver share it."""
+
+from typing import Final
+
+from lps.state import LpsSettings
+from pelago.config import RunFile
+from pelago.core.machine import PS_PER_MS
+from pelago.core.names import Peer
+
+STAGED_WITHOUT_LIMIT: Final = 1 << 30
+
+
+def settings(
+    run: RunFile,
+    region: int,
+    *,
+    incarnation: int,
+    gps: Peer = "gps",
+    payload_bytes: int = 0,
+    lossless: bool = False,
+) -> LpsSettings:
+    """Settings of the LPS of one region, by its place in the run file.
+
+    ``gps``: what the driver calls the GPS. ``payload_bytes``: of one model; 0: the GPS's manifest tells.
+    ``lossless``: for a driver that loses nothing, so no heartbeats and no retries; with room for every
+    update, and samples granted when they are wanted (`lease_block` = 1), HALoS's learning-rate clock.
+    """
+    heartbeat_ps = run.network.heartbeat_ms * PS_PER_MS
+    return LpsSettings(
+        gps=gps,
+        region=run.region[region].name,
+        incarnation=incarnation,
+        groups=len(run.region[region].worker_speeds),
+        updates_per_exchange=run.lps.updates_per_exchange,
+        merge_weight=run.lps.merge_weight,
+        carry=run.lps.in_flight == "carry",
+        lease_block=1 if lossless else run.lps.lease_block,
+        # A bound for every worker: none is faster than 1, and `rescale` only makes rounds shorter.
+        round_samples_max=run.worker.local_steps * run.worker.batch_size,
+        update_norm_max=run.lps.update_norm_max,
+        staged_max=STAGED_WITHOUT_LIMIT if lossless else run.lps.staged_max,
+        payload_bytes=payload_bytes,
+        wan=run.region[region].name != run.gps_region,
+        tick_ps=0 if lossless else heartbeat_ps,
+        retry_ps=2 * heartbeat_ps,
+        lost_after_ps=run.network.lost_after_ms * PS_PER_MS,
+    )

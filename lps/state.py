@@ -1,0 +1,632 @@
+"""The local parameter server's decisions: HALoS's inner server, with leases and exactly-once updates.
+
+Everything that decides lives here; nothing here performs. Invariants are numbered L1... in
+docs/ARCHITECTURE.md and asserted by `check`. Source of the algorithm: Kim et al., HALoS, ICML 2025
+(arXiv 2506.04531), and the behaviour of the authors' simulator.
+"""
+
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import Literal, assert_never
+
+from lps.exchange import Exchanges
+from lps.members import Member, Members
+from pelago.core.leases import LeaseTable
+from pelago.core.machine import (
+    Apply,
+    Delivered,
+    Finish,
+    Loaded,
+    Measure,
+    Measured,
+    Note,
+    PeerLost,
+    Pin,
+    Progress,
+    Received,
+    Release,
+    Send,
+    SetTick,
+    Started,
+    StopRequested,
+    Tick,
+    Trained,
+    Validated,
+)
+from pelago.core.names import Address, BlobId, Peer, PushId, Version
+from pelago.core.staging import Staging
+from pelago.wire.messages import (
+    PROTOCOL_VERSION,
+    Ack,
+    Busy,
+    Effect,
+    Event,
+    Goodbye,
+    Grant,
+    Heartbeat,
+    Hello,
+    Leave,
+    LeaseGrant,
+    LeaseRequest,
+    Message,
+    Model,
+    Offer,
+    Outcome,
+    Pull,
+    Push,
+    Refuse,
+    RegionReport,
+    Rejoin,
+    Stop,
+    Wait,
+    Welcome,
+    WorkerReport,
+)
+from pelago.wire.uplink import Uplink
+
+LEAVE_TICKS_MAX = 20
+"""How often a leaving server says so before it goes without an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class LpsSettings:
+    """What an LPS's machine must know of the run."""
+
+    gps: Peer
+    region: str
+    incarnation: int
+    groups: int
+    """Worker groups that the run file names; more may join."""
+    updates_per_exchange: int
+    merge_weight: float
+    carry: bool
+    lease_block: int
+    round_samples_max: int
+    """Samples of the largest round that a worker of the run file asks for."""
+    update_norm_max: float
+    staged_max: int
+    payload_bytes: int
+    """Of one model; 0: taken from the GPS's manifest."""
+    wan: bool
+    """Whether the GPS stands in another region."""
+    tick_ps: int
+    """0: no heartbeats and no retries, for a driver that loses nothing."""
+    retry_ps: int
+    lost_after_ps: int
+
+
+class Lps:
+    """One region's server."""
+
+    def __init__(self, settings: LpsSettings) -> None:
+        self.settings = settings
+        hello = Hello(
+            PROTOCOL_VERSION, "lps", Address(settings.region), settings.incarnation, "", ""
+        )
+        self.uplink = Uplink(settings.gps, hello, settings.retry_ps, settings.lost_after_ps)
+        self.phase: Literal["joining", "loading", "serving", "draining", "leaving", "gone"] = "joining"
+        self.version = 0
+        self.leases = LeaseTable(settings.incarnation)
+        self.members = Members(settings.groups)
+        self.staging = Staging(settings.staged_max)
+        self.exchanges = Exchanges(settings.updates_per_exchange, settings.carry)
+        self.fingerprint = ""
+        self.corpus = ""
+        self.lan_bytes = 0
+        self.wan_bytes = 0
+        self.staleness_max = 0
+        self._payload_bytes = settings.payload_bytes
+        self._measuring: dict[BlobId, tuple[Peer, Push]] = {}
+        self._queue: deque[Peer] = deque()
+        """Members that wait for a lease, first come first served."""
+        self._request: LeaseRequest | None = None
+        self._requests = 0
+        self._next_blob = 1
+        self._loaded: Version | None = None
+        """Global version that the driver put into the arena: no first transfer then."""
+        self._leave: Leave | None = None
+        self._leave_ticks = 0
+        self._pulled_at = 0
+        self._asked_at = 0
+        self._now = 0
+
+    # --- events --------------------------------------------------------------------------------------
+
+    def handle(self, event: Event, now: int) -> list[Effect]:
+        """Take one fact, return the wishes that follow from it."""
+        self._now = now
+        match event:
+            case Started():
+                tick: list[Effect] = [SetTick(self.settings.tick_ps)] if self.settings.tick_ps else []
+                return [*tick, *self.uplink.join()]
+            case Received(peer, message, blob) if peer == self.settings.gps:
+                return self._on_gps_message(message, blob)
+            case Received(peer, message, blob):
+                return self._on_worker_message(peer, message, blob)
+            case Measured():
+                return self._on_measured(event)
+            case Delivered(peer, blob):
+                return self._on_delivered(peer, blob)
+            case PeerLost(peer, _):
+                return self._on_transfer_lost(peer)
+            case Tick():
+                return self._on_tick()
+            case StopRequested(reason):
+                return self._drain(reason)
+            case Loaded(version):
+                self._loaded = version
+                return []
+            case Progress() | Trained() | Validated():
+                return []
+            case _:
+                assert_never(event)
+
+    # --- the GPS's side ------------------------------------------------------------------------------
+
+    def _on_gps_message(self, message: Message, blob: BlobId | None) -> list[Effect]:
+        effects: list[Effect] = self.uplink.heard(self._now)
+        match message:
+            case Welcome() if not self.uplink.joined and self.phase != "gone":
+                effects += self._on_welcome(message)
+            case Wait(what):
+                effects += self.uplink.waiting(what)
+            case Refuse(detail) if self.phase != "gone":
+                self.phase = "gone"
+                effects.append(Finish("refused", error=detail))
+            case Rejoin():
+                effects += self._on_rejoin()
+            case LeaseGrant():
+                effects += self._on_lease_grant(message)
+            case Grant():
+                effects += self.uplink.granted(message, self._now)
+            case Busy():
+                pass  # The GPS grants when a place is free; the tick asks again if that is lost.
+            case Ack(push, outcome):
+                effects += self._on_exchange_ack(push.lease, push.fence, outcome)
+            case Model() if blob is not None:
+                effects += self._on_global_model(message, blob)
+            case Stop(reason):
+                effects += self._drain(reason)
+            case Goodbye() if self.phase == "leaving":
+                self.phase = "gone"
+                effects.append(Finish("run finished"))
+            case _:
+                effects += [Release(blob)] if blob is not None else []
+        return effects
+
+    def _on_welcome(self, message: Welcome) -> list[Effect]:
+        effects = self.uplink.welcome(message.fence, -1)
+        self.fingerprint, self.corpus = message.fingerprint, message.corpus
+        if self._payload_bytes == 0:
+            self._payload_bytes = 4 * sum(_elements(spec.shape) for spec in message.manifest)
+        effects.append(Note("joined", {"fence": message.fence}))
+        if self.phase == "joining" and self._loaded is not None:
+            self.exchanges.reset(self._loaded, self.version)
+            self.phase, self._loaded = "serving", None
+            effects += self._serve()
+        elif self.phase == "joining":
+            self.phase = "loading"
+            effects += self._pull()
+        return effects
+
+    def _pull(self) -> list[Effect]:
+        self._pulled_at = self._now
+        return [Send(self.settings.gps, Pull(0, 0))]
+
+    def _on_rejoin(self) -> list[Effect]:
+        """The GPS does not know us: it gave our samples to others, or it restarted. What we hold of
+        them is void, and so is the movement trained on it; the next model starts us afresh."""
+        if self.phase in ("leaving", "gone"):
+            # Nothing is left to settle with a GPS that does not know us.
+            self.phase = "gone"
+            return [Finish("run finished")]
+        effects: list[Effect] = [Note("rejoining", {})]
+        self.leases.void()
+        for member in self.members:
+            member.lease = None
+        upload = self.uplink.upload
+        if upload is not None:
+            self.uplink.finished(upload.push)
+            effects.append(Release(upload.blob))
+        self.exchanges.void()
+        self._request = None
+        if self.phase == "serving":
+            self.phase = "joining"
+        return [*effects, *self.uplink.join()]
+
+    def _on_lease_grant(self, message: LeaseGrant) -> list[Effect]:
+        request = self._request
+        if request is None or request.request != message.request:
+            return []
+        if message.fence > self.uplink.fence:
+            return self._on_rejoin()  # The Welcome that we went by was an old one.
+        if message.fence != self.uplink.fence or self.phase != "serving":
+            return []
+        self._request = None
+        self.leases.pool.add(message.spans)
+        return self._serve()
+
+    def _on_global_model(self, message: Model, blob: BlobId) -> list[Effect]:
+        if self.phase == "loading":
+            self.phase = "serving"
+            self._count_exchange_bytes()
+            self.exchanges.reset(message.version, self.version)
+            return [Apply("load", blob), Release(blob), *self._serve()]
+        exchange = self.exchanges.current
+        if self.phase != "serving" or exchange is None or message.answers != exchange.push:
+            return [Release(blob)]
+        self._count_exchange_bytes()
+        effects = self._exchange_released()
+        operation = self.exchanges.merge_operation()
+        weight = 1.0 if operation == "load" else self.settings.merge_weight
+        self.exchanges.merged(message.version, self.version)
+        effects += [
+            Apply(operation, blob, weight),
+            Release(blob),
+            Note("merge", {"global": message.version.counter, "version": self.version}),
+        ]
+        return [*effects, *self._maybe_exchange()]
+
+    def _on_exchange_ack(self, number: int, fence: int, outcome: Outcome) -> list[Effect]:
+        exchange = self.exchanges.current
+        if exchange is None or exchange.push != (number, fence):
+            return []
+        if outcome == "fenced":
+            return self._on_rejoin()
+        self.exchanges.acknowledge(outcome)
+        # The update itself has done its part; if its answer is lost, the same offer asks for it again.
+        if self.uplink.upload is not None:
+            self.uplink.upload.state = "arrived"
+        return []
+
+    def _exchange_released(self) -> list[Effect]:
+        upload = self.uplink.upload
+        if upload is None:
+            return []
+        self.uplink.finished(upload.push)
+        return [Release(upload.blob)]
+
+    def _maybe_exchange(self) -> list[Effect]:
+        if self.phase != "serving" or not self.exchanges.due(self.version):
+            return []
+        blob = self._new_blob()
+        push = self.exchanges.begin(self.uplink.fence, self.version)
+        fields = {"number": push.push.lease, "updates": push.updates, "version": self.version}
+        return [
+            self.exchanges.difference(blob),
+            Note("exchange", fields),
+            *self.uplink.offer(push, blob, self._now),
+        ]
+
+    def _count_exchange_bytes(self) -> None:
+        if self.settings.wan:
+            self.wan_bytes += self._payload_bytes
+        else:
+            self.lan_bytes += self._payload_bytes
+
+    # --- the workers' side ---------------------------------------------------------------------------
+
+    def _on_worker_message(self, peer: Peer, message: Message, blob: BlobId | None) -> list[Effect]:
+        drop: list[Effect] = [Release(blob)] if blob is not None else []
+        if isinstance(message, Hello):
+            return [*self._on_hello(peer, message), *drop]
+        member = self.members.get(peer)
+        if member is None:
+            answer = Goodbye() if isinstance(message, Leave) else Rejoin()
+            return [Send(peer, answer), *drop]
+        member.heard_at = self._now
+        match message:
+            case Heartbeat(report):
+                if isinstance(report, WorkerReport):
+                    member.report = replace(report, group=member.group)
+                stopping = self.phase in ("draining", "leaving")
+                answer_beat = Stop("run finished") if stopping else Heartbeat(None)
+                return [Send(peer, answer_beat), *drop]
+            case Pull():
+                return [*self._on_pull(member, message.samples), *drop]
+            case Offer(push):
+                return [*self._on_offer(member, push), *drop]
+            case Push() if blob is not None:
+                return self._on_push(member, message, blob)
+            case Leave():
+                return [*self._on_leave(member, message), *drop]
+            case _:
+                return [Note("unexpected", {"peer": peer, "message": type(message).__name__}), *drop]
+
+    def _on_hello(self, peer: Peer, message: Hello) -> list[Effect]:
+        if self.phase in ("draining", "leaving", "gone"):
+            return [Send(peer, Stop("run finished"))]
+        if not self.uplink.joined:
+            return [Send(peer, Wait(f"the GPS, for which the LPS of {self.settings.region} waits"))]
+        fault = self._hello_fault(message)
+        if fault:
+            return [Note("refused", {"peer": peer, "why": fault}), Send(peer, Refuse(fault))]
+        effects: list[Effect] = []
+        rival = self.members.holder(message.address.group)
+        if rival is not None and rival.peer != peer:
+            if message.incarnation <= rival.incarnation:
+                what = f"group {rival.group}, which another process holds"
+                return [Send(peer, Wait(what))]
+            effects += self._remove(rival, "replaced by a later process")
+        member = self.members.get(peer)
+        if member is None:
+            member = self.members.admit(peer, message, self._now)
+            effects.append(Note("worker_joined", {"group": member.group, "peer": peer}))
+        welcome = Welcome(
+            incarnation=self.settings.incarnation,
+            fence=member.fence,
+            group=member.group,
+            manifest=(),
+            fingerprint=self.fingerprint,
+            corpus=self.corpus,
+        )
+        return [*effects, Send(peer, welcome)]
+
+    def _hello_fault(self, message: Hello) -> str:
+        if message.protocol != PROTOCOL_VERSION:
+            return f"protocol {message.protocol} is not {PROTOCOL_VERSION}: update the older node"
+        if message.role != "worker":
+            return f"an LPS serves workers, not {message.role}"
+        if message.address.region != self.settings.region:
+            return f"region {message.address.region!r} is not this LPS's {self.settings.region!r}"
+        if message.address.group >= 1 << 16:
+            return f"group {message.address.group} is not below {1 << 16}"
+        if message.fingerprint != self.fingerprint:
+            return (
+                f"model fingerprint {message.fingerprint!r} is not the run's {self.fingerprint!r}:"
+                " the worker's model differs from the GPS's"
+            )
+        if message.corpus != self.corpus:
+            return (
+                f"corpus digest {message.corpus!r} is not the run's {self.corpus!r}:"
+                " the worker's corpus or tokenizer differs from the GPS's"
+            )
+        return ""
+
+    def _on_pull(self, member: Member, samples: int) -> list[Effect]:
+        if samples == 0 or member.replying is not None:
+            return []
+        if self.phase in ("draining", "leaving", "gone"):
+            return [Send(member.peer, Stop("run finished"))]
+        member.wants = samples
+        if member.peer not in self._queue:
+            self._queue.append(member.peer)
+        return self._serve()
+
+    def _serve(self) -> list[Effect]:
+        """Answer waiting members, first come first served, as far as the samples in hand go."""
+        effects: list[Effect] = []
+        while self._queue and self.phase == "serving":
+            member = self.members.get(self._queue[0])
+            if member is None or member.wants == 0:
+                self._queue.popleft()
+                continue
+            if member.lease is None:
+                member.lease = self.leases.lend(member.group, member.fence, member.wants)
+            if member.lease is None:
+                break
+            self._queue.popleft()
+            effects += self._answer(member)
+        return [*effects, *self._request_samples()]
+
+    def _answer(self, member: Member) -> list[Effect]:
+        blob = self._new_blob()
+        member.wants, member.replying = 0, blob
+        version = Version(self.settings.incarnation, self.version)
+        member.sent = self.version
+        message = Model(version, 0, member.lease, None, final=False)
+        return [Pin(blob), Send(member.peer, message, blob), Release(blob)]
+
+    def _request_samples(self) -> list[Effect]:
+        """Keep `lease_block` rounds in hand; with a block of 1 ask for what is wanted when it is wanted."""
+        if self._request is not None or self.phase != "serving":
+            return []
+        in_hand = self.leases.pool.total
+        if self.settings.lease_block == 1:
+            head = self.members.get(self._queue[0]) if self._queue else None
+            missing = head.wants - in_hand if head is not None else 0
+        else:
+            block = self.settings.lease_block * self.settings.round_samples_max
+            missing = block if in_hand < block else 0
+            head = self.members.get(self._queue[0]) if self._queue else None
+            missing = max(missing, head.wants - in_hand if head is not None else 0)
+        if missing <= 0:
+            return []
+        self._requests += 1
+        self._request = LeaseRequest(self._requests, missing)
+        self._asked_at = self._now
+        return [Send(self.settings.gps, self._request)]
+
+    def _on_offer(self, member: Member, push: PushId) -> list[Effect]:
+        if self.leases.find(push) is None or self.leases.open[push.lease].group != member.group:
+            freed = self._place_free(member.peer, push)
+            return [*freed, Send(member.peer, Ack(push, self.leases.outcome(push)))]
+        if any(pending.push == push for _, pending in self._measuring.values()):
+            return []  # It is here and being measured; the Ack follows.
+        if self.staging.ask(member.peer, push):
+            return [Send(member.peer, Grant(push))]
+        return [Send(member.peer, Busy(push, self.settings.retry_ps // 10**9))]
+
+    def _on_push(self, member: Member, message: Push, blob: BlobId) -> list[Effect]:
+        member.replying = None  # It trained on what we sent, so that arrived.
+        held = self.leases.find(message.push)
+        if held is None or held.group != member.group or held.lease.spans != message.spans:
+            outcome = self.leases.outcome(message.push)
+            freed = self._place_free(member.peer, message.push)
+            return [Release(blob), *freed, Send(member.peer, Ack(message.push, outcome))]
+        if any(pending.push == message.push for _, pending in self._measuring.values()):
+            return [Release(blob)]
+        self._measuring[blob] = (member.peer, message)
+        return [Measure(blob)]
+
+    def _on_measured(self, event: Measured) -> list[Effect]:
+        pending = self._measuring.pop(event.blob, None)
+        if pending is None:
+            return []
+        peer, message = pending
+        effects = self._place_free(peer, message.push)
+        member = self.members.get(peer)
+        if self.leases.find(message.push) is None or self.phase == "joining":
+            # Revoked while it was being measured: its samples are in other hands.
+            outcome = self.leases.outcome(message.push)
+            return [*effects, Release(event.blob), Send(peer, Ack(message.push, outcome))]
+        if not event.finite or event.norm > self.settings.update_norm_max:
+            self.leases.give_back(message.push, "rejected")
+            fields = {"peer": peer, "norm": event.norm, "finite": event.finite}
+            effects += [Note("update_rejected", fields), Release(event.blob)]
+            effects.append(Send(peer, Ack(message.push, "rejected")))
+        else:
+            effects += self._apply(message, event)
+            effects.append(Send(peer, Ack(message.push, "applied")))
+            effects += self._maybe_exchange()
+        if member is not None:
+            member.lease = None
+            effects += self._on_pull(member, message.next_samples)
+        return effects
+
+    def _apply(self, message: Push, event: Measured) -> list[Effect]:
+        spans = self.leases.consume(message.push)
+        staleness = self.version - message.base.counter
+        self.version += 1
+        self.staleness_max = max(self.staleness_max, staleness)
+        self.lan_bytes += self._payload_bytes
+        self.exchanges.record(spans, message)
+        fields = {
+            "version": self.version,
+            "lease": message.push.lease,
+            "steps": message.steps,
+            "staleness": staleness,
+            "norm": event.norm,
+            "loss": message.loss,
+        }
+        return [Apply("step", event.blob), Release(event.blob), Note("update", fields)]
+
+    def _on_leave(self, member: Member, message: Leave) -> list[Effect]:
+        if isinstance(message.report, WorkerReport):
+            member.report = replace(message.report, group=member.group)
+        goodbye: Effect = Send(member.peer, Goodbye())
+        return [*self._remove(member, message.reason), goodbye, *self._maybe_leave()]
+
+    def _remove(self, member: Member, reason: str) -> list[Effect]:
+        """A member is gone: its samples return to the pool, and what it still holds is fenced off."""
+        if member.lease is not None:
+            self.leases.give_back(member.lease.push, "fenced")
+        self.members.remove(member)
+        note = Note("worker_left", {"group": member.group, "peer": member.peer, "why": reason})
+        return [note, *self._place_free(member.peer), *self._serve()]
+
+    def _place_free(self, peer: Peer, push: PushId | None = None) -> list[Effect]:
+        return [Send(other, Grant(granted)) for other, granted in self.staging.free(peer, push)]
+
+    def _on_delivered(self, peer: Peer, blob: BlobId) -> list[Effect]:
+        if peer == self.settings.gps:
+            self.uplink.delivered(blob, self._now)
+            self._count_exchange_bytes()
+            return []
+        self.lan_bytes += self._payload_bytes
+        member = self.members.get(peer)
+        if member is not None and member.replying == blob:
+            member.replying = None
+        return []
+
+    def _on_transfer_lost(self, peer: Peer) -> list[Effect]:
+        if peer == self.settings.gps:
+            self.uplink.lost(self._now)
+            return []
+        member = self.members.get(peer)
+        if member is not None:
+            member.replying = None  # It asks again if it is alive.
+            return self._place_free(peer)
+        return []
+
+    # --- time, and the end ---------------------------------------------------------------------------
+
+    def _on_tick(self) -> list[Effect]:
+        if self.phase == "gone":
+            return []
+        effects: list[Effect] = []
+        for member in self.members.silent_since(self._now - self.settings.lost_after_ps):
+            effects += [*self._remove(member, "lost: no heartbeat"), Send(member.peer, Rejoin())]
+        if self.phase == "leaving":
+            return [*effects, *self._repeat_leave()]
+        effects += self.uplink.tick(self.report(), self._now)
+        due = self._now - self.settings.retry_ps
+        if self.phase == "loading" and self._pulled_at <= due and self.uplink.joined:
+            effects += self._pull()
+        if self._request is not None and self._asked_at <= due and self.uplink.joined:
+            self._asked_at = self._now
+            effects.append(Send(self.settings.gps, self._request))
+        if self.phase == "draining":
+            effects += [Send(member.peer, Stop("run finished")) for member in self.members]
+            effects += self._maybe_leave()
+        return effects
+
+    def report(self) -> RegionReport:
+        """What this region has done so far."""
+        return RegionReport(
+            updates=self.version,
+            exchanges=self.exchanges.count,
+            in_flight_updates=self.exchanges.in_flight_updates,
+            staleness_max=self.staleness_max,
+            lan_bytes=self.lan_bytes,
+            wan_bytes=self.wan_bytes,
+            exchanging=self.exchanges.current is not None,
+            workers=self.members.reports(),
+        )
+
+    def _drain(self, reason: str) -> list[Effect]:
+        if self.phase in ("draining", "leaving", "gone"):
+            return []
+        if not self.uplink.joined:
+            self.phase = "gone"
+            stops: list[Effect] = [Send(member.peer, Stop(reason)) for member in self.members]
+            return [*stops, Finish(reason)]
+        self.phase = "draining"
+        note = Note("draining", {"why": reason})
+        stops = [Send(member.peer, Stop(reason)) for member in self.members]
+        return [note, *stops, *self._maybe_leave()]
+
+    def _maybe_leave(self) -> list[Effect]:
+        if self.phase != "draining" or len(self.members):
+            return []
+        self.phase = "leaving"
+        effects = self._exchange_released()
+        self._request = None
+        unexchanged, dropped = self.exchanges.settle()
+        self._leave = Leave("drained", self.report(), self.leases.void(), unexchanged, dropped)
+        return [*effects, Send(self.settings.gps, self._leave)]
+
+    def _repeat_leave(self) -> list[Effect]:
+        assert self._leave is not None
+        self._leave_ticks += 1
+        if self._leave_ticks > LEAVE_TICKS_MAX:
+            self.phase = "gone"
+            return [Note("left_unanswered", {}), Finish("the GPS does not answer")]
+        return [Send(self.settings.gps, self._leave)]
+
+    def _new_blob(self) -> BlobId:
+        self._next_blob += 1
+        return self._next_blob - 1
+
+    def check(self) -> None:
+        """Assert the invariants of an LPS."""
+        self.leases.check()
+        self.staging.check()
+        self.exchanges.check(self.version)
+        held = [member.lease.push for member in self.members if member.lease is not None]
+        assert len(set(held)) == len(held)  # L1: a lease has one holder.
+        for push in held:  # L2: what a member holds is open, in its own group and fence.
+            assert self.leases.find(push) is not None, push
+        assert len(held) == len(self.leases.open), (held, self.leases.open)
+        # L3: one exchange in flight at most, and its payload is held exactly as long.
+        exchanging = self.exchanges.current is not None
+        assert exchanging == (self.uplink.upload is not None) or self.phase in ("leaving", "gone")
+        for member in self.members:  # L4: a member never saw a version that is not there yet.
+            assert member.sent <= self.version
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    elements = 1
+    for size in shape:
+        elements *= size
+    return elements

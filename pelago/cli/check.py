@@ -1,0 +1,59 @@
+"""`pelago check`: everything that can be known about a run before it starts."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from pelago import config
+from pelago.config import RunFile
+from pelago.core.errors import ConfigError
+from pelago.net.ports import require_free
+
+
+def check(run: RunFile) -> int:
+    """Validate files, ports and shapes, then print what would run. Raises `ConfigError`."""
+    _check_ports(run)
+    if run.simulation is None:
+        described = _describe_model(run)
+    else:
+        described = f"problem {run.simulation.problem}, {run.simulation.model_bytes:,} bytes a model"
+    print(f"run        {run.run_id}")
+    print(f"model      {described}")
+    minutes = f" or {run.run.budget_minutes:g} minutes" if run.run.budget_minutes else ""
+    print(f"budget     {run.run.budget_local_steps:,} local steps{minutes}")
+    print(f"gps        {run.gps.bind} in region {run.gps_region}")
+    for index, region in enumerate(run.region):
+        host, port = run.lps_bind(index)
+        speeds = ", ".join(f"{run.relative_speed(index, g):.3g}" for g in range(len(region.worker_speeds)))
+        print(f"region     {region.name}: LPS {host}:{port}, {len(region.worker_speeds)} workers at {speeds}")
+    print(f"results    {run.out}")
+    return 0
+
+
+def _check_ports(run: RunFile) -> None:
+    binds = {"gps.bind": run.gps_bind()}
+    for index, region in enumerate(run.region):
+        binds[f"region {region.name}: bind"] = run.lps_bind(index)
+    seen: dict[int, str] = {}
+    for key, (_, port) in binds.items():
+        for each in (port, port + 1):
+            if each in seen:
+                raise ConfigError(f"{key}: port {each} is used by {seen[each]} too (each server needs two)")
+            seen[each] = key
+    if any(region.bind for region in run.region) or run.gps.bind != config.Gps().bind:
+        for key, (host, port) in binds.items():
+            require_free(host, port, key)
+
+
+def _describe_model(run: RunFile) -> str:
+    """Build the model and open the corpus in a worker of their own, which is what knows how to."""
+    with tempfile.TemporaryDirectory(prefix="pelago-check-") as folder:
+        path = Path(folder) / "run.toml"
+        path.write_text(config.dump(run), encoding="utf-8")
+        command = [sys.executable, "-m", "worker", "--run", str(path), "--describe"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"worker --describe exited with {done.returncode}"]
+        raise ConfigError(lines[-1].removeprefix("worker: "))
+    return done.stdout.strip()

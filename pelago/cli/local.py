@@ -1,0 +1,217 @@
+"""`pelago local`: the whole topology as processes on this machine, with the WAN between regions emulated."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from pelago import config
+from pelago.cli.progress import Progress
+from pelago.config import RunFile
+from pelago.core.errors import ConfigError, PelagoError
+from pelago.net.ports import free_pairs
+from pelago.net.wan import Link, WanProxy
+
+POLL_S = 0.5
+SETTLE_S = 20.0
+"""How long the others may take to end after the GPS has."""
+LOG_LINES = 5
+ONE_THREAD = {
+    name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+} | {"TOKENIZERS_PARALLELISM": "false"}
+"""Processes share the cores, so each computes on one thread: more would measure the scheduler."""
+
+
+def local(run: RunFile, out: Path, *, overwrite: bool, live: bool) -> int:
+    """Run the topology to its end. Returns the exit code. Raises `PelagoError`."""
+    _prepare(out, overwrite)
+    return uvloop.run(_Topology(run, out, live).run())
+
+
+def _prepare(out: Path, overwrite: bool) -> None:
+    if (out / "result.json").exists() and not overwrite:
+        raise ConfigError(
+            f"{out} holds the results of an earlier run: choose another --out, or pass --overwrite"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if overwrite and (out / "run.toml").exists():
+            for node in out.glob("*/events.jsonl"):
+                shutil.rmtree(node.parent)
+            shutil.rmtree(out / "model", ignore_errors=True)
+            for name in ("run.toml", "result.json", "loss.png", "global.safetensors"):
+                (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write results to {out}: {error}") from None
+
+
+@dataclass
+class _Process:
+    """One node."""
+
+    name: str
+    process: asyncio.subprocess.Process
+    vital: bool
+    """Whether the run cannot go on without it."""
+
+    @property
+    def ended(self) -> bool:
+        return self.process.returncode is not None
+
+
+class _Topology:
+    """The processes of a run, and the links between them."""
+
+    def __init__(self, run: RunFile, out: Path, live: bool) -> None:
+        self.out = out
+        ports = free_pairs(1 + 2 * len(run.region), run.local.port)
+        self._links = ports[1 + len(run.region) :]
+        bound = run.model_dump()
+        bound["run"]["out"] = str(out)
+        bound["gps"] |= {"bind": f"127.0.0.1:{ports[0]}", "connect": ""}
+        for region, port in zip(bound["region"], ports[1:], strict=False):
+            region |= {"bind": f"127.0.0.1:{port}", "connect": ""}
+        self.run_file = RunFile.model_validate(bound)
+        self.processes: list[_Process] = []
+        self.progress = Progress(self.run_file, out, live)
+        self._stopping = False
+
+    async def run(self) -> int:
+        path = self.out / "run.toml"
+        path.write_text(config.dump(self.run_file), encoding="utf-8")
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._end_all)
+            with self.progress:
+                connect = await self._start_links(stack)
+                await self._start_nodes(path, connect)
+                await self._watch()
+        return self._summarise()
+
+    async def _start_links(self, stack: AsyncExitStack) -> dict[str, str]:
+        """Start the emulated links; returns, by region, where its LPS finds the GPS through one."""
+        network, names = self.run_file.network, [each.name for each in self.run_file.region]
+        home = names.index(self.run_file.gps_region)
+        gps_port = self.run_file.gps_bind()[1]
+        connect: dict[str, str] = {}
+        if not network.bandwidth_gbps and not network.latency_ms:
+            return connect
+        for index, name in enumerate(names):
+            if index == home:
+                continue
+            up, down = self._link(index, home), self._link(home, index)
+            for offset in (0, 1):
+                port = self._links[index] + offset
+                proxy = WanProxy("127.0.0.1", port, "127.0.0.1", gps_port + offset, up, down)
+                await stack.enter_async_context(proxy)
+            connect[name] = f"127.0.0.1:{self._links[index]}"
+        return connect
+
+    def _link(self, source: int, target: int) -> Link:
+        network = self.run_file.network
+        gbps = network.bandwidth_gbps[source][target] if network.bandwidth_gbps else 10.0
+        latency_ms = network.latency_ms[source][target] if network.latency_ms else 0.0
+        return Link(gbps * 1e9 / 8, latency_ms)
+
+    async def _start_nodes(self, path: Path, connect: dict[str, str]) -> None:
+        await self._start("gps", ["gps"], path, vital=True)
+        for region in self.run_file.region:
+            route = ["--connect", connect[region.name]] if region.name in connect else []
+            flags = ["--region", region.name, *route]
+            await self._start(f"lps-{region.name}", ["lps", *flags], path, vital=True)
+        await self._start("evaluator", ["worker", "--evaluate"], path, vital=True)
+        for region in self.run_file.region:
+            for group in range(len(region.worker_speeds)):
+                flags = ["--region", region.name, "--group", str(group), "--paced"]
+                await self._start(f"worker-{region.name}-{group}", ["worker", *flags], path, vital=False)
+
+    async def _start(self, name: str, command: list[str], path: Path, *, vital: bool) -> None:
+        folder = self.out / name
+        folder.mkdir(parents=True, exist_ok=True)
+        role, *flags = command
+        with (folder / "console.log").open("ab") as console:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                role,
+                "--run",
+                str(path),
+                *flags,
+                "--out",
+                str(self.out),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                env=os.environ | ONE_THREAD,
+                # A Ctrl-C at the terminal is ours to hand on, in good order.
+                start_new_session=True,
+            )
+        self.processes.append(_Process(name, process, vital))
+
+    async def _watch(self) -> None:
+        """Follow the run until the GPS has ended and the others with it."""
+        gps = self.processes[0]
+        told: set[str] = set()
+        while not gps.ended:
+            await asyncio.wait(
+                [asyncio.ensure_future(each.process.wait()) for each in self.processes if not each.ended],
+                timeout=POLL_S,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            self.progress.update()
+            for each in self.processes:
+                if not each.ended or each.name in told:
+                    continue
+                told.add(each.name)
+                code = each.process.returncode
+                if code and each.vital and not self._stopping:
+                    raise PelagoError(f"{each.name} ended with exit code {code}: {self._log(each.name)}")
+                if code:
+                    self.progress.say(f"{each.name} ended with exit code {code}; the others go on")
+        waits = [each.process.wait() for each in self.processes]
+        try:
+            await asyncio.wait_for(asyncio.gather(*waits), SETTLE_S)
+        except TimeoutError:
+            slow = [each.name for each in self.processes if not each.ended]
+            self.progress.say(f"did not end in {SETTLE_S:g} s and will be stopped: {', '.join(slow)}")
+        self.progress.update()
+
+    def _log(self, name: str) -> str:
+        log = self.out / name / "console.log"
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return " | ".join(lines[-LOG_LINES:]) or f"see {log}"
+
+    def _stop(self) -> None:
+        """Ask the GPS to end the run in good order; the second time, ask everybody to go at once."""
+        waiting = [each.process for each in self.processes if not each.ended]
+        if self._stopping:
+            for process in waiting:
+                process.kill()
+        elif waiting:
+            self.progress.say("stopping: the run is settled and evaluated (again to stop at once)")
+            waiting[0].terminate()
+        self._stopping = True
+
+    async def _end_all(self) -> None:
+        for each in self.processes:
+            if not each.ended:
+                each.process.kill()
+        await asyncio.gather(*(each.process.wait() for each in self.processes))
+
+    def _summarise(self) -> int:
+        path = self.out / "result.json"
+        if not path.exists():
+            raise PelagoError(f"no result was written: {self._log('gps')}")
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        self.progress.summarise(result)
+        return 0 if result["ledger"]["duplicated"] == 0 else 1

@@ -1,0 +1,66 @@
+"""`pelago COMMAND ...`: what the command line understands."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pelago
+from pelago import config
+from pelago.core.errors import PelagoError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="pelago", description="Train one language model asynchronously across regions."
+    )
+    top.add_argument("--version", action="version", version=f"pelago {pelago.__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    local = commands.add_parser(
+        "local",
+        help="run the whole topology of a run file on this machine",
+        description="Start the GPS, an LPS per region, their workers and an evaluator as processes on this "
+        "machine, with the links between regions emulated, until the run's budget is reached.",
+    )
+    local.add_argument("run", metavar="RUN.toml", help="the run file")
+    local.add_argument("--out", metavar="DIR", help="folder of the results (default: [run] out)")
+    local.add_argument(
+        "--overwrite", action="store_true", help="replace the results of an earlier run in that folder"
+    )
+    local.add_argument(
+        "--plain", action="store_true", help="print lines instead of a live table, as without a terminal"
+    )
+
+    check = commands.add_parser(
+        "check",
+        help="validate a run file and say what would run",
+        description="Validate a run file whole: keys and values, that files exist, ports are free and shapes "
+        "fit. Starts nothing.",
+    )
+    check.add_argument("run", metavar="RUN.toml", help="the run file")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code. An error that is not ours is one line on stderr."""
+    options = parser().parse_args(arguments)
+    try:
+        run = config.load(options.run)
+        if options.command == "check":
+            from pelago.cli.check import check
+
+            return check(run)
+        from pelago.cli.local import local
+
+        out = Path(options.out) if options.out else run.out
+        live = sys.stdout.isatty() and not options.plain
+        return local(run, out, overwrite=options.overwrite, live=live)
+    except PelagoError as error:
+        print(f"pelago: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

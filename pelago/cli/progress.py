@@ -1,0 +1,163 @@
+"""What `pelago local` shows while a run goes on, read from the GPS's event log, and its summary."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from pelago.config import RunFile
+
+PLAIN_INTERVAL_S = 5.0
+PS_PER_S = 10**12
+
+
+class Progress:
+    """A live table on a terminal; elsewhere a line every `PLAIN_INTERVAL_S` of the run's time."""
+
+    def __init__(self, run: RunFile, out: Path, live: bool) -> None:
+        self._run = run
+        self._out = out
+        self._console = Console(highlight=False)
+        self._live = Live(console=self._console, refresh_per_second=4) if live else None
+        self._path = out / "gps" / "events.jsonl"
+        self._offset = 0
+        self._status: dict[str, Any] = {}
+        self._loss: float | None = None
+        self._printed_s = -PLAIN_INTERVAL_S
+
+    def __enter__(self) -> Self:
+        self.say(f"{self._run.run_id}: starting {self._nodes()}; results in {self._out}")
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line, above the table if there is one."""
+        self._console.print(text, soft_wrap=True)
+
+    def update(self) -> None:
+        """Read what the GPS has told since the last time and show it."""
+        for event in self._read():
+            if event["kind"] == "status":
+                self._status = event
+            elif event["kind"] == "validation":
+                self._loss = event["loss"]
+                self._say_validation(event)
+        if not self._status:
+            return
+        if self._live is not None:
+            self._live.update(Group(self._headline(), self._table()))
+        elif self._elapsed_s() - self._printed_s >= PLAIN_INTERVAL_S:
+            self._printed_s = self._elapsed_s()
+            self.say(f"{self._headline().plain} | {self._regions_line()}")
+
+    def summarise(self, result: dict[str, Any]) -> None:
+        """The end of the run in a few lines."""
+        elapsed_s = result["elapsed_ms"] / 1e3
+        ledger = result["ledger"]
+        self.say("")
+        self.say(
+            f"{result['counted_steps']:,} local steps, {result['tokens']:,} tokens in {elapsed_s:.1f} s"
+            f" ({result['tokens'] / max(elapsed_s, 1e-9):,.0f} tokens/s)"
+        )
+        if result["validation"]:
+            first, last = result["validation"][0], result["validation"][-1]
+            self.say(f"held-out loss {first[2]:.3f} -> {last[2]:.3f} nats per token")
+        self.say(
+            f"global updates {result['gps']['updates']}: "
+            + ", ".join(f"{name} {count}" for name, count in result["gps"]["updates_by_region"].items())
+        )
+        self.say("samples " + ", ".join(f"{key} {value:,}" for key, value in ledger.items()))
+        wan, lan = result["bytes"]["wan"] / 1e6, result["bytes"]["lan"] / 1e6
+        self.say(f"payload {wan:,.1f} MB between regions, {lan:,.1f} MB inside them")
+        self.say(f"results in {self._out}: result.json, loss.png, model/")
+
+    def _nodes(self) -> str:
+        workers = sum(len(each.worker_speeds) for each in self._run.region)
+        return f"1 GPS, {len(self._run.region)} LPSs, {workers} workers and an evaluator"
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            lines = file.read().split(b"\n")
+        # The last line may not be whole yet.
+        self._offset += sum(len(line) + 1 for line in lines[:-1])
+        return [json.loads(line) for line in lines[:-1]]
+
+    def _elapsed_s(self) -> float:
+        return float(self._status.get("elapsed_ps", 0)) / PS_PER_S
+
+    def _left_s(self) -> float | None:
+        elapsed_s, steps = self._elapsed_s(), self._status["counted_steps"]
+        limits = []
+        if steps:
+            limits.append(elapsed_s * (self._run.run.budget_local_steps / steps - 1))
+        if self._run.run.budget_minutes:
+            limits.append(self._run.run.budget_minutes * 60 - elapsed_s)
+        return max(0.0, min(limits)) if limits else None
+
+    def _headline(self) -> Text:
+        status = self._status
+        elapsed_s, left_s = self._elapsed_s(), self._left_s()
+        loss = "-" if self._loss is None else f"{self._loss:.3f}"
+        left = "-" if left_s is None else f"{left_s:.0f} s"
+        rate = self._region_tokens() / elapsed_s if elapsed_s else 0.0
+        return Text(
+            f"{status['phase']} {elapsed_s:.0f} s, left {left}"
+            f" | steps {status['counted_steps']:,}/{self._run.run.budget_local_steps:,}"
+            f" | held-out loss {loss} | {rate:,.0f} tokens/s | global version {status['version']}"
+        )
+
+    def _region_tokens(self) -> int:
+        regions = self._status["regions"].values()
+        return sum(worker["tokens"] for region in regions for worker in region["workers"])
+
+    def _table(self) -> Table:
+        table = Table("region", "workers", "updates", "exchanges", "in flight", "staleness", "steps", "loss")
+        for name, region in self._status["regions"].items():
+            table.add_row(name, *self._cells(region))
+        return table
+
+    @staticmethod
+    def _cells(region: dict[str, Any]) -> list[str]:
+        workers = region["workers"]
+        losses = [worker["loss"] for worker in workers if worker["rounds"]]
+        return [
+            str(len(workers)) if region["serving"] else "away",
+            f"{region['updates']:,}",
+            f"{region['exchanges']:,}",
+            "yes" if region["exchanging"] else "no",
+            str(region["staleness_max"]),
+            f"{sum(worker['steps'] for worker in workers):,}",
+            f"{sum(losses) / len(losses):.3f}" if losses else "-",
+        ]
+
+    def _regions_line(self) -> str:
+        parts = []
+        for name, region in self._status["regions"].items():
+            _, updates, exchanges, flying, staleness, _, loss = self._cells(region)
+            parts.append(
+                f"{name}: {updates} updates, {exchanges} exchanges (in flight: {flying}),"
+                f" staleness <= {staleness}, loss {loss}"
+            )
+        return "; ".join(parts)
+
+    def _say_validation(self, event: dict[str, Any]) -> None:
+        if self._live is None:
+            seconds = event["elapsed_ps"] / PS_PER_S
+            self.say(
+                f"held-out loss {event['loss']:.4f} at {seconds:.1f} s, {event['counted_steps']:,} steps"
+            )

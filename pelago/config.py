@@ -1,0 +1,391 @@
+"""The run file: one TOML that says everything about a run, the same on every host.
+
+Frozen models, unknown keys refused. Every message of this module names the key, the value and what
+would be right. Nothing here starts anything; `pelago check` looks at files, ports and shapes as well.
+"""
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pelago.core.errors import ConfigError
+
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Momentum = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Endpoint = Annotated[str, Field(pattern=r"^[^\s/:]+:[0-9]{1,5}$")]
+
+
+class Section(BaseModel):
+    """A table of the run file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class Run(Section):
+    """What is trained for how long, and where the results go."""
+
+    name: Name = "run"
+    seed: Natural = 0
+    budget_local_steps: Positive = 98_304
+    """Local steps counted at the GPS after which the run ends."""
+    budget_minutes: NonNegativeFloat = 0.0
+    """Minutes after the first lease at which the run ends; 0: no limit."""
+    out: str = ""
+    """Folder of the results; empty: runs/NAME."""
+
+
+class Model(Section):
+    """The model, as Hugging Face `transformers` builds it."""
+
+    preset: str = "llama3-tiny"
+    """A preset's name, or the path of a Hugging Face config or checkpoint folder."""
+    overrides: dict[str, int | float | bool | str] = {}
+    """Keys of the architecture's config to change, e.g. hidden_size."""
+
+
+class Data(Section):
+    """The corpus: one global order that every worker reconstructs from the seed."""
+
+    source: str = "stdlib"
+    """stdlib | text:DIR | tokens:FILE.bin"""
+    sequence_length: Positive = 128
+    tokenizer: str = "bytes"
+    """bytes, or the path of a Hugging Face tokenizer (source text:DIR)."""
+    token_dtype: Literal["uint16", "uint32"] = "uint16"
+    """Of a tokens:FILE.bin that has no .idx beside it."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    validation_samples: Positive = 128
+    """Held-out sequences per validation."""
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, value: str) -> str:
+        if value != "stdlib" and not value.startswith(("text:", "tokens:")):
+            raise ValueError("must be 'stdlib', 'text:DIR' or 'tokens:FILE.bin'")
+        return value
+
+
+class Worker(Section):
+    """The inner loop."""
+
+    local_steps: Positive = 8
+    """H: local steps of the fastest worker in a round."""
+    rescale: bool = True
+    """Give a worker of relative speed s max(1, ceil(H * s)) steps instead of H."""
+    batch_size: Positive = 64
+    """Sequences per local step."""
+    micro_batch_size: Natural = 0
+    """Sequences per forward pass; 0: the whole batch."""
+    global_batch_size: Positive = 1024
+    """Samples handed out per tick of the learning-rate clock."""
+    max_lr: PositiveFloat = 1e-3
+    min_lr: NonNegativeFloat = 1e-4
+    warmup_iterations: Natural = 300
+    total_iterations: Positive = 6144
+    weight_decay: NonNegativeFloat = 0.1
+    clip_norm: PositiveFloat = 1.0
+    beta1: Momentum = 0.9
+    beta2: Momentum = 0.95
+    epsilon: PositiveFloat = 1e-8
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: bool = True
+    """torch.compile, where CUDA is used."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.min_lr > self.max_lr:
+            raise ValueError(f"min_lr = {self.min_lr} must not exceed max_lr = {self.max_lr}")
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size = {self.micro_batch_size} must divide batch_size = {self.batch_size}"
+            )
+        return self
+
+
+class Server(Section):
+    """What both kinds of parameter server have: delayed Nesterov, DN(lr * delay, momentum, delay)."""
+
+    lr: PositiveFloat
+    """eta; the optimiser multiplies by the delay itself."""
+    momentum: Momentum
+    momentum_delay: Positive
+    momentum_activation: Fraction = 0.0
+    """c of delayed Nesterov."""
+    update_norm_max: PositiveFloat = 1e6
+    """An update with a larger norm, or one that is not finite, is rejected."""
+    staged_max: Positive = 2
+    """Updates that may be staged or under way to this server at once."""
+
+
+class Lps(Server):
+    """The local parameter servers."""
+
+    lr: PositiveFloat = 0.2
+    momentum: Momentum = 0.9
+    momentum_delay: Positive = 16
+    updates_per_exchange: Positive = 32
+    """K: updates of workers between exchanges with the GPS."""
+    merge_weight: Fraction = 0.25
+    """alpha: weight of the global model when it is merged into the region's."""
+    in_flight: Literal["drop", "carry"] = "drop"
+    """What becomes of movement between the send and the merge."""
+    lease_block: Positive = 8
+    """Rounds for which a region keeps samples in hand; 1: none ahead of need."""
+
+
+class Gps(Server):
+    """The global parameter server."""
+
+    region: str = ""
+    """The region where it stands; empty: the first one."""
+    lr: PositiveFloat = 0.15
+    momentum: Momentum = 0.5
+    momentum_delay: Positive = 2
+    bind: Endpoint = "0.0.0.0:7700"
+    """Control port; bulk data uses the next one."""
+    connect: str = ""
+    """HOST:PORT under which the regions reach it; empty: 127.0.0.1 and the port of bind."""
+    validation_interval_steps: Positive = 2048
+    """Counted local steps between validations of the global model."""
+
+
+class Region(Section):
+    """One region."""
+
+    name: Name
+    worker_speeds: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+    """Relative speed of each worker; only the ratios in the whole file matter."""
+    bind: str = ""
+    """Control port of its LPS; bulk data uses the next one. Empty: 0.0.0.0 and 7710, 7720, ..."""
+    connect: str = ""
+    """HOST:PORT under which its workers reach it; empty: 127.0.0.1 and the port of bind."""
+
+    @field_validator("name")
+    @classmethod
+    def _not_a_role(cls, value: str) -> str:
+        if value in ("gps", "evaluator"):
+            raise ValueError("is the name of a role; call the region otherwise")
+        return value
+
+
+class Network(Section):
+    """Links between regions: emulated by `pelago local`, obeyed by the virtual driver."""
+
+    bandwidth_gbps: tuple[tuple[PositiveFloat, ...], ...] = ()
+    latency_ms: tuple[tuple[NonNegativeFloat, ...], ...] = ()
+    """One-way."""
+    heartbeat_ms: Positive = 500
+    lost_after_ms: Positive = 5000
+    """A peer silent for so long is lost; a worker's leases are then leased again."""
+    region_lost_after_ms: Positive = 600_000
+    """A region silent for so long forfeits its leases."""
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        if not self.heartbeat_ms * 2 <= self.lost_after_ms <= self.region_lost_after_ms:
+            raise ValueError(
+                f"must hold: 2 * heartbeat_ms ({self.heartbeat_ms}) <= lost_after_ms ({self.lost_after_ms})"
+                f" <= region_lost_after_ms ({self.region_lost_after_ms})"
+            )
+        return self
+
+
+class Local(Section):
+    """How `pelago local` emulates a topology on one machine."""
+
+    step_ms: NonNegativeFloat = 0.0
+    """Paced time of a local step at relative speed 1; 0: the fastest worker runs unpaced, the others in
+    proportion to their own compute time."""
+    port: Natural = 0
+    """First port to use; 0: free ones."""
+
+
+class Simulation(Section):
+    """Read by `experiments` only."""
+
+    method: Literal["halos"] = "halos"
+    problem: Literal["timing", "scalar"] = "timing"
+    model_bytes: Positive = 281_706_496
+    step_ms: PositiveFloat = 238.391
+    """One local step at relative speed 1."""
+
+
+class RunFile(Section):
+    """A whole run file."""
+
+    run: Run = Run()
+    model: Model = Model()
+    data: Data = Data()
+    worker: Worker = Worker()
+    lps: Lps = Lps()
+    gps: Gps = Gps()
+    region: Annotated[tuple[Region, ...], Field(min_length=1, max_length=64)]
+    network: Network = Network()
+    local: Local = Local()
+    simulation: Simulation | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [region.name for region in self.region]
+        if len(set(names)) != len(names):
+            raise ValueError(f"region.name: names must differ, got {names}")
+        if self.gps.region and self.gps.region not in names:
+            raise ValueError(f"gps.region = {self.gps.region!r} is no region; there are {names}")
+        for key in ("bandwidth_gbps", "latency_ms"):
+            matrix = getattr(self.network, key)
+            sizes = [len(row) for row in matrix]
+            if matrix and (len(sizes) != len(names) or set(sizes) != {len(names)}):
+                raise ValueError(
+                    f"network.{key} must be {len(names)} x {len(names)}, a row per region, got rows of {sizes}"
+                )
+        return self
+
+    @property
+    def gps_region(self) -> str:
+        """Name of the region where the GPS stands."""
+        return self.gps.region or self.region[0].name
+
+    @property
+    def out(self) -> Path:
+        """Folder of the results."""
+        return Path(self.run.out or f"runs/{self.run.name}")
+
+    @property
+    def run_id(self) -> str:
+        """Equal on all hosts of a run and on no other run: the name and a digest of what must agree.
+
+        Addresses and paths may differ from host to host, so they are left out; the model fingerprint
+        and the corpus digest stand for what lies at the paths.
+        """
+        same = self.model_dump(
+            mode="json",
+            exclude={
+                "run": {"out"},
+                "model": {"preset"},
+                "data": {"source", "tokenizer"},
+                "gps": {"bind", "connect"},
+                "worker": {"device", "compile", "micro_batch_size"},
+                "local": True,
+                "network": {"bandwidth_gbps", "latency_ms"},
+            },
+        )
+        for region in same["region"]:
+            region.pop("bind"), region.pop("connect")
+        digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
+        return f"{self.run.name[:48]}-{digest}"
+
+    def region_index(self, name: str) -> int:
+        """Place of a region in the file. Raises `ConfigError` for a name that is not there."""
+        names = [region.name for region in self.region]
+        if name not in names:
+            raise ConfigError(f"region {name!r} is not in the run file; there are {names}")
+        return names.index(name)
+
+    def relative_speed(self, region: int, group: int) -> float:
+        """Speed of a worker, the fastest of the file being 1. A worker beyond the list counts as 1."""
+        speeds = self.region[region].worker_speeds
+        if not 0 <= group < len(speeds):
+            return 1.0
+        return speeds[group] / max(speed for each in self.region for speed in each.worker_speeds)
+
+    def gps_bind(self) -> tuple[str, int]:
+        """Host and control port that the GPS binds."""
+        return endpoint(self.gps.bind, "gps.bind")
+
+    def gps_connect(self) -> tuple[str, int]:
+        """Host and control port where the regions find the GPS."""
+        return endpoint(self.gps.connect or f"127.0.0.1:{self.gps_bind()[1]}", "gps.connect")
+
+    def lps_bind(self, region: int) -> tuple[str, int]:
+        """Host and control port that a region's LPS binds."""
+        return endpoint(self.region[region].bind or f"0.0.0.0:{7710 + 10 * region}", "region.bind")
+
+    def lps_connect(self, region: int) -> tuple[str, int]:
+        """Host and control port where a region's workers find their LPS."""
+        default = f"127.0.0.1:{self.lps_bind(region)[1]}"
+        return endpoint(self.region[region].connect or default, "region.connect")
+
+
+def endpoint(text: str, key: str) -> tuple[str, int]:
+    """Split HOST:PORT. Raises `ConfigError` naming the key; the next port must exist too (bulk data)."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65535:
+        raise ConfigError(f"{key} = {text!r}: must be HOST:PORT with a port from 1 to 65534")
+    return host, int(port)
+
+
+def parse(text: str, source: str = "run file") -> RunFile:
+    """Read a run file's text. Raises `ConfigError`, one line a fault, each naming key and value."""
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not TOML: {error}") from None
+    try:
+        run = RunFile.model_validate(tables)
+    except ValidationError as error:
+        faults = "; ".join(_fault(detail) for detail in error.errors())
+        raise ConfigError(f"{source}: {faults}") from None
+    for index in range(len(run.region)):
+        run.lps_bind(index), run.lps_connect(index)
+    run.gps_connect()
+    return run
+
+
+def load(path: str | Path) -> RunFile:
+    """Read a run file. Raises `ConfigError`."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the run file {path}: {error}") from None
+    return parse(text, str(path))
+
+
+def dump(run: RunFile) -> str:
+    """A run file as TOML, every key spelled out; `parse` gives it back unchanged."""
+    tables = run.model_dump(mode="json", exclude_none=True)
+    regions = tables.pop("region")
+    lines: list[str] = []
+    for name, table in tables.items():
+        lines += [f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items()), ""]
+    for region in regions:
+        lines += ["[[region]]", *(f"{key} = {_toml(value)}" for key, value in region.items()), ""]
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(each) for each in value) + "]"
+    return json.dumps(value)
+
+
+def _fault(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"]) or "run file"
+    if detail["type"] == "extra_forbidden":
+        return f"{key} = {detail['input']!r}: no such key{_did_you_mean(detail['loc'])}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] in ("missing", "value_error") and not isinstance(detail["input"], str):
+        return f"{key}: {message}"
+    return f"{key} = {detail['input']!r}: {message}"
+
+
+def _did_you_mean(location: tuple[str | int, ...]) -> str:
+    import difflib
+
+    model: Any = RunFile
+    for part in location[:-1]:
+        if isinstance(part, str) and part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+            model = Region if part == "region" else Simulation if part == "simulation" else annotation
+    near = difflib.get_close_matches(str(location[-1]), list(model.model_fields), n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {sorted(model.model_fields)}"

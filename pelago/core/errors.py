@@ -1,0 +1,48 @@
+"""The exceptions of Pelago; whose fault it was is in the type.
+
+    PelagoError
+    ├── ConfigError       the user's: a run file, a flag, a path, a port
+    ├── WireError         a peer's: bytes that are not a message of this protocol
+    │   ├── OtherProtocol   an envelope of another version of the protocol
+    │   └── OtherRun        an envelope of another run
+    ├── CheckpointError   the disk's: a file that is not what it should be
+    └── PeerRefused       a peer said no, and retrying will not help
+
+A broken invariant of our own is an ``assert``: the node stops and says what it saw.
+"""
+
+
+class PelagoError(Exception):
+    """Base of all errors that Pelago raises on purpose."""
+
+
+class ConfigError(PelagoError):
+    """The user asked for something impossible; the text names the key and the value."""
+
+
+class WireError(PelagoError):
+    """A peer sent bytes that are not a valid message; they are counted and dropped."""
+
+
+class OtherProtocol(WireError):
+    """The envelope is sound, but of another version of the protocol."""
+
+    def __init__(self, protocol: int) -> None:
+        super().__init__(f"protocol {protocol} is not ours")
+        self.protocol = protocol
+
+
+class OtherRun(WireError):
+    """The envelope is sound, but belongs to another run."""
+
+    def __init__(self, run: str) -> None:
+        super().__init__(f"run {run!r} is not ours")
+        self.run = run
+
+
+class CheckpointError(PelagoError):
+    """A file on disk is missing, torn or of another model."""
+
+
+class PeerRefused(PelagoError):
+    """The server refused this node: another run, model, corpus or protocol."""

@@ -1,0 +1,172 @@
+"""Who may train on which samples, and what became of them.
+
+`SampleLedger` is the GPS's: every sample below the cursor is in exactly one of its sets, so the books
+balance by construction and `duplicated` counts what would break them. `LeaseTable` is an LPS's: it cuts
+the region's samples into leases for worker groups. A lease is open until its update was applied or it was
+revoked, so it is the dedupe window for updates as well.
+"""
+
+from dataclasses import dataclass
+from itertools import chain
+
+from pelago.core.dedupe import Outcome, Outcomes
+from pelago.core.names import Lease, PushId, Spans
+from pelago.core.spans import SpanSet
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerTotals:
+    """The books, in samples: issued = applied + dropped_in_flight + unexchanged + returned + held."""
+
+    issued: int
+    applied: int
+    dropped_in_flight: int
+    unexchanged: int
+    returned: int
+    held: int
+    duplicated: int
+
+
+class SampleLedger:
+    """All samples of the run: lent to regions, consumed by their exchanges, given back, lent again."""
+
+    def __init__(self) -> None:
+        self.cursor = 0
+        """First sample that was never lent."""
+        self.free = SpanSet()
+        self.held: dict[str, SpanSet] = {}
+        self.applied = SpanSet()
+        self.dropped = SpanSet()
+        self.unexchanged = SpanSet()
+        self.duplicated = 0
+
+    def lend(self, region: str, samples: int) -> Spans:
+        """Lend so many samples to a region: returned ones first, then fresh ones."""
+        spans = self.free.take(min(samples, self.free.total)) if self.free.total else ()
+        fresh = samples - sum(stop - start for start, stop in spans)
+        if fresh:
+            spans = (*spans, (self.cursor, self.cursor + fresh))
+            self.cursor += fresh
+        self._held(region).add(spans)
+        return spans
+
+    def holds(self, region: str, spans: Spans) -> bool:
+        """Whether a region holds all of these samples."""
+        return self._held(region).holds(spans)
+
+    def consume(self, region: str, applied: Spans, dropped: Spans) -> None:
+        """An exchange was applied: its samples are spent, and so are those it says were dropped."""
+        self._move(region, applied, self.applied)
+        self._move(region, dropped, self.dropped)
+
+    def give_back(self, region: str, spans: Spans) -> None:
+        """Samples of a region may be lent again."""
+        self._move(region, spans, self.free)
+
+    def settle(self, region: str, unexchanged: Spans, dropped: Spans) -> None:
+        """A region left at the end of the run: what it applied but never exchanged, what it dropped, and
+        the rest of what it held, which returns. Samples of an exchange whose acknowledgement was lost are
+        named by the region although they were applied here: only what it still holds is moved."""
+        held = self._held(region)
+        self._move(region, held.common(unexchanged), self.unexchanged)
+        self._move(region, held.common(dropped), self.dropped)
+        self.reclaim(region)
+
+    def reclaim(self, region: str) -> int:
+        """Take back everything a region holds, to be lent again. Returns how many samples."""
+        held = self._held(region)
+        samples = held.total
+        self._move(region, held.spans(), self.free)
+        return samples
+
+    def totals(self) -> LedgerTotals:
+        """The books as they stand."""
+        return LedgerTotals(
+            issued=self.cursor,
+            applied=self.applied.total,
+            dropped_in_flight=self.dropped.total,
+            unexchanged=self.unexchanged.total,
+            returned=self.free.total,
+            held=sum(held.total for held in self.held.values()),
+            duplicated=self.duplicated,
+        )
+
+    def check(self) -> None:
+        """Assert that every sample below the cursor is in exactly one set."""
+        sets = [self.free, self.applied, self.dropped, self.unexchanged, *self.held.values()]
+        everything = SpanSet()
+        for each in sets:
+            each.check()
+            assert everything.add(each) == 0, "a sample is in two sets of the ledger"
+        assert everything.total == self.cursor, (everything.spans(), self.cursor)
+        assert self.duplicated == 0
+
+    def _held(self, region: str) -> SpanSet:
+        return self.held.setdefault(region, SpanSet())
+
+    def _move(self, region: str, spans: Spans, target: SpanSet) -> None:
+        self._held(region).remove(spans)
+        self.duplicated += target.add(spans)
+
+
+@dataclass(slots=True)
+class OpenLease:
+    """A lease that somebody holds."""
+
+    lease: Lease
+    group: int
+
+
+class LeaseTable:
+    """A region's samples: in the pool, in open leases, or spent. Numbers start above those of every
+    earlier incarnation of the server, so an old push can never name a new lease."""
+
+    def __init__(self, incarnation: int) -> None:
+        self.pool = SpanSet()
+        self.open: dict[int, OpenLease] = {}
+        self.outcomes = Outcomes()
+        self._next = (incarnation << 32) + 1
+
+    def lend(self, group: int, fence: int, samples: int) -> Lease | None:
+        """Cut a lease from the pool, lowest samples first; None if the pool holds too few."""
+        if self.pool.total < samples:
+            return None
+        lease = Lease(PushId(self._next, fence), self.pool.take(samples))
+        self._next += 1
+        self.open[lease.push.lease] = OpenLease(lease, group)
+        return lease
+
+    def find(self, push: PushId) -> OpenLease | None:
+        """The open lease that a push was trained on; None if there is none with this number and fence."""
+        held = self.open.get(push.lease)
+        return held if held is not None and held.lease.push == push else None
+
+    def outcome(self, push: PushId) -> Outcome:
+        """What became of a push whose lease is not open (or whose fence is not the lease's)."""
+        return "fenced" if push.lease in self.open else self.outcomes.get(push.lease)
+
+    def consume(self, push: PushId) -> Spans:
+        """The update trained on this lease was applied. Returns its samples."""
+        return self._close(push, "applied")
+
+    def give_back(self, push: PushId, outcome: Outcome) -> None:
+        """The lease's samples return to the pool: its holder is lost, left, or its update was rejected."""
+        self.pool.add(self._close(push, outcome))
+
+    def void(self) -> Spans:
+        """Revoke every lease and empty the pool. Returns all samples that were not consumed."""
+        spans = [self._close(held.lease.push, "fenced") for held in list(self.open.values())]
+        return SpanSet(chain(self.pool.clear(), *spans)).spans()
+
+    def check(self) -> None:
+        """Assert that no sample is in two places."""
+        everything = SpanSet(self.pool)
+        for number, held in self.open.items():
+            assert number == held.lease.push.lease < self._next
+            assert everything.add(held.lease.spans) == 0, "a sample is leased twice"
+
+    def _close(self, push: PushId, outcome: Outcome) -> Spans:
+        held = self.open.pop(push.lease)
+        assert held.lease.push == push, (held, push)
+        self.outcomes.record(push.lease, outcome)
+        return held.lease.spans

@@ -1,0 +1,255 @@
+"""The vocabulary that machines and drivers share: events go in, effects come out.
+
+A machine is ``handle(event, now) -> list[Effect]`` and ``check()``. Events are facts, effects are
+wishes. ``now`` and every delay are integer picoseconds of the driver's clock, whose origin means
+nothing. Effects on tensors (`Pin`, `Difference`, `Apply`, `Release`) and `Send`s with a blob run in
+the order in which they were emitted; nothing in this vocabulary carries a tensor.
+
+``M`` is the union of messages (`pelago.wire.messages.Message`), which lies one layer up.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, Union
+
+from pelago.core.names import BlobId, Lease, Peer, PushId, Version
+
+PS_PER_MS = 10**9
+"""Picoseconds in a millisecond."""
+
+M = TypeVar("M")
+
+
+# --- events: facts -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The driver runs; first event of every machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The parameters are in the arena already (made from a seed, or read from a file)."""
+
+    version: Version
+
+
+@dataclass(frozen=True, slots=True)
+class Received(Generic[M]):
+    """A message came; if it has a payload, all of it is staged and its checksums held."""
+
+    peer: Peer
+    message: M
+    blob: BlobId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """All of a payload that this node sent has arrived."""
+
+    peer: Peer
+    blob: BlobId
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLost:
+    """The driver gave up on a peer, or a transfer to it."""
+
+    peer: Peer
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Facts about a staged payload, computed on this node from the bytes themselves."""
+
+    blob: BlobId
+    norm: float
+    finite: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The one periodic timer of a machine fired."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The trainer finished a local step of a lease."""
+
+    push: PushId
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The trainer finished a lease; ``blob`` is the pseudo-gradient, start minus end."""
+
+    push: PushId
+    blob: BlobId
+    steps: int
+    tokens: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """The evaluator measured the held-out loss (nats per token) of a version."""
+
+    version: Version
+    loss: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """The user or the operating system asks this node to end in good order."""
+
+    reason: str
+
+
+Event: TypeAlias = Union[
+    Started,
+    Loaded,
+    Received[M],
+    Delivered,
+    PeerLost,
+    Measured,
+    Tick,
+    Progress,
+    Trained,
+    Validated,
+    StopRequested,
+]
+
+
+# --- effects: wishes -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Send(Generic[M]):
+    """Send a message, with a payload or without. The driver keeps the payload until it left."""
+
+    peer: Peer
+    message: M
+    blob: BlobId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SetTick:
+    """Fire `Tick` every so many picoseconds from now on."""
+
+    interval_ps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Answer with `Measured` for a staged payload."""
+
+    blob: BlobId
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Change the parameters with a staged payload, in the order of emission.
+
+    ``step``: one step of the server's outer optimiser along ``weight * blob``.
+    ``load``: model and snapshot become the blob.
+    ``merge``: model <- (1 - weight) * model + weight * blob; snapshot <- model.
+    ``merge_carry``: as ``merge``, then snapshot <- model + (model at the last `Difference` - model just
+    before the merge), so that the next `Difference` contains the movement made in between.
+    """
+
+    operation: Literal["step", "load", "merge", "merge_carry"]
+    blob: BlobId
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Name the parameters as they are now ``blob``; later changes do not touch it."""
+
+    blob: BlobId
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Name ``snapshot - model`` as it is now ``blob``: the pseudo-gradient of an exchange."""
+
+    blob: BlobId
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The machine needs this payload no more; it is freed when no send uses it."""
+
+    blob: BlobId
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Train from the parameters ``blob`` on a lease: the one long effect. Answers `Progress`, `Trained`."""
+
+    lease: Lease
+    version: Version
+    blob: BlobId
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Stop training on a lease; nothing is answered for it any more."""
+
+    push: PushId
+
+
+@dataclass(frozen=True, slots=True)
+class Validate:
+    """Measure the held-out loss of ``blob``, and export it too if ``export``. Answers `Validated`."""
+
+    version: Version
+    blob: BlobId
+    export: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line for the node's event log; changes nothing."""
+
+    kind: str
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """This node is done. ``error`` is empty when all went well."""
+
+    reason: str
+    error: str = ""
+
+
+Effect: TypeAlias = Union[
+    Send[M],
+    SetTick,
+    Measure,
+    Apply,
+    Pin,
+    Difference,
+    Release,
+    Train,
+    Cancel,
+    Validate,
+    Note,
+    Finish,
+]
+
+
+class Machine(Protocol[M]):
+    """What a driver drives."""
+
+    def handle(self, event: Event[M], now: int) -> list[Effect[M]]:
+        """Take one fact, return the wishes that follow from it, in order."""
+        ...
+
+    def check(self) -> None:
+        """Assert every invariant of this machine."""
+        ...

@@ -1,0 +1,62 @@
+"""Names that nodes exchange: addresses, versions, push ids, leases. Integers and short strings only."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+Peer = str
+"""What a driver calls the other end of a connection: one running process, never reused."""
+
+BlobId = int
+"""A tensor payload held by the tensor plane. Machines number theirs upwards from 1; a driver
+numbers what arrives from the network or the trainer downwards from -1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a worker process stands: region / group / replica / rank.
+
+    A group is the unit that holds a lease; it has one replica of one rank until FT-HSDP groups land.
+    ``group`` is -1 for a node that is no worker, or for a worker that lets its server choose.
+    """
+
+    region: str
+    group: int = -1
+    replica: int = 0
+    rank: int = 0
+
+
+class Version(NamedTuple):
+    """A state of some server's parameters: grows for ever, also across restarts of the server."""
+
+    incarnation: int
+    counter: int
+
+
+class PushId(NamedTuple):
+    """The name of an update: the lease that it was trained on, and the holder's fence.
+
+    A holder that was declared lost gets a higher fence when it comes back, so what it had in hand
+    can no longer be applied. Towards the GPS the "lease" is the number of the region's exchange.
+    """
+
+    lease: int
+    fence: int
+
+
+Span = tuple[int, int]
+"""Samples start <= i < stop of the one global order."""
+
+Spans = tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to train on some samples, once."""
+
+    push: PushId
+    spans: Spans
+
+    @property
+    def samples(self) -> int:
+        """Number of samples leased."""
+        return sum(stop - start for start, stop in self.spans)

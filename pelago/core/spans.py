@@ -1,0 +1,125 @@
+"""Sets of samples, kept as sorted disjoint spans: small however many samples they hold."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+
+from pelago.core.names import Span, Spans
+
+
+class SpanSet:
+    """A set of non-negative integers as spans start <= i < stop that neither overlap nor touch."""
+
+    __slots__ = ("_starts", "_stops", "total")
+
+    def __init__(self, spans: Iterable[Span] = ()) -> None:
+        self._starts: list[int] = []
+        self._stops: list[int] = []
+        self.total = 0
+        """Number of integers in the set."""
+        self.add(spans)
+
+    def __iter__(self) -> Iterator[Span]:
+        return zip(self._starts, self._stops, strict=True)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __contains__(self, span: Span) -> bool:
+        start, stop = span
+        index = bisect_right(self._starts, start) - 1
+        return index >= 0 and stop <= self._stops[index]
+
+    def spans(self) -> Spans:
+        """The set as a tuple of spans, lowest first."""
+        return tuple(self)
+
+    def add(self, spans: Iterable[Span]) -> int:
+        """Add spans; returns how many of their integers were in the set already."""
+        return sum(self._add(start, stop) for start, stop in spans)
+
+    def _add(self, start: int, stop: int) -> int:
+        assert 0 <= start < stop, (start, stop)
+        first = bisect_left(self._stops, start)
+        last = bisect_right(self._starts, stop)
+        overlap = 0
+        if first < last:
+            for index in range(first, last):
+                overlap += max(
+                    0, min(stop, self._stops[index]) - max(start, self._starts[index])
+                )
+            start = min(start, self._starts[first])
+            stop = max(stop, self._stops[last - 1])
+            before = sum(self._stops[i] - self._starts[i] for i in range(first, last))
+        else:
+            before = 0
+        self._starts[first:last] = [start]
+        self._stops[first:last] = [stop]
+        self.total += stop - start - before
+        return overlap
+
+    def remove(self, spans: Iterable[Span]) -> None:
+        """Take spans out. Every one of them must be in the set whole."""
+        for start, stop in spans:
+            index = bisect_right(self._starts, start) - 1
+            assert index >= 0 and stop <= self._stops[index], (start, stop)
+            left, right = (self._starts[index], start), (stop, self._stops[index])
+            rest = [span for span in (left, right) if span[0] < span[1]]
+            self._starts[index : index + 1] = [span[0] for span in rest]
+            self._stops[index : index + 1] = [span[1] for span in rest]
+            self.total -= stop - start
+
+    def common(self, spans: Iterable[Span]) -> Spans:
+        """The parts of some spans that are in the set."""
+        parts = SpanSet()
+        for start, stop in spans:
+            first = bisect_right(self._stops, start)
+            last = bisect_left(self._starts, stop)
+            for index in range(first, last):
+                parts.add(((max(start, self._starts[index]), min(stop, self._stops[index])),))
+        return parts.spans()
+
+    def holds(self, spans: Iterable[Span]) -> bool:
+        """Whether every one of these spans is in the set, and no two of them overlap."""
+        seen = SpanSet()
+        return all(span in self and not seen.add((span,)) for span in spans)
+
+    def take(self, samples: int) -> Spans:
+        """Remove and return the lowest ``samples`` integers. The set must hold as many."""
+        assert 0 < samples <= self.total, (samples, self.total)
+        taken: list[Span] = []
+        while samples:
+            start, stop = self._starts[0], self._stops[0]
+            cut = min(stop, start + samples)
+            taken.append((start, cut))
+            self.remove(((start, cut),))
+            samples -= cut - start
+        return tuple(taken)
+
+    def clear(self) -> Spans:
+        """Empty the set; returns what was in it."""
+        spans = self.spans()
+        self._starts.clear()
+        self._stops.clear()
+        self.total = 0
+        return spans
+
+    def missing_from(self, start: int) -> int:
+        """The lowest integer from ``start`` on that is not in the set."""
+        index = bisect_right(self._starts, start) - 1
+        return max(start, self._stops[index]) if index >= 0 else start
+
+    def gaps(self, start: int, stop: int) -> Spans:
+        """What of start <= i < stop is not in the set."""
+        first, last = bisect_right(self._stops, start), bisect_left(self._starts, stop)
+        edges = [start]
+        for index in range(first, last):
+            edges += [self._starts[index], self._stops[index]]
+        edges.append(stop)
+        pairs = zip(edges[::2], edges[1::2], strict=True)
+        return tuple((left, right) for left, right in pairs if left < right)
+
+    def check(self) -> None:
+        """Assert that the spans are sorted, disjoint, apart, and counted right."""
+        edges = [edge for span in self for edge in span]
+        assert all(a < b for a, b in zip(edges, edges[1:], strict=False)), edges
+        assert self.total == sum(stop - start for start, stop in self)

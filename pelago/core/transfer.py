@@ -1,0 +1,330 @@
+"""The two ends of one payload's journey in chunks: what to send, what to send again, when to end.
+
+Pure machines. A driver feeds them frames and ticks and carries out their wishes; checksums, bytes
+and sockets are its own. Times are integer picoseconds of the driver's clock.
+
+The rules, and why they suffice on any transport that loses, repeats, reorders, delays or cuts:
+
+1. **Window.** At most ``window_bytes`` are sent and not yet acknowledged or proven lost; one chunk
+   always may be. This bounds queues on both sides.
+2. **Proof, not time-outs.** `Begin` carries the number of a query, and `Have` answers with the
+   newest that it saw. On one ordered connection whatever was sent before query q came before it: a
+   chunk that `Have` to q does not list is lost, and only such chunks are sent again. A slow link
+   never causes a second copy, however long it takes. Where frames do overtake one another a "proof"
+   may be wrong; it costs a duplicate, which changes nothing.
+3. **Asking.** Without a new acknowledgement for an interval the sender asks (`Begin` with the next
+   query). The interval doubles with every such query; progress resets it to ``retry_ps`` or twice
+   the time that the last answer took, whichever is longer, and it grows to `BACKOFF_MAX` times
+   that, or before the first answer without an end: questions must not fill a link that carries
+   them slower than they are asked. A hole in the newest answer makes the sender ask at once. A
+   chunk, a query or an answer that is lost is covered by the next query; so is a connection that
+   was cut and made anew.
+4. **Acknowledging.** The receiver answers every query, every ``acknowledge_chunks`` new chunks, and
+   the last chunk. With `acknowledge_chunks_for`, a full window holds at least one acknowledgement's
+   worth, so the sender never waits for one that is not owed; with larger values it goes on at the
+   next query.
+5. **The end.** A side gives up only when told to (`abort`), when the other one breaks these rules,
+   or after ``silence_max_ps`` without any `Have`.
+
+Every event costs O(log holes) plus the work on chunks that change state, each of which does so once
+per journey; nothing walks over all chunks.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final, TypeAlias, Union
+
+from pelago.core.machine import PS_PER_MS
+from pelago.core.names import Spans
+from pelago.core.spans import SpanSet
+
+BEYOND_MAX: Final = 64
+"""Spans in one `Have`. A full list says nothing about chunks behind its end."""
+BACKOFF_MAX: Final = 16
+"""How many times longer than the first one the interval between queries may become."""
+SILENCE_MAX_PS: Final = 600_000 * PS_PER_MS
+"""Ten minutes."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendBegin:
+    """Wish of a sender: the frame `Begin` with this query."""
+
+    query: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendChunk:
+    """Wish of a sender: the frame `Chunk` of this index, with its bytes."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A sender is done: the other end has every chunk. Comes once, and nothing after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A sender gave up. Comes once, and nothing after it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendHave:
+    """Wish of a receiver: the frame `Have`."""
+
+    query: int
+    through: int
+    beyond: Spans
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A receiver has every chunk. Comes once; later queries are still answered."""
+
+
+SenderWish: TypeAlias = Union[SendBegin, SendChunk, Delivered, Failed]
+ReceiverWish: TypeAlias = Union[SendHave, Completed]
+
+
+def acknowledge_chunks_for(window_bytes: int, chunk_bytes_max: int) -> int:
+    """How many new chunks a receiver may gather before it acknowledges, so that no window stalls.
+
+    Half of the chunks that surely fit the window, at most 16, at least 1.
+    """
+    return max(1, min(16, window_bytes // (2 * max(1, chunk_bytes_max))))
+
+
+class Sender:
+    """The sending end of one transfer.
+
+    ``sizes``: bytes of each chunk. ``window_bytes``: rule 1. ``retry_ps``: first interval of rule
+    3. ``silence_max_ps``: rule 5.
+    """
+
+    def __init__(
+        self,
+        transfer: int,
+        sizes: Sequence[int],
+        window_bytes: int,
+        retry_ps: int,
+        silence_max_ps: int = SILENCE_MAX_PS,
+    ) -> None:
+        assert window_bytes > 0, window_bytes
+        assert 0 < retry_ps <= silence_max_ps, (retry_ps, silence_max_ps)
+        self.transfer = transfer
+        self.done = False
+        self.outstanding_bytes = 0
+        """Sent, and neither acknowledged nor proven lost."""
+        self._sizes = sizes
+        self._window_bytes = window_bytes
+        self._retry_ps = retry_ps
+        self._silence_max_ps = silence_max_ps
+        self._query = 0
+        self._asked_at: OrderedDict[int, int] = OrderedDict()
+        """When each query went out that is not answered yet."""
+        self._arrived = SpanSet()
+        # Ordered dictionaries, because taking the oldest entry of a plain one walks over the dead.
+        self._flying: OrderedDict[int, int] = OrderedDict()
+        """In the order of sending: each chunk under way and the newest query that preceded it."""
+        self._lost: OrderedDict[int, None] = OrderedDict()
+        self._fresh = 0
+        """Chunks from here on were never sent."""
+        self._patience_ps = 0
+        """First interval of rule 3 as things stand; 0 before the first answer."""
+        self._interval_ps = retry_ps
+        self._ask_at = 0
+        self._heard_at = 0
+
+    def start(self, now: int) -> list[SenderWish]:
+        """Begin; again after the connection was made anew, to ask at once instead of at a tick.
+
+        The first time, the first window follows without waiting for an answer: the other end of a
+        new transfer has nothing. After that only what an answer proves missing is sent.
+        """
+        if self.done:
+            return []
+        first = self._query == 0
+        self._heard_at = now
+        self._patience_ps, self._interval_ps = 0, self._retry_ps
+        return [self._ask(now), *(self._fill() if first else [])]
+
+    def have(self, query: int, through: int, beyond: Spans, now: int) -> list[SenderWish]:
+        """The other end says what it has: all below ``through``, and ``beyond``, sorted."""
+        if self.done:
+            return []
+        stop = max(through, beyond[-1][1]) if beyond else through
+        if not (0 <= query <= self._query and through >= 0 and stop <= len(self._sizes)):
+            return self.abort("the peer acknowledged what was never sent")
+        self._heard_at = now
+        self._time_answer(query, now)
+        if self._acknowledge(through, beyond):
+            self._interval_ps = self._patience_ps or self._retry_ps
+            self._ask_at = now + self._interval_ps
+        self._count_lost(query, stop if len(beyond) >= BEYOND_MAX else len(self._sizes))
+        if self._arrived.total == len(self._sizes):
+            self.done = True
+            return [Delivered()]
+        wishes: list[SenderWish] = []
+        if beyond and query == self._query and through in self._flying:
+            wishes.append(self._ask(now))
+        return wishes + self._fill()
+
+    def tick(self, now: int) -> list[SenderWish]:
+        """Time passed; see `next_tick_ps`."""
+        if self.done or self._query == 0:
+            return []
+        if now - self._heard_at >= self._silence_max_ps:
+            return self.abort(f"no answer for {self._silence_max_ps // PS_PER_MS} ms")
+        if now < self._ask_at:
+            return []
+        interval_max = BACKOFF_MAX * self._patience_ps or self._silence_max_ps
+        self._interval_ps = min(2 * self._interval_ps, interval_max)
+        return [self._ask(now)]
+
+    def abort(self, reason: str) -> list[SenderWish]:
+        """Give up. The driver tells the other end, if it is there."""
+        if self.done:
+            return []
+        self.done = True
+        return [Failed(reason)]
+
+    @property
+    def next_tick_ps(self) -> int:
+        """When `tick` will next have something to say; earlier ticks do no harm."""
+        return min(self._ask_at, self._heard_at + self._silence_max_ps)
+
+    def check(self) -> None:
+        """Assert the invariants; costs O(chunks in flight or lost)."""
+        self._arrived.check()
+        flying, queries = list(self._flying), list(self._flying.values())
+        assert self.outstanding_bytes == sum(self._sizes[index] for index in flying)
+        assert self.outstanding_bytes <= self._window_bytes or len(flying) == 1
+        assert queries == sorted(queries), "queries grow in the order of sending"
+        assert all(0 < query <= self._query for query in queries), queries
+        for index in (*flying, *self._lost):
+            assert index < self._fresh <= len(self._sizes), (index, self._fresh)
+            assert (index, index + 1) not in self._arrived, index
+        assert not self._flying.keys() & self._lost.keys()
+        assert self._arrived.total <= len(self._sizes)
+
+    def _ask(self, now: int) -> SendBegin:
+        self._query += 1
+        self._asked_at[self._query] = now
+        self._ask_at = now + self._interval_ps
+        return SendBegin(self._query)
+
+    def _time_answer(self, query: int, now: int) -> None:
+        asked_at = self._asked_at.get(query)
+        if asked_at is None:
+            return
+        self._patience_ps = max(self._retry_ps, 2 * (now - asked_at))
+        while self._asked_at and next(iter(self._asked_at)) <= query:
+            self._asked_at.popitem(last=False)
+
+    def _acknowledge(self, through: int, beyond: Spans) -> bool:
+        """Note what arrived; whether any of it is news."""
+        before = self._arrived.total
+        for start, stop in ((0, through), *beyond) if through else beyond:
+            for left, right in self._arrived.gaps(start, stop):
+                for index in range(left, min(right, self._fresh)):
+                    if self._flying.pop(index, None) is not None:
+                        self.outstanding_bytes -= self._sizes[index]
+                    self._lost.pop(index, None)
+            self._arrived.add(((start, stop),))
+        return self._arrived.total > before
+
+    def _count_lost(self, query: int, known: int) -> None:
+        """Rule 2: what flew before ``query``, is below ``known`` and still not here, is lost."""
+        lost = []
+        for index, sent_after in self._flying.items():
+            if sent_after >= query:
+                break
+            if index < known:
+                lost.append(index)
+        for index in lost:
+            del self._flying[index]
+            self.outstanding_bytes -= self._sizes[index]
+            self._lost[index] = None
+
+    def _fill(self) -> list[SenderWish]:
+        """Send as much as the window takes: the lost first, then the fresh."""
+        wishes: list[SenderWish] = []
+        while True:
+            index = next(iter(self._lost), None)
+            if index is None:
+                self._fresh = index = self._arrived.missing_from(self._fresh)
+                if index >= len(self._sizes):
+                    self._fresh = len(self._sizes)
+                    break
+            size = self._sizes[index]
+            if self._flying and self.outstanding_bytes + size > self._window_bytes:
+                break
+            if index in self._lost:
+                del self._lost[index]
+            else:
+                self._fresh = index + 1
+            self._flying[index] = self._query
+            self.outstanding_bytes += size
+            wishes.append(SendChunk(index))
+        return wishes
+
+
+class Receiver:
+    """The receiving end of one transfer of so many ``chunks``. Knows no time: it only answers."""
+
+    def __init__(self, transfer: int, chunks: int, acknowledge_chunks: int = 1) -> None:
+        assert chunks >= 0, chunks
+        assert acknowledge_chunks > 0, acknowledge_chunks
+        self.transfer = transfer
+        self.chunks = chunks
+        self.completed = False
+        self._acknowledge_chunks = acknowledge_chunks
+        self._unacknowledged = 0
+        self._query = 0
+        self._arrived = SpanSet()
+
+    def begin(self, query: int) -> list[ReceiverWish]:
+        """The other end asks what has arrived; also the first word of a transfer."""
+        self._query = max(self._query, query)
+        return self._answer()
+
+    def chunk(self, index: int, intact: bool) -> list[ReceiverWish]:
+        """A chunk came. One that is not ``intact``, or does not exist, counts as not arrived.
+
+        The driver stages the bytes of an intact chunk before it calls; a repeated one holds the
+        same bytes.
+        """
+        if not intact or not 0 <= index < self.chunks or self.has(index):
+            return []
+        self._arrived.add(((index, index + 1),))
+        self._unacknowledged += 1
+        last = self._arrived.total == self.chunks
+        return self._answer() if last or self._unacknowledged >= self._acknowledge_chunks else []
+
+    def has(self, index: int) -> bool:
+        """Whether a chunk has arrived: a driver need not stage it again."""
+        return (index, index + 1) in self._arrived
+
+    def check(self) -> None:
+        """Assert the invariants; costs O(holes)."""
+        self._arrived.check()
+        assert self._arrived.total <= self.chunks
+        assert all(stop <= self.chunks for _, stop in self._arrived)
+        assert not self.completed or self._arrived.total == self.chunks
+        assert 0 <= self._unacknowledged < self._acknowledge_chunks
+
+    def _answer(self) -> list[ReceiverWish]:
+        self._unacknowledged = 0
+        through = self._arrived.missing_from(0)
+        spans = islice(self._arrived, 1 if through else 0, None)
+        have = SendHave(self._query, through, tuple(islice(spans, BEYOND_MAX)))
+        if self.completed or self._arrived.total < self.chunks:
+            return [have]
+        self.completed = True
+        return [Completed(), have]

@@ -1,0 +1,1 @@
+"""The real driver: asyncio, uvloop, ZeroMQ, threads and files."""

@@ -1,0 +1,89 @@
+"""What every daemon's command line does alike: flags, the node's folder and name, errors, exit codes."""
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+import uvloop
+
+import pelago
+from pelago.config import RunFile, endpoint, load
+from pelago.core.errors import PeerRefused, PelagoError
+from pelago.core.machine import Finish
+from pelago.net.telemetry import Telemetry
+
+EXIT_USER: Final = 2
+"""A run file, flag, path or port is wrong (the code that argparse uses as well)."""
+EXIT_REFUSED: Final = 3
+"""The server refused this node."""
+
+
+def flags(role: str, description: str) -> argparse.ArgumentParser:
+    """A daemon's parser with the flags that all of them have."""
+    parser = argparse.ArgumentParser(prog=role, description=description)
+    parser.add_argument("--run", required=True, metavar="RUN.toml", help="the run file, the same everywhere")
+    parser.add_argument("--out", metavar="DIR", help="folder of the run's results (default: [run] out)")
+    parser.add_argument("--version", action="version", version=f"pelago {pelago.__version__}")
+    return parser
+
+
+def address(flag: str | None, default: tuple[str, int], key: str) -> tuple[str, int]:
+    """The address of a flag, or else the run file's. Raises `ConfigError`."""
+    return default if flag is None else endpoint(flag, key)
+
+
+def out_folder(run: RunFile, flag: str | None) -> Path:
+    """Where the results go."""
+    return Path(flag) if flag else run.out
+
+
+def process_name(role: str) -> str:
+    """A name for this process that no other process of a run has or had."""
+    host = "".join(c if c.isalnum() or c in "-." else "-" for c in platform.node())[:24]
+    return f"{role[:20]}@{host}:{os.getpid()}:{incarnation() & 0xFFFFFF:x}"
+
+
+def process_id() -> int:
+    """Of this process."""
+    return os.getpid()
+
+
+def incarnation() -> int:
+    """Seconds since 1970: later for a process that is started later."""
+    return int(time.time())
+
+
+def telemetry(folder: Path, node: str) -> Telemetry:
+    """The node's event log in the run's folder."""
+    return Telemetry(node, folder / node / "events.jsonl")
+
+
+def outcome(finish: Finish) -> int:
+    """The exit code that a finished node deserves. Raises `PeerRefused`."""
+    if finish.reason == "refused":
+        raise PeerRefused(finish.error)
+    return 1 if finish.error else 0
+
+
+def main(
+    role: str,
+    parser: argparse.ArgumentParser,
+    run_node: Callable[[argparse.Namespace, RunFile], Coroutine[Any, Any, int]],
+) -> int:
+    """Parse the command line, read the run file, run the node. What a user got wrong is one line."""
+    options = parser.parse_args()
+    try:
+        return uvloop.run(run_node(options, load(options.run)))
+    except PeerRefused as error:
+        print(f"{role}: refused: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+    except PelagoError as error:
+        print(f"{role}: {error}", file=sys.stderr)
+        return EXIT_USER
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,255 @@
+"""Payloads that arrive: admitted against the manifest before a byte is kept, staged off the loop.
+
+A payload is announced by `Begin`. It is refused with `Abort`, before anything is allocated, unless it
+is exactly one model large and a place is free. Chunks are verified and kept by the staging thread, in
+the very frames in which ZeroMQ received them; what came while the thread was busy makes its next batch.
+When all of it is here the machine hears `Received`.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, assert_never
+
+from pelago.core import transfer
+from pelago.core.errors import WireError
+from pelago.core.machine import Received
+from pelago.core.names import BlobId, Peer
+from pelago.net.lane import Tensors
+from pelago.net.limits import Limits
+from pelago.net.telemetry import Telemetry
+from pelago.wire.codec import decode_message
+from pelago.wire.messages import Abort, Begin, Chunk, Frame, Have, Message, Model, Push
+
+REMEMBERED_MAX: Final = 1024
+"""Peers whose last finished transfer is remembered, so that a repeated question gets its answer."""
+
+
+@dataclass(slots=True, eq=False)
+class _Transfer:
+    number: int
+    peer: Peer
+    blob: BlobId
+    message: Message
+    receiver: transfer.Receiver
+    heard_ps: int
+    waiting: list[Begin | tuple[Chunk, memoryview]] = field(default_factory=list)
+    """What came and was not staged yet, in order: a question waits for the chunks before it."""
+    staging: bool = False
+    over: bool = False
+
+
+class Incoming:
+    """All payloads on their way into a node; see `pelago.net.outgoing.Outgoing` for the arguments.
+
+    ``throttle(on)`` stops and restarts the bulk sockets, when staging falls behind.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        tensors: Tensors,
+        limits: Limits,
+        send_frame: Callable[[Peer, Frame], bool],
+        post: Callable[[Received[Message]], None],
+        throttle: Callable[[bool], None],
+        telemetry: Telemetry,
+        clock: Callable[[], int],
+    ) -> None:
+        self._run_id = run_id
+        self._tensors = tensors
+        self._limits = limits
+        self._send_frame = send_frame
+        self._post = post
+        self._throttle = throttle
+        self._telemetry = telemetry
+        self._clock = clock
+        self._transfers: dict[Peer, _Transfer] = {}
+        self._finished: OrderedDict[Peer, _Transfer] = OrderedDict()
+        self._waiting_bytes = 0
+        self._throttled = False
+
+    @property
+    def active(self) -> int:
+        """Payloads under way."""
+        return len(self._transfers)
+
+    def on_begin(self, peer: Peer, frame: Begin) -> None:
+        """A payload is announced, or its sender asks what of it has arrived."""
+        one = self._transfers.get(peer)
+        if one is None or one.number != frame.transfer:
+            finished = self._finished.get(peer)
+            if finished is not None and finished.number == frame.transfer:
+                self._obey(finished, finished.receiver.begin(frame.query))
+                return
+            reason, message = self._judge(peer, frame)
+            if message is None:
+                self._telemetry.drop("transfer", peer, reason)
+                self._send_frame(peer, Abort(frame.transfer, reason))
+                return
+            one = self._admit(peer, frame, message)
+        one.heard_ps = self._clock()
+        one.waiting.append(frame)
+        self._stage(one)
+
+    def on_chunk(self, peer: Peer, frame: Chunk, payload: memoryview) -> None:
+        """A chunk came, in a buffer that is ours to keep."""
+        one = self._transfers.get(peer)
+        if one is None or one.number != frame.transfer:
+            # Of a payload that is over, or that this process never heard of since it started: its
+            # sender will ask, and be told what is missing.
+            self._telemetry.counters["late_chunks"] += 1
+            return
+        pieces = self._tensors.plane.manifest.chunks
+        if not 0 <= frame.index < len(pieces):
+            self._telemetry.drop("chunk", peer, f"index {frame.index} of {len(pieces)}")
+            return
+        piece = pieces[frame.index]
+        if payload.nbytes != 4 * (piece.stop - piece.start):
+            self._telemetry.drop("chunk", peer, f"{payload.nbytes} bytes for chunk {frame.index}")
+            return
+        one.heard_ps = self._clock()
+        one.waiting.append((frame, payload))
+        self._waiting_bytes += payload.nbytes
+        if self._waiting_bytes > self._limits.staging_bytes_max and not self._throttled:
+            self._throttled = True
+            self._throttle(True)
+        self._stage(one)
+
+    def on_abort(self, peer: Peer, frame: Abort) -> None:
+        """The sender thought better of it."""
+        one = self._transfers.get(peer)
+        if one is not None and one.number == frame.transfer:
+            self._end(one)
+
+    def _judge(self, peer: Peer, frame: Begin) -> tuple[str, Message | None]:
+        """The message that announces an admissible payload, or why there is none."""
+        if not self._tensors.ready:
+            return "the model is not known here yet", None
+        manifest = self._tensors.plane.manifest
+        if (frame.payload_bytes, frame.chunks) != (manifest.bytes, len(manifest.chunks)):
+            claim = f"{frame.payload_bytes} bytes in {frame.chunks} chunks"
+            return f"{claim}; a model has {manifest.bytes} in {len(manifest.chunks)}", None
+        try:
+            message = decode_message(self._run_id, frame.message)
+        except WireError as error:
+            return str(error), None
+        if not isinstance(message, Push | Model):
+            return f"{type(message).__name__} has no payload", None
+        full = len(self._transfers) >= self._limits.incoming_max
+        if full and peer not in self._transfers and not self._evict():
+            return "too many payloads under way", None
+        return "", message
+
+    def _evict(self) -> bool:
+        """Drop the payload that has been silent longest, if that is long enough."""
+        one = min(self._transfers.values(), key=lambda each: each.heard_ps)
+        if self._clock() - one.heard_ps < self._limits.idle_ps:
+            return False
+        self._telemetry.event("transfer_evicted", peer=one.peer)
+        self._end(one)
+        return True
+
+    def _admit(self, peer: Peer, frame: Begin, message: Message) -> _Transfer:
+        older = self._transfers.get(peer)
+        if older is not None:
+            self._end(older)
+        blob = self._tensors.new_blob()
+        self._tensors.created(blob)
+        self._tensors.plane.open(blob)
+        acknowledge_chunks = transfer.acknowledge_chunks_for(
+            self._limits.window_bytes, self._tensors.plane.manifest.chunk_bytes
+        )
+        receiver = transfer.Receiver(frame.transfer, frame.chunks, acknowledge_chunks)
+        one = _Transfer(frame.transfer, peer, blob, message, receiver, self._clock())
+        self._transfers[peer] = one
+        return one
+
+    def _stage(self, one: _Transfer) -> None:
+        if one.staging or one.over or not one.waiting:
+            return
+        batch, one.waiting = one.waiting, []
+        one.staging = True
+        plane, blob = self._tensors.plane, one.blob
+
+        def job() -> list[bool]:
+            return [
+                isinstance(each, Begin) or plane.stage(blob, each[0].index, each[1], each[0].checksum)
+                for each in batch
+            ]
+
+        self._tensors.staging.submit(job, lambda intact: self._staged(one, batch, intact))
+
+    def _staged(
+        self,
+        one: _Transfer,
+        batch: list[Begin | tuple[Chunk, memoryview]],
+        intact: list[bool],
+    ) -> None:
+        one.staging = False
+        wishes: list[transfer.ReceiverWish] = []
+        for each, sound in zip(batch, intact, strict=True):
+            if isinstance(each, Begin):
+                wishes += one.receiver.begin(each.query)
+                continue
+            chunk, payload = each
+            self._stored(payload.nbytes)
+            self._telemetry.counters["chunks_received"] += 1
+            self._telemetry.counters["bulk_bytes_received"] += payload.nbytes
+            if not sound:
+                self._telemetry.drop("checksum", one.peer, f"chunk {chunk.index} is damaged")
+            wishes += one.receiver.chunk(chunk.index, sound)
+        if one.over:
+            self._tensors.drop(one.blob)
+            return
+        self._obey(one, wishes)
+        self._stage(one)
+
+    def _obey(self, one: _Transfer, wishes: list[transfer.ReceiverWish]) -> None:
+        have: transfer.SendHave | None = None
+        completed = False
+        for wish in wishes:
+            match wish:
+                case transfer.SendHave():
+                    # The last one of a batch says all that the ones before it said.
+                    have = wish
+                case transfer.Completed():
+                    completed = True
+                case _:
+                    assert_never(wish)
+        if have is not None:
+            self._send_frame(one.peer, Have(one.number, have.query, have.through, have.beyond))
+        if completed:
+            self._complete(one)
+
+    def _complete(self, one: _Transfer) -> None:
+        assert self._tensors.plane.complete(one.blob), "a chunk is counted that is not there"
+        del self._transfers[one.peer]
+        self._discard(one)
+        # From here on the machine holds the payload.
+        one.over = True
+        self._finished[one.peer] = one
+        self._finished.move_to_end(one.peer)
+        while len(self._finished) > REMEMBERED_MAX:
+            self._finished.popitem(last=False)
+        self._telemetry.counters["payloads_received"] += 1
+        self._post(Received(one.peer, one.message, one.blob))
+
+    def _end(self, one: _Transfer) -> None:
+        del self._transfers[one.peer]
+        one.over = True
+        self._discard(one)
+        if not one.staging:
+            self._tensors.drop(one.blob)
+
+    def _discard(self, one: _Transfer) -> None:
+        waiting, one.waiting = one.waiting, []
+        for each in waiting:
+            if not isinstance(each, Begin):
+                self._stored(each[1].nbytes)
+
+    def _stored(self, size_bytes: int) -> None:
+        self._waiting_bytes -= size_bytes
+        if self._throttled and self._waiting_bytes <= self._limits.staging_bytes_max // 2:
+            self._throttled = False
+            self._throttle(False)

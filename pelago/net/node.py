@@ -1,0 +1,402 @@
+"""The real driver: runs one machine on uvloop, ZeroMQ and threads.
+
+Facts from sockets, timers, signals, the tensor threads and the trainer become events; every effect the
+machine answers with is carried out here. The machine is called on the event loop's thread only, one
+event at a time, in the order in which the facts came.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, assert_never
+
+import uvloop
+import zmq
+
+from pelago.core.errors import OtherProtocol, OtherRun, WireError
+from pelago.core.machine import (
+    Apply,
+    Cancel,
+    Difference,
+    Finish,
+    Loaded,
+    Machine,
+    Measure,
+    Note,
+    Pin,
+    Received,
+    Release,
+    Send,
+    SetTick,
+    Started,
+    StopRequested,
+    Tick,
+    Train,
+    Validate,
+)
+from pelago.core.names import Peer, Version
+from pelago.net.lane import Tensors
+from pelago.net.limits import Limits
+from pelago.net.ring import Ring
+from pelago.net.sockets import Bind, Connect, Side, dial, serve
+from pelago.net.telemetry import Telemetry
+from pelago.net.trainer import TrainerPort, Training
+from pelago.net.transfers import Transfers
+from pelago.tensor.manifest import Manifest
+from pelago.tensor.plane import Plane
+from pelago.wire.codec import decode_message, encode, encode_refusal, peek_hello
+from pelago.wire.messages import PROTOCOL_VERSION, Effect, Event, Message, Welcome
+
+EXIT_ERROR: Final = 1
+EXIT_CRASHED: Final = 70
+HOUSEKEEPING_S: Final = 0.25
+COUNTERS_EVERY: Final = 20
+"""The counters are logged once in so many rounds of housekeeping."""
+PS_PER_S: Final = 10**12
+CRASHED: Final = "crashed"
+"""`Finish.reason` of a node that broke an invariant of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """What a node is made of, beside its machine.
+
+    ``name``: of this process, unique in the run; what servers call it. ``server``: where it listens,
+    ``client``: the server that it belongs to; either may be None. ``loaded``: the version that is in
+    the plane at the start. ``crash_file``: where a broken invariant is reported.
+    """
+
+    run_id: str
+    name: Peer
+    server: Bind | None = None
+    client: Connect | None = None
+    limits: Limits = field(default_factory=Limits)
+    loaded: Version | None = None
+    crash_file: Path = Path("crash.json")
+    check_invariants: bool = False
+    handle_signals: bool = True
+
+
+class Node:
+    """One machine and everything that it lives on.
+
+    ``plane`` may be None if ``plane_factory`` makes it from the manifest in the server's Welcome.
+    ``trainer``: of workers and the evaluator only.
+    """
+
+    def __init__(
+        self,
+        machine: Machine[Message],
+        settings: NodeSettings,
+        telemetry: Telemetry,
+        plane: Plane | None = None,
+        plane_factory: Callable[[Manifest], Plane] | None = None,
+        trainer: TrainerPort | None = None,
+    ) -> None:
+        self.machine = machine
+        self.settings = settings
+        self.telemetry = telemetry
+        self.tensors: Tensors
+        self.transfers: Transfers
+        self._plane = plane
+        self._plane_factory = plane_factory
+        self._trainer = trainer
+        # A random origin: nothing can take this clock for another machine's, or for the wall's.
+        self._origin_ps = random.SystemRandom().getrandbits(50) * 1000
+        self._ring = Ring()
+        self._inbox: deque[Event] = deque()
+        self._handling = False
+        self._stopping = False
+        self._server: Side | None = None
+        self._client: Side | None = None
+        self._training: Training | None = None
+        self._tick: asyncio.TimerHandle | None = None
+        self._rounds = 0
+
+    def clock(self) -> int:
+        """Picoseconds of this process's monotonic clock."""
+        return time.monotonic_ns() * 1000 + self._origin_ps
+
+    async def run(self) -> Finish:
+        """Run the machine until it is done, or breaks an invariant (``reason`` is then `CRASHED`).
+
+        Raises `ConfigError` if an address cannot be bound or resolved.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._finished: asyncio.Future[Finish] = self._loop.create_future()
+        with ExitStack() as resources:
+            self._open(resources)
+            self.post(Started())
+            if self.settings.loaded is not None:
+                self.post(Loaded(self.settings.loaded))
+            return await self._finished
+
+    def post(self, event: Event) -> None:
+        """Give the machine one fact, after those that it has not seen yet."""
+        self._inbox.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._inbox and not self._finished.done():
+                self._handle(self._inbox.popleft())
+        finally:
+            self._handling = False
+
+    def _open(self, resources: ExitStack) -> None:
+        """Acquire everything; ``resources`` gives it back in the opposite order."""
+        settings, telemetry = self.settings, self.telemetry
+        resources.callback(telemetry.close)
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=2)
+        # Waits until farewells have left, but not longer than a control socket lingers.
+        resources.callback(context.term)
+        if settings.server is not None:
+            self._server = serve(
+                context, settings.server, self._on_server_control, self._on_bulk, telemetry
+            )
+            resources.callback(self._server.close)
+        if settings.client is not None:
+            self._client = dial(
+                context,
+                settings.client,
+                settings.name,
+                self._on_control,
+                self._on_bulk,
+                telemetry,
+                self._on_link,
+            )
+            resources.callback(self._client.close)
+        self._loop.set_exception_handler(self._on_loop_exception)
+        resources.callback(self._loop.set_exception_handler, None)
+        self.tensors = Tensors(self._plane, self.post, self._crash)
+        resources.callback(self.tensors.close)
+        self.transfers = Transfers(
+            settings.run_id,
+            self.tensors,
+            settings.limits,
+            self._send_control,
+            self._send_bulk,
+            self.post,
+            self._throttle,
+            telemetry,
+            self.clock,
+        )
+        if self._trainer is not None:
+            self._training = Training(self._trainer, self.tensors, self.post, self._crash)
+            resources.callback(self._training.close)
+        if settings.handle_signals:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._loop.add_signal_handler(number, self._on_signal, number)
+                resources.callback(self._loop.remove_signal_handler, number)
+        self._housekeeping = self._loop.call_later(HOUSEKEEPING_S, self._keep_house)
+        resources.callback(self._stop_timers)
+
+    # --- the machine ---------------------------------------------------------------------------------
+
+    def _handle(self, event: Event) -> None:
+        now = self.clock()
+        entry = self._ring.begin(now, event)
+        try:
+            effects = self.machine.handle(event, now)
+            entry.effects = effects
+            if self.settings.check_invariants:
+                self.machine.check()
+            for effect in effects:
+                self._execute(effect)
+        except Exception as error:  # Whatever it is, it is a fault of our own, and it ends the node.
+            self._crash(error)
+
+    def _execute(self, effect: Effect) -> None:
+        match effect:
+            case Send(peer, message, blob):
+                if blob is None:
+                    self._send_control(peer, [encode(self.settings.run_id, message)])
+                else:
+                    self.transfers.send(peer, message, blob)
+            case SetTick(interval_ps):
+                self._set_tick(interval_ps / PS_PER_S)
+            case Measure() | Apply() | Pin() | Difference() | Release():
+                self.tensors.execute(effect)
+            case Train():
+                self._need_trainer().train(effect)
+            case Cancel(push):
+                self._need_trainer().cancel(push)
+            case Validate():
+                self._need_trainer().validate(effect)
+            case Note(kind, fields):
+                self._note(kind, fields)
+            case Finish(reason, error):
+                self.telemetry.event("finished", reason=reason, error=error)
+                self._finish(effect)
+            case _:
+                assert_never(effect)
+
+    def _need_trainer(self) -> Training:
+        assert self._training is not None, "this node has no trainer"
+        return self._training
+
+    def _note(self, kind: str, fields: dict[str, Any]) -> None:
+        connect = self.settings.client
+        if kind == "waiting" and connect is not None:
+            fields = {**fields, "server": f"{connect.peer} at {connect.host}:{connect.port}"}
+        self.telemetry.event(kind, **fields)
+
+    def _finish(self, finish: Finish) -> None:
+        if not self._finished.done():
+            self._finished.set_result(finish)
+
+    def _crash(self, error: BaseException) -> None:
+        """Something that must never happen did: say what was seen, and end."""
+        if self._finished.done():
+            return
+        summary = self._ring.report(error, self.settings.crash_file)
+        self.telemetry.event("crashed", error=summary, report=str(self.settings.crash_file))
+        self._finish(Finish(CRASHED, error=f"{summary}; see {self.settings.crash_file}"))
+
+    def _on_loop_exception(
+        self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]
+    ) -> None:
+        self._crash(context.get("exception") or AssertionError(context["message"]))
+
+    # --- time and signals ----------------------------------------------------------------------------
+
+    def _set_tick(self, interval_s: float) -> None:
+        assert interval_s > 0
+        if self._tick is not None:
+            self._tick.cancel()
+        self._tick = self._loop.call_later(interval_s, self._on_tick, interval_s)
+
+    def _on_tick(self, interval_s: float) -> None:
+        self._set_tick(interval_s)
+        self.post(Tick())
+
+    def _keep_house(self) -> None:
+        self._housekeeping = self._loop.call_later(HOUSEKEEPING_S, self._keep_house)
+        self.transfers.tick()
+        self._rounds += 1
+        if self._rounds % COUNTERS_EVERY == 0:
+            self.telemetry.count()
+
+    def _stop_timers(self) -> None:
+        self._housekeeping.cancel()
+        if self._tick is not None:
+            self._tick.cancel()
+
+    def _on_signal(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if self._stopping:
+            self.telemetry.line(f"second {name}: ending at once")
+            os._exit(128 + number)
+        self._stopping = True
+        self.telemetry.event("stopping", why=name)
+        self.post(StopRequested(name))
+
+    # --- sockets -------------------------------------------------------------------------------------
+
+    def _side(self, peer: Peer) -> Side:
+        connect = self.settings.client
+        side = self._client if connect is not None and peer == connect.peer else self._server
+        assert side is not None, f"no socket leads to {peer}"
+        return side
+
+    def _send_control(self, peer: Peer, parts: list[Any]) -> bool:
+        return self._side(peer).control.send(peer, parts)
+
+    def _send_bulk(self, peer: Peer, parts: list[Any]) -> bool:
+        return self._side(peer).bulk.send(peer, parts)
+
+    def _throttle(self, on: bool) -> None:
+        for side in (self._server, self._client):
+            if side is not None:
+                side.bulk.pause() if on else side.bulk.resume()
+
+    def _on_link(self, label: str, up: bool) -> None:
+        connect = self.settings.client
+        assert connect is not None
+        if label == "bulk":
+            if up:
+                self.transfers.outgoing.reconnected(connect.peer)
+            return
+        where = f"{connect.peer} at {connect.host}:{connect.port}"
+        self.telemetry.event("connected" if up else "disconnected", server=where)
+
+    def _on_bulk(self, peer: Peer, parts: list[Any]) -> None:
+        self.transfers.on_bulk(peer, parts)
+
+    def _on_server_control(self, peer: Peer, parts: list[bytes]) -> None:
+        """From a client, who may be anybody."""
+        connect = self.settings.client
+        if connect is not None and peer == connect.peer:
+            self.telemetry.drop("identity", peer, "a client has the name of our own server")
+            return
+        try:
+            self._on_parts(peer, parts)
+        except (OtherRun, OtherProtocol) as error:
+            self.telemetry.drop("stranger", peer, str(error))
+            hello = peek_hello(parts[0])
+            if hello is not None:
+                protocol, run = hello
+                ours = f"this server serves run {self.settings.run_id!r}, protocol {PROTOCOL_VERSION}"
+                refusal = encode_refusal(protocol, run, f"{ours}, not run {run!r}, protocol {protocol}")
+                self._send_control(peer, [refusal])
+        except WireError as error:
+            self.telemetry.drop("malformed", peer, str(error))
+
+    def _on_control(self, peer: Peer, parts: list[bytes]) -> None:
+        """From our server."""
+        try:
+            self._on_parts(peer, parts)
+        except WireError as error:
+            self.telemetry.drop("malformed", peer, str(error))
+
+    def _on_parts(self, peer: Peer, parts: list[bytes]) -> None:
+        if len(parts) == 2:
+            self.transfers.on_frame(peer, parts[0])
+            return
+        message = decode_message(self.settings.run_id, parts[0])
+        if isinstance(message, Welcome) and not self._welcome(peer, message):
+            return
+        self.post(Received(peer, message))
+
+    def _welcome(self, peer: Peer, message: Welcome) -> bool:
+        """Learn the model's shape from the server, or see that it is still ours."""
+        connect = self.settings.client
+        if connect is None or peer != connect.peer or not message.manifest:
+            return True
+        try:
+            manifest = Manifest(message.manifest)
+        except ValueError as error:
+            self.telemetry.drop("manifest", peer, str(error))
+            return False
+        if manifest.bytes > self.settings.limits.model_bytes_max:
+            limit = self.settings.limits.model_bytes_max
+            self.telemetry.drop("manifest", peer, f"{manifest.bytes} bytes exceed {limit}")
+            return False
+        if self.tensors.ready:
+            if self.tensors.plane.manifest.fingerprint == manifest.fingerprint:
+                return True
+            self.telemetry.drop("manifest", peer, "the server's model is another than ours")
+            return False
+        assert self._plane_factory is not None, "neither a plane nor a way to make one"
+        self.tensors.begin(self._plane_factory(manifest))
+        return True
+
+
+def run_node(node: Node) -> int:
+    """Run a node on uvloop and return the exit code of its process; says how it ended.
+
+    0: done; `EXIT_ERROR`: it ended with an error; `EXIT_CRASHED`: it broke an invariant of its own.
+    Raises `ConfigError` as `Node.run` does.
+    """
+    finish = uvloop.run(node.run())
+    if finish.error:
+        node.telemetry.line(f"error: {finish.reason}: {finish.error}")
+        return EXIT_CRASHED if finish.reason == CRASHED else EXIT_ERROR
+    return 0

@@ -1,0 +1,51 @@
+"""Which ports of this machine are free. A server takes two: control, and bulk on the next one."""
+
+import socket
+from contextlib import closing
+
+from pelago.core.errors import ConfigError
+
+PORT_MAX = 65535
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a TCP port can be bound now."""
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def require_free(host: str, port: int, key: str) -> None:
+    """Raises `ConfigError`, naming the key, if a server's two ports cannot be bound."""
+    try:
+        socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError(f"{key} = '{host}:{port}': no such host ({error})") from None
+    for each in (port, port + 1):
+        if not is_free(host, each):
+            raise ConfigError(f"{key} = '{host}:{port}': port {each} is taken on this machine")
+
+
+def free_pairs(count: int, first: int = 0) -> list[int]:
+    """So many first ports of free pairs on the loopback interface, from ``first`` upwards or anywhere.
+
+    Raises `ConfigError` if there are not as many.
+    """
+    port = first
+    if not port:
+        with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
+            probe.bind(("127.0.0.1", 0))
+            # Stay below the range from which the kernel gives out ports to clients, where it can be done.
+            port = 10_000 + probe.getsockname()[1] % 20_000
+    pairs: list[int] = []
+    while len(pairs) < count:
+        if port + 1 > PORT_MAX:
+            raise ConfigError(f"local.port = {first}: too few free ports above it")
+        if is_free("127.0.0.1", port) and is_free("127.0.0.1", port + 1):
+            pairs.append(port)
+        port += 2
+    return pairs

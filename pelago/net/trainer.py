@@ -1,0 +1,129 @@
+"""The one long effect: a thread in which a worker's trainer, or the evaluator, computes."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pelago.core.machine import Progress, Train, Trained, Validate, Validated
+from pelago.core.names import Lease, PushId
+from pelago.net.lane import Lane, Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What training on a lease gave: ``delta`` is flat fp32, start minus end; ``loss`` a mean, nats."""
+
+    delta: Any
+    steps: int
+    tokens: int
+    loss: float
+
+
+class TrainerPort(Protocol):
+    """What a worker does with parameters. Every method runs in the one trainer thread.
+
+    ``flat`` is the flat fp32 arena of a payload, to be read only.
+    """
+
+    def train(
+        self,
+        lease: Lease,
+        flat: Any,
+        on_step: Callable[[int], None],
+        cancel: threading.Event,
+    ) -> Result | None:
+        """Train on a lease; call ``on_step(steps so far)`` after each; None once ``cancel`` is set."""
+        ...
+
+    def validate(self, flat: Any) -> tuple[float, int]:
+        """Held-out loss, in nats per token, and the number of tokens it is a mean of."""
+        ...
+
+    def export(self, flat: Any) -> None:
+        """Write the model out for users."""
+        ...
+
+
+class Training:
+    """Runs `Train` and `Validate` one after the other; ``post`` takes the facts that follow."""
+
+    def __init__(
+        self,
+        port: TrainerPort,
+        tensors: Tensors,
+        post: Callable[[Progress | Trained | Validated], None],
+        on_fault: Callable[[BaseException], None],
+    ) -> None:
+        self._port = port
+        self._tensors = tensors
+        self._post = post
+        self._lane = Lane("trainer", on_fault)
+        self._cancels: dict[PushId, threading.Event] = {}
+
+    def train(self, effect: Train) -> None:
+        """Train on a lease, after every tensor effect wished before."""
+        cancel = self._cancels[effect.lease.push] = threading.Event()
+        self._tensors.use(effect.blob)
+        self._tensors.after(lambda: self._train(effect, cancel))
+
+    def cancel(self, push: PushId) -> None:
+        """Stop training on a lease at its next step; nothing is answered for it from now on."""
+        cancel = self._cancels.pop(push, None)
+        if cancel is not None:
+            cancel.set()
+
+    def validate(self, effect: Validate) -> None:
+        """Measure the held-out loss, after every tensor effect wished before."""
+        self._tensors.use(effect.blob)
+        plane = self._tensors.plane
+
+        def job() -> tuple[float, int]:
+            flat = plane.flat(effect.blob)
+            found = self._port.validate(flat)
+            if effect.export:
+                self._port.export(flat)
+            return found
+
+        def done(found: tuple[float, int]) -> None:
+            self._tensors.drop(effect.blob)
+            self._post(Validated(effect.version, found[0], found[1]))
+
+        self._tensors.after(lambda: self._lane.submit(job, done))
+
+    def close(self) -> None:
+        """Cancel everything and stop the thread."""
+        for cancel in self._cancels.values():
+            cancel.set()
+        self._cancels.clear()
+        self._lane.close()
+
+    def _train(self, effect: Train, cancel: threading.Event) -> None:
+        push, plane, post = effect.lease.push, self._tensors.plane, self._lane.post
+
+        def live() -> bool:
+            return self._cancels.get(push) is cancel
+
+        def stepped(steps: int) -> None:
+            if live():
+                self._post(Progress(push, steps))
+
+        def job() -> Result | None:
+            if cancel.is_set():
+                return None
+            flat = plane.flat(effect.blob)
+            return self._port.train(
+                effect.lease, flat, lambda steps: post(stepped, steps), cancel
+            )
+
+        def done(result: Result | None) -> None:
+            self._tensors.drop(effect.blob)
+            if result is None or not live():
+                return
+            del self._cancels[push]
+            blob = self._tensors.new_blob()
+            self._tensors.created(blob)
+            plane.adopt(blob, result.delta)
+            self._post(Trained(push, blob, result.steps, result.tokens, result.loss))
+
+        self._lane.submit(job, done)

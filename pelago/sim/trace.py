@@ -1,0 +1,39 @@
+"""A digest of everything that happened: equal if and only if two runs took the same course."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import msgpack
+
+from pelago.wire.messages import Effect, Event
+
+
+class Trace:
+    """SHA-256 over (node, picosecond, event, effects) of every event, each in one canonical form."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def record(self, now: int, node: str, event: Event, effects: Sequence[Effect]) -> None:
+        """Add what a node did at an event."""
+        plain = (now, node, canonical(event), [canonical(effect) for effect in effects])
+        self._hash.update(msgpack.packb(plain))
+
+    def digest(self) -> str:
+        """Hexadecimal digits, of all that was recorded so far."""
+        return self._hash.hexdigest()
+
+
+def canonical(value: Any) -> Any:
+    """A value as lists, numbers and texts: a dataclass as its name and fields in order, a dict sorted by
+    key. Nothing in it rests on `repr`, on an address or on the order of a set."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return [type(value).__name__, *(canonical(getattr(value, each.name)) for each in fields(value))]
+    if isinstance(value, dict):
+        return [[key, canonical(value[key])] for key in sorted(value)]
+    if isinstance(value, list | tuple):
+        return [canonical(each) for each in value]
+    assert value is None or isinstance(value, int | float | str | bytes), type(value)
+    return value

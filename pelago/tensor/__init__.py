@@ -1,0 +1,1 @@
+"""Flat-tensor maths: optimisers, merge, checksums; torch and numpy, no I/O."""

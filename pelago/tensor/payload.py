@@ -1,0 +1,141 @@
+"""Payloads: named sequences of chunks whose bytes never change once anybody can see them.
+
+A `Cell` is one chunk in memory. Parameters, snapshots, pins and updates are lists of cells and may
+share them; to name the parameters of this moment is to copy a list of references. Memory for cells
+comes from a `CellPool` and goes back to it when the last reader has let go.
+"""
+
+import math
+import weakref
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pelago.tensor.checksum import Bytes, checksum
+
+_NUMPY: Final[dict[torch.dtype, Any]] = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+class Cell:
+    """One chunk: a flat tensor, and what was found out about it, each at most once.
+
+    Whoever holds a cell may read it for ever; nobody writes to it. Two threads that ask for the
+    same fact at the same time compute the same.
+    """
+
+    __slots__ = ("_checksum", "_facts", "tensor")
+
+    def __init__(self, tensor: torch.Tensor, known_checksum: int | None = None) -> None:
+        self.tensor = tensor
+        self._checksum = known_checksum
+        self._facts: tuple[float, bool] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size in memory."""
+        return self.tensor.numel() * self.tensor.element_size()
+
+    def buffer(self) -> memoryview:
+        """The bytes, read-only and not copied; the view keeps them alive."""
+        return bytes_of(self.tensor).toreadonly()
+
+    def checksum(self) -> int:
+        """XXH3-64 of the bytes."""
+        if self._checksum is None:
+            self._checksum = checksum(self.buffer())
+        return self._checksum
+
+    def facts(self) -> tuple[float, bool]:
+        """Euclidean norm, summed in float64, and whether every element is finite.
+
+        Squares of fp32 cannot overflow in float64, so there the norm alone tells. Squares of
+        float64 can: then the norm is inf, and the elements are asked.
+        """
+        if self._facts is None:
+            norm = float(torch.linalg.vector_norm(self.tensor, dtype=torch.float64))
+            finite = math.isfinite(norm) or (
+                self.tensor.dtype == torch.float64 and bool(torch.isfinite(self.tensor).all())
+            )
+            self._facts = norm, finite
+        return self._facts
+
+
+class Payload:
+    """A blob: a cell for each chunk of the manifest, None where it has not arrived."""
+
+    __slots__ = ("cells", "missing", "whole")
+
+    def __init__(self, cells: list[Cell | None], whole: torch.Tensor | None = None) -> None:
+        self.cells = cells
+        self.missing = cells.count(None)
+        self.whole = whole
+        """All chunks as one tensor, if they were made as one."""
+
+    def complete_cells(self) -> list[Cell]:
+        """All chunks. To ask before `missing` is 0 is a fault of the caller."""
+        assert not self.missing, f"{self.missing} of {len(self.cells)} chunks are missing"
+        return [cell for cell in self.cells if cell is not None]
+
+
+class CellPool:
+    """Memory for cells, used again and again: fresh pages cost several times what a step costs.
+
+    What it hands out comes back by itself when the last view of it is gone, also one that a socket
+    still sends from. It never shrinks: the most that was in use at once, which the limits on staged
+    and pinned payloads bound.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._free: dict[int, list[torch.Tensor]] = {}
+
+    def take(self, elements: int) -> torch.Tensor:
+        """A flat tensor with any contents, the caller's alone. Any thread may ask."""
+        free = self._free.setdefault(elements, [])
+        try:
+            memory = free.pop()
+        except IndexError:
+            memory = torch.empty(elements, dtype=self._dtype)
+        # Every tensor, array and memoryview made of `lent` keeps it alive, so its end is theirs.
+        lent = memory.numpy()
+        weakref.finalize(lent, free.append, memory).atexit = False
+        return torch.from_numpy(lent)
+
+    def free_bytes(self) -> int:
+        """Memory that waits to be used again."""
+        size = self._dtype.itemsize
+        return sum(elements * size * len(free) for elements, free in self._free.copy().items())
+
+
+def bytes_of(flat: torch.Tensor) -> memoryview:
+    """The bytes of a flat tensor, not copied."""
+    array: Any = flat.numpy()
+    return memoryview(array).cast("B")
+
+
+class _Exposed:
+    """Offers a read-only array as a writable one, which is what torch takes without a warning.
+
+    Nothing writes to it: it becomes the memory of a `Cell`.
+    """
+
+    def __init__(self, array: npt.NDArray[Any]) -> None:
+        self.array = array
+        interface = dict(array.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
+
+
+def tensor_over(buffer: Bytes, dtype: torch.dtype) -> torch.Tensor:
+    """A flat tensor over received bytes, not copied unless they lie at an odd address.
+
+    The tensor keeps the buffer alive, which from now on nobody may change.
+    """
+    array: npt.NDArray[Any] = np.frombuffer(buffer, dtype=_NUMPY[dtype])
+    if not array.flags.aligned:
+        array = array.copy()
+    elif not array.flags.writeable:
+        array = np.asarray(_Exposed(array))
+    return torch.from_numpy(array)

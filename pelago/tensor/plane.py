@@ -1,0 +1,276 @@
+"""The tensor plane of one node, in its process: parameters, optimiser state and named payloads.
+
+A plane does what a machine wishes (`pelago.core.machine`: Apply, Pin, Difference, Release, Measure)
+and holds what travels. It takes no decisions and does no I/O.
+
+Threads. What touches the parameters (`apply`, `pin`, `difference`, `model`, `digest`) takes turns,
+in one lane. What touches payloads (`adopt`, `open`, `stage`, `complete`, `measure`, `read`, `flat`,
+`release`) runs beside it in any number of threads and never waits for it, because a chunk that
+anybody can see is never written again: `apply` writes in place only where nobody holds the chunk;
+otherwise it writes the new chunk elsewhere and leaves the old one to those who have it. So a pin
+costs nothing, nobody copies what is pinned, and replies stream out while the next update goes in.
+"""
+
+import math
+import threading
+from collections.abc import Iterator
+from itertools import chain
+from typing import Literal, assert_never
+
+import torch
+import xxhash
+
+from pelago.core.names import BlobId
+from pelago.tensor.checksum import Bytes, checksum
+from pelago.tensor.manifest import Manifest, Piece
+from pelago.tensor.optim import DelayedNesterov, State, merge
+from pelago.tensor.payload import Cell, CellPool, Payload, bytes_of, tensor_over
+
+
+class Plane:
+    """Tensors of a server, or of a worker (``outer`` None: it cannot step).
+
+    ``carry``: remember the model of each `difference`, for ``merge_carry``. ``exchanges``: keep a
+    snapshot, without which there is no `difference`; the GPS needs none. ``dtype``: float32, or
+    float64 for problems small enough to be compared with a formula. Holders that share chunks cost
+    nothing, so the memory is at most: model, snapshot, momentum, accumulator, difference, with
+    ``carry`` the model as sent, and one for each payload staged or pinned.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        outer: DelayedNesterov | None,
+        carry: bool = False,
+        dtype: torch.dtype = torch.float32,
+        exchanges: bool = True,
+    ) -> None:
+        assert exchanges or not carry, "what is never sent cannot be carried"
+        self.manifest = manifest
+        self.dtype = dtype
+        self._outer = outer
+        self._carry = carry
+        self._exchanges = exchanges
+        self._pool = CellPool(dtype)
+        self._lane = threading.RLock()
+        self._registry = threading.Lock()
+        self._payloads: dict[BlobId, Payload] = {}
+        self._state: State | None = None
+        self._model: list[Cell] | None = None
+        self._snapshot: list[Cell] | None = None
+        self._sent: list[Cell] | None = None
+        self._model_is_shared = True
+
+    # --- payloads: any thread ---------------------------------------------------------------------
+
+    def adopt(self, blob: BlobId, flat: torch.Tensor) -> None:
+        """Name a payload made on this node: ``flat``, shape [numel], is the plane's from now on."""
+        assert flat.shape == (self.manifest.numel,), f"{tuple(flat.shape)}"
+        assert flat.dtype == self.dtype, f"{flat.dtype}"
+        assert flat.device.type == "cpu"
+        assert flat.is_contiguous()
+        flat = flat.detach()
+        cells: list[Cell | None] = [Cell(flat[start:stop]) for start, stop in self.manifest.chunks]
+        self._name(blob, Payload(cells, flat))
+
+    def open(self, blob: BlobId) -> None:
+        """Expect a payload from a peer; `stage` fills it."""
+        self._name(blob, Payload([None] * len(self.manifest.chunks)))
+
+    def stage(self, blob: BlobId, chunk_index: int, buffer: Bytes, expected: int) -> bool:
+        """Keep a received chunk, whose XXH3-64 the sender says is ``expected``.
+
+        The buffer itself becomes the staged memory and may not change any more. False, and nothing
+        kept, if it is not that chunk: wrong index, length or checksum, or the blob is not expected
+        (any more). A chunk that is already here is left as it is.
+        """
+        payload = self._payloads.get(blob)
+        if payload is None or not 0 <= chunk_index < len(payload.cells):
+            return False
+        if payload.cells[chunk_index] is not None:
+            return True
+        start, stop = self.manifest.chunks[chunk_index]
+        if memoryview(buffer).nbytes != (stop - start) * self.dtype.itemsize:
+            return False
+        if checksum(buffer) != expected:
+            return False
+        cell = Cell(tensor_over(buffer, self.dtype), expected)
+        cell.facts()
+        with self._registry:
+            if payload.cells[chunk_index] is None:
+                payload.cells[chunk_index] = cell
+                payload.missing -= 1
+        return True
+
+    def complete(self, blob: BlobId) -> bool:
+        """Whether all chunks are here. Raises `KeyError` for an unknown blob."""
+        return not self._payloads[blob].missing
+
+    def measure(self, blob: BlobId) -> tuple[float, bool]:
+        """Euclidean norm of a complete payload, and whether every element is finite.
+
+        Norms of chunks are sums in float64 and combined in chunk order: the same on every call. For
+        what was staged they are known already. Raises `KeyError` for an unknown blob.
+        """
+        facts = [cell.facts() for cell in self._payloads[blob].complete_cells()]
+        return math.hypot(*(norm for norm, _ in facts)), all(finite for _, finite in facts)
+
+    def read(self, blob: BlobId, chunk_index: int) -> tuple[memoryview, int]:
+        """The bytes of a chunk and their XXH3-64. Raises `KeyError` for an unknown blob.
+
+        The view is read-only, not a copy, and stays as it is for as long as somebody holds it.
+        """
+        cell = self._payloads[blob].cells[chunk_index]
+        assert cell is not None, f"chunk {chunk_index} of blob {blob} has not arrived"
+        return cell.buffer(), cell.checksum()
+
+    def flat(self, blob: BlobId) -> torch.Tensor:
+        """A complete payload as one tensor, shape [numel]; a copy if it is in pieces.
+
+        Not to be written to. Raises `KeyError` for an unknown blob.
+        """
+        payload = self._payloads[blob]
+        if payload.whole is not None:
+            return payload.whole
+        return torch.cat([cell.tensor for cell in payload.complete_cells()])
+
+    def release(self, blob: BlobId) -> None:
+        """Forget a payload, known or not. Views handed out by `read` stay valid."""
+        with self._registry:
+            self._payloads.pop(blob, None)
+
+    # --- parameters: the lane ---------------------------------------------------------------------
+
+    def apply(
+        self,
+        operation: Literal["step", "load", "merge", "merge_carry"],
+        blob: BlobId,
+        weight: float = 1.0,
+    ) -> None:
+        """Change the parameters with a complete payload, as `pelago.core.machine.Apply` says.
+
+        ``load`` also forgets what ``carry`` remembered, and ``merge_carry`` before a `difference`
+        carries nothing. Raises `KeyError` for an unknown blob.
+        """
+        cells = self._payloads[blob].complete_cells()
+        with self._lane:
+            match operation:
+                case "step":
+                    self._step(cells, weight)
+                case "load":
+                    self._model, self._sent = list(cells), None
+                    self._take_snapshot()
+                case "merge":
+                    self._merge(cells, weight)
+                    self._take_snapshot()
+                case "merge_carry":
+                    assert self._carry, "this plane was not made to carry"
+                    self._merge_and_carry(cells, weight)
+                case _:
+                    assert_never(operation)
+
+    def pin(self, blob: BlobId) -> None:
+        """Name the parameters as they are now; nothing is copied."""
+        with self._lane:
+            self._name(blob, Payload(list(self._share_model())))
+
+    def difference(self, blob: BlobId) -> None:
+        """Name ``snapshot - model`` as it is now, and remember this model if the plane carries."""
+        with self._lane:
+            assert self._snapshot is not None, "this plane keeps no snapshot"
+            model = self._share_model() if self._carry else self._parameters()
+            cells: list[Cell | None] = []
+            for start, ours in zip(self._snapshot, model, strict=True):
+                change = self._pool.take(ours.tensor.numel())
+                cells.append(Cell(torch.sub(start.tensor, ours.tensor, out=change)))
+            if self._carry:
+                self._sent = list(model)
+            self._name(blob, Payload(cells))
+
+    def model(self) -> torch.Tensor:
+        """A copy of the parameters, shape [numel]."""
+        with self._lane:
+            return torch.cat([cell.tensor for cell in self._parameters()])
+
+    def digest(self) -> str:
+        """Hash of parameters and optimiser state: equal if and only if every bit of them is."""
+        with self._lane:
+            digest = xxhash.xxh3_128(f"{self.dtype} {self.manifest.fingerprint}".encode())
+            for cell in self._parameters():
+                digest.update(cell.buffer())
+            if self._state is not None:
+                digest.update(str(self._state.counter).encode())
+                for tensor in (self._state.momentum, self._state.accumulator):
+                    if tensor is not None:
+                        digest.update(bytes_of(tensor))
+            return digest.hexdigest()
+
+    def memory_bytes(self) -> int:
+        """Bytes of all tensors held, chunks that several payloads share counted once."""
+        with self._lane, self._registry:
+            lists = [self._model, self._snapshot, self._sent]
+            named = (payload.cells for payload in self._payloads.values())
+            held = chain(*(cells or () for cells in lists), *named)
+            cells = {id(cell): cell.bytes for cell in held if cell}
+            state = (self._state.momentum, self._state.accumulator) if self._state else ()
+            slots = sum(slot.numel() * slot.element_size() for slot in state if slot is not None)
+            return sum(cells.values()) + slots + self._pool.free_bytes()
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _name(self, blob: BlobId, payload: Payload) -> None:
+        with self._registry:
+            assert blob not in self._payloads, f"blob {blob} exists already"
+            self._payloads[blob] = payload
+
+    def _parameters(self) -> list[Cell]:
+        assert self._model is not None, "no parameters yet: `load` some"
+        return self._model
+
+    def _share_model(self) -> list[Cell]:
+        """The parameters for somebody else to hold, so that `apply` must not write over them."""
+        self._model_is_shared = True
+        return self._parameters()
+
+    def _take_snapshot(self) -> None:
+        self._model_is_shared = True
+        if self._exchanges:
+            self._snapshot = list(self._parameters())
+
+    def _rewrite(self) -> Iterator[tuple[int, Piece, torch.Tensor, torch.Tensor]]:
+        """For each chunk: index, place, old parameters, and where to write the new ones.
+
+        The two are one tensor if nobody else holds the chunk. Afterwards the new ones are the
+        model, and nobody else holds them.
+        """
+        model = self._parameters()
+        for index, piece in enumerate(self.manifest.chunks):
+            old = model[index].tensor
+            new = self._pool.take(old.numel()) if self._model_is_shared else old
+            yield index, piece, old, new
+            model[index] = Cell(new)
+        self._model_is_shared = False
+
+    def _step(self, cells: list[Cell], weight: float) -> None:
+        assert self._outer is not None, "this plane has no optimiser"
+        if self._state is None:
+            self._state = self._outer.init(self.manifest.numel, self.dtype)
+        factors = self._outer.factors(self._state.counter)
+        for index, (start, stop), old, new in self._rewrite():
+            gradient, slots = cells[index].tensor, self._state.piece(start, stop)
+            self._outer.step_piece(old, gradient, slots, factors, weight, new)
+        self._state.counter += 1
+
+    def _merge(self, cells: list[Cell], weight: float) -> None:
+        for index, _, old, new in self._rewrite():
+            merge(old, cells[index].tensor, weight, new)
+
+    def _merge_and_carry(self, cells: list[Cell], weight: float) -> None:
+        sent = self._sent or list(self._share_model())
+        snapshot = []
+        for index, _, old, new in self._rewrite():
+            moved = self._pool.take(old.numel())
+            torch.sub(sent[index].tensor, old, out=moved)
+            merge(old, cells[index].tensor, weight, new)
+            snapshot.append(Cell(moved.add_(new)))
+        self._snapshot = snapshot

@@ -1,0 +1,315 @@
+"""The whole protocol: every message that nodes exchange, and every limit on them.
+
+Two closed unions. `Message` is what machines say to one another; each is idempotent, so a driver may
+lose, repeat, reorder or delay any of them. `Frame` is what the two ends of one transfer say while a
+message's payload travels in chunks. `docs/PROTOCOL.md` tells the conversations.
+
+Field types are what the codec accepts, nothing else: ``int`` is -1 <= i < 2**64,
+``str`` at most `TEXT_BYTES_MAX` bytes, tuples at most `ITEMS_MAX` items, ``float`` any double.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias, Union
+
+from pelago.core import machine
+from pelago.core.names import Address, Lease, PushId, Spans, Version
+
+PROTOCOL_VERSION: Final = 1
+HEADER_BYTES_MAX: Final = 4 << 20
+"""An encoded message; only `Welcome`, with the manifest of a large model, comes near it."""
+TEXT_BYTES_MAX: Final = 1 << 10
+ITEMS_MAX: Final = 1 << 16
+RUN_ID_BYTES_MAX: Final = 64
+CHUNK_BYTES_MAX: Final = 4 << 20
+"""Payload of one chunk frame."""
+FRAMES_MAX: Final = 3
+"""Parts of one ZeroMQ message after the routing identity: envelope, and for a chunk its payload."""
+
+Role: TypeAlias = Literal["lps", "worker", "evaluator"]
+Outcome: TypeAlias = Literal["applied", "rejected", "fenced"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One named tensor of the manifest; its place in the flat arena follows from the order."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """What one worker group has done so far."""
+
+    group: int
+    rounds: int
+    steps: int
+    tokens: int
+    busy_ms: int
+    alive_ms: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class RegionReport:
+    """What one region has done so far; bytes are payload bytes that arrived."""
+
+    updates: int
+    exchanges: int
+    in_flight_updates: int
+    staleness_max: int
+    lan_bytes: int
+    wan_bytes: int
+    exchanging: bool
+    workers: tuple[WorkerReport, ...]
+
+
+# --- from a client: a worker to its LPS, an LPS or the evaluator to the GPS ------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First word of a client. ``fingerprint`` names the model (empty: not known yet), ``corpus`` the data."""
+
+    protocol: int
+    role: Role
+    address: Address
+    incarnation: int
+    fingerprint: str
+    corpus: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Alive. Clients send it on every tick with their report; servers answer it without one."""
+
+    report: WorkerReport | RegionReport | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Send me the model: with a lease of ``samples`` if that is not 0, and not before ``after_steps``
+    local steps have been counted at the GPS."""
+
+    samples: int
+    after_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRequest:
+    """An LPS asks for samples. ``request`` numbers its requests, so that a repeat gets the same answer."""
+
+    request: int
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """May I send this update? Also asks what became of it, after a silence."""
+
+    push: PushId
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """An update; payload: the pseudo-gradient.
+
+    ``base``: the version it started from. ``steps``: local steps to count, also those whose work was
+    dropped. ``spans``: the samples inside the payload; ``dropped``: samples whose update will never be in
+    one (`in_flight = "drop"`). ``next_samples``: also give me the next lease, of this size (0: no).
+    """
+
+    push: PushId
+    base: Version
+    steps: int
+    updates: int
+    tokens: int
+    loss: float
+    spans: Spans
+    dropped: Spans
+    next_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The evaluator's finding on one global version: mean nats per token over ``tokens`` held-out tokens."""
+
+    version: Version
+    counted_steps: int
+    loss: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """I go. What I was leased and did not consume is settled here: a worker's lease simply returns;
+    an LPS names what it gives back, what it applied but never exchanged, and what it dropped."""
+
+    reason: str
+    report: WorkerReport | RegionReport | None
+    returned: Spans
+    unexchanged: Spans
+    dropped: Spans
+
+
+# --- from a server ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """You are in. ``fence`` marks what you hold; ``group`` is your index in the region. The manifest is
+    for a region's server, which builds no model of its own; workers and evaluators get an empty one."""
+
+    incarnation: int
+    fence: int
+    group: int
+    manifest: tuple[TensorSpec, ...]
+    fingerprint: str
+    corpus: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Not yet; ``what`` says for what this server itself is waiting. Ask again on your next tick."""
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """No, and asking again will not help; ``detail`` is for the user."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejoin:
+    """I do not know you (evicted, or I restarted): say Hello again."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseGrant:
+    """Samples for a region."""
+
+    request: int
+    fence: int
+    spans: Spans
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Send it: a staging place is reserved."""
+
+    push: PushId
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """No staging place is free; offer again after so long."""
+
+    push: PushId
+    retry_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """What became of an update, once and for ever."""
+
+    push: PushId
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Parameters; payload: the model. ``lease`` is the work to do on them (workers only), ``answers`` the
+    update that this replies to (regions only)."""
+
+    version: Version
+    counted_steps: int
+    lease: Lease | None
+    answers: PushId | None
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The run is over (or this server goes): finish, settle, leave."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """Your `Leave` is settled."""
+
+
+Message: TypeAlias = Union[
+    Hello,
+    Heartbeat,
+    Pull,
+    LeaseRequest,
+    Offer,
+    Push,
+    Evaluated,
+    Leave,
+    Welcome,
+    Wait,
+    Refuse,
+    Rejoin,
+    LeaseGrant,
+    Grant,
+    Busy,
+    Ack,
+    Model,
+    Stop,
+    Goodbye,
+]
+"""Append only: a message's place in this union is its tag on the wire."""
+
+Event: TypeAlias = machine.Event[Message]
+Effect: TypeAlias = machine.Effect[Message]
+
+
+# --- the two ends of one transfer --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """A payload follows: ``message`` is the encoded message it belongs to. Sent again, with the next
+    ``query``, it asks what has arrived."""
+
+    transfer: int
+    query: int
+    message: bytes
+    chunks: int
+    payload_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One piece of the payload, in the frame that follows; ``checksum`` is XXH3-64 of it."""
+
+    transfer: int
+    index: int
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True)
+class Have:
+    """What has arrived: all chunks below ``through``, and those in ``beyond``. ``query`` is the newest seen."""
+
+    transfer: int
+    query: int
+    through: int
+    beyond: Spans
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """This transfer is off: superseded, refused, or unknown here."""
+
+    transfer: int
+    reason: str
+
+
+Frame: TypeAlias = Union[Begin, Chunk, Have, Abort]

@@ -1,0 +1,123 @@
+"""The client's end of a conversation with its server: join, stay alive, get one update across.
+
+A worker speaks so to its LPS, an LPS and the evaluator to the GPS. Pure: it returns effects, and the
+machine that owns it emits them. Nothing here rests on a message arriving: Hello, Offer and whatever
+the owner asks for are repeated on the tick until they are answered.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pelago.core.machine import Note, Send
+from pelago.core.names import BlobId, Peer, PushId
+from pelago.wire.messages import (
+    Effect,
+    Grant,
+    Heartbeat,
+    Hello,
+    Offer,
+    Push,
+    RegionReport,
+    WorkerReport,
+)
+
+
+@dataclass(slots=True)
+class Upload:
+    """One update on its way: offered, then sent, then (all of it arrived) awaiting its fate."""
+
+    message: Push
+    blob: BlobId
+    state: Literal["offered", "sending", "arrived"]
+    asked_at: int
+    """When we last asked, in the driver's picoseconds."""
+
+    @property
+    def push(self) -> PushId:
+        """The update's name."""
+        return self.message.push
+
+
+class Uplink:
+    """State of the conversation. The owner holds at most one update in it at a time."""
+
+    def __init__(self, server: Peer, hello: Hello, retry_ps: int, lost_after_ps: int) -> None:
+        self.server = server
+        self.hello = hello
+        self.joined = False
+        self.fence = 0
+        self.upload: Upload | None = None
+        self._retry_ps = retry_ps
+        self._lost_after_ps = lost_after_ps
+        self._heard_at: int | None = None
+        self._waiting = ""
+
+    def join(self) -> list[Effect]:
+        """Say Hello: at the start, on every tick until welcome, and when the server forgot us."""
+        self.joined = False
+        return [Send(self.server, self.hello)]
+
+    def welcome(self, fence: int, group: int) -> list[Effect]:
+        """The server took us in. From now on we ask for the group that it gave us."""
+        self.joined, self.fence = True, fence
+        address = replace(self.hello.address, group=group)
+        self.hello = replace(self.hello, address=address)
+        return self.waiting("")
+
+    def heard(self, now: int) -> list[Effect]:
+        """Any message of the server's came."""
+        self._heard_at = now
+        return self.waiting("") if self.joined else []
+
+    def waiting(self, what: str) -> list[Effect]:
+        """Say for what this node waits, once; an empty ``what`` says that it goes on."""
+        if what == self._waiting:
+            return []
+        self._waiting = what
+        return [Note("waiting", {"for": what})] if what else [Note("going_on", {})]
+
+    def tick(self, report: WorkerReport | RegionReport | None, now: int) -> list[Effect]:
+        """Repeat what was not answered; beat the heart."""
+        effects: list[Effect] = []
+        if self._heard_at is None or now - self._heard_at > self._lost_after_ps:
+            effects += self.waiting(f"{self.server} to answer")
+        if not self.joined:
+            return [*effects, *self.join()]
+        effects.append(Send(self.server, Heartbeat(report)))
+        upload = self.upload
+        if upload and upload.state != "sending" and now - upload.asked_at >= self._retry_ps:
+            upload.asked_at = now
+            effects.append(Send(self.server, Offer(upload.push)))
+        return effects
+
+    def offer(self, message: Push, blob: BlobId, now: int) -> list[Effect]:
+        """Begin to get an update across."""
+        assert self.upload is None, self.upload
+        self.upload = Upload(message, blob, "offered", now)
+        return [Send(self.server, Offer(message.push))]
+
+    def granted(self, message: Grant, now: int) -> list[Effect]:
+        """Send the update, unless this is a late echo. A grant for one that arrived means it was lost."""
+        upload = self.upload
+        if upload is None or upload.push != message.push or upload.state == "sending":
+            return []
+        upload.state, upload.asked_at = "sending", now
+        return [Send(self.server, upload.message, upload.blob)]
+
+    def delivered(self, blob: BlobId, now: int) -> None:
+        """All of the payload arrived; what became of it comes as an Ack."""
+        if self.upload is not None and self.upload.blob == blob:
+            self.upload.state, self.upload.asked_at = "arrived", now
+
+    def lost(self, now: int) -> None:
+        """The driver gave up on sending to the server: ask again on the tick."""
+        if self.upload is not None and self.upload.state == "sending":
+            self.upload.state, self.upload.asked_at = "offered", now
+
+    def finished(self, push: PushId) -> Upload | None:
+        """The update's fate is known: forget it and return it, once."""
+        upload = self.upload
+        if upload is None or upload.push != push:
+            return None
+        self.upload = None
+        return upload

@@ -1,0 +1,147 @@
+"""HALoS's simulator told again in one page of plain Python, to compare the virtual driver with.
+
+Written from the paper's algorithm and the released simulator's behaviour (Kim et al., arXiv 2506.04531),
+with floats, `heapq` and nothing of Pelago. The model is a scalar that starts at 1; times are ms.
+"""
+
+import heapq
+import itertools
+import math
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run depends on; the defaults are the paper's."""
+
+    speeds: tuple[tuple[float, ...], ...]
+    bandwidth_gbps: tuple[tuple[float, ...], ...]
+    budget: int = 98_304
+    model_bytes: int = 281_706_496
+    step_ms: float = 238.391
+    local_steps: int = 8
+    rescale: bool = True
+    every: int = 32
+    alpha: float = 0.25
+    carry: bool = False
+    lps: tuple[float, float, int] = (0.2, 0.9, 16)
+    """eta, momentum, delay"""
+    gps: tuple[float, float, int] = (0.15, 0.5, 2)
+    gps_region: int = 0
+    centre: float | None = None
+    """b_w = (w - centre) / 10; None: half of the highest w."""
+
+
+@dataclass
+class Server:
+    """A parameter and its delayed Nesterov, Liu et al. 2024, Algorithm 3 with c = 0."""
+
+    settings: tuple[float, float, int]
+    th: float = 1.0
+    m: float = 0.0
+    accumulated: float = 0.0
+    t: int = 0
+
+    def step(self, g: float) -> None:
+        eta, beta, delay = self.settings
+        lr = eta * delay
+        self.accumulated += g
+        if (self.t + 1) % delay == 0:
+            self.m = beta * self.m + self.accumulated / delay
+            self.th -= lr * (beta * self.m + g / delay)
+            self.accumulated = 0.0
+        else:
+            self.th -= lr * g / delay
+        self.t += 1
+
+
+@dataclass
+class Region(Server):
+    snap: float = 1.0
+    sent: float = 1.0
+    version: int = 0
+    merged: int = 0
+    flying: bool = False
+    steps: int = 0
+    sent_steps: int = 0
+
+
+@dataclass
+class Outcome:
+    """Arrivals at the GPS as (ms, region, cumulative steps), its value after each, and the leases."""
+
+    arrivals: list[tuple[float, int, int]] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    lps: list[float] = field(default_factory=list)
+    leases: list[tuple[int, int]] = field(default_factory=list)
+    """(worker, first sample) in order of hand-out"""
+
+
+def halos(setting: Setting) -> Outcome:
+    """Run HALoS until the counted steps reach the budget."""
+    fastest = max(itertools.chain(*setting.speeds))
+    places = [(r, s / fastest) for r, row in enumerate(setting.speeds) for s in row]
+    steps = [
+        max(1, math.ceil(setting.local_steps * s)) if setting.rescale else setting.local_steps
+        for _, s in places
+    ]
+    centre = (len(places) - 1) / 2 if setting.centre is None else setting.centre
+
+    def comm(a: int, b: int) -> float:
+        return setting.model_bytes * 8 / (setting.bandwidth_gbps[a][b] * 1e9) * 1e3
+
+    def trained(w: int, th: float) -> float:
+        for _ in range(steps[w]):
+            th -= 1e-3 * (th - (w - centre) / 10)
+        return th
+
+    gps = Server(setting.gps)
+    regions = [Region(setting.lps) for _ in setting.speeds]
+    outcome = Outcome()
+    events: list[tuple[float, int, str, int, float]] = []
+    order = itertools.count()
+    samples = counted = 0
+
+    def schedule(at: float, kind: str, who: int, value: float) -> None:
+        heapq.heappush(events, (at, next(order), kind, who, value))
+
+    def begin_round(w: int, now: float) -> None:
+        nonlocal samples
+        r, speed = places[w]
+        outcome.leases.append((w, samples))
+        samples += steps[w] * 64
+        compute = steps[w] * setting.step_ms / speed + w * 1e-6
+        th = regions[r].th
+        schedule(now + 2 * comm(r, r) + compute, "push", w, th - trained(w, th))
+
+    for w in range(len(places)):
+        begin_round(w, 0.0)
+    while True:
+        now, _, kind, who, value = heapq.heappop(events)
+        if kind == "push":
+            r = places[who][0]
+            region = regions[r]
+            region.step(value)
+            region.version += 1
+            region.steps += steps[who]
+            if not region.flying and region.version >= region.merged + setting.every:
+                region.flying, region.sent = True, region.th
+                schedule(now + comm(r, setting.gps_region), "delta", r, region.snap - region.th)
+                # Counted are all steps since the last send, also those whose movement is dropped.
+                region.sent_steps, region.steps = region.steps, 0
+            begin_round(who, now)
+        elif kind == "delta":
+            gps.step(value)
+            counted += regions[who].sent_steps
+            outcome.arrivals.append((now, who, counted))
+            outcome.values.append(gps.th)
+            if counted >= setting.budget:
+                outcome.lps = [region.th for region in regions]
+                return outcome
+            schedule(now + comm(setting.gps_region, who), "merge", who, gps.th)
+        else:
+            region = regions[who]
+            before = region.th
+            region.th = (1 - setting.alpha) * before + setting.alpha * value
+            region.snap = region.th + (region.sent - before if setting.carry else 0.0)
+            region.merged, region.flying = region.version, False

@@ -1,0 +1,208 @@
+"""Every sample is in one place, in the run's ledger and in a region's table of leases."""
+
+from random import Random
+
+import pytest
+
+from pelago.core.leases import LeaseTable, LedgerTotals, SampleLedger
+from pelago.core.names import Lease, PushId
+from pelago.core.spans import SpanSet
+
+
+def test_fresh_samples_are_lent_in_order() -> None:
+    ledger = SampleLedger()
+    assert ledger.lend("eu", 8) == ((0, 8),)
+    assert ledger.lend("us", 4) == ((8, 12),)
+    assert ledger.cursor == 12
+    assert ledger.holds("eu", ((0, 3), (5, 8)))
+    assert not ledger.holds("eu", ((8, 9),))
+    assert not ledger.holds("asia", ((0, 1),))
+    ledger.check()
+
+
+def test_returned_samples_are_lent_before_fresh_ones() -> None:
+    ledger = SampleLedger()
+    ledger.lend("eu", 8)
+    ledger.give_back("eu", ((2, 4),))
+    assert ledger.lend("us", 4) == ((2, 4), (8, 10))
+    ledger.give_back("us", ((2, 4),))
+    assert ledger.lend("us", 1) == ((2, 3),)
+    assert ledger.cursor == 10
+    ledger.check()
+
+
+def test_an_exchange_spends_what_it_applied_and_what_it_dropped() -> None:
+    ledger = SampleLedger()
+    ledger.lend("eu", 8)
+    ledger.consume("eu", ((0, 4),), ((4, 6),))
+    ledger.check()
+    assert ledger.totals() == LedgerTotals(8, 4, 2, 0, 0, 2, 0)
+
+
+def test_a_lost_region_gives_everything_back() -> None:
+    ledger = SampleLedger()
+    ledger.lend("eu", 8)
+    ledger.consume("eu", ((0, 4),), ())
+    assert ledger.reclaim("eu") == 4
+    assert ledger.reclaim("eu") == 0
+    assert ledger.lend("us", 5) == ((4, 8), (8, 9))
+    ledger.check()
+
+
+def test_a_leaving_region_settles_only_what_it_still_holds() -> None:
+    """It may name samples of an exchange that was applied here, if the acknowledgement was lost."""
+    ledger = SampleLedger()
+    ledger.lend("eu", 16)
+    ledger.consume("eu", ((0, 4),), ())
+    ledger.settle("eu", unexchanged=((0, 6),), dropped=((6, 8),))
+    ledger.check()
+    assert ledger.totals() == LedgerTotals(
+        issued=16,
+        applied=4,
+        dropped_in_flight=2,
+        unexchanged=2,
+        returned=8,
+        held=0,
+        duplicated=0,
+    )
+
+
+def test_nobody_spends_what_he_does_not_hold() -> None:
+    ledger = SampleLedger()
+    ledger.lend("eu", 8)
+    with pytest.raises(AssertionError):
+        ledger.consume("us", ((0, 4),), ())
+
+
+def test_the_ledger_sees_a_sample_in_two_places_and_one_that_is_gone() -> None:
+    ledger = SampleLedger()
+    ledger.lend("eu", 8)
+    ledger.applied.add(((0, 1),))
+    with pytest.raises(AssertionError, match="two sets"):
+        ledger.check()
+    ledger.applied.clear()
+    ledger.held["eu"].remove(((0, 1),))
+    with pytest.raises(AssertionError):
+        ledger.check()
+    ledger.held["eu"].add(((0, 1),))
+    ledger.duplicated = 1
+    with pytest.raises(AssertionError):
+        ledger.check()
+
+
+def test_a_lease_is_cut_from_the_lowest_samples() -> None:
+    table = LeaseTable(incarnation=1)
+    table.pool.add(((8, 16),))
+    lease = table.lend(group=0, fence=3, samples=6)
+    assert lease == Lease(PushId((1 << 32) + 1, 3), ((8, 14),))
+    assert lease.samples == 6
+    assert table.lend(group=1, fence=1, samples=3) is None
+    second = table.lend(group=1, fence=1, samples=2)
+    assert second == Lease(PushId((1 << 32) + 2, 1), ((14, 16),))
+    table.check()
+
+
+def test_an_open_lease_is_found_by_number_and_fence() -> None:
+    table = LeaseTable(0)
+    table.pool.add(((0, 8),))
+    lease = table.lend(0, 1, 4)
+    assert lease is not None
+    held = table.find(lease.push)
+    assert held is not None
+    assert (held.lease, held.group) == (lease, 0)
+    assert table.find(PushId(lease.push.lease, 2)) is None
+    assert table.find(PushId(lease.push.lease + 1, 1)) is None
+    assert table.outcome(PushId(lease.push.lease, 2)) == "fenced"
+
+
+def test_a_lease_is_consumed_once() -> None:
+    table = LeaseTable(0)
+    table.pool.add(((0, 8),))
+    lease = table.lend(0, 1, 4)
+    assert lease is not None
+    assert table.consume(lease.push) == ((0, 4),)
+    assert table.outcome(lease.push) == "applied"
+    with pytest.raises(KeyError):
+        table.consume(lease.push)
+
+
+def test_a_lease_given_back_is_lent_under_a_new_number() -> None:
+    table = LeaseTable(0)
+    table.pool.add(((0, 4),))
+    first = table.lend(0, 1, 4)
+    assert first is not None
+    table.give_back(first.push, "rejected")
+    second = table.lend(1, 1, 4)
+    assert second is not None
+    assert second.push != first.push
+    assert second.spans == first.spans
+    assert table.outcome(first.push) == "rejected"
+    table.check()
+
+
+def test_voiding_revokes_everything_that_was_not_consumed() -> None:
+    table = LeaseTable(0)
+    table.pool.add(((0, 12),))
+    leases = [table.lend(group, 1, 4) for group in (0, 1)]
+    assert leases[0] is not None
+    assert leases[1] is not None
+    table.consume(leases[0].push)
+    assert table.void() == ((4, 12),)
+    assert table.pool.total == 0
+    assert table.open == {}
+    assert table.outcome(leases[1].push) == "fenced"
+
+
+def test_a_later_incarnation_never_reuses_a_number() -> None:
+    """Not even after four billion leases of the earlier one."""
+    numbers = []
+    for incarnation in (1_900_000_000, 1_900_000_001):
+        table = LeaseTable(incarnation)
+        table.pool.add(((0, 4),))
+        lease = table.lend(0, 1, 4)
+        assert lease is not None
+        numbers.append(lease.push.lease)
+    assert numbers[1] - numbers[0] == 1 << 32
+    assert numbers[1] < 1 << 63
+
+
+def test_the_table_sees_a_sample_that_is_leased_twice() -> None:
+    table = LeaseTable(0)
+    table.pool.add(((0, 4),))
+    table.lend(0, 1, 4)
+    table.pool.add(((0, 1),))
+    with pytest.raises(AssertionError, match="twice"):
+        table.check()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_history_of_a_ledger_balances(seed: int) -> None:
+    """Every sample below the cursor is in exactly one set after each of 200 random bookings."""
+    random = Random(seed)
+    ledger = SampleLedger()
+    for _ in range(200):
+        region = random.choice(("eu", "us", "asia"))
+        held = ledger.held.get(region, SpanSet())
+        part = SpanSet(held).take(random.randint(1, held.total)) if held.total else ()
+        match random.randrange(5):
+            case 0 | 1:
+                samples = random.randint(1, 20)
+                lent = ledger.lend(region, samples)
+                assert sum(stop - start for start, stop in lent) == samples
+            case 2:
+                ledger.consume(region, part[:1], part[1:])
+            case 3:
+                ledger.give_back(region, part)
+            case _:
+                ledger.settle(region, part[:1], part[1:])
+        ledger.check()
+    totals = ledger.totals()
+    assert totals.issued == sum(
+        (
+            totals.applied,
+            totals.dropped_in_flight,
+            totals.unexchanged,
+            totals.returned,
+            totals.held,
+        )
+    )

@@ -1,0 +1,320 @@
+"""A whole small run in memory: one GPS, regions, workers and an evaluator over a network of the worst kind.
+
+Messages are lost, repeated, reordered and delayed; processes die, are replaced and are cut off. Tensors
+are replaced by what they would be made of: a payload is the set of samples whose movement it contains.
+So the world knows by itself which samples moved the global model, and compares that with the ledger.
+"""
+
+import heapq
+from dataclasses import dataclass, field, replace
+from random import Random
+
+from gps.state import Gps, GpsSettings
+from lps.state import Lps, LpsSettings
+from pelago.core.machine import (
+    PS_PER_MS,
+    Apply,
+    Cancel,
+    Delivered,
+    Difference,
+    Finish,
+    Loaded,
+    Measure,
+    Measured,
+    Note,
+    PeerLost,
+    Pin,
+    Progress,
+    Received,
+    Release,
+    Send,
+    SetTick,
+    Started,
+    Tick,
+    Train,
+    Trained,
+    Validate,
+    Validated,
+)
+from pelago.core.names import Address, BlobId, Lease, Peer, Version
+from pelago.core.spans import SpanSet
+from pelago.wire.codec import decode_message, encode
+from pelago.wire.messages import Effect, Event
+from worker.state import Evaluator, Worker, WorkerSettings
+
+TICK = 500 * PS_PER_MS
+RETRY, LOST, REGION_LOST = 2 * TICK, 10 * TICK, 24 * TICK
+LATE = 12 * TICK
+STEPS, BATCH = 2, 4
+RUN = "books"
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Probabilities, per message or per tick of a node."""
+
+    loss: float = 0.08
+    repeat: float = 0.08
+    late: float = 0.05
+    rejected: float = 0.03
+    worker_dies: float = 0.004
+    region_dies: float = 0.001
+    cut_off: float = 0.004
+
+
+@dataclass
+class Node:
+    """One process."""
+
+    name: Peer
+    """What the others call its connection."""
+    machine: Gps | Lps | Worker | Evaluator
+    blobs: dict[BlobId, SpanSet] = field(default_factory=dict)
+    next_blob: BlobId = -1
+    training: Lease | None = None
+    cut_off_until: int = 0
+    alive: bool = True
+    finish: Finish | None = None
+    model: SpanSet = field(default_factory=SpanSet)
+    """GPS: the samples whose movement is in the model. LPS: those whose movement is in snapshot - model."""
+    mark: SpanSet = field(default_factory=SpanSet)
+    """LPS: what the last `Difference` contained."""
+
+    def adopt(self, content: SpanSet) -> BlobId:
+        """Name a payload that came from outside."""
+        blob, self.next_blob = self.next_blob, self.next_blob - 1
+        self.blobs[blob] = content
+        return blob
+
+
+class World:
+    """The run and everything that befalls it, from one seed."""
+
+    def __init__(
+        self, seed: int, *, carry: bool, lease_block: int, budget: int, faults: Faults | None
+    ) -> None:
+        self.random = Random(seed)
+        self.faults = faults
+        self.now = self.random.randrange(10**18)
+        self._carry, self._lease_block = carry, lease_block
+        self._heap: list[tuple[int, int, Node, Event]] = []
+        self._order = 0
+        self._incarnation = 10
+        self.nodes: dict[Peer, Node] = {}
+        self.deaths: list[Peer] = []
+        self.gps = Gps(
+            GpsSettings(
+                regions=("eu", "us"),
+                incarnation=10,
+                manifest=(),
+                fingerprint="model",
+                corpus="corpus",
+                budget_local_steps=budget,
+                budget_ps=0,
+                update_norm_max=10.0,
+                staged_max=1,
+                tick_ps=TICK,
+                retry_ps=RETRY,
+                lost_after_ps=LOST,
+                region_lost_after_ps=REGION_LOST,
+            )
+        )
+        self._start("gps", self.gps)
+        self._post(self.nodes["gps"], Loaded(Version(10, 0)), 0)
+        for region in ("eu", "us"):
+            self.start_region(region)
+        for region, group in (("eu", -1), ("eu", -1), ("us", 0)):
+            self.start_worker(region, group)
+        self._start("evaluator", Evaluator(self._worker_settings("gps", "", -1)))
+
+    # --- processes -----------------------------------------------------------------------------------
+
+    def _start(self, name: Peer, machine: Gps | Lps | Worker | Evaluator) -> None:
+        self.nodes[name] = Node(name, machine)
+        self._post(self.nodes[name], Started(), self.random.randrange(TICK))
+
+    def start_region(self, region: str) -> None:
+        """A new process serves a region; its workers find it under the same address."""
+        self._incarnation += 1
+        settings = LpsSettings(
+            gps="gps",
+            region=region,
+            incarnation=self._incarnation,
+            groups=2,
+            updates_per_exchange=3,
+            merge_weight=0.5,
+            carry=self._carry,
+            lease_block=self._lease_block,
+            round_samples_max=STEPS * BATCH,
+            update_norm_max=10.0,
+            staged_max=1,
+            payload_bytes=1,
+            wan=True,
+            tick_ps=TICK,
+            retry_ps=RETRY,
+            lost_after_ps=LOST,
+        )
+        self._start(f"{region}#{self._incarnation}", Lps(settings))
+
+    def start_worker(self, region: str, group: int) -> None:
+        """A worker joins."""
+        self._incarnation += 1
+        name = f"worker#{self._incarnation}"
+        self._start(name, Worker(self._worker_settings(region, region, group)))
+
+    def _worker_settings(self, server: Peer, region: str, group: int) -> WorkerSettings:
+        return WorkerSettings(
+            server=server,
+            address=Address(region, group),
+            incarnation=self._incarnation,
+            fingerprint="model",
+            corpus="corpus",
+            round_samples=STEPS * BATCH,
+            validation_interval_steps=6 * STEPS,
+            tick_ps=TICK,
+            retry_ps=RETRY,
+            lost_after_ps=LOST,
+        )
+
+    def running(self, kind: type) -> list[Node]:
+        """The living processes of a role that did not finish."""
+        return [
+            n
+            for n in self.nodes.values()
+            if n.alive and n.finish is None and isinstance(n.machine, kind)
+        ]
+
+    def _find(self, name: Peer) -> Node | None:
+        """Who is reached under a name: a process, or whoever serves a region now."""
+        node = self.nodes.get(name)
+        if node is None:
+            node = next(
+                (n for n in reversed(self.nodes.values()) if n.name.startswith(f"{name}#")), None
+            )
+        return node if node is not None and node.alive and node.finish is None else None
+
+    # --- time ----------------------------------------------------------------------------------------
+
+    def _post(self, node: Node, event: Event, delay: int) -> None:
+        self._order += 1
+        heapq.heappush(self._heap, (self.now + delay, self._order, node, event))
+
+    def run(self, ticks: int) -> None:
+        """Let so many ticks pass, or fewer if everybody finishes."""
+        until = self.now + ticks * TICK
+        while self._heap and self._heap[0][0] <= until:
+            self.now, _, node, event = heapq.heappop(self._heap)
+            if not node.alive or node.finish is not None:
+                continue
+            if isinstance(event, Tick):
+                self._post(node, Tick(), TICK)
+                if self.faults is not None and self._strikes(node):
+                    continue
+            if isinstance(event, Trained):
+                if node.training is None or node.training.push != event.push:
+                    continue  # It was cancelled.
+                event = replace(event, blob=node.adopt(SpanSet(node.training.spans)))
+                node.training = None
+            self._perform(node, node.machine.handle(event, self.now))
+            node.machine.check()
+        self.now = max(self.now, until) if self._heap else self.now
+
+    def _chance(self, probability: float) -> bool:
+        return self.faults is not None and self.random.random() < probability
+
+    def _strikes(self, node: Node) -> bool:
+        """Whether fate ends a process on this tick; it may cut it off instead."""
+        assert self.faults is not None
+        if self._chance(self.faults.cut_off):
+            node.cut_off_until = self.now + self.random.randrange(2 * REGION_LOST)
+        if isinstance(node.machine, Worker) and self._chance(self.faults.worker_dies):
+            node.alive = False
+            settings = node.machine.settings
+            group = self.random.choice((-1, settings.address.group))
+            self.start_worker(settings.address.region, group)
+        elif isinstance(node.machine, Lps) and self._chance(self.faults.region_dies):
+            node.alive = False
+            self.start_region(node.machine.settings.region)
+        if not node.alive:
+            self.deaths.append(node.name)
+        return not node.alive
+
+    # --- effects -------------------------------------------------------------------------------------
+
+    def _perform(self, node: Node, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send(peer, message, blob):
+                    message = decode_message(RUN, encode(RUN, message))
+                    self._send(node, replace(effect, message=message))
+                case SetTick(interval):
+                    self._post(node, Tick(), interval)
+                case Measure(blob):
+                    rejected = self._chance(self.faults.rejected if self.faults else 0)
+                    norm = self.random.choice((11.0, 1.0)) if rejected else 1.0
+                    fact = Measured(blob, norm, finite=not rejected or norm > 10)
+                    self._post(node, fact, self.random.randrange(TICK // 4))
+                case Pin(blob):
+                    assert blob not in node.blobs
+                    node.blobs[blob] = SpanSet(node.model)
+                case Difference(blob):
+                    assert blob not in node.blobs
+                    node.blobs[blob], node.mark = SpanSet(node.model), SpanSet(node.model)
+                case Apply(operation, blob, _):
+                    self._apply(node, operation, node.blobs[blob])
+                case Release(blob):
+                    del node.blobs[blob]
+                case Train(lease, _, blob):
+                    assert blob in node.blobs and node.training is None
+                    node.training = lease
+                    self._train(node, lease)
+                case Cancel(push):
+                    assert node.training is not None and node.training.push == push
+                    node.training = None
+                case Validate(version, blob, _):
+                    assert blob in node.blobs
+                    self._post(node, Validated(version, 1.0, 1), self.random.randrange(4 * TICK))
+                case Note():
+                    pass
+                case Finish():
+                    node.finish = effect
+
+    def _apply(self, node: Node, operation: str, content: SpanSet) -> None:
+        if operation == "step":
+            assert node.model.add(content) == 0, "an update was applied twice"
+        elif operation == "merge_carry":
+            node.model.remove(node.mark)
+        else:
+            node.model.clear()
+
+    def _train(self, node: Node, lease: Lease) -> None:
+        duration = self.random.randrange(TICK // 2, 4 * TICK)
+        for step in range(STEPS):
+            self._post(node, Progress(lease.push, step + 1), duration * (step + 1) // STEPS)
+        self._post(node, Trained(lease.push, 0, STEPS, STEPS * BATCH, 1.0), duration)
+
+    def _send(self, node: Node, send: Send) -> None:  # type: ignore[type-arg]
+        content = None if send.blob is None else SpanSet(node.blobs[send.blob])
+        target = self._find(send.peer)
+        cut = target is None or max(node.cut_off_until, target.cut_off_until) > self.now
+        if target is None or cut or self._chance(self.faults.loss if self.faults else 0):
+            if send.blob is not None:
+                self._post(node, PeerLost(send.peer, "lost"), self.random.randrange(LOST))
+            return
+        sender = node.name
+        for copy in range(2 if self._chance(self.faults.repeat if self.faults else 0) else 1):
+            delay = self.random.randrange(TICK // 2)
+            if self._chance(self.faults.late if self.faults else 0):
+                delay = self.random.randrange(LATE)
+            blob = None if content is None else target.adopt(SpanSet(content))
+            received = Received(self._as_seen_by(target, sender), send.message, blob)
+            self._post(target, received, delay)
+            if send.blob is not None and copy == 0:
+                lost = self._chance(0.05)
+                fact = PeerLost(send.peer, "cut") if lost else Delivered(send.peer, send.blob)
+                self._post(node, fact, delay)
+
+    def _as_seen_by(self, target: Node, sender: Peer) -> Peer:
+        """Workers know their region's server by its address, the GPS knows it by its process."""
+        region_server = isinstance(target.machine, Worker) and "#" in sender
+        return sender.split("#")[0] if region_server else sender

@@ -1,0 +1,241 @@
+"""Any causal model of `transformers` is one flat tensor, and goes back to a folder unchanged."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from pelago.config import Model
+from pelago.core.errors import CheckpointError, ConfigError
+from tests.worker.corpora import TINY
+from worker.models import LanguageModel, build
+from worker.models.build import architecture
+from worker.models.presets import PRESETS
+
+CPU = torch.device("cpu")
+TOKENS = torch.arange(4 * 17).remainder(251).view(4, 17)
+
+
+def tiny(seed: int = 0, **keys: object) -> LanguageModel:
+    return build(Model(overrides=TINY, **keys), 256, seed, CPU)
+
+
+def loss_of_folder(folder: Path) -> float:
+    """What a user gets who opens the folder with nothing but `transformers`."""
+    module = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    logits = module(input_ids=TOKENS[:, :-1]).logits
+    return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), TOKENS[:, 1:].flatten()))
+
+
+@pytest.mark.parametrize("preset", ["llama3-tiny", "llama4-tiny"])
+def test_every_parameter_is_a_view_into_the_flat_tensor(preset: str) -> None:
+    """Writing the flat tensor changes the model; tied weights appear once."""
+    model = build(Model(preset=preset), 256, 0, CPU)
+    named = dict(model.module.named_parameters())
+    assert {spec.name for spec in model.manifest()} == set(named)
+    offset = 0
+    for spec in model.manifest():
+        piece = model.flat[offset : offset + named[spec.name].numel()]
+        assert tuple(named[spec.name].shape) == spec.shape
+        assert torch.equal(piece.view(spec.shape), named[spec.name].data)
+        assert piece.data_ptr() == named[spec.name].data_ptr()
+        offset += piece.numel()
+    assert offset == model.elements
+
+
+def test_matrices_come_first() -> None:
+    """So that weight decay touches one contiguous part."""
+    model = tiny()
+    dimensions = [len(spec.shape) for spec in model.manifest()]
+    assert dimensions == sorted(dimensions, reverse=True)
+    norms = [spec.shape[0] for spec in model.manifest() if len(spec.shape) == 1]
+    assert model.matrix_elements == model.elements - sum(norms)
+
+
+def test_a_tied_head_is_trained_through_its_embedding() -> None:
+    """The gradient in the flat tensor is the whole one: both uses of the matrix count."""
+    model = tiny()
+    assert "lm_head.weight" not in {spec.name for spec in model.manifest()}
+    model.gradient().zero_()
+    torch.autograd.backward(model.loss(TOKENS))
+    position = next(s for s in model.manifest() if s.name == "model.embed_tokens.weight")
+    embedding = model.module.get_input_embeddings().weight
+    assert position.shape == (256, 32)
+    unused = embedding.grad[255]  # never an input, but always a wrong answer of the head
+    assert unused.abs().sum() > 0
+
+
+def test_the_gradient_is_that_of_an_ordinary_backward_pass() -> None:
+    model, reference = tiny(), tiny()
+    model.gradient().zero_()
+    torch.autograd.backward(model.loss(TOKENS))
+    torch.autograd.backward(reference.loss(TOKENS))
+    gradients = {name: p.grad for name, p in reference.module.named_parameters()}
+    flat = torch.cat([gradients[spec.name].flatten() for spec in reference.manifest()])
+    assert torch.equal(model.gradient(), flat)
+
+
+def test_a_parameter_outside_the_loss_has_a_zero_gradient() -> None:
+    """A plain backward pass would leave None there."""
+    model = tiny()
+    gradient = model.gradient()
+    gradient.fill_(0)
+    torch.autograd.backward(model.module.get_input_embeddings().weight.sum())
+    norm = next(p for name, p in model.module.named_parameters() if name == "model.norm.weight")
+    assert norm.grad is not None
+    assert torch.equal(norm.grad, torch.zeros_like(norm))
+
+
+def test_load_and_read_are_inverse() -> None:
+    model = tiny()
+    values = torch.randn(model.elements, generator=torch.Generator().manual_seed(3))
+    out = torch.empty(model.elements)
+    model.load_flat(values)
+    model.read_flat(out)
+    assert torch.equal(out, values)
+
+
+def test_initial_parameters_follow_from_the_seed_alone() -> None:
+    """The caller's own random numbers neither decide nor are touched."""
+    torch.manual_seed(1)
+    first = tiny(seed=5)
+    torch.manual_seed(2)
+    state = torch.random.get_rng_state()
+    second = tiny(seed=5)
+    assert torch.equal(first.flat, second.flat)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not torch.equal(first.flat, tiny(seed=6).flat)
+
+
+def test_a_fresh_model_knows_nothing() -> None:
+    """Its loss is close to that of guessing among 256 tokens."""
+    assert float(tiny().loss(TOKENS)) == pytest.approx(5.55, abs=0.2)
+
+
+@pytest.mark.parametrize("preset", ["llama3-tiny", "llama4-tiny"])
+def test_an_exported_model_opens_and_gives_the_same_loss(tmp_path: Path, preset: str) -> None:
+    model = build(Model(preset=preset), 256, 0, CPU)
+    noise = torch.randn(model.elements, generator=torch.Generator().manual_seed(3))
+    flat = model.flat + 0.02 * noise
+    folder = tmp_path / "deep" / "model"
+    model.export(folder, flat)
+    model.load_flat(flat)
+    assert loss_of_folder(folder) == pytest.approx(float(model.loss(TOKENS)), abs=1e-6)
+
+
+def test_a_second_export_replaces_the_first_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    model = tiny()
+    folder = tmp_path / "model"
+    model.export(folder, torch.zeros(model.elements))
+    (folder / "stale").touch()
+    model.export(folder, model.flat + 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert not (folder / "stale").exists()
+    assert loss_of_folder(folder) == pytest.approx(float(model.loss(TOKENS)), abs=1e-6)
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    model = tiny()
+    with pytest.raises(CheckpointError, match="cannot write the model"):
+        model.export(tmp_path / "file" / "model", model.flat)
+
+
+def test_a_checkpoint_folder_gives_its_weights(tmp_path: Path) -> None:
+    """Also one stored in bf16: training happens in fp32."""
+    original = tiny(seed=9)
+    original.export(tmp_path / "fp32", original.flat)
+    loaded = build(Model(preset=str(tmp_path / "fp32")), 256, 0, CPU)
+    assert torch.equal(loaded.flat, original.flat)
+    assert loaded.manifest() == original.manifest()
+    original.module.to(torch.bfloat16).save_pretrained(tmp_path / "bf16")
+    rounded = build(Model(preset=str(tmp_path / "bf16")), 256, 0, CPU)
+    assert rounded.flat.dtype == torch.float32
+    assert torch.equal(rounded.flat, loaded.flat.bfloat16().float())
+
+
+def test_a_config_folder_is_initialised_from_the_seed(tmp_path: Path) -> None:
+    """A family that no preset has, made smaller by an override."""
+    transformers.GPT2Config(vocab_size=300, n_embd=32, n_layer=3, n_head=2).save_pretrained(tmp_path)
+    model = build(Model(preset=str(tmp_path)), 256, 4, CPU)
+    smaller = build(Model(preset=str(tmp_path), overrides={"n_layer": 1}), 256, 4, CPU)
+    assert model.vocabulary == 300
+    assert float(model.loss(TOKENS)) == pytest.approx(5.7, abs=0.2)
+    assert smaller.elements < model.elements
+
+
+def test_fewer_layers_of_a_folder_shorten_its_lists_per_layer(tmp_path: Path) -> None:
+    architecture(Model(preset="llama4-tiny"), 256).save_pretrained(tmp_path)
+    model = build(Model(preset=str(tmp_path), overrides={"num_hidden_layers": 2}), 256, 0, CPU)
+    names = {spec.name for spec in model.manifest()}
+    assert any(".layers.1." in name for name in names)
+    assert not any(".layers.2." in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters"),
+    [
+        ("llama3-tiny", 395_904),
+        ("llama3-8m", 8_975_040),
+        ("llama3-1b", 1_235_814_400),
+        ("llama3-8b", 8_030_261_248),
+        ("llama4-tiny", 558_656),
+    ],
+)
+def test_presets_have_the_sizes_that_their_names_say(preset: str, parameters: int) -> None:
+    """The last digits are those of Meta's released models; no memory is used."""
+    with torch.device("meta"):
+        module = transformers.AutoModelForCausalLM.from_config(
+            architecture(Model(preset=preset), 0)
+        )
+    assert sum(parameter.numel() for parameter in module.parameters()) == parameters
+
+
+def test_the_embedded_model_is_of_the_llama_3_architecture() -> None:
+    settings = architecture(Model(), 256)
+    assert settings.model_type == "llama"
+    assert settings.num_key_value_heads < settings.num_attention_heads
+    assert settings.rope_parameters["rope_theta"] == 500_000.0
+    assert settings.vocab_size == 256
+
+
+def test_rope_theta_can_be_overridden() -> None:
+    assert architecture(Model(overrides={"rope_theta": 1e4}), 256).rope_parameters == {
+        "rope_type": "default",
+        "rope_theta": 1e4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"preset": "llama3-tinny"}, r"model\.preset = 'llama3-tinny'.*did you mean 'llama3-tiny'"),
+        ({"preset": "bare"}, r"model\.preset = 'bare': the folder has no config\.json"),
+        ({"preset": "broken"}, r"model\.preset = 'broken'"),
+        ({"preset": "alien"}, r"model\.preset = 'alien'.*martian"),
+        ({"overrides": {"hidden_sise": 64}}, r"hidden_sise = 64.*did you mean 'hidden_size'"),
+        ({"overrides": {"hidden_size": "big"}}, r"hidden_size = 'big': must be a whole number"),
+        ({"overrides": {"num_hidden_layers": -1}}, r"num_hidden_layers = -1: must be a whole"),
+        ({"overrides": {"num_attention_heads": 0}}, r"num_attention_heads = 0: must be at least 1"),
+        ({"overrides": {"num_key_value_heads": 3}}, r"overrides .*3.*cannot be"),
+        ({"overrides": {"vocab_size": 100}}, r"vocabulary of 100 is smaller than the corpus's"),
+    ],
+)
+def test_an_impossible_model_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, object], said: str
+) -> None:
+    """Key, value, and what would be right, in one line."""
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("bare", None), ("broken", "{"), ("alien", '{"model_type": "martian"}')):
+        Path(name).mkdir()
+        if content is not None:
+            Path(name, "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=said) as caught:
+        build(Model(**model), 256, 0, CPU)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_every_preset_is_a_known_architecture() -> None:
+    for preset in PRESETS:
+        assert architecture(Model(preset=preset), 0).model_type in {"llama", "llama4_text"}

@@ -1,0 +1,1 @@
+"""The worker: trains the model on leased samples and pushes what it learnt."""

@@ -1,0 +1,120 @@
+"""From the run file's [data] to a corpus."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from pelago.config import Data
+from pelago.core.errors import ConfigError
+from worker.data.corpus import Corpus, Tokens
+from worker.data.files import SourceFile, folder_files, held_out, stdlib_files
+from worker.data.tokens import open_tokens, sampled_digest, split_tail
+
+BYTE_VOCABULARY: Final = 256
+FILE_SEPARATOR: Final = 0
+"""The byte between two files: it occurs in no text, so the model can learn that a file ended."""
+
+
+def open_corpus(data: Data, seed: int) -> Corpus:
+    """Open what ``data.source`` names; ``seed`` fixes the global order of samples.
+
+    Texts are tokenised into memory (for corpora beyond some GB tokenise once and use
+    tokens:FILE.bin). Raises `ConfigError` naming the key, its value and what would be right.
+    """
+    kind, _, place = data.source.partition(":")
+    if kind != "text" and data.tokenizer != "bytes":
+        raise ConfigError(
+            f"data.tokenizer = {data.tokenizer!r} is only read with data.source = 'text:DIR'; "
+            f"with {data.source!r} leave it at 'bytes'"
+        )
+    match kind:
+        case "stdlib":
+            return _from_files(data, stdlib_files(), seed)
+        case "text":
+            return _from_files(data, folder_files(place), seed)
+        case "tokens":
+            tokens = open_tokens(place, data.token_dtype)
+            train, validation = split_tail(tokens, data.validation_fraction)
+            return _corpus(
+                data, train, validation, 0, seed, sampled_digest(train) + sampled_digest(validation)
+            )
+        case _:
+            raise ConfigError(
+                f"data.source = {data.source!r}: must be 'stdlib', 'text:DIR' or 'tokens:FILE.bin'"
+            )
+
+
+def _from_files(data: Data, files: list[SourceFile], seed: int) -> Corpus:
+    encode, vocabulary = _encoder(data.tokenizer)
+    out = held_out(files, data.validation_fraction)
+    train = _joined([encode(file) for file in files if file.path not in out], vocabulary)
+    validation = _joined([encode(file) for file in files if file.path in out], vocabulary)
+    if len(validation) <= data.sequence_length:
+        everything = _joined([encode(file) for file in files], vocabulary)
+        train, validation = split_tail(everything, data.validation_fraction)
+    content = (
+        hashlib.sha256(train.tobytes()).digest() + hashlib.sha256(validation.tobytes()).digest()
+    )
+    return _corpus(data, train, validation, vocabulary, seed, content)
+
+
+def _corpus(
+    data: Data, train: Tokens, validation: Tokens, vocabulary: int, seed: int, content: bytes
+) -> Corpus:
+    digest = hashlib.sha256(
+        b"%d %d %d " % (vocabulary, len(train), len(validation)) + content
+    ).hexdigest()
+    return Corpus(
+        name=data.source,
+        train=train,
+        validation=validation,
+        vocabulary=vocabulary,
+        digest=digest,
+        sequence_length=data.sequence_length,
+        seed=seed,
+    )
+
+
+def _joined(parts: list[Tokens], vocabulary: int) -> Tokens:
+    dtype = np.uint8 if vocabulary <= 1 << 8 else np.uint16 if vocabulary <= 1 << 16 else np.uint32
+    return np.concatenate(parts).astype(dtype, copy=False) if parts else np.empty(0, dtype)
+
+
+def _encoder(tokenizer: str) -> tuple[Any, int]:
+    """A function from a file to its tokens, separator included, and the size of the vocabulary."""
+    if tokenizer == "bytes":
+        separator = bytes([FILE_SEPARATOR])
+        return lambda file: np.frombuffer(file.content + separator, dtype=np.uint8), BYTE_VOCABULARY
+    hugging_face = load_tokenizer(tokenizer)
+    end = [] if hugging_face.eos_token_id is None else [hugging_face.eos_token_id]
+
+    def encode(file: SourceFile) -> Tokens:
+        text = file.content.decode("utf-8", errors="replace")
+        return np.asarray(hugging_face.encode(text, add_special_tokens=False) + end, dtype=np.int64)
+
+    return encode, len(hugging_face)
+
+
+def load_tokenizer(place: str) -> Any:
+    """A Hugging Face tokenizer from a folder on this machine. Raises `ConfigError`; asks no
+    network.
+    """
+    if not Path(place).is_dir():
+        raise ConfigError(
+            f"data.tokenizer = {place!r}: must be 'bytes' or a folder with a Hugging Face "
+            f"tokenizer; there is no folder {place!r} (seen from {Path.cwd()})"
+        )
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        return transformers.AutoTokenizer.from_pretrained(place, local_files_only=True)
+    except Exception as error:
+        # The library raises whatever its parsers raise; the user needs the place and the first line
+        # of it.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"data.tokenizer = {place!r}: no readable Hugging Face tokenizer there: {reason}"
+        ) from None

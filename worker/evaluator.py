@@ -1,0 +1,93 @@
+"""Held-out loss of the global model, and its export."""
+
+from pathlib import Path
+
+import torch
+
+from pelago.config import RunFile
+from pelago.core.errors import CheckpointError
+from pelago.wire.messages import TensorSpec
+from worker import device as devices
+from worker.data import Corpus, open_corpus
+from worker.data.sources import load_tokenizer
+from worker.models import LanguageModel, build
+
+EVALUATION_BATCH: int = 16
+"""Sequences per forward pass, unless the run file's micro-batch is smaller."""
+
+
+class Evaluator:
+    """Measures versions of the model on one held-out set. Not thread-safe: one call at a time."""
+
+    def __init__(self, run: RunFile) -> None:
+        """Open the corpus and build the model. Raises `ConfigError`."""
+        device = devices.choose(run.worker.device)
+        self.corpus: Corpus = open_corpus(run.data, run.run.seed)
+        self.model: LanguageModel = build(run.model, self.corpus.vocabulary, run.run.seed, device)
+        self.corpus.limit_vocabulary(self.model.vocabulary)
+        self._tokenizer = run.data.tokenizer
+        self._samples = run.data.validation_samples
+        self._batch_size = min(
+            EVALUATION_BATCH, run.worker.micro_batch_size or run.worker.batch_size
+        )
+
+    def manifest(self) -> tuple[TensorSpec, ...]:
+        """Names and shapes of the model's tensors, in the order of the flat tensors."""
+        return self.model.manifest()
+
+    def initial(self) -> torch.Tensor:
+        """A copy of the parameters as they are now; before any other call, the run's initial ones.
+        fp32, CPU.
+        """
+        out = torch.empty(self.model.elements)
+        self.model.read_flat(out)
+        return out
+
+    def validate(self, flat: torch.Tensor) -> tuple[float, int]:
+        """Mean held-out loss in nats per token, in fp32, and over how many tokens.
+
+        ``flat``: fp32, shape (elements,). The result depends on nothing else: not on the seed of
+        the run and not on what was measured before.
+        """
+        self.model.load_flat(flat)
+        return _mean_loss(self.model, self.corpus, self._samples, self._batch_size)
+
+    def export(self, flat: torch.Tensor, directory: Path) -> None:
+        """Write ``flat`` as a Hugging Face model folder (with the tokenizer, if there is one), then
+        reopen it.
+
+        Raises `CheckpointError` if it cannot be written, or if what ``from_pretrained`` reads from
+        it is not the same model to the bit.
+        """
+        self.model.export(directory, flat)
+        if self._tokenizer != "bytes":
+            load_tokenizer(self._tokenizer).save_pretrained(directory)
+        check_export(self.model, directory)
+
+
+def check_export(model: LanguageModel, directory: Path) -> None:
+    """Reopen an exported folder and compare every parameter. Raises `CheckpointError`."""
+    import transformers
+
+    try:
+        reopened = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"the exported model in {directory} does not open: {error}") from None
+    read = dict(reopened.named_parameters())
+    for name, parameter in model.module.named_parameters():
+        if name not in read or not torch.equal(read[name].data, parameter.data.cpu()):
+            raise CheckpointError(f"the exported model in {directory} differs in {name}")
+
+
+def _mean_loss(
+    model: LanguageModel, corpus: Corpus, samples: int, batch_size: int
+) -> tuple[float, int]:
+    total, tokens = 0.0, 0
+    with torch.no_grad():
+        for batch in corpus.validation_batches(samples, batch_size):
+            count = batch.shape[0] * corpus.sequence_length
+            total += float(model.loss(batch)) * count
+            tokens += count
+    return total / tokens, tokens

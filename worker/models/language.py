@@ -1,0 +1,124 @@
+"""A causal language model whose parameters are views into one flat fp32 tensor."""
+
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from pelago.core.errors import CheckpointError
+from pelago.wire.messages import TensorSpec
+
+
+class LanguageModel:
+    """The adapter: servers see a manifest and a flat tensor, trainers a loss.
+
+    Parameters are named as in ``named_parameters()``, each once (a tied head is not repeated),
+    matrices first. So the flat tensor has two segments: ``flat[:matrix_elements]`` is what weight
+    decay touches, the rest (norms, biases) is not, and an optimiser, a norm, a load or a read is
+    one operation on one tensor. Buffers are not part of it: those of the supported architectures
+    follow from the configuration or stay as they were loaded.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        """Take over a `transformers` causal model in fp32; its parameters move into the flat
+        tensor.
+        """
+        parameters = sorted(module.named_parameters(), key=lambda pair: pair[1].dim() < 2)
+        wrong = [name for name, parameter in parameters if parameter.dtype != torch.float32]
+        assert not wrong, f"parameters must be fp32: {wrong[:3]}"
+        self.module = module
+        self.vocabulary: int = module.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
+        self.device = parameters[0][1].device
+        self._manifest = tuple(
+            TensorSpec(name, tuple(parameter.shape)) for name, parameter in parameters
+        )
+        self._parameters = [parameter for _, parameter in parameters]
+        self.matrix_elements = sum(each.numel() for each in self._parameters if each.dim() >= 2)
+        """Length of the segment that weight decay touches."""
+        self.flat = torch.empty(sum(each.numel() for each in self._parameters), device=self.device)
+        """All parameters, fp32, shape (elements,); writing to it changes the model."""
+        self._gradient: torch.Tensor | None = None
+        self._forward: Callable[..., Any] = module
+        for parameter, view in zip(self._parameters, self._views(self.flat), strict=True):
+            view.copy_(parameter.data)
+            parameter.data = view
+
+    @property
+    def elements(self) -> int:
+        """Number of parameters."""
+        return self.flat.numel()
+
+    def manifest(self) -> tuple[TensorSpec, ...]:
+        """Names and shapes in the order of the flat tensor; all fp32."""
+        return self._manifest
+
+    def load_flat(self, flat: torch.Tensor) -> None:
+        """Overwrite all parameters; ``flat`` is fp32 of shape (elements,), on any device."""
+        self.flat.copy_(flat)
+
+    def read_flat(self, out: torch.Tensor) -> None:
+        """Copy all parameters to ``out``, fp32 of shape (elements,), on any device."""
+        out.copy_(self.flat)
+
+    def gradient(self) -> torch.Tensor:
+        """The flat gradient, shape (elements,), which backward passes add to; zero it before a
+        step.
+
+        A parameter that takes no part in a loss (a vision tower on a text batch) keeps its zeros.
+        """
+        if self._gradient is None:
+            self._gradient = torch.zeros_like(self.flat)
+            for parameter, view in zip(self._parameters, self._views(self._gradient), strict=True):
+                parameter.grad = view
+        return self._gradient
+
+    def compile(self) -> None:
+        """Let torch.compile translate the forward and backward pass."""
+        self._forward = torch.compile(self.module)
+
+    def loss(self, tokens: torch.Tensor, mixed: bool = False) -> torch.Tensor:
+        """Mean next-token loss in nats, a scalar; ``tokens`` is int64 of shape (batch, length + 1).
+
+        ``mixed``: matrix products in bf16 (autocast); logits and loss are fp32 always.
+        """
+        tokens = tokens.to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed):
+            logits = self._forward(input_ids=tokens[:, :-1], use_cache=False).logits
+        return functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+
+    def export(self, directory: Path, flat: torch.Tensor) -> None:
+        """Write ``flat`` as a folder that ``AutoModelForCausalLM.from_pretrained`` opens.
+
+        Written beside and renamed, so a reader never sees half a model; an older export is
+        replaced. The model holds ``flat`` afterwards. Raises `CheckpointError` if the folder cannot
+        be written.
+        """
+        self.load_flat(flat)
+        new = directory.with_name(f".{directory.name}.new")
+        old = directory.with_name(f".{directory.name}.old")
+        try:
+            _remove(new, old)
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            self.module.save_pretrained(new)  # type: ignore[operator]
+            if directory.exists():
+                os.replace(directory, old)
+            os.replace(new, directory)
+        except OSError as error:
+            raise CheckpointError(f"cannot write the model to {directory}: {error}") from None
+        finally:
+            _remove(new, old)
+
+    def _views(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        sizes = [math.prod(spec.shape) for spec in self._manifest]
+        pieces = torch.split(flat, sizes)
+        return [piece.view(spec.shape) for piece, spec in zip(pieces, self._manifest, strict=True)]
+
+
+def _remove(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,69 @@
+"""How many local steps, at which learning rate, at which pace: the arithmetic of the inner loop.
+
+Source of the first two: Kim et al., "HALoS", arXiv 2506.04531, and its released code.
+"""
+
+import math
+from dataclasses import dataclass
+
+from pelago.config import RunFile, Worker
+
+
+def local_steps(steps: int, speed: float, rescale: bool) -> int:
+    """Local steps of a round: max(1, ceil(steps * speed)) if ``rescale``, else ``steps``.
+
+    A relative speed is a quotient such as 2.1 / 2.8, whose double may lie a rounding error above
+    3/4. A product within 1e-9 (relative) of a whole number therefore counts as that number: 8 *
+    1.0000000001 is 8.
+    """
+    if not rescale:
+        return steps
+    product = steps * speed
+    nearest = round(product)
+    if abs(product - nearest) <= 1e-9 * max(1.0, product):
+        return max(1, nearest)
+    return max(1, math.ceil(product))
+
+
+def learning_rate(settings: Worker, iteration: int) -> float:
+    """Linear warm-up from 0 to max_lr, cosine to min_lr at total_iterations, flat after that.
+
+    ``iteration`` is the clock of the run: samples handed out so far, divided by the global batch.
+    """
+    warmup, total = settings.warmup_iterations, settings.total_iterations
+    if iteration < warmup:
+        return settings.max_lr * iteration / warmup
+    if iteration >= total:
+        return settings.min_lr
+    progress = (iteration - warmup) / (total - warmup)
+    return settings.min_lr + 0.5 * (settings.max_lr - settings.min_lr) * (
+        1.0 + math.cos(math.pi * progress)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """An emulated speed: how long a local step should take.
+
+    ``step_ms`` > 0: that long at relative speed 1, so step_ms / speed. ``step_ms`` = 0: in
+    proportion to the step's own computing time, 1 / speed times as long.
+    """
+
+    step_ms: float
+    speed: float
+
+    @classmethod
+    def of(cls, run: RunFile, region: int, group: int) -> "Pace":
+        """The pace at which `pelago local` runs a worker."""
+        return cls(step_ms=run.local.step_ms, speed=run.relative_speed(region, group))
+
+    def due_s(self, due_s: float, started_s: float, ended_s: float) -> float:
+        """When the step that ran from ``started_s`` to ``ended_s`` should end, in seconds of the
+        same clock.
+
+        ``due_s``: when the step before it should have ended. A fixed pace counts from there, so
+        that a step that took too long is made up for by the next ones.
+        """
+        if self.step_ms > 0:
+            return due_s + self.step_ms / 1e3 / self.speed
+        return started_s + (ended_s - started_s) / self.speed

@@ -1,0 +1,41 @@
+"""From the run file to what a worker's machine must know; the daemon and the virtual driver share it."""
+
+from pelago.config import RunFile
+from pelago.core.machine import PS_PER_MS
+from pelago.core.names import Address, Peer
+from worker.schedule import local_steps
+from worker.state import WorkerSettings
+
+
+def settings(
+    run: RunFile,
+    region: int | None,
+    group: int,
+    *,
+    incarnation: int,
+    fingerprint: str,
+    corpus: str,
+    server: Peer | None = None,
+    lossless: bool = False,
+) -> WorkerSettings:
+    """Settings of a worker, by its region's place in the run file, or (``region`` None) of the evaluator.
+
+    ``group``: its place in the region; -1: the server chooses, and the worker counts as of speed 1.
+    ``server``: what the driver calls the server; None: "lps", for the evaluator "gps". ``lossless``: for
+    a driver that loses nothing, so no heartbeats and no retries.
+    """
+    worker = run.worker
+    speed = 1.0 if region is None else run.relative_speed(region, group)
+    heartbeat_ps = run.network.heartbeat_ms * PS_PER_MS
+    return WorkerSettings(
+        server=server or ("gps" if region is None else "lps"),
+        address=Address(run.gps_region if region is None else run.region[region].name, group),
+        incarnation=incarnation,
+        fingerprint=fingerprint,
+        corpus=corpus,
+        round_samples=local_steps(worker.local_steps, speed, worker.rescale) * worker.batch_size,
+        validation_interval_steps=run.gps.validation_interval_steps,
+        tick_ps=0 if lossless else heartbeat_ps,
+        retry_ps=2 * heartbeat_ps,
+        lost_after_ps=run.network.lost_after_ms * PS_PER_MS,
+    )

@@ -1,0 +1,437 @@
+"""The worker's and the evaluator's decisions.
+
+Everything that decides lives here; nothing here performs. A worker asks its LPS for a model and a lease,
+trains, gets the update across and is answered with the next model and lease. The evaluator pulls global
+versions from the GPS, has them measured and reports.
+
+Invariants that `check` asserts are numbered W1... and E1... in docs/ARCHITECTURE.md.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+from pelago.core.machine import (
+    Cancel,
+    Delivered,
+    Finish,
+    Loaded,
+    Measured,
+    Note,
+    PeerLost,
+    Progress,
+    Received,
+    Release,
+    Send,
+    SetTick,
+    Started,
+    StopRequested,
+    Tick,
+    Train,
+    Trained,
+    Validate,
+    Validated,
+)
+from pelago.core.names import Address, BlobId, Lease, Peer, Version
+from pelago.wire.messages import (
+    PROTOCOL_VERSION,
+    Ack,
+    Busy,
+    Effect,
+    Evaluated,
+    Event,
+    Goodbye,
+    Grant,
+    Heartbeat,
+    Hello,
+    Leave,
+    Message,
+    Model,
+    Pull,
+    Push,
+    Refuse,
+    Rejoin,
+    Role,
+    Stop,
+    Wait,
+    Welcome,
+    WorkerReport,
+)
+from pelago.wire.uplink import Uplink
+
+LEAVE_TICKS_MAX = 10
+"""How often a leaving node says so before it goes without an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What a worker's or the evaluator's machine must know of the run."""
+
+    server: Peer
+    address: Address
+    incarnation: int
+    fingerprint: str
+    corpus: str
+    round_samples: int
+    """Samples of one lease: local steps times batch size."""
+    validation_interval_steps: int
+    tick_ps: int
+    """0: no heartbeats and no retries, for a driver that loses nothing."""
+    retry_ps: int
+    lost_after_ps: int
+
+    def hello(self, role: Role) -> Hello:
+        """How this node introduces itself."""
+        return Hello(
+            PROTOCOL_VERSION,
+            role,
+            self.address,
+            self.incarnation,
+            self.fingerprint,
+            self.corpus,
+        )
+
+
+class _Departure:
+    """Saying goodbye: repeat Leave until it is settled, but not for ever."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._ticks = 0
+
+    def begin(self, server: Peer, reason: str, report: WorkerReport | None) -> list[Effect]:
+        self.reason = reason
+        return [Send(server, Leave(reason, report, (), (), ()))]
+
+    def tick(self, server: Peer, report: WorkerReport | None) -> list[Effect]:
+        assert self.reason is not None
+        self._ticks += 1
+        if self._ticks > LEAVE_TICKS_MAX:
+            return [Note("left_unanswered", {}), Finish(self.reason)]
+        return self.begin(server, self.reason, report)
+
+
+class Worker:
+    """One worker group of one replica of one rank."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self.settings = settings
+        self.uplink = Uplink(
+            settings.server, settings.hello("worker"), settings.retry_ps, settings.lost_after_ps
+        )
+        self.state: Literal["joining", "idle", "training", "uploading", "leaving", "gone"] = "joining"
+        self.lease: Lease | None = None
+        self.base = Version(0, 0)
+        self.rounds = 0
+        self.steps = 0
+        self.tokens = 0
+        self.loss = 0.0
+        self._departure = _Departure()
+        self._asked_at = 0
+        self._joined_at: int | None = None
+        self._round_started_at = 0
+        self._busy_ps = 0
+        self._now = 0
+
+    def handle(self, event: Event, now: int) -> list[Effect]:
+        """Take one fact, return the wishes that follow from it."""
+        self._now = now
+        match event:
+            case Started():
+                tick: list[Effect] = [SetTick(self.settings.tick_ps)] if self.settings.tick_ps else []
+                return [*tick, *self.uplink.join()]
+            case Received(_, message, blob):
+                return self._on_message(message, blob)
+            case Delivered(_, blob):
+                self.uplink.delivered(blob, now)
+                return []
+            case PeerLost():
+                self.uplink.lost(now)
+                return []
+            case Tick():
+                return self._on_tick()
+            case Progress(push, _):
+                if self.lease is None or self.lease.push != push:
+                    return []
+                self.steps += 1
+                return []
+            case Trained():
+                return self._on_trained(event)
+            case StopRequested(reason):
+                return self._leave(reason)
+            case Loaded() | Measured() | Validated():
+                return []
+            case _:
+                assert_never(event)
+
+    def report(self) -> WorkerReport:
+        """What this worker has done so far."""
+        alive_ps = 0 if self._joined_at is None else self._now - self._joined_at
+        running_ps = self._now - self._round_started_at if self.state == "training" else 0
+        return WorkerReport(
+            group=self.uplink.hello.address.group,
+            rounds=self.rounds,
+            steps=self.steps,
+            tokens=self.tokens,
+            busy_ms=(self._busy_ps + running_ps) // 10**9,
+            alive_ms=alive_ps // 10**9,
+            loss=self.loss,
+        )
+
+    def _on_message(self, message: Message, blob: BlobId | None) -> list[Effect]:
+        effects: list[Effect] = self.uplink.heard(self._now)
+        match message:
+            case Welcome() if self.state == "joining":
+                effects += self._on_welcome(message)
+            case Wait(what):
+                if self.settings.address.group < 0:
+                    # Perhaps our old group has another holder by now: any other will do.
+                    self.uplink.hello = self.settings.hello("worker")
+                effects += self.uplink.waiting(what)
+            case Refuse(detail) if self.state not in ("leaving", "gone"):
+                effects += self._abandon()
+                self.state = "gone"
+                effects.append(Finish("refused", error=detail))
+            case Rejoin() if self.state not in ("leaving", "gone"):
+                effects += self._rejoin()
+            case Grant():
+                effects += self.uplink.granted(message, self._now)
+            case Busy():
+                pass  # The server grants when a place is free; the tick asks again if that is lost.
+            case Ack():
+                effects += self._on_ack(message)
+            case Model() if blob is not None:
+                effects += self._on_model(message, blob)
+            case Stop(reason):
+                effects += self._leave(reason)
+            case Rejoin() | Goodbye() if self._departure.reason is not None and self.state != "gone":
+                self.state = "gone"
+                effects.append(Finish(self._departure.reason))
+            case _:
+                effects += [Release(blob)] if blob is not None else []
+        return effects
+
+    def _on_welcome(self, message: Welcome) -> list[Effect]:
+        effects = self.uplink.welcome(message.fence, message.group)
+        self.state = "idle"
+        if self._joined_at is None:
+            self._joined_at = self._now
+        return [*effects, Note("joined", {"group": message.group}), *self._pull()]
+
+    def _pull(self) -> list[Effect]:
+        self._asked_at = self._now
+        return [Send(self.settings.server, Pull(self.settings.round_samples, 0))]
+
+    def _on_model(self, message: Model, blob: BlobId) -> list[Effect]:
+        if self.state != "idle" or message.lease is None:
+            # A repeat of what we have, or it comes too late: the lease goes back when we leave.
+            return [Release(blob)]
+        if message.lease.push.fence != self.uplink.fence:
+            # Either this is an old model, or the Welcome that we went by was: ask which fence is ours.
+            return [Release(blob), *self._rejoin()]
+        self.state, self.lease, self.base = "training", message.lease, message.version
+        self._round_started_at = self._now
+        return [Train(message.lease, message.version, blob), Release(blob)]
+
+    def _on_trained(self, event: Trained) -> list[Effect]:
+        if self.state != "training" or self.lease is None or self.lease.push != event.push:
+            return [Release(event.blob)]
+        self.state = "uploading"
+        self.tokens += event.tokens
+        self.loss = event.loss
+        busy_ps = self._now - self._round_started_at
+        self._busy_ps += busy_ps
+        push = Push(
+            push=event.push,
+            base=self.base,
+            steps=event.steps,
+            updates=1,
+            tokens=event.tokens,
+            loss=event.loss,
+            spans=self.lease.spans,
+            dropped=(),
+            next_samples=self.settings.round_samples,
+        )
+        fields = {"steps": event.steps, "loss": event.loss, "busy_ms": busy_ps / 1e9}
+        return [Note("round", fields), *self.uplink.offer(push, event.blob, self._now)]
+
+    def _on_ack(self, message: Ack) -> list[Effect]:
+        upload = self.uplink.finished(message.push)
+        if upload is None:
+            return []
+        self.rounds += message.outcome == "applied"
+        self.state, self.lease, self._asked_at = "idle", None, self._now
+        effects: list[Effect] = [Release(upload.blob)]
+        if message.outcome != "applied":
+            effects.append(Note(f"update_{message.outcome}", {"lease": message.push.lease}))
+        # A fenced holder must be welcomed again before anything it holds counts.
+        return [*effects, *self._rejoin()] if message.outcome == "fenced" else effects
+
+    def _on_tick(self) -> list[Effect]:
+        if self.state == "gone":
+            return []
+        if self.state == "leaving":
+            return self._departure.tick(self.settings.server, self.report())
+        effects = self.uplink.tick(self.report(), self._now)
+        if self.state == "idle" and self._now - self._asked_at >= self.settings.retry_ps:
+            effects += self._pull()
+        return effects
+
+    def _rejoin(self) -> list[Effect]:
+        effects = self._abandon()
+        self.state = "joining"
+        return [*effects, *self.uplink.join()]
+
+    def _abandon(self) -> list[Effect]:
+        """Drop the round in hand; its samples are leased again by the server."""
+        effects: list[Effect] = []
+        if self.state == "training" and self.lease is not None:
+            effects.append(Cancel(self.lease.push))
+            self._busy_ps += self._now - self._round_started_at
+        if self.uplink.upload is not None:
+            upload = self.uplink.finished(self.uplink.upload.push)
+            assert upload is not None
+            effects.append(Release(upload.blob))
+        self.lease = None
+        return effects
+
+    def _leave(self, reason: str) -> list[Effect]:
+        if self.state in ("leaving", "gone"):
+            return []
+        effects = self._abandon()
+        joined = self.state != "joining"
+        self.state = "leaving" if joined else "gone"
+        if not joined:
+            return [*effects, Finish(reason)]
+        return [*effects, *self._departure.begin(self.settings.server, reason, self.report())]
+
+    def check(self) -> None:
+        """Assert the invariants of a worker."""
+        training = self.state == "training"
+        assert not training or self.lease is not None  # W1: it trains on a lease only.
+        # W2: one round at a time; an update is under way exactly while it is being uploaded.
+        assert (self.uplink.upload is not None) == (self.state == "uploading"), self.state
+        if self.lease is not None:  # W3: what it holds bears the fence it was welcomed with.
+            assert self.lease.push.fence == self.uplink.fence, (self.lease, self.uplink.fence)
+        assert self.state in ("training", "uploading") or self.lease is None  # W4
+
+
+class Evaluator:
+    """A worker that measures the global model instead of changing it."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self.settings = settings
+        self.uplink = Uplink(
+            settings.server, settings.hello("evaluator"), settings.retry_ps, settings.lost_after_ps
+        )
+        self.state: Literal["joining", "idle", "validating", "leaving", "gone"] = "joining"
+        self.version = Version(0, 0)
+        self.after_steps = 0
+        """Counted local steps that the next version to measure must have behind it."""
+        self._model: Model | None = None
+        self._found: Evaluated | None = None
+        self._departure = _Departure()
+        self._asked_at = 0
+        self._now = 0
+
+    def handle(self, event: Event, now: int) -> list[Effect]:
+        """Take one fact, return the wishes that follow from it."""
+        self._now = now
+        match event:
+            case Started():
+                tick: list[Effect] = [SetTick(self.settings.tick_ps)] if self.settings.tick_ps else []
+                return [*tick, *self.uplink.join()]
+            case Received(_, message, blob):
+                return self._on_message(message, blob)
+            case Tick():
+                return self._on_tick()
+            case Validated():
+                return self._on_validated(event)
+            case StopRequested(reason):
+                return self._leave(reason)
+            case Loaded() | Delivered() | PeerLost() | Measured() | Progress() | Trained():
+                return []
+            case _:
+                assert_never(event)
+
+    def _on_message(self, message: Message, blob: BlobId | None) -> list[Effect]:
+        effects: list[Effect] = self.uplink.heard(self._now)
+        match message:
+            case Welcome() if not self.uplink.joined:
+                effects += self.uplink.welcome(message.fence, message.group)
+                if self.state == "joining":
+                    self.state = "idle"
+                    effects += self._ask()
+            case Wait(what):
+                effects += self.uplink.waiting(what)
+            case Refuse(detail) if self.state not in ("leaving", "gone"):
+                self.state = "gone"
+                effects.append(Finish("refused", error=detail))
+            case Rejoin() if self.state not in ("leaving", "gone"):
+                if self.state == "idle":
+                    self.state = "joining"
+                effects += self.uplink.join()
+            case Model() if blob is not None:
+                effects += self._on_model(message, blob)
+            case Stop() | Heartbeat():
+                pass  # The last version still comes; then we leave.
+            case Rejoin() | Goodbye() if self._departure.reason is not None and self.state != "gone":
+                self.state = "gone"
+                effects.append(Finish(self._departure.reason))
+            case _:
+                effects += [Release(blob)] if blob is not None else []
+        return effects
+
+    def _ask(self) -> list[Effect]:
+        self._asked_at = self._now
+        again: list[Effect] = [] if self._found is None else [Send(self.settings.server, self._found)]
+        return [*again, Send(self.settings.server, Pull(0, self.after_steps))]
+
+    def _on_model(self, message: Model, blob: BlobId) -> list[Effect]:
+        if self.state != "idle" or not (message.final or message.version >= self.version):
+            return [Release(blob)]
+        self.state, self.version, self._model = "validating", message.version, message
+        return [Validate(message.version, blob, export=message.final), Release(blob)]
+
+    def _on_validated(self, event: Validated) -> list[Effect]:
+        model = self._model
+        if self.state != "validating" or model is None or model.version != event.version:
+            return []
+        self._found = Evaluated(event.version, model.counted_steps, event.loss, event.tokens)
+        interval = self.settings.validation_interval_steps
+        self.after_steps = (model.counted_steps // interval + 1) * interval
+        self.state, self._model = "idle", None
+        fields = {"counted_steps": model.counted_steps, "loss": event.loss, "final": model.final}
+        effects: list[Effect] = [Note("validation", fields)]
+        if model.final:
+            return [*effects, Send(self.settings.server, self._found), *self._leave("run finished")]
+        return [*effects, *self._ask()]
+
+    def _on_tick(self) -> list[Effect]:
+        if self.state == "gone":
+            return []
+        if self.state == "leaving":
+            again: list[Effect] = (
+                [] if self._found is None else [Send(self.settings.server, self._found)]
+            )
+            return [*again, *self._departure.tick(self.settings.server, None)]
+        effects = self.uplink.tick(None, self._now)
+        if self.state == "idle" and self._now - self._asked_at >= self.settings.retry_ps:
+            effects += self._ask()
+        return effects
+
+    def _leave(self, reason: str) -> list[Effect]:
+        if self.state in ("leaving", "gone"):
+            return []
+        joined = self.state != "joining"
+        self.state = "leaving" if joined else "gone"
+        if not joined:
+            return [Finish(reason)]
+        return self._departure.begin(self.settings.server, reason, None)
+
+    def check(self) -> None:
+        """Assert the invariants of an evaluator."""
+        assert (self._model is not None) == (self.state == "validating") or self.state in (
+            "leaving",
+            "gone",
+        )  # E1: it measures one version at a time.
+        assert self._found is None or self._found.version <= self.version  # E2: versions only grow.

@@ -1,0 +1,180 @@
+"""The inner loop: local AdamW steps on a lease, from a server's parameters to a pseudo-gradient."""
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+
+from pelago.config import RunFile, Worker
+from pelago.core.names import Lease
+from pelago.wire.messages import TensorSpec
+from worker import device as devices
+from worker.data import Corpus, open_corpus
+from worker.models import LanguageModel, build
+from worker.schedule import Pace, learning_rate, local_steps
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What training on a lease gave."""
+
+    delta: torch.Tensor
+    """The pseudo-gradient, start minus end: fp32 on the CPU, shape (elements,)."""
+    steps: int
+    tokens: int
+    """Tokens predicted."""
+    loss: float
+    """Mean training loss over them, nats per token."""
+    busy_ms: float
+    """Time spent computing, without waits for the pace."""
+
+
+class Trainer:
+    """One worker's model, optimiser and corpus. Not thread-safe: one `train` at a time.
+
+    The inner loop of HALoS (arXiv 2506.04531): AdamW whose moments stay with the worker from round
+    to round, never averaged and never reset; weight decay on matrices only; gradients clipped by
+    their global norm; a learning-rate clock that counts the samples handed out in the whole run.
+    """
+
+    def __init__(
+        self, run: RunFile, region_index: int, group: int, *, pace: Pace | None = None
+    ) -> None:
+        """Open the corpus and build the model. Raises `ConfigError`.
+
+        ``pace``: emulate a slower worker (`pelago local`); without it every step runs as fast as it
+        can.
+        """
+        self.settings: Worker = run.worker
+        self.pace = pace
+        device = devices.choose(run.worker.device)
+        self.corpus: Corpus = open_corpus(run.data, run.run.seed)
+        self.model: LanguageModel = build(run.model, self.corpus.vocabulary, run.run.seed, device)
+        self.corpus.limit_vocabulary(self.model.vocabulary)
+        self.lease_samples = self.settings.batch_size * local_steps(
+            self.settings.local_steps,
+            run.relative_speed(region_index, group),
+            self.settings.rescale,
+        )
+        """Samples of one round: the size of a lease to ask for."""
+        self._cuda = device.type == "cuda"
+        if self._cuda and self.settings.compile:
+            self.model.compile()
+        self._segments = _segments(self.model)
+        self._optimiser = torch.optim.AdamW(
+            [
+                {"params": [self._segments[0]], "weight_decay": self.settings.weight_decay},
+                {"params": [self._segments[1]], "weight_decay": 0.0},
+            ],
+            lr=self.settings.max_lr,
+            betas=(self.settings.beta1, self.settings.beta2),
+            eps=self.settings.epsilon,
+            fused=True,
+        )
+
+    def manifest(self) -> tuple[TensorSpec, ...]:
+        """Names and shapes of the model's tensors, in the order of the flat tensors."""
+        return self.model.manifest()
+
+    def initial(self) -> torch.Tensor:
+        """A copy of the parameters, fp32, on the CPU; before any `train` the run's initial ones."""
+        out = torch.empty(self.model.elements)
+        self.model.read_flat(out)
+        return out
+
+    def train(
+        self,
+        lease: Lease,
+        flat_start: torch.Tensor,
+        on_step: Callable[[int], None],
+        cancel: threading.Event,
+    ) -> Result | None:
+        """Train on a lease, one local step per batch (the last may be smaller). None if cancelled.
+
+        ``flat_start``: fp32, shape (elements,), on the CPU, unchanged until this returns.
+        ``on_step`` hears the number of steps done after each, from this thread. Setting ``cancel``
+        ends this before the next micro-batch, or at once while it waits for the pace; the optimiser
+        then stands where the last whole step left it. Raises `ConfigError` for token ids that the
+        model does not know.
+        """
+        samples = list(chain.from_iterable(range(start, stop) for start, stop in lease.spans))
+        if not samples:
+            raise ValueError(f"lease {lease.push} holds no samples")
+        self.model.load_flat(flat_start)
+        clock = samples[0] // self.settings.global_batch_size
+        size = self.settings.batch_size
+        loss_sum, busy_s, steps = 0.0, 0.0, 0
+        due_s = time.perf_counter()
+        for first in range(0, len(samples), size):
+            started_s = time.perf_counter()
+            batch = samples[first : first + size]
+            clock += 1
+            loss = self._step(batch, learning_rate(self.settings, clock), cancel)
+            if loss is None:
+                return None
+            loss_sum += loss * len(batch)
+            steps += 1
+            ended_s = time.perf_counter()
+            busy_s += ended_s - started_s
+            on_step(steps)
+            if self.pace is not None:
+                due_s = self.pace.due_s(due_s, started_s, ended_s)
+                if cancel.wait(max(0.0, due_s - time.perf_counter())):
+                    return None
+        delta = torch.empty(self.model.elements)
+        self.model.read_flat(delta)
+        torch.sub(flat_start, delta, out=delta)
+        return Result(
+            delta=delta,
+            steps=steps,
+            tokens=len(samples) * self.corpus.sequence_length,
+            loss=loss_sum / len(samples),
+            busy_ms=busy_s * 1e3,
+        )
+
+    def _step(self, batch: list[int], rate: float, cancel: threading.Event) -> float | None:
+        """One optimiser step on a batch; its mean loss, or None if cancelled before the parameters
+        changed.
+        """
+        gradient = self.model.gradient().zero_()
+        micro = self.settings.micro_batch_size or len(batch)
+        losses: list[torch.Tensor] = []
+        for first in range(0, len(batch), micro):
+            if cancel.is_set():
+                return None
+            part = batch[first : first + micro]
+            # Parts may differ in size, so each counts by its share: the mean is over all tokens.
+            share = len(part) / len(batch)
+            loss = self.model.loss(self.corpus.batch(part), mixed=self._cuda) * share
+            torch.autograd.backward(loss)
+            losses.append(loss.detach())
+        norm = float(gradient.norm())
+        if math.isfinite(norm):
+            self._update(gradient, norm, rate)
+        return float(torch.stack(losses).sum())
+
+    def _update(self, gradient: torch.Tensor, norm: float, rate: float) -> None:
+        """Clip and step. A gradient that is not finite never comes here: it would stay in the
+        moments for ever, while the batch that caused it is gone after one round.
+        """
+        # The factor of torch.nn.utils.clip_grad_norm_.
+        gradient.mul_(min(1.0, self.settings.clip_norm / (norm + 1e-6)))
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        self._optimiser.step()
+
+
+def _segments(model: LanguageModel) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
+    """Matrices and the rest as two flat parameters over the model's own memory, gradients included.
+
+    AdamW works by element, so two long tensors give what many short ones give, at a fraction of the
+    overhead.
+    """
+    cut = model.matrix_elements
+    pair = (torch.nn.Parameter(model.flat[:cut]), torch.nn.Parameter(model.flat[cut:]))
+    pair[0].grad, pair[1].grad = model.gradient()[:cut], model.gradient()[cut:]
+    return pair
