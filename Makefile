@@ -24,7 +24,7 @@ check: $(INSTALLED)
 	$(BIN)/codespell
 
 bench: $(INSTALLED)
-	@sed -n '/^## How to run/,/^## /p' bench/README.md
+	@echo "What these measure, and on which machines: bench/README.md"
 	@for each in bench/*.py; do echo "== $$each"; $(BIN)/python "$$each" || exit 1; done
 
 # What decides has no excuse for an untested branch.

@@ -1,9 +1,9 @@
 """A run file as a cluster inside the virtual driver: the machines of the daemons, unchanged.
 
-One GPS, an LPS per region, a worker per entry of `worker_speeds`. All start at t = 0 with the initial
-model, so no first transfer is charged, and one after the other, so that the first leases are handed out
-in the workers' order. A round of worker w computes for H_w * step_ms / speed, and w * 1e-6 ms longer to
-break ties by the worker's index; w counts the workers of all regions.
+One GPS, an LPS per region, a worker per entry of `worker_speeds`. All start at t = 0 with the
+initial model, so no first transfer is charged, and one after the other, so that the first leases
+are handed out in the workers' order. A round of worker w computes for H_w * step_ms / speed, and w
+* 1e-6 ms longer to break ties by the worker's index; w counts the workers of all regions.
 """
 
 from collections.abc import Callable
@@ -126,7 +126,8 @@ class Cluster:
             simulation.start(f"lps/{name}", Loaded(version), Started())
         for name in self.workers:
             simulation.start(name, Started())
-        # Without ticks the GPS's machine does not see time pass, so its budget of minutes is minded here.
+        # Without ticks the GPS's machine does not see time pass, so its budget of minutes is minded
+        # here.
         if self.gps.settings.budget_ps:
             stop = StopRequested("budget of minutes reached")
             simulation.at(self.gps.settings.budget_ps, GPS, stop)
@@ -191,9 +192,7 @@ class Cluster:
                 lossless=True,
             )
         )
-        trainer = SimulatedTrainer(
-            self, len(self.workers), self.run.relative_speed(place, group)
-        )
+        trainer = SimulatedTrainer(self, len(self.workers), self.run.relative_speed(place, group))
         plane = self.problem.worker_plane()
         self.simulation.add(Node(f"{region}/{group}", place, machine, plane, trainer))
         return machine

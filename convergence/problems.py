@@ -1,4 +1,4 @@
-"""What a simulated cluster trains. A problem makes the planes of all nodes and trains the workers' rounds."""
+"""What a simulated cluster trains: a problem makes all planes and trains the workers' rounds."""
 
 from typing import Protocol, assert_never
 
@@ -11,9 +11,15 @@ from pelago.wire.messages import TensorSpec
 class Problem(Protocol):
     """What is trained, and with what."""
 
-    specs: tuple[TensorSpec, ...]
-    """The model's tensors, for the manifest that travels in `Welcome`."""
-    fingerprint: str
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """The model's tensors, for the manifest that travels in `Welcome`."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """The model's name."""
+        ...
 
     def gps_plane(self) -> PlanePort:
         """The GPS's, with the initial parameters in it."""
@@ -28,7 +34,7 @@ class Problem(Protocol):
         ...
 
     def train(self, worker: int, lease: Lease, steps: int, payload: Payload) -> Round:
-        """A round of worker ``worker`` (counted over all regions) from the parameters ``payload``."""
+        """A round of a worker (counted over all regions) from the parameters ``payload``."""
         ...
 
     def validate(self, payload: Payload) -> tuple[float, int]:
@@ -36,7 +42,7 @@ class Problem(Protocol):
         ...
 
     def value(self, plane: PlanePort) -> float | None:
-        """The parameters of a server as the one number that `result.json` reports; None: there is none."""
+        """A server's parameters, if they are one number, for `result.json`."""
         ...
 
 

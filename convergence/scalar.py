@@ -4,8 +4,9 @@ th is 1 at the start; a local step of worker w is plain SGD on (th - b_w)^2 / 2 
 
     th <- th - 1e-3 * (th - b_w),    b_w = (w - (n - 1) / 2) / 10,
 
-where w = 0 .. n - 1 counts the workers of the whole file in order. For the paper's 16 workers, w = 0 .. 15,
-this is the (w - 7.5) / 10 of the published values; for other n the b_w lie around 0 as well.
+where w = 0 .. n - 1 counts the workers of the whole file in order. For the paper's 16 workers, w =
+0 .. 15, this is the (w - 7.5) / 10 of the published values; for other n the b_w lie around 0 as
+well.
 """
 
 from typing import Final

@@ -10,7 +10,7 @@ from pelago.tensor.plane import Plane
 
 
 class TensorPlane:
-    """`pelago.tensor.plane.Plane` behind the virtual driver's port; payloads are flat tensors [numel]."""
+    """`pelago.tensor.plane.Plane` as a port; payloads are flat tensors, shape [numel]."""
 
     def __init__(self, plane: Plane) -> None:
         self.plane = plane
@@ -24,7 +24,10 @@ class TensorPlane:
         return cls(plane)
 
     def apply(
-        self, operation: Literal["step", "load", "merge", "merge_carry"], blob: BlobId, weight: float
+        self,
+        operation: Literal["step", "load", "merge", "merge_carry"],
+        blob: BlobId,
+        weight: float,
     ) -> None:
         """Change the parameters with a payload."""
         self.plane.apply(operation, blob, weight)
@@ -50,6 +53,6 @@ class TensorPlane:
         return self.plane.flat(blob)
 
     def adopt(self, blob: BlobId, payload: Payload) -> None:
-        """Name a tensor of another plane or of the trainer; planes of one simulation share memory."""
+        """Name a tensor of another plane or of the trainer; the planes share its memory."""
         assert isinstance(payload, torch.Tensor)
         self.plane.adopt(blob, payload)

@@ -44,7 +44,7 @@ async def serve(options: argparse.Namespace, run: RunFile) -> int:
     outer = DelayedNesterov.from_eta(
         run.gps.lr, run.gps.momentum, run.gps.momentum_delay, run.gps.momentum_activation
     )
-    plane = Plane(start.manifest, outer)
+    plane = Plane(start.manifest, outer, exchanges=False)
     plane.adopt(0, start.flat)
     plane.apply("load", 0, 1.0)
     plane.release(0)

@@ -10,9 +10,10 @@ Both drivers make it here, so the same keys mean the same thing under both clock
     gps               {version, updates, updates_by_region {NAME: updates}}
     lps               {NAME: {updates, exchanges, in_flight_updates}}
     workers           {"NAME/GROUP": {rounds, steps, busy_fraction}}
-    validation        [[elapsed_ms, counted_steps, loss] ...] of the global model, held-out, nats per token
-    ledger            samples {issued, applied, dropped_in_flight, unexchanged, returned, duplicated}
-    bytes             payload bytes that arrived {wan, lan}: between regions, inside them
+    validation        [[elapsed_ms, counted_steps, loss] ...] global model, held-out, nats per token
+    ledger            {issued, applied, dropped_in_flight, unexchanged, returned, duplicated}
+                      in samples
+    bytes             {wan, lan} payload bytes that arrived: between regions, inside them
 """
 
 from typing import Any, Literal
@@ -74,7 +75,7 @@ def _worker(report: WorkerReport) -> dict[str, int | float]:
 
 def _ledger(gps: Gps) -> dict[str, int]:
     totals = gps.ledger.totals()
-    # Those who still hold samples did not settle: what they trained on never reached the global model.
+    # Those who still hold samples did not settle: their work never reached the model.
     return {
         "issued": totals.issued,
         "applied": totals.applied,

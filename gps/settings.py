@@ -1,4 +1,4 @@
-"""From the run file to what the GPS's machine must know; the daemon and the virtual driver share it."""
+"""From the run file to the settings of the GPS's machine, for the daemon and the virtual driver."""
 
 from typing import Final
 
@@ -22,9 +22,9 @@ def settings(
 ) -> GpsSettings:
     """Settings of the one GPS.
 
-    ``lossless``: for a driver that loses nothing, so no heartbeats and no retries, on a server with room
-    for everyone, as the paper's are. Without ticks the machine does not see ``budget_minutes`` pass: such
-    a driver ends the run itself.
+    ``lossless``: for a driver that loses nothing, so no heartbeats and no retries, on a server with
+    room for everyone, as the paper's are. Without ticks the machine does not see ``budget_minutes``
+    pass: such a driver ends the run itself.
     """
     heartbeat_ps = run.network.heartbeat_ms * PS_PER_MS
     return GpsSettings(

@@ -26,11 +26,6 @@ class Exchange:
     dropped: Spans
     outcome: Outcome | None = None
 
-    @property
-    def acknowledged(self) -> bool:
-        """Whether the GPS has said what became of it."""
-        return self.outcome is not None
-
 
 class Exchanges:
     """At most one exchange is in flight; K updates after the last merge the next one is due."""

@@ -1,4 +1,4 @@
-"""From the run file to what an LPS's machine must know; the daemon and the virtual driver share it."""
+"""From the run file to the settings of an LPS's machine, for the daemon and the virtual driver."""
 
 from typing import Final
 
@@ -21,9 +21,10 @@ def settings(
 ) -> LpsSettings:
     """Settings of the LPS of one region, by its place in the run file.
 
-    ``gps``: what the driver calls the GPS. ``payload_bytes``: of one model; 0: the GPS's manifest tells.
-    ``lossless``: for a driver that loses nothing, so no heartbeats and no retries; with room for every
-    update, and samples granted when they are wanted (`lease_block` = 1), HALoS's learning-rate clock.
+    ``gps``: what the driver calls the GPS. ``payload_bytes``: of one model; 0: the GPS's manifest
+    tells. ``lossless``: for a driver that loses nothing, so no heartbeats and no retries; with room
+    for every update, and samples granted when they are wanted (`lease_block` = 1), HALoS's
+    learning-rate clock.
     """
     heartbeat_ps = run.network.heartbeat_ms * PS_PER_MS
     return LpsSettings(

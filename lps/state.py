@@ -216,7 +216,9 @@ class Lps:
     def _on_rejoin(self) -> list[Effect]:
         """The GPS does not know us: it gave our samples to others, or it restarted. What we hold of
         them is void, and so is the movement trained on it; the next model starts us afresh."""
-        if self.phase in ("leaving", "gone"):
+        if self.phase == "gone":
+            return []
+        if self.phase == "leaving":
             # Nothing is left to settle with a GPS that does not know us.
             self.phase = "gone"
             return [Finish("run finished")]

@@ -1,4 +1,4 @@
-"""Talk to one machine: say what happens, read what it wishes; its invariants are asserted each time."""
+"""Talk to one machine: say what happens, read what it wishes; it is checked each time."""
 
 from pelago.core.machine import PS_PER_MS, Machine, Note, Received
 from pelago.core.names import BlobId, Peer

@@ -110,7 +110,7 @@ async def _train(options: argparse.Namespace, run: RunFile) -> int:
             crash_file=out / name / "crash.json",
         ),
         log,
-        plane=Plane(manifest, None),
+        plane=Plane(manifest, None, exchanges=False),
         trainer=WorkerPort(trainer),
     )
     log.line(f"training for region {options.region}; its LPS is at {host}:{port}")
@@ -144,7 +144,7 @@ async def _evaluate(options: argparse.Namespace, run: RunFile) -> int:
             crash_file=out / "evaluator" / "crash.json",
         ),
         log,
-        plane=Plane(manifest, None),
+        plane=Plane(manifest, None, exchanges=False),
         trainer=EvaluatorPort(measure, out / "model"),
     )
     log.line(f"evaluating; the GPS is at {host}:{port}")

@@ -11,6 +11,7 @@ from worker import device as devices
 from worker.data import Corpus, open_corpus
 from worker.data.sources import load_tokenizer
 from worker.models import LanguageModel, build
+from worker.models.build import FAULTS
 
 EVALUATION_BATCH: int = 16
 """Sequences per forward pass, unless the run file's micro-batch is smaller."""
@@ -73,7 +74,7 @@ def check_export(model: LanguageModel, directory: Path) -> None:
         reopened = transformers.AutoModelForCausalLM.from_pretrained(
             directory, local_files_only=True, use_safetensors=True, dtype=torch.float32
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except FAULTS as error:
         raise CheckpointError(f"the exported model in {directory} does not open: {error}") from None
     read = dict(reopened.named_parameters())
     for name, parameter in model.module.named_parameters():

@@ -1,4 +1,4 @@
-"""From the run file to what a worker's machine must know; the daemon and the virtual driver share it."""
+"""From the run file to a worker's settings, for the daemon and the virtual driver."""
 
 from pelago.config import RunFile
 from pelago.core.machine import PS_PER_MS
@@ -18,11 +18,11 @@ def settings(
     server: Peer | None = None,
     lossless: bool = False,
 ) -> WorkerSettings:
-    """Settings of a worker, by its region's place in the run file, or (``region`` None) of the evaluator.
+    """Settings of a worker, by its region's place in the file, or (``region`` None) the evaluator.
 
     ``group``: its place in the region; -1: the server chooses, and the worker counts as of speed 1.
-    ``server``: what the driver calls the server; None: "lps", for the evaluator "gps". ``lossless``: for
-    a driver that loses nothing, so no heartbeats and no retries.
+    ``server``: what the driver calls the server; None: "lps", for the evaluator "gps".
+    ``lossless``: for a driver that loses nothing, so no heartbeats and no retries.
     """
     worker = run.worker
     speed = 1.0 if region is None else run.relative_speed(region, group)

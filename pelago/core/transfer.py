@@ -5,8 +5,8 @@ and sockets are its own. Times are integer picoseconds of the driver's clock.
 
 The rules, and why they suffice on any transport that loses, repeats, reorders, delays or cuts:
 
-1. **Window.** At most ``window_bytes`` are sent and not yet acknowledged or proven lost; one chunk
-   always may be. This bounds queues on both sides.
+1. **Window.** At most ``window_bytes`` are sent and not yet acknowledged; one chunk always may be.
+   This bounds queues on both sides.
 2. **Proof, not time-outs.** `Begin` carries the number of a query, and `Have` answers with the
    newest that it saw. On one ordered connection whatever was sent before query q came before it: a
    chunk that `Have` to q does not list is lost, and only such chunks are sent again. A slow link
@@ -120,7 +120,7 @@ class Sender:
         self.transfer = transfer
         self.done = False
         self.outstanding_bytes = 0
-        """Sent, and neither acknowledged nor proven lost."""
+        """Sent and not acknowledged."""
         self._sizes = sizes
         self._window_bytes = window_bytes
         self._retry_ps = retry_ps
@@ -129,10 +129,9 @@ class Sender:
         self._asked_at: OrderedDict[int, int] = OrderedDict()
         """When each query went out that is not answered yet."""
         self._arrived = SpanSet()
-        # Ordered dictionaries, because taking the oldest entry of a plain one walks over the dead.
+        # Not a plain dictionary: finding the oldest entry of that one walks over all the dead.
         self._flying: OrderedDict[int, int] = OrderedDict()
         """In the order of sending: each chunk under way and the newest query that preceded it."""
-        self._lost: OrderedDict[int, None] = OrderedDict()
         self._fresh = 0
         """Chunks from here on were never sent."""
         self._patience_ps = 0
@@ -149,10 +148,9 @@ class Sender:
         """
         if self.done:
             return []
-        first = self._query == 0
         self._heard_at = now
         self._patience_ps, self._interval_ps = 0, self._retry_ps
-        return [self._ask(now), *(self._fill() if first else [])]
+        return [self._ask(now), *self._fill()]
 
     def have(self, query: int, through: int, beyond: Spans, now: int) -> list[SenderWish]:
         """The other end says what it has: all below ``through``, and ``beyond``, sorted."""
@@ -166,13 +164,13 @@ class Sender:
         if self._acknowledge(through, beyond):
             self._interval_ps = self._patience_ps or self._retry_ps
             self._ask_at = now + self._interval_ps
-        self._count_lost(query, stop if len(beyond) >= BEYOND_MAX else len(self._sizes))
         if self._arrived.total == len(self._sizes):
             self.done = True
             return [Delivered()]
         wishes: list[SenderWish] = []
-        if beyond and query == self._query and through in self._flying:
+        if beyond and query == self._query == self._flying.get(through):
             wishes.append(self._ask(now))
+        wishes += self._send_lost(query, stop if len(beyond) >= BEYOND_MAX else len(self._sizes))
         return wishes + self._fill()
 
     def tick(self, now: int) -> list[SenderWish]:
@@ -200,17 +198,16 @@ class Sender:
         return min(self._ask_at, self._heard_at + self._silence_max_ps)
 
     def check(self) -> None:
-        """Assert the invariants; costs O(chunks in flight or lost)."""
+        """Assert the invariants; costs O(chunks in flight)."""
         self._arrived.check()
         flying, queries = list(self._flying), list(self._flying.values())
         assert self.outstanding_bytes == sum(self._sizes[index] for index in flying)
         assert self.outstanding_bytes <= self._window_bytes or len(flying) == 1
         assert queries == sorted(queries), "queries grow in the order of sending"
         assert all(0 < query <= self._query for query in queries), queries
-        for index in (*flying, *self._lost):
+        for index in flying:
             assert index < self._fresh <= len(self._sizes), (index, self._fresh)
             assert (index, index + 1) not in self._arrived, index
-        assert not self._flying.keys() & self._lost.keys()
         assert self._arrived.total <= len(self._sizes)
 
     def _ask(self, now: int) -> SendBegin:
@@ -235,12 +232,14 @@ class Sender:
                 for index in range(left, min(right, self._fresh)):
                     if self._flying.pop(index, None) is not None:
                         self.outstanding_bytes -= self._sizes[index]
-                    self._lost.pop(index, None)
             self._arrived.add(((start, stop),))
         return self._arrived.total > before
 
-    def _count_lost(self, query: int, known: int) -> None:
-        """Rule 2: what flew before ``query``, is below ``known`` and still not here, is lost."""
+    def _send_lost(self, query: int, known: int) -> list[SenderWish]:
+        """Rule 2: what flew before ``query``, is below ``known`` and still not here, goes again.
+
+        It takes the place in the window that it had.
+        """
         lost = []
         for index, sent_after in self._flying.items():
             if sent_after >= query:
@@ -248,29 +247,23 @@ class Sender:
             if index < known:
                 lost.append(index)
         for index in lost:
-            del self._flying[index]
-            self.outstanding_bytes -= self._sizes[index]
-            self._lost[index] = None
+            self._flying[index] = self._query
+            self._flying.move_to_end(index)
+        return [SendChunk(index) for index in lost]
 
     def _fill(self) -> list[SenderWish]:
-        """Send as much as the window takes: the lost first, then the fresh."""
+        """Send as many fresh chunks as the window takes."""
         wishes: list[SenderWish] = []
         while True:
-            index = next(iter(self._lost), None)
-            if index is None:
-                self._fresh = index = self._arrived.missing_from(self._fresh)
-                if index >= len(self._sizes):
-                    self._fresh = len(self._sizes)
-                    break
+            index = self._arrived.missing_from(self._fresh)
+            if index >= len(self._sizes):
+                break
             size = self._sizes[index]
             if self._flying and self.outstanding_bytes + size > self._window_bytes:
                 break
-            if index in self._lost:
-                del self._lost[index]
-            else:
-                self._fresh = index + 1
             self._flying[index] = self._query
             self.outstanding_bytes += size
+            self._fresh = index + 1
             wishes.append(SendChunk(index))
         return wishes
 

@@ -15,6 +15,8 @@ import pelago
 from pelago.config import RunFile, endpoint, load
 from pelago.core.errors import PeerRefused, PelagoError
 from pelago.core.machine import Finish
+from pelago.net.memory import keep_what_is_freed
+from pelago.net.node import exit_code
 from pelago.net.telemetry import Telemetry
 
 EXIT_USER: Final = 2
@@ -67,7 +69,7 @@ def outcome(finish: Finish) -> int:
     """The exit code that a finished node deserves. Raises `PeerRefused`."""
     if finish.reason == "refused":
         raise PeerRefused(finish.error)
-    return 1 if finish.error else 0
+    return exit_code(finish)
 
 
 def main(
@@ -77,6 +79,7 @@ def main(
 ) -> int:
     """Parse the command line, read the run file, run the node. What a user got wrong is one line."""
     options = parser.parse_args()
+    keep_what_is_freed()
     try:
         return uvloop.run(run_node(options, load(options.run)))
     except PeerRefused as error:

@@ -1,9 +1,9 @@
 """Payloads that arrive: admitted against the manifest before a byte is kept, staged off the loop.
 
-A payload is announced by `Begin`. It is refused with `Abort`, before anything is allocated, unless it
-is exactly one model large and a place is free. Chunks are verified and kept by the staging thread, in
-the very frames in which ZeroMQ received them; what came while the thread was busy makes its next batch.
-When all of it is here the machine hears `Received`.
+A payload is announced by `Begin`. It is refused with `Abort`, before anything is allocated, unless
+it is exactly one model large and a place is free. Chunks are verified and kept by the staging
+thread, in the very frames in which ZeroMQ received them; what came while the thread was busy makes
+its next batch. When all of it is here the machine hears `Received`.
 """
 
 from collections import OrderedDict
@@ -17,6 +17,7 @@ from pelago.core.machine import Received
 from pelago.core.names import BlobId, Peer
 from pelago.net.lane import Tensors
 from pelago.net.limits import Limits
+from pelago.net.outgoing import UNKNOWN
 from pelago.net.telemetry import Telemetry
 from pelago.wire.codec import decode_message
 from pelago.wire.messages import Abort, Begin, Chunk, Frame, Have, Message, Model, Push
@@ -81,6 +82,10 @@ class Incoming:
             finished = self._finished.get(peer)
             if finished is not None and finished.number == frame.transfer:
                 self._obey(finished, finished.receiver.begin(frame.query))
+                return
+            if frame.query > 1:
+                # Its sender counts on chunks that arrived before this process knew of it.
+                self._send_frame(peer, Abort(frame.transfer, UNKNOWN))
                 return
             reason, message = self._judge(peer, frame)
             if message is None:
@@ -172,11 +177,14 @@ class Incoming:
         one.staging = True
         plane, blob = self._tensors.plane, one.blob
 
+        def stage(each: Begin | tuple[Chunk, memoryview]) -> bool:
+            if isinstance(each, Begin):
+                return True
+            chunk, payload = each
+            return plane.stage(blob, chunk.index, payload, chunk.checksum)
+
         def job() -> list[bool]:
-            return [
-                isinstance(each, Begin) or plane.stage(blob, each[0].index, each[1], each[0].checksum)
-                for each in batch
-            ]
+            return [stage(each) for each in batch]
 
         self._tensors.staging.submit(job, lambda intact: self._staged(one, batch, intact))
 

@@ -1,9 +1,9 @@
 """The tensor side of a node: threads beside the event loop, and the lifetime of payloads.
 
-Three threads, each running its jobs in the order given: the *tensor lane* changes and names parameters
-in the order in which the machine wished it, *staging* verifies and stores what arrives, *reading* copies
-and checksums what leaves. None of them touches a socket, and none waits for a peer or a disk; results
-come back to the event loop as calls.
+Three threads, each running its jobs in the order given: the *tensor lane* changes and names
+parameters in the order in which the machine wished it, *staging* verifies and stores what arrives,
+*reading* copies and checksums what leaves. None of them touches a socket, and none waits for a peer
+or a disk; results come back to the event loop as calls.
 
 Everything here but the jobs themselves runs on the event loop's thread.
 """
@@ -141,7 +141,7 @@ class Tensors:
         return self._last_blob
 
     def created(self, blob: BlobId) -> None:
-        """A payload exists, and one holder needs it: the machine, or a transfer that receives it."""
+        """A payload exists, and one holder needs it: the machine, or a transfer receiving it."""
         assert blob not in self._uses, f"payload {blob} exists already"
         self._uses[blob] = 1
 
@@ -151,7 +151,7 @@ class Tensors:
         self._uses[blob] += 1
 
     def drop(self, blob: BlobId) -> None:
-        """One holder needs it no more; the last one's leaving frees it, after all earlier effects."""
+        """One holder needs it no more. The last one frees it, after all earlier effects."""
         assert blob in self._uses, f"payload {blob} does not exist"
         self._uses[blob] -= 1
         if self._uses[blob] == 0:

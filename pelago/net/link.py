@@ -141,6 +141,8 @@ class Link:
             if not self._ready:
                 break
             flow = self._ready.popleft()
+            if not flow.wants_service():
+                continue  # While it stood here, its receiver stopped reading or its sender left.
             quantum = self._rate * QUANTUM_MS / 1000
             item = flow.take(_clamp(quantum, QUANTUM_BYTES_MIN, QUANTUM_BYTES_MAX))
             self._serving = (flow, item)

@@ -1,8 +1,8 @@
 """The real driver: runs one machine on uvloop, ZeroMQ and threads.
 
-Facts from sockets, timers, signals, the tensor threads and the trainer become events; every effect the
-machine answers with is carried out here. The machine is called on the event loop's thread only, one
-event at a time, in the order in which the facts came.
+Facts from sockets, timers, signals, the tensor threads and the trainer become events; every effect
+the machine answers with is carried out here. The machine is called on the event loop's thread only,
+one event at a time, in the order in which the facts came.
 """
 
 import asyncio
@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, assert_never
 
-import uvloop
 import zmq
 
 from pelago.core.errors import OtherProtocol, OtherRun, WireError
@@ -68,9 +67,9 @@ CRASHED: Final = "crashed"
 class NodeSettings:
     """What a node is made of, beside its machine.
 
-    ``name``: of this process, unique in the run; what servers call it. ``server``: where it listens,
-    ``client``: the server that it belongs to; either may be None. ``loaded``: the version that is in
-    the plane at the start. ``crash_file``: where a broken invariant is reported.
+    ``name``: of this process, unique in the run; what servers call it. ``server``: where it
+    listens, ``client``: the server that it belongs to; either may be None. ``loaded``: the version
+    that is in the plane at the start. ``crash_file``: where a broken invariant is reported.
     """
 
     run_id: str
@@ -198,7 +197,7 @@ class Node:
         self._housekeeping = self._loop.call_later(HOUSEKEEPING_S, self._keep_house)
         resources.callback(self._stop_timers)
 
-    # --- the machine ---------------------------------------------------------------------------------
+    # --- the machine -----------------------------------------------------------------------------
 
     def _handle(self, event: Event) -> None:
         now = self.clock()
@@ -210,7 +209,7 @@ class Node:
                 self.machine.check()
             for effect in effects:
                 self._execute(effect)
-        except Exception as error:  # Whatever it is, it is a fault of our own, and it ends the node.
+        except Exception as error:  # Whatever it is, it is a fault of our own.
             self._crash(error)
 
     def _execute(self, effect: Effect) -> None:
@@ -260,12 +259,10 @@ class Node:
         self.telemetry.event("crashed", error=summary, report=str(self.settings.crash_file))
         self._finish(Finish(CRASHED, error=f"{summary}; see {self.settings.crash_file}"))
 
-    def _on_loop_exception(
-        self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]
-    ) -> None:
+    def _on_loop_exception(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self._crash(context.get("exception") or AssertionError(context["message"]))
 
-    # --- time and signals ----------------------------------------------------------------------------
+    # --- time and signals ------------------------------------------------------------------------
 
     def _set_tick(self, interval_s: float) -> None:
         assert interval_s > 0
@@ -293,12 +290,13 @@ class Node:
         name = signal.Signals(number).name
         if self._stopping:
             self.telemetry.line(f"second {name}: ending at once")
+            self.telemetry.close()
             os._exit(128 + number)
         self._stopping = True
         self.telemetry.event("stopping", why=name)
         self.post(StopRequested(name))
 
-    # --- sockets -------------------------------------------------------------------------------------
+    # --- sockets ---------------------------------------------------------------------------------
 
     def _side(self, peer: Peer) -> Side:
         connect = self.settings.client
@@ -343,9 +341,9 @@ class Node:
             hello = peek_hello(parts[0])
             if hello is not None:
                 protocol, run = hello
-                ours = f"this server serves run {self.settings.run_id!r}, protocol {PROTOCOL_VERSION}"
-                refusal = encode_refusal(protocol, run, f"{ours}, not run {run!r}, protocol {protocol}")
-                self._send_control(peer, [refusal])
+                ours = f"run {self.settings.run_id!r}, protocol {PROTOCOL_VERSION}"
+                detail = f"this server serves {ours}, not run {run!r}, protocol {protocol}"
+                self._send_control(peer, [encode_refusal(protocol, run, detail)])
         except WireError as error:
             self.telemetry.drop("malformed", peer, str(error))
 
@@ -389,14 +387,8 @@ class Node:
         return True
 
 
-def run_node(node: Node) -> int:
-    """Run a node on uvloop and return the exit code of its process; says how it ended.
-
-    0: done; `EXIT_ERROR`: it ended with an error; `EXIT_CRASHED`: it broke an invariant of its own.
-    Raises `ConfigError` as `Node.run` does.
-    """
-    finish = uvloop.run(node.run())
-    if finish.error:
-        node.telemetry.line(f"error: {finish.reason}: {finish.error}")
-        return EXIT_CRASHED if finish.reason == CRASHED else EXIT_ERROR
-    return 0
+def exit_code(finish: Finish) -> int:
+    """What a process should end with: 0, `EXIT_ERROR`, or `EXIT_CRASHED`."""
+    if finish.reason == CRASHED:
+        return EXIT_CRASHED
+    return EXIT_ERROR if finish.error else 0

@@ -1,9 +1,9 @@
 """Payloads that leave: read ahead of the socket, as far as their receivers allow.
 
-One payload at a time goes to a peer; a newer one takes the place of an older one. What to send when is
-decided by the pure `Sender`; here its wishes are carried out: chunks are read and checksummed in the
-reading thread, a few at a time, and handed to ZeroMQ without another copy. What asks the receiver a
-question travels in the same queue, behind the chunks that it asks about.
+One payload at a time goes to a peer; a newer one takes the place of an older one. What to send when
+is decided by the pure `Sender`; here its wishes are carried out: chunks are read and checksummed in
+the reading thread, a few at a time, and handed to ZeroMQ without another copy. What asks the
+receiver a question travels in the same queue, behind the chunks that it asks about.
 """
 
 import random
@@ -22,7 +22,10 @@ from pelago.wire.codec import encode
 from pelago.wire.messages import Abort, Begin, Chunk, Frame, Have
 
 READ_CHUNKS_MAX: Final = 4
-"""Chunks that one turn of the reading thread prepares, so that payloads of several peers alternate."""
+"""Chunks that one turn of the reading thread prepares: payloads of several peers take turns."""
+
+UNKNOWN: Final = "unknown here"
+"""Reason of an `Abort`: the receiver has restarted, or made room, and holds no chunk of this."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +37,8 @@ class _Transfer:
     sender: transfer.Sender
     wishes: deque[transfer.SendBegin | transfer.SendChunk] = field(default_factory=deque)
     reading: bool = False
+    stalled: bool = False
+    """The peer has no bulk connection at the moment: try again on the next tick."""
     over: bool = False
 
 
@@ -75,7 +80,7 @@ class Outgoing:
         return len(self._transfers)
 
     def send(self, peer: Peer, message: bytes, blob: BlobId) -> None:
-        """Send the payload ``blob`` with an encoded message, instead of what is under way to the peer.
+        """Send the payload ``blob`` with an encoded message, instead of any that is under way.
 
         The caller has counted this use of the payload; it is given back here.
         """
@@ -84,6 +89,43 @@ class Outgoing:
             self._telemetry.counters["superseded"] += 1
             self._end(older)
             self._send_frame(peer, Abort(older.number, "superseded"))
+        self._begin(peer, message, blob)
+
+    def on_have(self, peer: Peer, frame: Have) -> None:
+        """A receiver says what has arrived."""
+        one = self._find(peer, frame.transfer)
+        if one is not None:
+            now = self._clock()
+            self._obey(one, one.sender.have(frame.query, frame.through, frame.beyond, now))
+
+    def on_abort(self, peer: Peer, frame: Abort) -> None:
+        """A receiver does not want it, or has lost what it had of it: then it begins anew."""
+        one = self._find(peer, frame.transfer)
+        if one is None:
+            return
+        if frame.reason == UNKNOWN:
+            self._telemetry.counters["transfers_begun_anew"] += 1
+            self._tensors.use(one.blob)
+            self._end(one)
+            self._begin(peer, one.message, one.blob)
+        else:
+            self._obey(one, one.sender.abort(frame.reason))
+
+    def tick(self) -> None:
+        """Ask again where nothing was heard; give up where nothing was heard for too long."""
+        now = self._clock()
+        for one in list(self._transfers.values()):
+            one.stalled = False
+            self._obey(one, one.sender.tick(now))
+
+    def reconnected(self, peer: Peer) -> None:
+        """The connection to a peer was made anew: ask at once what arrived over the old one."""
+        one = self._transfers.get(peer)
+        if one is not None:
+            one.stalled = False
+            self._obey(one, one.sender.start(self._clock()))
+
+    def _begin(self, peer: Peer, message: bytes, blob: BlobId) -> None:
         manifest = self._tensors.plane.manifest
         if not self._sizes:
             self._sizes = tuple(4 * (piece.stop - piece.start) for piece in manifest.chunks)
@@ -99,30 +141,6 @@ class Outgoing:
         one = _Transfer(self._last_number, peer, blob, message, sender)
         self._transfers[peer] = one
         self._obey(one, sender.start(self._clock()))
-
-    def on_have(self, peer: Peer, frame: Have) -> None:
-        """A receiver says what has arrived."""
-        one = self._find(peer, frame.transfer)
-        if one is not None:
-            self._obey(one, one.sender.have(frame.query, frame.through, frame.beyond, self._clock()))
-
-    def on_abort(self, peer: Peer, frame: Abort) -> None:
-        """A receiver does not want it."""
-        one = self._find(peer, frame.transfer)
-        if one is not None:
-            self._obey(one, one.sender.abort(frame.reason))
-
-    def tick(self) -> None:
-        """Ask again where nothing was heard; give up where nothing was heard for too long."""
-        now = self._clock()
-        for one in list(self._transfers.values()):
-            self._obey(one, one.sender.tick(now))
-
-    def reconnected(self, peer: Peer) -> None:
-        """The connection to a peer was made anew: ask at once what arrived over the old one."""
-        one = self._transfers.get(peer)
-        if one is not None:
-            self._obey(one, one.sender.start(self._clock()))
 
     def _find(self, peer: Peer, number: int) -> _Transfer | None:
         one = self._transfers.get(peer)
@@ -147,18 +165,16 @@ class Outgoing:
         self._read(one)
 
     def _read(self, one: _Transfer) -> None:
-        if one.reading or one.over or not one.wishes:
+        if one.reading or one.stalled or one.over or not one.wishes:
             return
         batch = [one.wishes.popleft() for _ in range(min(READ_CHUNKS_MAX, len(one.wishes)))]
         one.reading = True
         self._tensors.reading.submit(
             lambda: [self._prepare(one, wish) for wish in batch],
-            lambda prepared: self._leave(one, prepared),
+            lambda prepared: self._leave(one, batch, prepared),
         )
 
-    def _prepare(
-        self, one: _Transfer, wish: transfer.SendBegin | transfer.SendChunk
-    ) -> list[Any]:
+    def _prepare(self, one: _Transfer, wish: transfer.SendBegin | transfer.SendChunk) -> list[Any]:
         """In the reading thread: the parts of one ZeroMQ message."""
         if isinstance(wish, transfer.SendBegin):
             payload_bytes = self._tensors.plane.manifest.bytes
@@ -167,16 +183,25 @@ class Outgoing:
         buffer, checksum = self._tensors.plane.read(one.blob, wish.index)
         return [encode(self._run_id, Chunk(one.number, wish.index, checksum)), buffer]
 
-    def _leave(self, one: _Transfer, prepared: list[list[Any]]) -> None:
+    def _leave(
+        self,
+        one: _Transfer,
+        batch: list[transfer.SendBegin | transfer.SendChunk],
+        prepared: list[list[Any]],
+    ) -> None:
         one.reading = False
         if one.over:
             self._tensors.drop(one.blob)
             return
         counters = self._telemetry.counters
-        for parts in prepared:
-            if self._send_bulk(one.peer, parts) and len(parts) == 2:
+        for place, parts in enumerate(prepared):
+            if not self._send_bulk(one.peer, parts):
+                one.stalled = True
+                one.wishes.extendleft(reversed(batch[place:]))
+                break
+            if len(parts) == 2:
                 counters["chunks_sent"] += 1
-                counters["bulk_bytes_sent"] += memoryview(parts[1]).nbytes
+                counters["bulk_bytes_sent"] += parts[1].nbytes
         self._read(one)
 
     def _end(self, one: _Transfer) -> None:
@@ -188,4 +213,5 @@ class Outgoing:
     def _fail(self, one: _Transfer, reason: str) -> None:
         self._telemetry.event("transfer_failed", peer=one.peer, reason=reason)
         self._end(one)
+        self._send_frame(one.peer, Abort(one.number, "given up"))
         self._post(PeerLost(one.peer, reason))

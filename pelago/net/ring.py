@@ -16,7 +16,7 @@ TEXT_MAX: Final = 4_000
 
 @dataclass(slots=True)
 class Entry:
-    """One event, when it came (the driver's picoseconds), and the machine's answer; None: it had none."""
+    """One event, when it came (the driver's picoseconds), and the answer, if there was one."""
 
     now: int
     event: Event

@@ -4,8 +4,8 @@ A server binds two ROUTERs, control on port p and bulk on p + 1; a client connec
 one routing identity, its process name, which is what the server calls it. Only the event loop's
 thread touches sockets. Nothing that a peer sends raises here: bad input is counted and dropped.
 
-The sockets are drained from their file descriptors with `loop.add_reader`. ZeroMQ signals edges, not
-levels: every send and every receive may swallow a signal, so each is followed by one more look.
+The sockets are drained from their file descriptors with `loop.add_reader`. ZeroMQ signals edges,
+not levels: every send and every receive may swallow a signal, so each is followed by one more look.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ Handler = Callable[[Peer, list[Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """Where a server listens: control on ``port``, bulk on the next. ``key``: its name for the user."""
+    """Where a server listens: control on ``port``, bulk on the next. ``key`` is for the user."""
 
     host: str
     port: int
@@ -78,8 +78,8 @@ class Connect:
 class Channel:
     """One socket on the event loop.
 
-    ``upstream``: the name of the server behind a DEALER; None for a ROUTER, whose peers are named by
-    their routing identities. ``on_link(label, up)`` hears of connections made and lost.
+    ``upstream``: the name of the server behind a DEALER; None for a ROUTER, whose peers are named
+    by their routing identities. ``on_link(label, up)`` hears of connections made and lost.
     """
 
     def __init__(
@@ -110,12 +110,12 @@ class Channel:
         self._loop.call_soon(self._drain_monitor)
 
     def send(self, peer: Peer, parts: Sequence[Part]) -> bool:
-        """Queue one message, bulk without copying. False if it cannot leave: counted, not raised."""
+        """Queue one message, bulk without copying. False, and counted, if it cannot leave."""
         frames = list(parts) if self._upstream is not None else [peer.encode(), *parts]
         try:
             self._socket.send_multipart(frames, zmq.NOBLOCK, copy=self._copy)
         except zmq.ZMQError as error:
-            # EAGAIN: not connected, or the peer is too slow for its queue; EHOSTUNREACH: it is gone.
+            # EAGAIN: not connected, or too slow for its queue; EHOSTUNREACH: gone.
             assert error.errno in (errno.EAGAIN, errno.EHOSTUNREACH), error
             self._telemetry.counters[f"unsent_{self._label}"] += 1
             return False
@@ -187,7 +187,7 @@ class Channel:
                 self._telemetry.counters[f"accepted_{self._label}"] += 1
                 continue
             elif event == zmq.EVENT_DISCONNECTED:
-                # Also how ZeroMQ ends a connection that breaks its protocol or claims too large a frame.
+                # Also how ZeroMQ ends a connection that breaks its rules or claims too much.
                 self._telemetry.counters[f"disconnected_{self._label}"] += 1
             else:
                 self._telemetry.drop("handshake", "?", f"no ZeroMQ peer on {self._label}")
@@ -224,8 +224,8 @@ def serve(
         _configure(socket, label)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        # With a domain set, peers older than ZMTP 3 are turned away, so that stray bytes on the port
-        # are not taken for the unversioned first ZMTP; nobody is asked to authenticate by it.
+        # With a domain set, peers older than ZMTP 3 are turned away, so that stray bytes on the
+        # port are not taken for the unversioned first ZMTP; nobody is asked to authenticate by it.
         socket.setsockopt(zmq.ZAP_DOMAIN, b"pelago")
         try:
             socket.bind(f"tcp://{host}:{bind.port + offset}")
@@ -252,7 +252,10 @@ def dial(
     telemetry: Telemetry,
     on_link: Callable[[str, bool], None],
 ) -> Side:
-    """Connect the two DEALERs as ``name``; they keep trying. Raises `ConfigError` for an unknown host."""
+    """Connect the two DEALERs as ``name``; they keep trying.
+
+    Raises `ConfigError` for an unknown host, or a name that no server would take.
+    """
     if _name(name.encode()) is None:
         raise ConfigError(f"name {name!r} must be 1 to {IDENTITY_BYTES_MAX} printable characters")
     host = _resolve(connect.host, connect.port, connect.key, passive=False)
@@ -261,7 +264,7 @@ def dial(
         socket = context.socket(zmq.DEALER)
         _configure(socket, label)
         socket.setsockopt(zmq.ROUTING_ID, name.encode())
-        # Queue for a live connection only: what an absent server missed is stale when it comes back.
+        # Queue for a live connection only: what an absent server missed is stale by then.
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
@@ -277,7 +280,7 @@ def _configure(socket: "zmq.Socket[bytes]", label: str) -> None:
     control = label == "control"
     payload_bytes_max = HEADER_BYTES_MAX if control else max(HEADER_BYTES_MAX, CHUNK_BYTES_MAX)
     socket.setsockopt(zmq.MAXMSGSIZE, payload_bytes_max + FRAME_SLACK_BYTES)
-    # What this node sends as bulk is limited by the window of each transfer, so ZeroMQ need not count.
+    # What this node sends as bulk is limited by the window of each transfer already.
     socket.setsockopt(zmq.SNDHWM, CONTROL_QUEUE_MAX if control else 0)
     socket.setsockopt(zmq.RCVHWM, CONTROL_RECEIVE_MAX if control else BULK_RECEIVE_MAX)
     # The first I/O thread is for control alone.

@@ -1,12 +1,13 @@
 """What a node tells: counters, a log of events for programs, clear lines for people.
 
-``events.jsonl`` has one JSON object a line: ``t_ms`` (milliseconds since the node started), ``time``
-(wall clock, ISO 8601, UTC), ``node``, ``kind``, and the fields of that kind. Lines are handed to a
-thread that writes and flushes them at least each second, so that a slow disk never holds up the
-event loop.
+``events.jsonl`` has one JSON object a line: ``t_ms`` (milliseconds since the node started),
+``time`` (wall clock, ISO 8601, UTC), ``node``, ``kind``, and the fields of that kind. Lines are
+handed to a thread that writes and flushes them at least each second, so that a slow disk never
+holds up the event loop.
 """
 
 import json
+import math
 import sys
 import threading
 import time
@@ -18,10 +19,21 @@ from typing import IO, Any, Final
 PENDING_LINES_MAX: Final = 1 << 16
 """Lines that may wait for the disk; more are dropped and counted."""
 FLUSH_S: Final = 1.0
+CLOSE_S: Final = 5.0
+"""How long closing waits for the disk."""
 DROP_LINE_S: Final = 5.0
 """At most one line per reason and so many seconds about input that was dropped."""
 CONSOLE_KINDS: Final = frozenset(
-    {"waiting", "joined", "rejoining", "refused", "draining", "left_unanswered", "stopping", "finished"}
+    {
+        "waiting",
+        "joined",
+        "rejoining",
+        "refused",
+        "draining",
+        "left_unanswered",
+        "stopping",
+        "finished",
+    }
     | {"worker_joined", "worker_left", "worker_lost", "region_joined", "region_left", "region_lost"}
     | {"validation", "update_rejected", "update_fenced", "transfer_failed", "dropped", "crashed"}
 )
@@ -57,13 +69,14 @@ class Telemetry:
             )
             self._writer.start()
 
-    def event(self, kind: str, **fields: Any) -> None:
+    def event(self, kind: str, /, **fields: Any) -> None:
         """Log an event; people see it too if its kind is one for them."""
         if self._writer is not None:
             if len(self._lines) < PENDING_LINES_MAX:
                 t_ms = (time.monotonic_ns() - self._started_ns) / 1e6
-                head = {"t_ms": round(t_ms, 3), "time": time.time(), "node": self._name}
-                self._lines.append(head | {"kind": kind} | fields)
+                head = {"t_ms": round(t_ms, 3), "time": time.time(), "node": self._name, "kind": kind}
+                # The head comes first, and no field of the same name takes its place.
+                self._lines.append(head | fields | head)
             else:
                 self.counters["lines_lost"] += 1
         if kind in CONSOLE_KINDS:
@@ -88,7 +101,8 @@ class Telemetry:
     def line(self, text: str) -> None:
         """Say one line to people."""
         if self._console is not None:
-            print(f"{self._name}: {text}", file=self._console, flush=True)
+            # A peer may have written part of it: one line stays one line.
+            print(f"{self._name}: {' '.join(text.split())}", file=self._console, flush=True)
 
     def close(self) -> None:
         """Log the counters, write everything out and stop the writer. Idempotent."""
@@ -98,7 +112,7 @@ class Telemetry:
         self._closing = True
         self._wake.set()
         if self._writer is not None:
-            self._writer.join()
+            self._writer.join(CLOSE_S)
 
     def _say(self, kind: str, fields: dict[str, Any]) -> None:
         if kind == "waiting":
@@ -129,10 +143,16 @@ def _json(record: dict[str, Any]) -> str:
     try:
         return json.dumps(record, allow_nan=False, default=str)
     except ValueError:
-        # JSON has no NaN; a diverged loss must not make the whole log unreadable.
-        return json.dumps(
-            {k: str(v) if isinstance(v, float) else v for k, v in record.items()}, default=str
-        ).replace("NaN", '"nan"')
+        # JSON has no NaN; a loss that diverged must not make the log unreadable.
+        return json.dumps(_finite(record), allow_nan=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _short(value: Any) -> str:

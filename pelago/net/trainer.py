@@ -12,7 +12,7 @@ from pelago.net.lane import Lane, Tensors
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What training on a lease gave: ``delta`` is flat fp32, start minus end; ``loss`` a mean, nats."""
+    """What training gave: ``delta`` is flat fp32, start minus end; ``loss`` a mean, in nats."""
 
     delta: Any
     steps: int
@@ -33,7 +33,7 @@ class TrainerPort(Protocol):
         on_step: Callable[[int], None],
         cancel: threading.Event,
     ) -> Result | None:
-        """Train on a lease; call ``on_step(steps so far)`` after each; None once ``cancel`` is set."""
+        """Train; call ``on_step(steps so far)`` after each step; None once ``cancel`` is set."""
         ...
 
     def validate(self, flat: Any) -> tuple[float, int]:
@@ -112,9 +112,7 @@ class Training:
             if cancel.is_set():
                 return None
             flat = plane.flat(effect.blob)
-            return self._port.train(
-                effect.lease, flat, lambda steps: post(stepped, steps), cancel
-            )
+            return self._port.train(effect.lease, flat, lambda steps: post(stepped, steps), cancel)
 
         def done(result: Result | None) -> None:
             self._tensors.drop(effect.blob)

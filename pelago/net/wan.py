@@ -48,13 +48,13 @@ class _Stream:
         self._source = source
         self._sink = sink
         self._queue: deque[Item] = deque()
-        self._queued_bytes = 0
+        self.queued_bytes = 0
 
     def push(self, item: bytes | Mark) -> None:
         """Take what the source's socket gave; stop reading it when the queue is full."""
         self._queue.append(item)
-        self._queued_bytes += size_bytes(item)
-        if self._queued_bytes > self.link.queue_bytes_max:
+        self.queued_bytes += size_bytes(item)
+        if self.queued_bytes > self.link.queue_bytes_max:
             self._source.read(False)
         self.link.request(self)
 
@@ -65,12 +65,13 @@ class _Stream:
     def reset(self) -> None:
         """The source is gone without a word of farewell: so will be the sink, a latency later."""
         self._queue.clear()
-        self._queued_bytes = 0
+        self.queued_bytes = 0
         self.link.send_past_the_queue(self, Mark.RESET)
 
     def close(self) -> None:
         """Forget everything that is under way."""
         self._queue.clear()
+        self.queued_bytes = 0
         self.link.forget(self)
 
     def wants_service(self) -> bool:
@@ -84,8 +85,8 @@ class _Stream:
             item = whole[:bytes_max]
         elif not isinstance(item, Mark):
             item = self._gather(item, bytes_max)
-        self._queued_bytes -= size_bytes(item)
-        if self._queued_bytes <= self.link.queue_bytes_max // 2:
+        self.queued_bytes -= size_bytes(item)
+        if self.queued_bytes <= self.link.queue_bytes_max // 2:
             self._source.read(True)
         return item
 
@@ -204,6 +205,11 @@ class _Connection:
         """The stream that leads to an end."""
         return self._down if end is self.client else self._up
 
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes that wait for their turn, in both directions."""
+        return self._up.queued_bytes + self._down.queued_bytes
+
     def made(self, end: _End) -> None:
         """A socket is connected; the client's comes first."""
         if end is self.target:
@@ -297,6 +303,11 @@ class WanProxy:
     def connections(self) -> int:
         """Connections that are open now."""
         return len(self._connections)
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes read from sockets that wait for their turn; a limit for each stream bounds it."""
+        return sum(connection.queued_bytes for connection in self._connections)
 
     async def start(self) -> None:
         """Listen. Raises `OSError` if the port is taken."""

@@ -20,10 +20,10 @@ class Links(Protocol):
 class PaperLinks:
     """The links of the HALoS paper: every payload is one model and pays for its bytes alone.
 
-    Time = latency + payload_bytes * 8 / bandwidth, rounded to a picosecond. Links are full duplex and
-    nobody shares one: any number of transfers run at full rate beside each other. Control messages cost
-    nothing, not even the latency. An empty ``bandwidth_gbps`` means no limit, an empty ``latency_ms``
-    none (the paper's case).
+    Time = latency + payload_bytes * 8 / bandwidth, rounded to a picosecond. Links are full duplex
+    and nobody shares one: any number of transfers run at full rate beside each other. Control
+    messages cost nothing, not even the latency. An empty ``bandwidth_gbps`` means no limit, an
+    empty ``latency_ms`` none (the paper's case).
     """
 
     def __init__(
@@ -32,7 +32,9 @@ class PaperLinks:
         def time_ps(sender: int, receiver: int) -> int:
             latency = latency_ms[sender][receiver] * PS_PER_MS if latency_ms else 0.0
             # bits / (Gbit/s) are nanoseconds.
-            nanoseconds = payload_bytes * 8 / bandwidth_gbps[sender][receiver] if bandwidth_gbps else 0.0
+            nanoseconds = (
+                payload_bytes * 8 / bandwidth_gbps[sender][receiver] if bandwidth_gbps else 0.0
+            )
             return round(latency + nanoseconds * 1_000)
 
         self._transfer_ps = [[time_ps(a, b) for b in range(places)] for a in range(places)]

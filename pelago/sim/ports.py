@@ -1,8 +1,8 @@
 """What a virtual node computes with, as the driver sees it: a plane of payloads and a trainer.
 
-A payload is whatever the planes of one simulation agree on; the driver carries it from one to another
-and never looks inside. The real ports with tensors live above (`convergence`), because the tensor
-plane knows threads; the one without tensors is here.
+A payload is whatever the planes of one simulation agree on; the driver carries it from one to
+another and never looks inside. The real ports with tensors live above (`convergence`), because the
+tensor plane knows threads; the one without tensors is here.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,10 @@ class PlanePort(Protocol):
     """A node's parameters and named payloads; the operations are those of `pelago.core.machine`."""
 
     def apply(
-        self, operation: Literal["step", "load", "merge", "merge_carry"], blob: BlobId, weight: float
+        self,
+        operation: Literal["step", "load", "merge", "merge_carry"],
+        blob: BlobId,
+        weight: float,
     ) -> None:
         """Change the parameters with a payload."""
         ...
@@ -59,7 +62,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What training on a lease gave: the pseudo-gradient, start minus end, and a mean loss in nats."""
+    """What training on a lease gave: ``delta`` is start minus end, ``loss`` a mean in nats."""
 
     delta: Payload
     tokens: int
@@ -83,13 +86,16 @@ class TrainerPort(Protocol):
 
 
 class TimingPlane:
-    """A plane without tensors: it only minds that every name is given once and used while it lives."""
+    """A plane without tensors: it minds that a name is given once and used while it lives."""
 
     def __init__(self) -> None:
         self.live: set[BlobId] = set()
 
     def apply(
-        self, operation: Literal["step", "load", "merge", "merge_carry"], blob: BlobId, weight: float
+        self,
+        operation: Literal["step", "load", "merge", "merge_carry"],
+        blob: BlobId,
+        weight: float,
     ) -> None:
         """Nothing changes, but the payload must be there."""
         assert blob in self.live, blob

@@ -1,10 +1,11 @@
 """The virtual driver itself: runs machines on an event heap, under a clock of integer picoseconds.
 
-One run, one order. The heap is ordered by (time, sequence number), so what is due at the same instant
-happens in the order in which it was scheduled. What takes no time (control messages, measurements) does
-not go through the heap: it waits in a queue, first in first out, that is emptied before the clock
-moves. So everything that follows at once from one occurrence happens before the next occurrence of the
-same instant, as in HALoS's simulator, where a server's reaction is one indivisible call.
+One run, one order. The heap is ordered by (time, sequence number), so what is due at the same
+instant happens in the order in which it was scheduled. What takes no time (control messages,
+measurements) does not go through the heap: it waits in a queue, first in first out, that is emptied
+before the clock moves. So everything that follows at once from one occurrence happens before the
+next occurrence of the same instant, as in HALoS's simulator, where a server's reaction is one
+indivisible call.
 
 Every message goes through the real codec. A payload travels whole, as one occurrence; when it has
 arrived, the receiver hears `Received` first, then the sender `Delivered`, then come the answers.
@@ -61,7 +62,7 @@ class Node:
     trainer: TrainerPort | None = None
     finished: Finish | None = None
     training: "Training | None" = None
-    tick_ps: int = 0
+    timer: "Timer | None" = None
     blobs: int = 0
 
     def new_blob(self) -> BlobId:
@@ -116,9 +117,10 @@ Occurrence: TypeAlias = Union[Training, Transfer, Timer, Fact]
 class Simulation:
     """Nodes, links and a clock.
 
-    ``run``: the run id in every envelope. ``check``: assert the invariants of a machine after each of
-    its events. ``trace``: record everything. ``on_note``: hears (node, note, picoseconds) of every note.
-    A node that finished hears nothing any more; payloads sent to it are lost to the sender.
+    ``run``: the run id in every envelope. ``check``: assert the invariants of a machine after each
+    of its events. ``trace``: record everything. ``on_note``: hears (node, note, picoseconds) of
+    every note. A node that finished hears nothing any more; payloads sent to it are lost to the
+    sender.
     """
 
     def __init__(
@@ -163,21 +165,23 @@ class Simulation:
     def run(self, until_ps: int | None = None) -> None:
         """Let time pass until every node has finished, or until the clock shows ``until_ps``.
 
-        Without ``until_ps`` it is a fault of the machines if nothing is due while some have not finished.
+        Without ``until_ps`` it is a fault of the machines if nothing is due while some have not
+        finished.
         """
         heap = self._heap
         while heap and self._running:
             if until_ps is not None and heap[0][0] > until_ps:
-                self.now = until_ps
-                return
+                break
             self.now, _, occurrence = heappop(heap)
             self._occur(occurrence)
             self._settle()
-        if self._running and until_ps is None:
+        if self._running and until_ps is not None:
+            self.now = until_ps
+        elif self._running:
             waiting = [node.name for node in self.nodes.values() if node.finished is None]
             self._fail(AssertionError(f"nothing is due, but these have not finished: {waiting}"))
 
-    # --- occurrences, and the events that they are for machines --------------------------------------
+    # --- occurrences, and the events that they are for machines -----------------------------------
 
     def _schedule(self, time_ps: int, occurrence: Occurrence) -> None:
         self._sequence += 1
@@ -189,12 +193,12 @@ class Simulation:
                 self._on_step(occurrence)
             case Transfer():
                 self._on_arrival(occurrence)
-            case Timer(node, interval):
-                if node.finished is None and node.tick_ps == interval:
-                    self._schedule(self.now + interval, occurrence)
-                    self._soon.append((node, Tick()))
-            case Fact(node, event):
-                self._soon.append((node, event))
+            case Timer():
+                if occurrence.node.finished is None and occurrence is occurrence.node.timer:
+                    self._schedule(self.now + occurrence.interval_ps, occurrence)
+                    self._soon.append((occurrence.node, Tick()))
+            case Fact():
+                self._soon.append((occurrence.node, occurrence.event))
             case _:
                 assert_never(occurrence)
 
@@ -253,46 +257,51 @@ class Simulation:
         except AssertionError as error:
             self._fail(error, node, event)
 
-    def _fail(self, error: AssertionError, node: Node | None = None, event: Event | None = None) -> None:
+    def _fail(
+        self, error: AssertionError, node: Node | None = None, event: Event | None = None
+    ) -> None:
         told = "\n".join(
             f"{now} {name}: {event}\n" + "".join(f"    -> {effect}\n" for effect in effects)
             for now, name, event, effects in self._story
         )
-        error.add_note(f"the last events:\n{told}\nthen at {self.now} {node and node.name}: {event}")
+        error.add_note(
+            f"the last events:\n{told}\nthen at {self.now} {node and node.name}: {event}"
+        )
         raise error
 
-    # --- effects -------------------------------------------------------------------------------------
+    # --- effects ----------------------------------------------------------------------------------
 
     def _perform(self, node: Node, effect: Effect) -> None:
+        # The frequent ones first: classes are tried in order, some ten times a round of a worker.
         match effect:
             case Send():
                 self._send(node, effect)
-            case Release(blob):
-                node.plane.release(blob)
+            case Release():
+                node.plane.release(effect.blob)
             case Note():
                 if self._on_note is not None:
                     self._on_note(node.name, effect, self.now)
-            case Pin(blob):
-                node.plane.pin(blob)
-            case Apply(operation, blob, weight):
-                node.plane.apply(operation, blob, weight)
-            case Measure(blob):
-                norm, finite = node.plane.measure(blob)
-                self._soon.append((node, Measured(blob, norm, finite)))
+            case Pin():
+                node.plane.pin(effect.blob)
+            case Apply():
+                node.plane.apply(effect.operation, effect.blob, effect.weight)
+            case Measure():
+                norm, finite = node.plane.measure(effect.blob)
+                self._soon.append((node, Measured(effect.blob, norm, finite)))
             case Train():
                 self._train(node, effect)
-            case Difference(blob):
-                node.plane.difference(blob)
-            case Cancel(push):
-                if node.training is not None and node.training.effect.lease.push == push:
+            case Difference():
+                node.plane.difference(effect.blob)
+            case Cancel():
+                if node.training is not None and node.training.effect.lease.push == effect.push:
                     node.training = None
-            case Validate(version, blob, _):
+            case Validate():
                 assert node.trainer is not None, f"{node.name} cannot validate"
-                loss, tokens = node.trainer.validate(node.plane.lend(blob))
-                self._soon.append((node, Validated(version, loss, tokens)))
-            case SetTick(interval):
-                node.tick_ps = interval
-                self._schedule(self.now + interval, Timer(node, interval))
+                loss, tokens = node.trainer.validate(node.plane.lend(effect.blob))
+                self._soon.append((node, Validated(effect.version, loss, tokens)))
+            case SetTick():
+                node.timer = Timer(node, effect.interval_ps)
+                self._schedule(self.now + effect.interval_ps, node.timer)
             case Finish():
                 node.finished, node.training = effect, None
                 self._running -= 1
@@ -314,7 +323,5 @@ class Simulation:
         assert node.training is None, f"{node.name} trains already"
         plan = node.trainer.plan(effect.lease)
         payload = node.plane.lend(effect.blob)
-        node.training = Training(
-            node, effect, payload, self.now, plan.steps, plan.duration_ps
-        )
+        node.training = Training(node, effect, payload, self.now, plan.steps, plan.duration_ps)
         self._schedule_step(node.training)

@@ -11,7 +11,7 @@ from pelago.wire.messages import Effect, Event
 
 
 class Trace:
-    """SHA-256 over (node, picosecond, event, effects) of every event, each in one canonical form."""
+    """SHA-256 over (picosecond, node, event, effects) of every event, in one canonical form."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
@@ -27,10 +27,15 @@ class Trace:
 
 
 def canonical(value: Any) -> Any:
-    """A value as lists, numbers and texts: a dataclass as its name and fields in order, a dict sorted by
-    key. Nothing in it rests on `repr`, on an address or on the order of a set."""
+    """A value as lists, numbers and texts: a dataclass as name and fields, a dict by key.
+
+    Nothing in it rests on `repr`, on an address or on the order of a set.
+    """
     if is_dataclass(value) and not isinstance(value, type):
-        return [type(value).__name__, *(canonical(getattr(value, each.name)) for each in fields(value))]
+        return [
+            type(value).__name__,
+            *(canonical(getattr(value, each.name)) for each in fields(value)),
+        ]
     if isinstance(value, dict):
         return [[key, canonical(value[key])] for key in sorted(value)]
     if isinstance(value, list | tuple):

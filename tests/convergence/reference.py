@@ -1,7 +1,7 @@
 """HALoS's simulator told again in one page of plain Python, to compare the virtual driver with.
 
-Written from the paper's algorithm and the released simulator's behaviour (Kim et al., arXiv 2506.04531),
-with floats, `heapq` and nothing of Pelago. The model is a scalar that starts at 1; times are ms.
+Written from the algorithm of Kim et al. (arXiv 2506.04531) as the released simulator runs it:
+floats, `heapq`, and nothing of Pelago. The model is a scalar that starts at 1; times are ms.
 """
 
 import heapq
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run depends on; the defaults are the paper's."""
+    """What a run depends on; the defaults are the paper's. Servers: (eta, momentum, delay)."""
 
     speeds: tuple[tuple[float, ...], ...]
     bandwidth_gbps: tuple[tuple[float, ...], ...]
@@ -25,11 +25,8 @@ class Setting:
     alpha: float = 0.25
     carry: bool = False
     lps: tuple[float, float, int] = (0.2, 0.9, 16)
-    """eta, momentum, delay"""
     gps: tuple[float, float, int] = (0.15, 0.5, 2)
     gps_region: int = 0
-    centre: float | None = None
-    """b_w = (w - centre) / 10; None: half of the highest w."""
 
 
 @dataclass
@@ -68,7 +65,7 @@ class Region(Server):
 
 @dataclass
 class Outcome:
-    """Arrivals at the GPS as (ms, region, cumulative steps), its value after each, and the leases."""
+    """Arrivals at the GPS as (ms, region, cumulative steps), and its value after each."""
 
     arrivals: list[tuple[float, int, int]] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
@@ -85,7 +82,7 @@ def halos(setting: Setting) -> Outcome:
         max(1, math.ceil(setting.local_steps * s)) if setting.rescale else setting.local_steps
         for _, s in places
     ]
-    centre = (len(places) - 1) / 2 if setting.centre is None else setting.centre
+    centre = (len(places) - 1) / 2
 
     def comm(a: int, b: int) -> float:
         return setting.model_bytes * 8 / (setting.bandwidth_gbps[a][b] * 1e9) * 1e3

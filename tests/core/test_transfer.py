@@ -126,7 +126,7 @@ def test_an_answer_proves_nothing_about_what_was_sent_after_its_query() -> None:
     end = sender()
     end.start(0)
     end.have(1, 0, ((1, 3),), 1)  # a hole at 0: asks query 2, sends 3 and 4
-    assert indices(end.have(2, 0, ((1, 3),), 2)) == [0]
+    assert end.have(2, 0, ((1, 3),), 2) == [SendChunk(0)]
 
 
 def test_a_late_copy_of_an_answer_does_not_condemn_what_was_sent_again_since() -> None:
@@ -144,6 +144,15 @@ def test_a_hole_makes_the_sender_ask_at_once_and_only_once() -> None:
     assert end.have(1, 0, ((1, 3),), 2) == [SendChunk(4)]
 
 
+def test_an_old_answer_that_comes_late_asks_nothing() -> None:
+    """1. a hole at 0, query 2; 2. 0 is lost and goes again; 3. an older answer comes."""
+    end = sender(chunks=3)
+    end.start(0)
+    assert end.have(1, 0, ((2, 3),), 1) == [SendBegin(2)]
+    assert end.have(2, 0, ((2, 3),), 2) == [SendChunk(0), SendChunk(1)]
+    assert end.have(1, 0, ((1, 2),), 3) == []
+
+
 def test_a_full_list_says_nothing_about_chunks_behind_its_end() -> None:
     chunks = 4 * BEYOND_MAX
     end = sender(chunks=chunks, window_chunks=chunks)
@@ -152,6 +161,9 @@ def test_a_full_list_says_nothing_about_chunks_behind_its_end() -> None:
     odd = tuple((2 * i + 1, 2 * i + 2) for i in range(BEYOND_MAX))
     again = indices(end.have(2, 0, odd, RETRY_PS + 1))
     assert again == list(range(0, 2 * BEYOND_MAX, 2))
+    end.check()
+    again = indices(end.have(2, 2 * BEYOND_MAX, (), RETRY_PS + 2))
+    assert again == list(range(2 * BEYOND_MAX, chunks))
 
 
 def test_after_a_reconnect_only_what_an_answer_proves_missing_is_sent() -> None:

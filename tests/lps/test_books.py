@@ -3,13 +3,13 @@
 import pytest
 
 from lps.state import Lps
-from tests.lps.world import Faults, World
+from tests.lps.world import World
 from worker.state import Worker
 
 
 def live_through(seed: int, *, carry: bool, lease_block: int) -> World:
-    """Forty ticks and more of faults, then peace until the budget is reached and everybody is gone."""
-    world = World(seed, carry=carry, lease_block=lease_block, budget=160, faults=Faults())
+    """Forty ticks or more of faults, then peace until everybody is gone."""
+    world = World(seed, carry=carry, lease_block=lease_block, budget=160)
     world.run(ticks=world.random.randrange(40, 200))
     world.faults = None
     for node in world.nodes.values():
@@ -19,7 +19,11 @@ def live_through(seed: int, *, carry: bool, lease_block: int) -> World:
             world.start_region(region)
         if not any(node.machine.settings.server == region for node in world.running(Worker)):
             world.start_worker(region, -1)
-    world.run(ticks=1500)
+    for _ in range(75):
+        world.run(ticks=20)
+        if world.nodes["gps"].finish is not None:
+            break
+    world.run(ticks=40)
     return world
 
 
@@ -33,13 +37,17 @@ def assert_the_books_balance(world: World) -> None:
     # What really moved the global model is what the ledger says.
     assert world.nodes["gps"].model.spans() == world.gps.ledger.applied.spans()
     for node in world.nodes.values():
-        assert not node.alive or node.finish is not None, (node.name, node.machine.__dict__)
-        assert node.finish is None or not node.finish.error, (node.name, node.finish)
+        if node.finish is not None:
+            assert not node.finish.error, (node.name, node.finish)
+        elif node.alive:
+            # The run ended without it, for it was cut off or came too late: it waits.
+            assert not world.reaches_the_gps(node), (node.name, vars(node.machine))
+    assert world.gps.validations[-1][1] == world.gps.counted_steps
 
 
 @pytest.mark.parametrize("lease_block", [1, 3])
 @pytest.mark.parametrize("carry", [False, True], ids=["drop", "carry"])
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_the_books_balance_whatever_happens(seed: int, carry: bool, lease_block: int) -> None:
     world = live_through(seed, carry=carry, lease_block=lease_block)
     assert world.gps.counted_steps >= 160

@@ -1,12 +1,12 @@
-"""A whole small run in memory: one GPS, regions, workers and an evaluator over a network of the worst kind.
+"""A whole small run in memory, over a network of the worst kind.
 
-Messages are lost, repeated, reordered and delayed; processes die, are replaced and are cut off. Tensors
-are replaced by what they would be made of: a payload is the set of samples whose movement it contains.
-So the world knows by itself which samples moved the global model, and compares that with the ledger.
+Messages are lost, repeated, reordered and delayed; processes die, are replaced and are cut off.
+Instead of tensors there is what they would be made of: a payload is the set of samples whose
+movement it contains. So the world knows by itself which samples moved the global model.
 """
 
 import heapq
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from random import Random
 
 from gps.state import Gps, GpsSettings
@@ -51,15 +51,20 @@ RUN = "books"
 
 @dataclass(frozen=True)
 class Faults:
-    """Probabilities, per message or per tick of a node."""
+    """Probabilities, per message or update or per tick of a node."""
 
-    loss: float = 0.08
-    repeat: float = 0.08
+    loss: float = 0.05
+    repeat: float = 0.1
     late: float = 0.05
     rejected: float = 0.03
     worker_dies: float = 0.004
     region_dies: float = 0.001
-    cut_off: float = 0.004
+    cut_off: float = 0.003
+
+    @classmethod
+    def swarm(cls, random: Random) -> "Faults":
+        """Some kinds of fault absent, some rare, some frequent: no world is like another."""
+        return cls(**{each.name: each.default * random.choice((0, 1, 4)) for each in fields(cls)})
 
 
 @dataclass
@@ -76,7 +81,7 @@ class Node:
     alive: bool = True
     finish: Finish | None = None
     model: SpanSet = field(default_factory=SpanSet)
-    """GPS: the samples whose movement is in the model. LPS: those whose movement is in snapshot - model."""
+    """Samples whose movement is in the GPS's model, or in an LPS's snapshot - model."""
     mark: SpanSet = field(default_factory=SpanSet)
     """LPS: what the last `Difference` contained."""
 
@@ -90,11 +95,10 @@ class Node:
 class World:
     """The run and everything that befalls it, from one seed."""
 
-    def __init__(
-        self, seed: int, *, carry: bool, lease_block: int, budget: int, faults: Faults | None
-    ) -> None:
+    def __init__(self, seed: int, *, carry: bool, lease_block: int, budget: int) -> None:
         self.random = Random(seed)
-        self.faults = faults
+        self.faults: Faults | None = Faults.swarm(self.random)
+        """None: peace."""
         self.now = self.random.randrange(10**18)
         self._carry, self._lease_block = carry, lease_block
         self._heap: list[tuple[int, int, Node, Event]] = []
@@ -127,7 +131,7 @@ class World:
             self.start_worker(region, group)
         self._start("evaluator", Evaluator(self._worker_settings("gps", "", -1)))
 
-    # --- processes -----------------------------------------------------------------------------------
+    # --- processes ----------------------------------------------------------------------------
 
     def _start(self, name: Peer, machine: Gps | Lps | Worker | Evaluator) -> None:
         self.nodes[name] = Node(name, machine)
@@ -193,7 +197,14 @@ class World:
             )
         return node if node is not None and node.alive and node.finish is None else None
 
-    # --- time ----------------------------------------------------------------------------------------
+    def reaches_the_gps(self, node: Node) -> bool:
+        """Whether the servers above a node still run, up to the GPS."""
+        if isinstance(node.machine, Gps):
+            return True
+        server = self._find(node.machine.uplink.server)
+        return server is not None and self.reaches_the_gps(server)
+
+    # --- time ---------------------------------------------------------------------------------
 
     def _post(self, node: Node, event: Event, delay: int) -> None:
         self._order += 1
@@ -239,12 +250,12 @@ class World:
             self.deaths.append(node.name)
         return not node.alive
 
-    # --- effects -------------------------------------------------------------------------------------
+    # --- effects ------------------------------------------------------------------------------
 
     def _perform(self, node: Node, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
-                case Send(peer, message, blob):
+                case Send(_, message, _):
                     message = decode_message(RUN, encode(RUN, message))
                     self._send(node, replace(effect, message=message))
                 case SetTick(interval):
@@ -265,11 +276,13 @@ class World:
                 case Release(blob):
                     del node.blobs[blob]
                 case Train(lease, _, blob):
-                    assert blob in node.blobs and node.training is None
+                    assert blob in node.blobs
+                    assert node.training is None
                     node.training = lease
                     self._train(node, lease)
                 case Cancel(push):
-                    assert node.training is not None and node.training.push == push
+                    assert node.training is not None
+                    assert node.training.push == push
                     node.training = None
                 case Validate(version, blob, _):
                     assert blob in node.blobs

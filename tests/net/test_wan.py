@@ -19,6 +19,8 @@ from pelago.net.wan import WanProxy
 MB = 10**6
 DEADLINE_S = 20
 FAST = 1e9
+READ_BYTES_MAX = 256 << 10
+"""What the event loop reads from a socket at once."""
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -74,7 +76,6 @@ async def proxied(
             async with WanProxy("127.0.0.1", 0, "127.0.0.1", port, up, down) as proxy:
                 yield proxy
             assert proxy.connections == 0
-            assert up.bytes_on_the_line == down.bytes_on_the_line == 0
             for task in serving:
                 await asyncio.wait([task])
             assert asyncio.all_tasks() <= before
@@ -197,6 +198,27 @@ async def test_flows_take_turns_and_a_late_one_waits_for_one_turn_of_each_other(
     assert served == ["one", *["one", "other"] * 99, "other"]
 
 
+async def test_a_flow_that_has_nothing_left_when_its_turn_comes_is_passed_over() -> None:
+    served: list[str] = []
+    served_before: list[list[str]] = []
+    arrived = asyncio.Semaphore(0)
+    link = Link(50 * MB, 0)
+
+    def drop_other() -> None:
+        arrived.release()
+        if not served_before:
+            other.quanta = 0
+            served_before.append(list(served))
+
+    other = Queued("other", 100, served, lambda: None)
+    link.request(Queued("one", 100, served, drop_other))
+    link.request(other)
+    async with asyncio.timeout(DEADLINE_S):
+        for _ in range(100):
+            await arrived.acquire()
+    assert served.count("other") == served_before[0].count("other") < 100
+
+
 async def test_a_small_message_overtakes_the_bulk_of_another_connection() -> None:
     """1. Two megabytes flow at 4 MB/s.  2. Meanwhile pings on a second connection come back."""
     up, sink = Link(4 * MB, 5), Sink()
@@ -240,6 +262,21 @@ async def test_a_receiver_that_does_not_read_stops_its_sender_and_nobody_else() 
         release.set()
 
 
+async def test_a_slow_link_makes_its_sender_wait_instead_of_hoarding() -> None:
+    """The queue may exceed its limit by the one read that filled it."""
+    up = Link(100_000, 0)
+    queued = [0]
+    sink = Sink(look=lambda: queued.append(proxy.queued_bytes))
+    async with proxied(sink.serve, up) as proxy:
+        _, writer = await connect(proxy)
+        writer.write(bytes(16 * MB))
+        while len(queued) < 20:
+            sink.begun.clear()
+            await sink.begun.wait()
+        writer.transport.abort()
+    assert 0 < max(queued) <= up.queue_bytes_max + READ_BYTES_MAX
+
+
 async def test_a_half_closed_connection_still_carries_the_answer() -> None:
     async with proxied(Sink().serve, Link(FAST, 5), Link(FAST, 5)) as proxy:
         reader, writer = await connect(proxy)
@@ -268,6 +305,21 @@ async def test_a_reset_by_the_client_reaches_the_server() -> None:
         await heard.wait()
         reset(writer)
         assert await seen is ConnectionResetError
+
+
+async def test_a_reset_drops_what_is_still_queued_and_spares_other_connections() -> None:
+    sink = Sink()
+    async with proxied(sink.serve, Link(MB, 1)) as proxy:
+        _, writer = await connect(proxy)
+        writer.write(bytes(4 * MB))
+        await sink.begun.wait()
+        reset(writer)
+        other_reader, other_writer = await connect(proxy)
+        other_writer.write(bytes(10_000))
+        other_writer.write_eof()
+        assert await other_reader.read(-1) == b"!"
+        other_writer.close()
+    assert sink.received < 4 * MB
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
@@ -341,15 +393,17 @@ async def test_a_slower_rate_takes_effect_on_what_is_already_queued() -> None:
 
 
 async def test_stopping_in_the_middle_of_transfers_leaves_nothing_behind() -> None:
-    """The context of the proxy asserts it: no connection, no byte on the line, no task."""
+    """No byte on the line; and, as after every test, no connection and no task."""
     up, sink = Link(MB, 50), Sink()
     async with proxied(sink.serve, up) as proxy:
         ends = [await connect(proxy) for _ in range(8)]
         for _, writer in ends:
             writer.write(bytes(MB))
         await sink.begun.wait()
+        assert up.bytes_on_the_line > 0
     for _, writer in ends:
         writer.transport.abort()
+    assert up.bytes_on_the_line == 0
     assert sink.received < 8 * MB
 
 

@@ -254,6 +254,7 @@ def raw(kind: type, *fields: Any) -> bytes:
         (b"", "ValueError: Unpack failed: incomplete input"),
         (b"\x93\x01\xa1\xff\x0a", "UnicodeDecodeError: "),
         (b"\xc1", "FormatError"),
+        (b"\xdd\xff\xff\xff\xff", "exceeds max_array_len(65536)"),
         (msgpack.packb([1, RUN, 2, msgpack.Timestamp(1), 2]), "exceeds max_ext_len"),
     ],
 )

@@ -1,4 +1,4 @@
-"""docs/PROTOCOL.md names every message, frame and limit with its number, and the numbers are frozen."""
+"""docs/PROTOCOL.md names every message, frame and limit with its number; the tags are frozen."""
 
 import re
 from collections.abc import Iterator
@@ -91,10 +91,9 @@ def test_the_document_names_every_limit_with_its_value_and_no_other() -> None:
 
 
 def test_the_document_names_no_message_that_does_not_exist() -> None:
-    """Whatever stands in a conversation as Name(...) or `Name` in CamelCase is a type of the wire."""
+    """Whatever stands there as Name(...) or `Name` in CamelCase is a type of the wire."""
     text = DOCUMENT.read_text(encoding="utf-8")
     named = set(re.findall(r"`([A-Z][a-z]+(?:[A-Z][a-z]+)*)`", text))
     named |= set(re.findall(r"\b([A-Z][a-z]+(?:[A-Z][a-z]+)*)\(", text))
     others = {"Literal", "Version", "PushId", "Spans", "WorkerReport", "RegionReport"}
-    # `PushId` and the like end in a capital and one letter, so the pattern above may cut them.
     assert named - others <= set(FROZEN_TAGS), named - others - set(FROZEN_TAGS)

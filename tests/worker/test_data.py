@@ -1,4 +1,4 @@
-"""A corpus is the same for everybody who names it, and what is wrong with it is said in one line."""
+"""A corpus is the same for everybody who names it; what is wrong with it is said in a line."""
 
 import random
 import struct
@@ -56,7 +56,9 @@ def test_the_held_out_part_is_files_that_are_not_trained_on(tmp_path: Path) -> N
     whole = bytes(corpus.train) + bytes(corpus.validation)
     contents = {path.read_bytes() for path in tmp_path.rglob("*.txt")}
     assert set(whole.split(b"\0")) - {b""} == contents
-    train, validation = (set(bytes(part).split(b"\0")) for part in (corpus.train, corpus.validation))
+    train, validation = (
+        set(bytes(part).split(b"\0")) for part in (corpus.train, corpus.validation)
+    )
     assert train & validation == {b""}
     assert len(corpus.validation) == pytest.approx(0.2 * len(whole), rel=0.15)
 
@@ -73,7 +75,7 @@ def test_which_files_are_held_out_depends_on_names_not_on_the_order_of_the_disk(
 def test_a_single_file_gives_its_tail(tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_bytes(bytes(range(1, 251)) * 4)
     corpus = texts(tmp_path, validation_fraction=0.1)
-    assert bytes(corpus.validation) == bytes(range(151, 251)) + b"\0"
+    assert bytes(corpus.validation) == bytes(range(152, 251)) + b"\0"
     assert len(corpus.train) + len(corpus.validation) == 1001
 
 
@@ -136,7 +138,7 @@ def test_a_hugging_face_tokenizer_makes_the_tokens(tmp_path: Path) -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", unk_token="?")
     fast.save_pretrained(tmp_path / "tokenizer")
 
-    corpus = texts(folder, tokenizer=str(tmp_path / "tokenizer"))
+    corpus = texts(folder, tokenizer=str(tmp_path / "tokenizer"), validation_fraction=0.2)
     everything = np.concatenate([corpus.train, corpus.validation]).tolist()
     assert corpus.vocabulary == 5
     assert everything == [2, 3, 4] * 60 + [0]
@@ -204,7 +206,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
         ({"source": "text:"}, r"data\.source = 'text:'.*no folder"),
         ({"source": "text:file.txt"}, r"'file\.txt' is a file"),
         ({"source": "text:empty"}, r"no text files there"),
-        ({"source": "text:short"}, r"part has 3 tokens; data\.sequence_length = 128 needs .* 129"),
+        ({"source": "text:short"}, r"part has 4 tokens; data\.sequence_length = 128 needs .* 129"),
         ({"source": "text:short", "tokenizer": "gone"}, r"data\.tokenizer = 'gone'.*no folder"),
         ({"source": "text:short", "tokenizer": "short"}, r"data\.tokenizer = 'short'.*no readable"),
         ({"source": "stdlib", "tokenizer": "short"}, r"only read with data\.source = 'text:DIR'"),

@@ -25,7 +25,7 @@ def loss_of_folder(folder: Path) -> float:
     """What a user gets who opens the folder with nothing but `transformers`."""
     module = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     logits = module(input_ids=TOKENS[:, :-1]).logits
-    return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), TOKENS[:, 1:].flatten()))
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), TOKENS[:, 1:].flatten()).item()
 
 
 @pytest.mark.parametrize("preset", ["llama3-tiny", "llama4-tiny"])
@@ -110,7 +110,7 @@ def test_initial_parameters_follow_from_the_seed_alone() -> None:
 
 def test_a_fresh_model_knows_nothing() -> None:
     """Its loss is close to that of guessing among 256 tokens."""
-    assert float(tiny().loss(TOKENS)) == pytest.approx(5.55, abs=0.2)
+    assert tiny().loss(TOKENS).item() == pytest.approx(5.55, abs=0.2)
 
 
 @pytest.mark.parametrize("preset", ["llama3-tiny", "llama4-tiny"])
@@ -121,7 +121,7 @@ def test_an_exported_model_opens_and_gives_the_same_loss(tmp_path: Path, preset:
     folder = tmp_path / "deep" / "model"
     model.export(folder, flat)
     model.load_flat(flat)
-    assert loss_of_folder(folder) == pytest.approx(float(model.loss(TOKENS)), abs=1e-6)
+    assert loss_of_folder(folder) == pytest.approx(model.loss(TOKENS).item(), abs=1e-6)
 
 
 def test_a_second_export_replaces_the_first_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_second_export_replaces_the_first_and_leaves_nothing_behind(tmp_path: 
     model.export(folder, model.flat + 1)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert not (folder / "stale").exists()
-    assert loss_of_folder(folder) == pytest.approx(float(model.loss(TOKENS)), abs=1e-6)
+    assert loss_of_folder(folder) == pytest.approx(model.loss(TOKENS).item(), abs=1e-6)
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_of_the_disk(tmp_path: Path) -> None:
@@ -155,13 +155,24 @@ def test_a_checkpoint_folder_gives_its_weights(tmp_path: Path) -> None:
     assert torch.equal(rounded.flat, loaded.flat.bfloat16().float())
 
 
+def test_a_torn_checkpoint_is_named(tmp_path: Path) -> None:
+    model = tiny()
+    model.export(tmp_path / "model", model.flat)
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match=r"model\.preset = '.*model'.*cannot be built"):
+        build(Model(preset=str(tmp_path / "model")), 256, 0, CPU)
+
+
 def test_a_config_folder_is_initialised_from_the_seed(tmp_path: Path) -> None:
     """A family that no preset has, made smaller by an override."""
-    transformers.GPT2Config(vocab_size=300, n_embd=32, n_layer=3, n_head=2).save_pretrained(tmp_path)
+    transformers.GPT2Config(vocab_size=300, n_embd=32, n_layer=3, n_head=2).save_pretrained(
+        tmp_path
+    )
     model = build(Model(preset=str(tmp_path)), 256, 4, CPU)
     smaller = build(Model(preset=str(tmp_path), overrides={"n_layer": 1}), 256, 4, CPU)
     assert model.vocabulary == 300
-    assert float(model.loss(TOKENS)) == pytest.approx(5.7, abs=0.2)
+    assert model.loss(TOKENS).item() == pytest.approx(5.7, abs=0.2)
     assert smaller.elements < model.elements
 
 

@@ -109,7 +109,7 @@ class Corpus:
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self._id_limit:
             raise ConfigError(
-                f"data.source = {self.name!r} holds the token id {low if low < 0 else high}, but the "
-                f"model knows ids from 0 to {self._id_limit - 1}: the wrong data.token_dtype, or "
+                f"data.source = {self.name!r} holds the token id {low if low < 0 else high}, but "
+                f"the model knows ids from 0 to {self._id_limit - 1}: a wrong data.token_dtype, or "
                 "a model of another tokenizer (vocab_size in model.overrides)"
             )

@@ -2,9 +2,10 @@
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError
 
 from pelago import config
 from pelago.core.errors import ConfigError
@@ -12,17 +13,26 @@ from pelago.core.prng import derive
 from worker.models.language import LanguageModel
 from worker.models.presets import PRESETS
 
-_FAULTS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError)
-"""What `transformers` raises for a configuration that no model can be built from."""
+FAULTS: Final = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    IndexError,
+    SafetensorError,
+)
+"""What `transformers` raises for a folder or a configuration that no model can be built from."""
 
 
 def build(model: config.Model, vocabulary: int, seed: int, device: torch.device) -> LanguageModel:
     """Build the model that ``model.preset`` and ``model.overrides`` name, in fp32.
 
     ``vocabulary``: token ids of the corpus, 0 if it does not tell. A preset takes it as its own;
-    the vocabulary of a Hugging Face folder stays as it is and must be large enough. A folder that holds
-    safetensors gives its weights; otherwise the parameters are drawn from ``seed``, the same on
-    every device. Raises `ConfigError`; asks no network.
+    the vocabulary of a Hugging Face folder stays as it is and must be large enough. A folder that
+    holds safetensors gives its weights; otherwise the parameters are drawn from ``seed``, the same
+    on every device. Raises `ConfigError`; asks no network.
     """
     transformers = _transformers()
     settings = architecture(model, vocabulary)
@@ -48,7 +58,7 @@ def build(model: config.Model, vocabulary: int, seed: int, device: torch.device)
         # Some impossible shapes show only when used: better here than in the first lease.
         with torch.no_grad():
             language_model.loss(torch.zeros(1, 3, dtype=torch.int64))
-    except _FAULTS as error:
+    except FAULTS as error:
         raise ConfigError(f"{_named(model)}: cannot be built: {_first_line(error)}") from None
     return language_model
 
@@ -61,7 +71,7 @@ def architecture(model: config.Model, vocabulary: int) -> Any:
             settings = _from_preset(dict(preset), model, vocabulary)
         else:
             settings = _from_folder(model)
-    except _FAULTS as error:
+    except FAULTS as error:
         raise ConfigError(f"{_named(model)}: cannot be configured: {_first_line(error)}") from None
     settings.use_cache = False
     known = settings.get_text_config().vocab_size

@@ -1,0 +1,135 @@
+"""The real client: the worker's own machine on the real driver, with a trainer that takes no time.
+
+`real.py RUN.toml MODEL.json OUT` joins the run's only region. It answers each line on its standard
+input with the seconds of one round: from `Trained`, when the update exists and nobody has hashed or
+sent a byte of it, to `Received(Model)`, when all of the next model is here and verified. Copying the
+model to where the trainer wants it, and letting go of it, is not part of a round.
+"""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import uvloop
+
+from pelago.config import RunFile, load
+from pelago.core.machine import Received, Trained
+from pelago.core.names import Lease
+from pelago.net import daemon
+from pelago.net.memory import keep_what_is_freed
+from pelago.net.node import Node, NodeSettings
+from pelago.net.sockets import Connect
+from pelago.net.trainer import Result
+from pelago.tensor.manifest import Manifest
+from pelago.tensor.plane import Plane
+from pelago.wire.messages import Ack, Effect, Event, Model, TensorSpec
+from worker.settings import settings
+from worker.state import Worker
+
+SEED = 7
+
+
+class TimedWorker:
+    """The worker's machine, unchanged, with a stop-watch beside it."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._begun_at: float | None = None
+        self._applied_at = 0.0
+
+    def handle(self, event: Event, now: int) -> list[Effect]:
+        """Note the time of an event that begins or ends a round, and pass it on."""
+        seconds = time.perf_counter()
+        match event:
+            case Trained():
+                self._begun_at = seconds
+            case Received(_, Ack(_, outcome), _):
+                assert outcome == "applied", outcome
+                self._applied_at = seconds
+            case Received(_, Model(), _) if self._begun_at is not None:
+                push, pull = self._applied_at - self._begun_at, seconds - self._applied_at
+                found = {"seconds": seconds - self._begun_at, "push": push, "pull": pull}
+                print(json.dumps(found), flush=True)
+                self._begun_at = None
+        return self._worker.handle(event, now)
+
+    def check(self) -> None:
+        """Assert the worker's invariants."""
+        self._worker.check()
+
+
+class Instant:
+    """A trainer that has its update already. It waits for a line on the standard input first."""
+
+    def __init__(self, elements: int, steps: int) -> None:
+        self._delta = 1e-3 * torch.randn(elements, generator=torch.Generator().manual_seed(SEED))
+        self._steps = steps
+        self._ready = False
+
+    def train(
+        self, lease: Lease, flat: Any, on_step: Callable[[int], None], cancel: threading.Event
+    ) -> Result | None:
+        """The same update, whatever the lease; None at the end of the input."""
+        if not self._ready:
+            self._ready = True
+            print(json.dumps({"ready": "pelago"}), flush=True)
+        if not sys.stdin.readline():
+            return None
+        return Result(self._delta, self._steps, lease.samples, 1.0)
+
+    def validate(self, flat: Any) -> tuple[float, int]:
+        """Not a worker's business."""
+        raise AssertionError("a worker measures nothing")
+
+    def export(self, flat: Any) -> None:
+        """Not a worker's business."""
+        raise AssertionError("a worker exports nothing")
+
+
+async def work(run: RunFile, model: dict[str, Any], out: Path) -> None:
+    """Join, and work until the orchestrator ends the run."""
+    manifest = Manifest(tuple(TensorSpec(name, tuple(shape)) for name, shape in model["specs"]))
+    host, port = run.lps_connect(0)
+    machine = Worker(
+        settings(
+            run,
+            0,
+            0,
+            incarnation=daemon.incarnation(),
+            fingerprint=manifest.fingerprint,
+            corpus=model["corpus"],
+        )
+    )
+    node = Node(
+        TimedWorker(machine),
+        NodeSettings(
+            run_id=run.run_id,
+            name=daemon.process_name("worker-bench"),
+            client=Connect(host, port, "lps"),
+            crash_file=out / "worker-bench" / "crash.json",
+        ),
+        daemon.telemetry(out, "worker-bench"),
+        plane=Plane(manifest, None),
+        trainer=Instant(manifest.numel, run.worker.local_steps),
+    )
+    finish = await node.run()
+    if finish.error:
+        raise SystemExit(f"{finish.reason}: {finish.error}")
+
+
+def main() -> None:
+    """One worker process."""
+    run_path, model_path, out = sys.argv[1:]
+    torch.set_num_threads(1)
+    keep_what_is_freed()  # As every daemon does.
+    model = json.loads(Path(model_path).read_text(encoding="utf-8"))
+    uvloop.run(work(load(run_path), model, Path(out)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Push + pull of a 256 MB model through a real LPS, beside bare ZeroMQ peers. See bench/README.md."""
+
+import argparse
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from parts.machine import describe, summary, usage
+
+from pelago.config import RunFile, dump, parse
+from pelago.net.ports import free_pairs
+from pelago.tensor.manifest import Manifest
+from worker.evaluator import Evaluator
+
+PARTS = Path(__file__).parent / "parts"
+KINDS = ("blocked", "whole", "nothing")
+"""Of bare peers; see parts/bare.py."""
+WARM_UP_ROUNDS = 3
+PAGE_MB = 4096 / 1e6
+RUN = """
+[run]
+name = "bench"
+budget_local_steps = 1000000000
+[model]
+preset = "llama3-tiny"
+overrides = {{ {overrides} }}
+[worker]
+device = "cpu"
+[lps]
+updates_per_exchange = 1000000000
+[gps]
+bind = "127.0.0.1:{gps}"
+[[region]]
+name = "here"
+worker_speeds = [1.0]
+bind = "127.0.0.1:{lps}"
+"""
+OVERRIDES = {
+    "hidden_size": 1024,
+    "intermediate_size": 2784,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+}
+"""64,007,168 parameters, 256.03 MB in fp32."""
+
+
+@dataclass
+class Side:
+    """One way of moving a model there and back: the process to ask, and those that do the work."""
+
+    name: str
+    client: subprocess.Popen[str]
+    server: subprocess.Popen[str]
+    rounds: list[dict[str, float]] = field(default_factory=list)
+
+    def listen(self) -> dict[str, Any]:
+        """The client's next line. Raises `RuntimeError` if it has ended."""
+        assert self.client.stdout is not None
+        line = self.client.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the client of {self.name!r} has ended")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def round(self) -> None:
+        """Run one round, and note what it took."""
+        assert self.client.stdin is not None
+        pids = {"client": self.client.pid, "server": self.server.pid}
+        before = {key: usage(pid) for key, pid in pids.items()}
+        self.client.stdin.write("go\n")
+        self.client.stdin.flush()
+        found = self.listen()
+        # Memory is given back and the model copied after a round; its cost belongs to the round too.
+        time.sleep(0.3)
+        used: dict[str, float] = {}
+        for key, pid in pids.items():
+            seconds, pages = usage(pid)
+            used[f"{key}_cpu"] = seconds - before[key][0]
+            used[f"{key}_fresh_mb"] = (pages - before[key][1]) * PAGE_MB
+        self.rounds.append({**found, **used})
+
+
+@contextlib.contextmanager
+def process(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process with pipes to talk to it, ended at the end."""
+    with log.open("w") as errors:
+        started = subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        try:
+            yield started
+        finally:
+            started.kill()
+            started.wait()
+
+
+def describe_model(run: RunFile, path: Path) -> Manifest:
+    """Build the model once, to tell every process its shape. Returns the manifest."""
+    source = Evaluator(run)
+    specs = [[spec.name, spec.shape] for spec in source.manifest()]
+    path.write_text(json.dumps({"specs": specs, "corpus": source.corpus.digest}), encoding="utf-8")
+    return Manifest(source.manifest())
+
+
+def start_all(folder: Path, stack: ExitStack, run: RunFile, model: Path, ports: list[int], kinds: list[str]) -> list[Side]:
+    """Start the daemons, the real worker and the bare pairs; wait until all are ready."""
+    run_path = folder / "run.toml"
+    run_path.write_text(dump(run), encoding="utf-8")
+    common = ["--run", str(run_path), "--out", str(folder)]
+    stack.enter_context(process(["-m", "gps", *common], folder / "gps.err"))
+    lps = stack.enter_context(
+        process(["-m", "lps", *common, "--region", "here"], folder / "lps.err")
+    )
+    arguments = [str(PARTS / "real.py"), str(run_path), str(model), str(folder)]
+    client = stack.enter_context(process(arguments, folder / "worker.err"))
+    sides = [Side("pelago", client, lps)]
+    for kind, port in zip(kinds, ports, strict=True):
+        pair = [
+            stack.enter_context(
+                process(
+                    [str(PARTS / "bare.py"), side, kind, str(port), str(model)],
+                    folder / f"{side}-{kind}.err",
+                )
+            )
+            for side in ("client", "server")
+        ]
+        sides.append(Side(kind, *pair))
+    for side in sides:
+        side.listen()
+    return sides
+
+
+def report(sides: list[Side], manifest: Manifest, machine: dict[str, Any]) -> dict[str, Any]:
+    """All figures. A ratio is the median over rounds of (their seconds / ours)."""
+    ours, *others = sides
+    kept = {side.name: side.rounds[WARM_UP_ROUNDS:] for side in sides}
+    figures: dict[str, Any] = {
+        "benchmark": "push_pull",
+        "parameters": manifest.numel,
+        "model_mb": round(manifest.bytes / 1e6, 2),
+        "chunks": len(manifest.chunks),
+        "chunk_bytes": manifest.chunk_bytes,
+        "rounds": len(kept[ours.name]),
+        "torch_threads": 1,
+        "machine": machine,
+    }
+    for name, rounds in kept.items():
+        keys = rounds[0].keys()
+        figures[name] = {key: summary([each[key] for each in rounds]) for key in keys}
+    for other in others:
+        pairs = zip(kept[other.name], kept[ours.name], strict=True)
+        ratios = [theirs["seconds"] / mine["seconds"] for theirs, mine in pairs]
+        figures[f"ratio_to_{other.name}"] = summary(ratios, 3)
+    return figures
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15, help="rounds that count (default 15)")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="bare peers to compare with")
+    parser.add_argument("--keep", type=Path, help="folder of logs, kept (default: a temporary one)")
+    options = parser.parse_args()
+    kinds = options.kinds.split(",")
+    machine = describe()
+    overrides = ", ".join(f"{key} = {value}" for key, value in OVERRIDES.items())
+    gps, lps, *ports = free_pairs(2 + len(kinds))
+    run = parse(RUN.format(overrides=overrides, gps=gps, lps=lps))
+    with ExitStack() as stack:
+        folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest = describe_model(run, folder / "model.json")
+        sides = start_all(folder, stack, run, folder / "model.json", ports, kinds)
+        for _ in range(WARM_UP_ROUNDS + options.rounds):
+            for side in sides:
+                side.round()
+            times = (f"{side.name} {side.rounds[-1]['seconds']:.3f} s" for side in sides)
+            print("  ".join(times), flush=True)
+    print(json.dumps(report(sides, manifest, machine)))
+
+
+if __name__ == "__main__":
+    main()

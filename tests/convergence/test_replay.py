@@ -1,0 +1,128 @@
+"""The `experiments` command."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments.__main__ import main
+from experiments.replay import decimal_ms
+from pelago import config
+from tests.convergence.paper import PAPER, run_file
+
+SHORT = run_file(replace(PAPER, budget=1_000))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "short.toml"
+    path.write_text(config.dump(SHORT), encoding="utf-8")
+    return path
+
+
+def test_replay_writes_the_resolved_run_file_the_result_and_the_arrivals(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "deep" / "out"
+    assert main(["replay", str(file), "--out", str(out), "--check", "--trace"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "arrivals.csv",
+        "result.json",
+        "run.toml",
+    ]
+    assert config.load(out / "run.toml") == SHORT
+    result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    assert list(result) == [
+        "method",
+        "clock",
+        "seed",
+        "elapsed_ms",
+        "counted_steps",
+        "samples",
+        "tokens",
+        "model",
+        "gps",
+        "lps",
+        "workers",
+        "validation",
+        "ledger",
+        "bytes",
+        "final",
+    ]
+    with (out / "arrivals.csv").open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.reader(lines))
+    assert rows[0] == ["time_ms", "region", "counted_steps", "cumulative_steps"]
+    assert rows[1] == ["19544.546923280", "r0", "198", "198"]
+    assert len(rows) == 1 + result["gps"]["updates"]
+    assert int(rows[-1][3]) == result["counted_steps"]
+    said = capsys.readouterr().out
+    assert "local steps" in said
+    assert "trace digest" in said
+
+
+def test_two_replays_write_the_same_bytes(file: Path, tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        assert main(["replay", str(file), "--out", str(tmp_path / name)]) == 0
+    for name in ("run.toml", "result.json", "arrivals.csv"):
+        one, other = (tmp_path / folder / name for folder in ("one", "other"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_times_are_written_in_full() -> None:
+    assert decimal_ms(19_544_546_923_280) == "19544.546923280"
+    assert decimal_ms(1) == "0.000000001"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[[region]]\nname = "eu"\nworker_speeds = [1.0]\n', "simulation"),
+        ("[simulation]\n", "region"),
+        (
+            '[[region]]\nname = "eu"\nworker_speeds = [1.0]\n[simulation]\nproblem = "riddle"\n',
+            "simulation.problem = 'riddle'",
+        ),
+        ("[[region\n", "not TOML"),
+        (
+            '[[region]]\nname = "eu"\nworker_speeds = [1.0]\n'
+            "[network]\nbandwidth_gbps = [[1.0, 2.0]]\n[simulation]\n",
+            "bandwidth_gbps must be 1 x 1",
+        ),
+    ],
+    ids=["no simulation", "no region", "unknown problem", "no TOML", "matrix not square"],
+)
+def test_a_wrong_file_gets_one_clear_line(
+    text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(text, encoding="utf-8")
+    assert main(["replay", str(path), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("experiments: ")
+    assert says in said.err
+    assert said.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_name_is_told_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", "halos_papre"]) == 2
+    said = capsys.readouterr().err
+    assert "halos_papre" in said
+    assert "halos_paper_scalar" in said
+
+
+def test_a_folder_that_cannot_be_is_refused_before_the_run(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["replay", str(file), "--out", str(file / "out")]) == 2
+    assert "cannot write results" in capsys.readouterr().err
+
+
+def test_list_names_every_shipped_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["halos_paper", "halos_paper_scalar"]
+    assert all(len(line.split()) > 5 for line in lines)

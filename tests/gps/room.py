@@ -1,0 +1,85 @@
+"""A GPS with two regions, and the ways into its phases."""
+
+from gps.state import Gps, GpsSettings
+from pelago.core.machine import PS_PER_MS, Loaded, Measured, Note, Send, SetTick, Started
+from pelago.core.names import Address, BlobId, PushId, Spans, Version
+from pelago.wire.messages import (
+    PROTOCOL_VERSION,
+    Effect,
+    Hello,
+    LeaseRequest,
+    Offer,
+    Pull,
+    Push,
+    RegionReport,
+    Role,
+    TensorSpec,
+    Welcome,
+)
+from tests.conversation import Conversation
+
+MANIFEST = (TensorSpec("weight", (4,)),)
+SETTINGS = GpsSettings(
+    regions=("eu", "us"),
+    incarnation=9,
+    manifest=MANIFEST,
+    fingerprint="model",
+    corpus="corpus",
+    budget_local_steps=100,
+    budget_ps=0,
+    update_norm_max=10.0,
+    staged_max=1,
+    tick_ps=500 * PS_PER_MS,
+    retry_ps=1000 * PS_PER_MS,
+    lost_after_ps=5000 * PS_PER_MS,
+    region_lost_after_ps=60_000 * PS_PER_MS,
+)
+REPORT = RegionReport(3, 1, 0, 2, 0, 0, False, ())
+
+
+def hello(role: Role, region: str = "", incarnation: int = 1) -> Hello:
+    """How a client of the GPS introduces itself."""
+    digests = ("model", "corpus") if role == "evaluator" else ("", "")
+    return Hello(PROTOCOL_VERSION, role, Address(region), incarnation, *digests)
+
+
+def welcome(fence: int) -> Welcome:
+    """The answer to an LPS; an evaluator gets fence 0 and no manifest."""
+    return Welcome(9, fence, -1, MANIFEST if fence else (), "model", "corpus")
+
+
+def update(push: PushId, spans: Spans, dropped: Spans = (), steps: int = 10, base: int = 0) -> Push:
+    """An exchange of three updates."""
+    return Push(push, Version(9, base), steps, 3, 64, 1.5, spans, dropped, 0)
+
+
+class Room(Conversation):
+    """A conversation with the GPS."""
+
+    def __init__(self, settings: GpsSettings = SETTINGS) -> None:
+        self.gps = Gps(settings)
+        super().__init__(self.gps)
+        assert self.happens(Started()) == [SetTick(settings.tick_ps)]
+
+    def load(self) -> "Room":
+        """The initial model is in the arena."""
+        assert self.happens(Loaded(Version(9, 0))) == [Note("serving", {"regions": ["eu", "us"]})]
+        return self
+
+    def join(self, peer: str, region: str, samples: int = 0, incarnation: int = 1) -> "Room":
+        """An LPS joins, and borrows samples."""
+        self.hears(peer, hello("lps", region, incarnation))
+        if samples:
+            self.hears(peer, LeaseRequest(1, samples))
+        return self
+
+    def evaluate(self, peer: str = "judge", after_steps: int = 0) -> list[Effect]:
+        """An evaluator joins and asks for a version."""
+        assert self.hears(peer, hello("evaluator")) == [Send(peer, welcome(0))]
+        return self.hears(peer, Pull(0, after_steps))
+
+    def push(self, peer: str, message: Push, blob: BlobId, norm: float = 1.0) -> list[Effect]:
+        """An update is offered, arrives and is measured; returns what follows from that."""
+        self.hears(peer, Offer(message.push))
+        self.hears(peer, message, blob)
+        return self.happens(Measured(blob, norm, finite=True))

@@ -1,0 +1,341 @@
+"""Evaluators, budgets, and how a run ends with its books settled."""
+
+from dataclasses import replace
+
+import pytest
+
+from pelago.core.leases import LedgerTotals
+from pelago.core.machine import (
+    PS_PER_MS,
+    Apply,
+    Delivered,
+    Finish,
+    Loaded,
+    Measured,
+    Note,
+    PeerLost,
+    Pin,
+    Release,
+    Send,
+    StopRequested,
+    Tick,
+)
+from pelago.core.names import PushId, Version
+from pelago.wire.messages import (
+    Ack,
+    Evaluated,
+    Goodbye,
+    Heartbeat,
+    LeaseRequest,
+    Leave,
+    Model,
+    Offer,
+    Pull,
+    Push,
+    Rejoin,
+    Stop,
+)
+from tests.conversation import without_notes
+from tests.gps.room import REPORT, SETTINGS, Room, hello, update, welcome
+
+E1, E2, U1 = PushId(1, 1), PushId(2, 1), PushId(1, 1)
+BUDGET = "budget of local steps reached"
+LEFT = Leave("run finished", None, (), (), ())
+
+
+def model(counter: int, steps: int, *, final: bool = False) -> Model:
+    return Model(Version(9, counter), steps, None, None, final)
+
+
+def found(counter: int, steps: int, loss: float = 2.5) -> Evaluated:
+    return Evaluated(Version(9, counter), steps, loss, 100)
+
+
+@pytest.fixture
+def room() -> Room:
+    """Both regions are in and hold samples: eu 0..40, us 40..60."""
+    return Room().load().join("lps-1", "eu", samples=40).join("lps-2", "us", samples=20)
+
+
+# --- evaluators -------------------------------------------------------------------------------
+
+
+def test_an_evaluator_gets_the_first_version_at_once_and_the_next_when_it_is_due(
+    room: Room,
+) -> None:
+    """
+    1. It asks for the first version: there it is.
+    2. It reports, and asks for a version with 25 steps behind it: there is none yet.
+    3. 20 steps: none yet. 30 steps: there it is. Time is when that version was reached.
+    """
+    assert room.evaluate() == [Pin(1), Send("judge", model(0, 0), 1), Release(1)]
+    assert room.happens(Delivered("judge", 1)) == []
+    assert room.hears("judge", found(0, 0, 5.5)) == [
+        Note(
+            "validation",
+            {"version": 0, "counted_steps": 0, "elapsed_ps": 0, "loss": 5.5, "tokens": 100},
+        )
+    ]
+    assert room.hears("judge", Pull(0, 25)) == []
+    room.after(1).push("lps-1", update(E1, ((0, 4),), steps=20), -1)
+    effects = room.after(1).push("lps-1", update(E2, ((4, 8),), steps=10), -2)
+    assert effects[-3:] == [Pin(4), Send("judge", model(2, 30), 4), Release(4)]
+    room.after(5).hears("judge", found(2, 30))
+    assert room.gps.validations == [(0, 0, 5.5), (2 * 10**12, 30, 2.5)]
+
+
+def test_a_repeated_finding_counts_once(room: Room) -> None:
+    room.evaluate()
+    room.hears("judge", found(0, 0))
+    assert room.hears("judge", found(0, 0)) == []
+    assert room.hears("judge", found(7, 70)) == []
+    assert len(room.gps.validations) == 1
+
+
+def test_findings_of_several_evaluators_are_kept_in_order(room: Room) -> None:
+    """One measures the first version slowly, the other the next one fast."""
+    room.evaluate("slow")
+    room.after(1).push("lps-1", update(E1, ((0, 4),)), -1)
+    room.evaluate("fast")
+    room.hears("fast", found(1, 10, 2.0))
+    room.hears("slow", found(0, 0, 5.5))
+    assert [steps for _, steps, _ in room.gps.validations] == [0, 10]
+
+
+def test_a_model_that_is_on_its_way_to_an_evaluator_is_not_sent_twice(room: Room) -> None:
+    room.evaluate()
+    assert room.hears("judge", Pull(0, 0)) == []
+    room.happens(PeerLost("judge", "cut"))
+    assert room.hears("judge", Pull(0, 0))[1] == Send("judge", model(0, 0), 2)
+
+
+def test_an_evaluator_before_the_model_is_loaded_asks_again() -> None:
+    room = Room()
+    assert room.evaluate() == []
+    room.load()
+    assert room.hears("judge", Pull(0, 0))[0] == Pin(1)
+
+
+def test_a_finding_before_the_first_lease_is_at_time_zero() -> None:
+    room = Room().load()
+    room.evaluate()
+    room.after(5).hears("judge", found(0, 0))
+    assert room.gps.validations == [(0, 0, 2.5)]
+
+
+def test_an_evaluator_may_introduce_itself_again_and_is_answered_while_it_lives(
+    room: Room,
+) -> None:
+    room.evaluate()
+    assert room.hears("judge", hello("evaluator")) == [Send("judge", welcome(0))]
+    for _ in range(3):
+        assert room.after(4).hears("judge", Heartbeat(None)) == [Send("judge", Heartbeat(None))]
+        assert room.hears("lps-1", Heartbeat(REPORT))
+        assert without_notes(room.happens(Tick())) == []
+
+
+def test_a_silent_evaluator_is_forgotten(room: Room) -> None:
+    room.evaluate()
+    assert Note("evaluator_left", {"why": "lost: no heartbeat"}) in room.after(6).happens(Tick())
+    assert room.hears("judge", Pull(0, 0)) == [Send("judge", Rejoin())]
+
+
+def test_an_evaluator_may_leave_while_the_run_goes_on(room: Room) -> None:
+    room.evaluate()
+    assert room.hears("judge", LEFT) == [
+        Note("evaluator_left", {"why": "run finished"}),
+        Send("judge", Goodbye()),
+    ]
+    assert room.hears("judge", LEFT) == [Send("judge", Goodbye())]
+    assert room.happens(Delivered("judge", 1)) == []
+
+
+def test_what_an_evaluator_never_says_is_noted_and_dropped(room: Room) -> None:
+    room.evaluate()
+    note = Note("unexpected", {"peer": "judge", "message": "LeaseRequest"})
+    assert room.hears("judge", LeaseRequest(1, 8)) == [note]
+    assert room.hears("judge", update(E1, ((0, 4),)), -1) == [
+        Note("unexpected", {"peer": "judge", "message": "Push"}),
+        Release(-1),
+    ]
+
+
+# --- the end ----------------------------------------------------------------------------------
+
+
+def test_the_budget_of_steps_ends_the_run_with_the_update_that_reaches_it(room: Room) -> None:
+    """
+    1. 99 of 100 steps: answered as always.
+    2. The 100th: applied and acknowledged, but not answered; everybody is told to stop.
+    3. Nothing is applied or lent any more.
+    """
+    assert len(room.push("lps-1", update(E1, ((0, 4),), steps=99), -1)) == 7
+    effects = room.push("lps-2", update(U1, ((40, 44),), steps=1), -2)
+    assert effects[0] == Apply("step", -2)
+    assert effects[3:] == [
+        Send("lps-2", Ack(U1, "applied")),
+        Note("draining", {"why": BUDGET}),
+        Send("lps-1", Stop(BUDGET)),
+        Send("lps-2", Stop(BUDGET)),
+    ]
+    assert room.hears("lps-1", LeaseRequest(2, 8)) == []
+    assert room.hears("lps-1", Offer(E2)) == []
+    room.hears("lps-1", update(E2, ((4, 8),)), -3)
+    assert room.happens(Measured(-3, 1.0, finite=True)) == [Release(-3)]
+    assert room.hears("lps-2", Offer(U1))[0] == Send("lps-2", Ack(U1, "applied"))
+    assert room.gps.counted_steps == 100
+
+
+def test_the_budget_of_minutes_ends_the_run(room: Room) -> None:
+    """Counted from the first lease, not from the start."""
+    room = Room(replace(SETTINGS, budget_ps=60_000 * PS_PER_MS)).load()
+    assert without_notes(room.after(100).happens(Tick())) == []
+    room.join("lps-1", "eu", samples=8)
+    room.after(59).hears("lps-1", Heartbeat(REPORT))
+    assert without_notes(room.happens(Tick())) == []
+    effects = room.after(1).happens(Tick())
+    assert effects[0] == Note("draining", {"why": "budget of minutes reached"})
+    assert effects[1] == Send("lps-1", Stop("budget of minutes reached"))
+
+
+def test_the_run_ends_when_everybody_has_settled(room: Room) -> None:
+    """
+    1. The user stops the run.
+    2. Each region names what it applied without exchanging it and what it dropped; the rest returns.
+    3. The last one to leave ends the run, and the books balance.
+    """
+    room.push("lps-1", update(E1, ((0, 4),), ((4, 8),)), -1)
+    room.after(5).happens(StopRequested("enough"))
+    assert room.happens(StopRequested("enough")) == []
+    leave = Leave("drained", REPORT, ((16, 40),), ((8, 12),), ((12, 16),))
+    assert room.hears("lps-1", leave) == [
+        Note("region_left", {"region": "eu", "why": "drained"}),
+        Send("lps-1", Goodbye()),
+    ]
+    assert room.hears("lps-1", leave) == [Send("lps-1", Goodbye())]
+    effects = room.hears("lps-2", Leave("drained", None, ((40, 60),), (), ()))
+    assert effects[-1] == Finish("enough")
+    assert room.gps.regions["eu"].report == REPORT
+    assert room.gps.ledger.totals() == LedgerTotals(
+        issued=60,
+        applied=4,
+        dropped_in_flight=8,
+        unexchanged=4,
+        returned=44,
+        held=0,
+        duplicated=0,
+    )
+    assert room.after(9).happens(Tick()) == []
+    assert room.gps.elapsed_ps() == 5 * 10**12
+
+
+def test_stop_is_repeated_to_those_who_did_not_hear_it(room: Room) -> None:
+    """On the tick, and as the answer to a heartbeat or to a Hello."""
+    room.happens(StopRequested("enough"))
+    assert without_notes(room.happens(Tick())) == [
+        Send("lps-1", Stop("enough")),
+        Send("lps-2", Stop("enough")),
+    ]
+    assert room.hears("lps-1", Heartbeat(REPORT)) == [Send("lps-1", Stop("enough"))]
+    assert room.hears("lps-9", hello("lps", "eu", 2)) == [Send("lps-9", Stop("enough"))]
+
+
+def test_a_region_that_falls_silent_at_the_end_is_not_waited_for_as_long(room: Room) -> None:
+    """Five seconds instead of sixty; what it held returns."""
+    room.happens(StopRequested("enough"))
+    room.after(3).hears("lps-2", Heartbeat(REPORT))
+    effects = room.after(2.5).happens(Tick())
+    assert effects[0] == Note("region_left", {"region": "eu", "why": "lost: no heartbeat"})
+    assert room.hears("lps-1", Leave("drained", None, (), ((0, 8),), ())) == [
+        Send("lps-1", Goodbye())
+    ]
+    assert room.hears("lps-2", Leave("drained", None, (), (), ()))[-1] == Finish("enough")
+    assert room.gps.ledger.totals().returned == 60
+
+
+def test_a_run_that_nobody_joined_ends_at_once() -> None:
+    room = Room().load()
+    assert room.happens(StopRequested("enough"))[-1] == Finish("enough")
+    assert room.happens(StopRequested("enough")) == []
+
+
+def test_a_run_that_is_stopped_before_its_model_is_there_ends_too() -> None:
+    room = Room()
+    assert room.happens(StopRequested("enough"))[-1] == Finish("enough")
+    assert room.happens(Loaded(Version(9, 0))) == []
+
+
+def test_a_region_without_a_process_is_not_told_to_stop() -> None:
+    room = Room().load().join("lps-1", "eu")
+    effects = room.happens(StopRequested("enough"))
+    assert without_notes(effects) == [Send("lps-1", Stop("enough"))]
+
+
+def test_the_evaluator_gets_the_last_version_and_the_run_waits_for_it(room: Room) -> None:
+    """
+    1. It waits for step 50; the run ends at step 10. It gets that version, as the last one.
+    2. The regions leave; the run waits for the evaluator.
+    3. It reports and leaves: the run ends.
+    """
+    room.evaluate(after_steps=50)
+    room.push("lps-1", update(E1, ((0, 4),)), -1)
+    effects = room.happens(StopRequested("enough"))
+    assert effects[-3:] == [Pin(2), Send("judge", model(1, 10, final=True), 2), Release(2)]
+    room.hears("lps-1", LEFT)
+    assert room.hears("lps-2", LEFT)[-1] == Send("lps-2", Goodbye())
+    room.hears("judge", found(1, 10))
+    assert room.hears("judge", LEFT)[-1] == Finish("enough")
+
+
+def test_an_evaluator_that_is_busy_at_the_end_asks_for_the_last_version_later(room: Room) -> None:
+    room.evaluate()
+    room.happens(Delivered("judge", 1))
+    room.happens(StopRequested("enough"))
+    room.hears("judge", found(0, 0))
+    assert room.hears("judge", Pull(0, 10))[1] == Send("judge", model(0, 0, final=True), 2)
+
+
+def test_a_last_finding_that_was_lost_is_waited_for(room: Room) -> None:
+    """
+    1. The evaluator's Leave overtakes its finding: it is not let go.
+    2. It says both again: the finding is booked, and it may go.
+    """
+    room.happens(StopRequested("enough"))
+    room.evaluate()
+    assert room.hears("judge", LEFT) == []
+    room.hears("judge", found(0, 0))
+    assert room.hears("judge", LEFT)[1] == Send("judge", Goodbye())
+
+
+def test_an_evaluator_that_was_not_sent_the_last_version_may_go(room: Room) -> None:
+    room.evaluate("first")
+    room.push("lps-1", update(E1, ((0, 4),)), -1)
+    room.happens(StopRequested("enough"))
+    room.evaluate("second")
+    assert room.hears("first", LEFT)[1] == Send("first", Goodbye())
+
+
+def test_an_evaluator_that_dies_at_the_end_is_not_waited_for_for_ever() -> None:
+    room = Room().load()
+    room.evaluate()
+    room.happens(StopRequested("enough"))
+    assert room.after(6).happens(Tick())[-1] == Finish("enough")
+
+
+def test_the_status_says_what_every_region_does(room: Room) -> None:
+    status = room.happens(Tick())[-1]
+    assert isinstance(status, Note)
+    assert status.kind == "status"
+    assert status.fields["regions"]["eu"] == {
+        "serving": True,
+        "exchanges": 0,
+        "updates": 0,
+        "staleness_max": 0,
+        "exchanging": False,
+        "workers": [],
+    }
+
+
+def test_an_update_without_its_payload_is_no_update(room: Room) -> None:
+    message: Push = update(E1, ((0, 4),))
+    assert room.hears("lps-1", message) == [Note("unexpected", {"region": "eu", "message": "Push"})]

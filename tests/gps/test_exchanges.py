@@ -1,0 +1,348 @@
+"""How the GPS lends samples and takes updates in: once, whole, in order, or not at all."""
+
+from dataclasses import replace
+
+import pytest
+
+from pelago.core.machine import (
+    Apply,
+    Delivered,
+    Measure,
+    Measured,
+    Note,
+    PeerLost,
+    Pin,
+    Release,
+    Send,
+    Tick,
+)
+from pelago.core.names import PushId, Version
+from pelago.wire.messages import (
+    Ack,
+    Busy,
+    Grant,
+    LeaseGrant,
+    LeaseRequest,
+    Model,
+    Offer,
+    Pull,
+    Rejoin,
+)
+from tests.gps.room import SETTINGS, Room, hello, update
+
+E1, E2, U1 = PushId(1, 1), PushId(2, 1), PushId(1, 1)
+
+
+def model(counter: int, steps: int, answers: PushId | None) -> Model:
+    return Model(Version(9, counter), steps, None, answers, final=False)
+
+
+def arrival(version: int, steps: int, cumulative: int, **changed: object) -> Note:
+    fields = {
+        "region": "eu",
+        "version": version,
+        "steps": steps,
+        "cumulative_steps": cumulative,
+        "elapsed_ps": 0,
+        "staleness": 0,
+        "norm": 1.0,
+        "loss": 1.5,
+    }
+    return Note("arrival", fields | changed)
+
+
+@pytest.fixture
+def room() -> Room:
+    """Both regions are in and hold samples: eu 0..40, us 40..60."""
+    return Room().load().join("lps-1", "eu", samples=40).join("lps-2", "us", samples=20)
+
+
+# --- leases -----------------------------------------------------------------------------------
+
+
+def test_a_repeated_request_gets_the_same_samples_and_an_older_one_nothing(room: Room) -> None:
+    assert room.hears("lps-1", LeaseRequest(1, 40)) == [Send("lps-1", LeaseGrant(1, 1, ((0, 40),)))]
+    granted = [Send("lps-1", LeaseGrant(2, 1, ((60, 68),)))]
+    assert room.hears("lps-1", LeaseRequest(2, 8)) == granted
+    assert room.hears("lps-1", LeaseRequest(2, 8)) == granted
+    assert room.hears("lps-1", LeaseRequest(1, 40)) == []
+    assert room.gps.ledger.totals().held == 68
+
+
+def test_a_request_for_nothing_is_not_answered(room: Room) -> None:
+    assert room.hears("lps-1", LeaseRequest(2, 0)) == []
+
+
+def test_time_is_counted_from_the_first_lease() -> None:
+    room = Room().load()
+    room.after(10).join("lps-1", "eu")
+    assert room.gps.elapsed_ps() == 0
+    room.after(10).hears("lps-1", LeaseRequest(1, 8))
+    room.after(3).hears("lps-1", LeaseRequest(2, 8))
+    assert room.gps.elapsed_ps() == 3 * 10**12
+
+
+# --- the exchange -----------------------------------------------------------------------------
+
+
+def test_an_exchange_from_the_offer_to_the_answer(room: Room) -> None:
+    """
+    1. It is offered: a staging place is free.
+    2. It has arrived: its norm and finiteness are measured here.
+    3. It is applied, then acknowledged, then answered with the version that came of it.
+    """
+    assert room.hears("lps-1", Offer(E1)) == [Send("lps-1", Grant(E1))]
+    assert room.hears("lps-1", update(E1, ((0, 24),), ((24, 32),)), -1) == [Measure(-1)]
+    assert room.happens(Measured(-1, 1.0, finite=True)) == [
+        Apply("step", -1),
+        Release(-1),
+        arrival(version=1, steps=10, cumulative=10),
+        Send("lps-1", Ack(E1, "applied")),
+        Pin(1),
+        Send("lps-1", model(1, 10, E1), 1),
+        Release(1),
+    ]
+    totals = room.gps.ledger.totals()
+    assert (totals.applied, totals.dropped_in_flight, totals.held) == (24, 8, 28)
+    assert (room.gps.counted_steps, room.gps.tokens) == (10, 64)
+
+
+def test_staleness_is_how_many_versions_came_between(room: Room) -> None:
+    room.push("lps-2", update(U1, ((40, 44),)), -1)
+    room.push("lps-2", update(PushId(2, 1), ((44, 48),), base=1), -2)
+    effects = room.push("lps-1", update(E1, ((0, 4),)), -3)
+    assert effects[2] == arrival(3, 10, 30, staleness=2)
+
+
+def test_an_offer_of_what_is_being_measured_is_not_answered(room: Room) -> None:
+    room.hears("lps-1", Offer(E1))
+    room.hears("lps-1", update(E1, ((0, 4),)), -1)
+    assert room.hears("lps-1", Offer(E1)) == []
+
+
+def test_an_update_that_comes_twice_is_applied_once(room: Room) -> None:
+    """
+    1. Its repeat comes while it is measured: dropped.
+    2. Its repeat comes after it was applied: acknowledged again, and not measured.
+    """
+    message = update(E1, ((0, 4),))
+    room.hears("lps-1", message, -1)
+    assert room.hears("lps-1", message, -2) == [Release(-2)]
+    room.happens(Measured(-1, 1.0, finite=True))
+    assert room.hears("lps-1", message, -3) == [Release(-3), Send("lps-1", Ack(E1, "applied"))]
+    assert room.gps.updates == 1
+    assert room.happens(Measured(-3, 1.0, finite=True)) == []
+
+
+def test_a_lost_answer_is_given_again_when_it_is_asked_for(room: Room) -> None:
+    """
+    1. The answer is on its way: only the acknowledgement is repeated.
+    2. It was lost: with the acknowledgement comes the newest version, as the answer.
+    3. It is on its way again.
+    4. It arrived, but the region asks all the same: it gets it once more.
+    """
+    room.push("lps-1", update(E1, ((0, 4),)), -1)
+    ack = Send("lps-1", Ack(E1, "applied"))
+    assert room.hears("lps-1", Offer(E1)) == [ack]
+    assert room.happens(PeerLost("lps-1", "cut")) == []
+    room.push("lps-2", update(U1, ((40, 44),)), -2)
+    again = [ack, Pin(3), Send("lps-1", model(2, 20, E1), 3), Release(3)]
+    assert room.hears("lps-1", Offer(E1)) == again
+    assert room.hears("lps-1", Offer(E1)) == [ack]
+    assert room.happens(Delivered("lps-1", 3)) == []
+    assert room.hears("lps-1", Offer(E1))[2] == Send("lps-1", model(2, 20, E1), 4)
+
+
+def test_an_echo_about_an_earlier_exchange_costs_no_model(room: Room) -> None:
+    room.push("lps-1", update(E1, ((0, 4),)), -1)
+    room.push("lps-1", update(E2, ((4, 8),)), -2)
+    room.happens(Delivered("lps-1", 2))
+    assert room.hears("lps-1", Offer(E1)) == [Send("lps-1", Ack(E1, "applied"))]
+
+
+def test_the_delivery_of_an_older_model_is_not_that_of_the_newest(room: Room) -> None:
+    room.push("lps-1", update(E1, ((0, 4),)), -1)
+    room.push("lps-1", update(E2, ((4, 8),)), -2)
+    room.happens(Delivered("lps-1", 1))
+    assert room.hears("lps-1", Offer(E2)) == [Send("lps-1", Ack(E2, "applied"))]
+
+
+def test_a_pull_is_answered_once_while_the_model_is_on_its_way(room: Room) -> None:
+    assert room.hears("lps-1", Pull(0, 0)) == [
+        Pin(1),
+        Send("lps-1", model(0, 0, None), 1),
+        Release(1),
+    ]
+    assert room.hears("lps-1", Pull(0, 0)) == []
+    room.happens(Delivered("lps-1", 1))
+    assert room.hears("lps-1", Pull(0, 0))[0] == Pin(2)
+
+
+# --- rejection --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("norm", "finite", "why"),
+    [
+        (1.0, False, "not finite"),
+        (float("nan"), False, "not finite"),
+        (10.1, True, "norm above gps.update_norm_max = 10.0"),
+    ],
+)
+def test_an_update_that_could_spoil_the_model_is_rejected(
+    room: Room, norm: float, finite: bool, why: str
+) -> None:
+    """Its samples return, and the region is answered with the model to start again from."""
+    room.hears("lps-1", update(E1, ((0, 4),), ((4, 8),)), -1)
+    effects = room.happens(Measured(-1, norm, finite))
+    assert isinstance(effects[0], Note)
+    assert (effects[0].kind, effects[0].fields["why"]) == ("update_rejected", why)
+    assert effects[1:] == [
+        Release(-1),
+        Send("lps-1", Ack(E1, "rejected")),
+        Pin(1),
+        Send("lps-1", model(0, 0, E1), 1),
+        Release(1),
+    ]
+    totals = room.gps.ledger.totals()
+    assert (totals.applied, totals.returned, totals.held) == (0, 8, 52)
+    assert room.hears("lps-1", Offer(E1)) == [Send("lps-1", Ack(E1, "rejected"))]
+
+
+def test_the_largest_norm_that_is_allowed_is_applied(room: Room) -> None:
+    assert room.push("lps-1", update(E1, ((0, 4),)), -1, norm=10.0)[0] == Apply("step", -1)
+
+
+@pytest.mark.parametrize(
+    ("spans", "dropped"),
+    [
+        (((40, 44),), ()),  # another region's
+        (((0, 4),), ((44, 48),)),
+        (((100, 104),), ()),  # nobody's
+        (((0, 8),), ((4, 6),)),  # both applied and dropped
+    ],
+)
+def test_an_update_on_samples_that_the_region_does_not_hold_is_rejected(
+    room: Room, spans: tuple[tuple[int, int], ...], dropped: tuple[tuple[int, int], ...]
+) -> None:
+    effects = room.push("lps-1", update(E1, spans, dropped), -1)
+    assert isinstance(effects[0], Note)
+    assert effects[0].fields["why"] == "samples that this region does not hold"
+    assert room.gps.ledger.totals().applied == 0
+
+
+def test_samples_are_not_spent_twice_under_two_names(room: Room) -> None:
+    room.push("lps-1", update(E1, ((0, 4),)), -1)
+    effects = room.push("lps-1", update(E2, ((0, 8),)), -2)
+    assert Send("lps-1", Ack(E2, "rejected")) in effects
+    totals = room.gps.ledger.totals()
+    assert (totals.applied, totals.returned, totals.duplicated) == (4, 4, 0)
+
+
+# --- fences -----------------------------------------------------------------------------------
+
+
+def test_what_was_being_measured_when_its_sender_was_replaced_is_dropped(room: Room) -> None:
+    room.hears("lps-1", Offer(E1))
+    room.hears("lps-1", update(E1, ((0, 4),)), -1)
+    room.hears("lps-3", hello("lps", "eu", 2))
+    assert room.happens(Measured(-1, 1.0, finite=True)) == [Release(-1)]
+    assert room.gps.ledger.totals().applied == 0
+
+
+def test_what_was_being_measured_when_its_sender_was_lost_and_came_back_is_dropped(
+    room: Room,
+) -> None:
+    room.hears("lps-1", update(E1, ((0, 4),)), -1)
+    room.after(61).happens(Tick())
+    room.hears("lps-1", hello("lps", "eu"))
+    assert room.happens(Measured(-1, 1.0, finite=True)) == [Release(-1)]
+
+
+# --- staging places ---------------------------------------------------------------------------
+
+
+def test_updates_beyond_the_staging_limit_wait_in_turn(room: Room) -> None:
+    """
+    1. One place: the second region is told that it is taken.
+    2. The first update is measured, and the second region is granted the place by itself.
+    """
+    assert room.hears("lps-1", Offer(E1)) == [Send("lps-1", Grant(E1))]
+    assert room.hears("lps-2", Offer(U1)) == [Send("lps-2", Busy(U1, 1000))]
+    assert room.hears("lps-1", update(E1, ((0, 4),)), -1) == [Measure(-1)]
+    effects = room.happens(Measured(-1, 1.0, finite=True))
+    assert effects[0] == Send("lps-2", Grant(U1))
+    assert room.hears("lps-1", Offer(E2)) == [Send("lps-1", Busy(E2, 1000))]
+
+
+def test_a_lost_grant_is_given_again(room: Room) -> None:
+    room.hears("lps-1", Offer(E1))
+    assert room.hears("lps-1", Offer(E1)) == [Send("lps-1", Grant(E1))]
+
+
+def test_a_lost_transfer_gives_its_place_to_the_next(room: Room) -> None:
+    room.hears("lps-1", Offer(E1))
+    room.hears("lps-2", Offer(U1))
+    assert room.happens(PeerLost("lps-1", "cut")) == [Send("lps-2", Grant(U1))]
+
+
+def test_a_lost_region_gives_its_place_to_the_next(room: Room) -> None:
+    room.hears("lps-1", Offer(E1))
+    room.after(30).hears("lps-2", Offer(U1))
+    effects = room.after(31).happens(Tick())
+    assert effects[:3] == [
+        Note("region_left", {"region": "eu", "why": "lost: no heartbeat"}),
+        Send("lps-2", Grant(U1)),
+        Send("lps-1", Rejoin()),
+    ]
+
+
+def test_an_update_whose_fate_is_known_holds_no_place(room: Room) -> None:
+    """
+    1. lps-1 is granted a place, falls silent, comes back and holds the place under its old fence.
+    2. It asks about the old update: fenced, and the place is free for the other.
+    """
+    room = Room(replace(SETTINGS, staged_max=1)).load()
+    room.join("lps-1", "eu", samples=8).join("lps-2", "us", samples=8)
+    old = PushId(7, 0)
+    room.gps.staging.ask("lps-1", old)
+    assert room.hears("lps-2", Offer(U1)) == [Send("lps-2", Busy(U1, 1000))]
+    assert room.hears("lps-1", Offer(old)) == [
+        Send("lps-2", Grant(U1)),
+        Send("lps-1", Ack(old, "fenced")),
+    ]
+
+
+def test_a_repeat_of_an_old_update_frees_no_place_of_a_newer_one(room: Room) -> None:
+    room.push("lps-1", update(E1, ((0, 4),)), -1)
+    room.hears("lps-1", Offer(E2))
+    room.hears("lps-2", Offer(U1))
+    assert room.hears("lps-1", update(E1, ((0, 4),)), -2) == [
+        Release(-2),
+        Send("lps-1", Ack(E1, "applied")),
+    ]
+
+
+# --- the invariants ---------------------------------------------------------------------------
+
+
+def test_the_check_sees_a_broken_gps(room: Room) -> None:
+    room.gps.updates += 1
+    with pytest.raises(AssertionError):
+        room.gps.check()
+    room.gps.updates -= 1
+    room.gps.regions["eu"].peer = None
+    with pytest.raises(AssertionError, match="eu"):
+        room.gps.check()
+    room.gps.regions["eu"].peer = "lps-1"
+    room.gps.phase = "finished"
+    with pytest.raises(AssertionError):
+        room.gps.check()
+
+
+def test_the_check_sees_a_model_on_its_way_to_nobody(room: Room) -> None:
+    room.gps.ledger.reclaim("eu")
+    region = room.gps.regions["eu"]
+    region.peer, region.replying = None, 1
+    with pytest.raises(AssertionError):
+        room.gps.check()

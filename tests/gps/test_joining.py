@@ -1,0 +1,227 @@
+"""Who is let in to the GPS, who takes whose place, and who is gone."""
+
+from dataclasses import replace
+
+import pytest
+
+from gps.state import Gps
+from pelago.core.machine import (
+    Event,
+    Loaded,
+    Note,
+    Progress,
+    Release,
+    Send,
+    Started,
+    Tick,
+    Trained,
+    Validated,
+)
+from pelago.core.names import PushId, Version
+from pelago.wire.messages import (
+    Ack,
+    Evaluated,
+    Goodbye,
+    Heartbeat,
+    LeaseGrant,
+    LeaseRequest,
+    Leave,
+    Message,
+    Model,
+    Offer,
+    Pull,
+    Push,
+    Refuse,
+    Rejoin,
+    Wait,
+)
+from tests.conversation import Conversation, without_notes
+from tests.gps.room import REPORT, SETTINGS, Room, hello, update, welcome
+
+E1 = PushId(1, 1)
+
+
+def test_a_driver_that_loses_nothing_needs_no_tick() -> None:
+    assert Conversation(Gps(replace(SETTINGS, tick_ps=0))).happens(Started()) == []
+
+
+def test_a_region_is_let_in_with_a_fence_and_the_manifest() -> None:
+    room = Room()
+    assert room.hears("lps-1", hello("lps", "eu")) == [
+        Note("region_joined", {"region": "eu", "fence": 1, "returned": 0}),
+        Send("lps-1", welcome(1)),
+    ]
+
+
+def test_a_repeated_hello_is_answered_alike_and_costs_no_lease() -> None:
+    room = Room().load().join("lps-1", "eu", samples=8)
+    assert room.hears("lps-1", hello("lps", "eu")) == [Send("lps-1", welcome(1))]
+    assert room.gps.ledger.totals().held == 8
+
+
+def test_before_the_model_is_there_a_region_waits_for_it() -> None:
+    """
+    1. It is let in, but neither its Pull nor its LeaseRequest is answered; it asks again.
+    2. The model is loaded: both are.
+    """
+    room = Room().join("lps-1", "eu")
+    assert room.hears("lps-1", Pull(0, 0)) == []
+    assert room.hears("lps-1", LeaseRequest(1, 8)) == []
+    room.load()
+    assert len(room.hears("lps-1", Pull(0, 0))) == 3
+    assert room.hears("lps-1", LeaseRequest(1, 8)) == [Send("lps-1", LeaseGrant(1, 1, ((0, 8),)))]
+
+
+@pytest.mark.parametrize(
+    ("message", "fault"),
+    [
+        (replace(hello("lps", "eu"), protocol=2), "protocol 2 is not 1: update the older node"),
+        (hello("lps", "asia"), "region 'asia' is not in the run; there are ['eu', 'us']"),
+        (hello("worker", "eu"), "workers attach to their region's LPS, not to the GPS"),
+        (
+            replace(hello("evaluator"), fingerprint="other"),
+            "model fingerprint 'other' is not the run's 'model'",
+        ),
+        (
+            replace(hello("evaluator"), corpus="other"),
+            "corpus digest 'other' is not the run's 'corpus'",
+        ),
+    ],
+)
+def test_who_does_not_fit_is_told_why(message: Message, fault: str) -> None:
+    room = Room().load()
+    assert room.hears("stranger", message) == [Send("stranger", Refuse(fault))]
+    assert room.hears("stranger", message, -1) == [Send("stranger", Refuse(fault)), Release(-1)]
+    assert room.hears("stranger", Pull(0, 0)) == [Send("stranger", Rejoin())]
+
+
+@pytest.mark.parametrize("incarnation", [1, 2])
+def test_a_process_that_is_not_later_waits_for_a_region_that_is_served(incarnation: int) -> None:
+    room = Room().load().join("lps-2", "eu", samples=8, incarnation=2)
+    assert room.hears("lps-1", hello("lps", "eu", incarnation)) == [
+        Send("lps-1", Wait("region eu, which another process serves"))
+    ]
+    assert room.gps.ledger.totals().held == 8
+
+
+def test_a_later_process_takes_a_region_over_with_a_higher_fence() -> None:
+    """
+    1. A later process says Hello: what the earlier one held returns.
+    2. The zombie's update finds no open door, and is dropped with its payload.
+    3. It may knock, but the region is served.
+    """
+    room = Room().load().join("lps-1", "eu", samples=8)
+    assert room.hears("lps-2", hello("lps", "eu", 2)) == [
+        Note("region_left", {"region": "eu", "why": "replaced by a later process"}),
+        Note("region_joined", {"region": "eu", "fence": 2, "returned": 8}),
+        Send("lps-2", welcome(2)),
+    ]
+    assert room.hears("lps-1", update(E1, ((0, 8),)), -1) == [
+        Send("lps-1", Rejoin()),
+        Release(-1),
+    ]
+    assert room.hears("lps-1", hello("lps", "eu", 1)) == [
+        Send("lps-1", Wait("region eu, which another process serves"))
+    ]
+    assert room.gps.updates == 0
+
+
+def test_a_new_process_asks_with_numbers_of_its_own() -> None:
+    """Request 1 of the new process is not the request 1 of the old one."""
+    room = Room().load().join("lps-1", "eu", samples=8).join("lps-2", "eu", incarnation=2)
+    assert room.hears("lps-2", LeaseRequest(1, 4)) == [Send("lps-2", LeaseGrant(1, 2, ((0, 4),)))]
+
+
+def test_a_silent_region_forfeits_its_samples_and_may_come_back() -> None:
+    """
+    1. Silent for as long as is allowed: nothing happens.
+    2. Longer: its samples return, it is told; its updates are dropped.
+    3. It says Hello: a higher fence. An update of before is fenced, by name.
+    4. The samples are lent again, to whoever asks first.
+    """
+    room = Room().load().join("lps-1", "eu", samples=8)
+    assert without_notes(room.after(60).happens(Tick())) == []
+    effects = room.after(0.001).happens(Tick())
+    assert effects[0] == Note("region_left", {"region": "eu", "why": "lost: no heartbeat"})
+    assert without_notes(effects) == [Send("lps-1", Rejoin())]
+    assert room.hears("lps-1", Heartbeat(REPORT)) == [Send("lps-1", Rejoin())]
+    assert room.hears("lps-1", hello("lps", "eu"))[1] == Send("lps-1", welcome(2))
+    assert room.hears("lps-1", Offer(E1)) == [Send("lps-1", Ack(E1, "fenced"))]
+    assert room.hears("lps-1", update(E1, ((0, 8),)), -1) == [
+        Release(-1),
+        Send("lps-1", Ack(E1, "fenced")),
+    ]
+    room.join("lps-9", "us")
+    assert room.hears("lps-9", LeaseRequest(1, 8)) == [Send("lps-9", LeaseGrant(1, 1, ((0, 8),)))]
+
+
+def test_any_word_is_a_sign_of_life() -> None:
+    room = Room().load().join("lps-1", "eu", samples=8)
+    for _ in range(5):
+        room.after(50).hears("lps-1", LeaseRequest(1, 8))
+        assert without_notes(room.happens(Tick())) == []
+
+
+def test_heartbeats_are_answered_and_reports_kept() -> None:
+    room = Room().load().join("lps-1", "eu")
+    assert room.hears("lps-1", Heartbeat(REPORT)) == [Send("lps-1", Heartbeat(None))]
+    assert room.hears("lps-1", Heartbeat(None)) == [Send("lps-1", Heartbeat(None))]
+    assert room.gps.regions["eu"].report == REPORT
+
+
+def test_a_region_that_leaves_early_gives_everything_back() -> None:
+    """The run goes on, so even what it applied itself is trained again by others."""
+    room = Room().load().join("lps-1", "eu", samples=8)
+    leave = Leave("enough", REPORT, ((0, 2),), ((2, 6),), ((6, 8),))
+    assert room.hears("lps-1", leave) == [
+        Note("region_left", {"region": "eu", "why": "enough"}),
+        Send("lps-1", Goodbye()),
+    ]
+    assert room.hears("lps-1", leave) == [Send("lps-1", Goodbye())]
+    assert room.gps.ledger.totals().returned == 8
+
+
+@pytest.mark.parametrize(
+    "message", [Pull(0, 0), Heartbeat(REPORT), LeaseRequest(1, 8), Offer(E1), update(E1, ((0, 8),))]
+)
+def test_a_stranger_is_asked_to_introduce_himself(message: Message) -> None:
+    room = Room().load()
+    assert room.hears("stranger", message) == [Send("stranger", Rejoin())]
+    assert room.hears("stranger", message, -1) == [Send("stranger", Rejoin()), Release(-1)]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Evaluated(Version(9, 0), 0, 1.0, 1),
+        Ack(E1, "applied"),
+        Model(Version(9, 0), 0, None, None, final=False),
+        update(E1, ()),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_what_a_region_never_says_is_noted_and_dropped(message: Message) -> None:
+    room = Room().load().join("lps-1", "eu")
+    note = Note("unexpected", {"region": "eu", "message": type(message).__name__})
+    assert room.hears("lps-1", message) == [note]
+    if not isinstance(message, Push):
+        assert room.hears("lps-1", message, -1) == [note, Release(-1)]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Progress(E1, 1),
+        Trained(E1, 0, 1, 1, 1.0),
+        Validated(Version(9, 0), 1.0, 1),
+        Loaded(Version(9, 0)),
+    ],
+    ids=lambda event: type(event).__name__,
+)
+def test_facts_that_are_other_nodes_business_change_nothing(event: Event[Message]) -> None:
+    assert Room().load().happens(event) == []
+
+
+def test_a_model_of_a_later_incarnation_cannot_be_loaded() -> None:
+    with pytest.raises(AssertionError):
+        Room().happens(Loaded(Version(10, 0)))

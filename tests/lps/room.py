@@ -1,0 +1,136 @@
+"""An LPS between its GPS and its workers, and the ways into its phases."""
+
+from dataclasses import replace
+
+from lps.state import Lps, LpsSettings
+from pelago.core.machine import PS_PER_MS, Measured, Note, Send, SetTick, Started
+from pelago.core.names import Address, BlobId, Lease, Peer, PushId, Spans, Version
+from pelago.wire.messages import (
+    PROTOCOL_VERSION,
+    Effect,
+    Hello,
+    LeaseGrant,
+    Model,
+    Offer,
+    Pull,
+    Push,
+    Welcome,
+    WorkerReport,
+)
+from tests.conversation import Conversation
+
+SETTINGS = LpsSettings(
+    gps="gps",
+    region="eu",
+    incarnation=0,
+    groups=2,
+    updates_per_exchange=2,
+    merge_weight=0.25,
+    carry=False,
+    lease_block=1,
+    round_samples_max=8,
+    update_norm_max=10.0,
+    staged_max=1,
+    payload_bytes=100,
+    wan=True,
+    tick_ps=500 * PS_PER_MS,
+    retry_ps=1000 * PS_PER_MS,
+    lost_after_ps=5000 * PS_PER_MS,
+)
+"""Incarnation 0, so that leases are numbered from 1."""
+GPS_HELLO = Send("gps", Hello(PROTOCOL_VERSION, "lps", Address("eu"), 0, "", ""))
+REPORT = WorkerReport(0, 1, 2, 3, 4, 5, 6.0)
+
+
+def gps_welcome(fence: int = 1) -> Welcome:
+    """What the GPS says to a region."""
+    return Welcome(9, fence, -1, (), "model", "corpus")
+
+
+def hello(group: int = -1, incarnation: int = 1) -> Hello:
+    """How a worker introduces itself."""
+    return Hello(PROTOCOL_VERSION, "worker", Address("eu", group), incarnation, "model", "corpus")
+
+
+def welcome(group: int, fence: int = 1) -> Welcome:
+    """What the LPS answers."""
+    return Welcome(0, fence, group, (), "model", "corpus")
+
+
+def lease(number: int, spans: Spans, fence: int = 1) -> Lease:
+    """A lease as the LPS cuts it."""
+    return Lease(PushId(number, fence), spans)
+
+
+def reply(version: int, work: Lease) -> Model:
+    """The region's model with work to do."""
+    return Model(Version(0, version), 0, work, None, final=False)
+
+
+def update(work: Lease, base: int = 0, next_samples: int = 0) -> Push:
+    """A worker's update: two steps, 64 tokens, loss 1.5."""
+    return Push(work.push, Version(0, base), 2, 1, 64, 1.5, work.spans, (), next_samples)
+
+
+def global_model(counter: int, answers: PushId | None = None) -> Model:
+    """The GPS's model, as the answer to an exchange or to a Pull."""
+    return Model(Version(9, counter), 0, None, answers, final=False)
+
+
+class Room(Conversation):
+    """A conversation with the LPS."""
+
+    def __init__(self, **changed: object) -> None:
+        self.lps = Lps(replace(SETTINGS, **changed))  # type: ignore[arg-type]
+        super().__init__(self.lps)
+        self.served: list[Effect] = []
+        """What followed when it began to serve."""
+        self._blob = -100
+        tick = [SetTick(self.lps.settings.tick_ps)] if self.lps.settings.tick_ps else []
+        hello = replace(GPS_HELLO.message, incarnation=self.lps.settings.incarnation)  # type: ignore[type-var]
+        assert self.happens(Started()) == [*tick, Send("gps", hello)]
+
+    def serve(self) -> "Room":
+        """It joins the GPS and loads the global model."""
+        joined = Note("joined", {"fence": 1})
+        assert self.hears("gps", gps_welcome()) == [joined, Send("gps", Pull(0, 0))]
+        self.served = self.hears("gps", global_model(0), -99)
+        return self
+
+    def join(self, peer: Peer, group: int = -1) -> "Room":
+        """A worker joins."""
+        self.hears(peer, hello(group))
+        return self
+
+    def grant(self, request: int, spans: Spans, fence: int = 1) -> list[Effect]:
+        """The GPS lends samples."""
+        return self.hears("gps", LeaseGrant(request, fence, spans))
+
+    def work(self, peer: Peer, samples: int = 4) -> Lease:
+        """A member asks for work, and gets it whatever the GPS must lend for it."""
+        self.hears(peer, Pull(samples, 0))
+        member = self.lps.members.get(peer)
+        assert member is not None
+        if member.lease is None:
+            request = self.lps._request
+            assert request is not None
+            start = 4 * request.request - 4
+            self.grant(request.request, ((start, start + request.samples),))
+        assert member.lease is not None
+        member.replying = None
+        return member.lease
+
+    def push(self, peer: Peer, message: Push, norm: float = 1.0) -> list[Effect]:
+        """An update is offered, arrives as blob -100, -101, ..., is measured; what follows."""
+        blob: BlobId = self._blob
+        self._blob -= 1
+        self.hears(peer, Offer(message.push))
+        self.hears(peer, message, blob)
+        return self.happens(Measured(blob, norm, finite=True))
+
+    def updates(self, peer: Peer, count: int) -> list[Effect]:
+        """A member works for so many rounds of 4 samples; returns what followed from the last."""
+        effects: list[Effect] = []
+        for _ in range(count):
+            effects = self.push(peer, update(self.work(peer), base=self.lps.version))
+        return effects

@@ -1,0 +1,322 @@
+"""How a region drains, settles and leaves; and what changes nothing."""
+
+import pytest
+
+from lps.state import LEAVE_TICKS_MAX, Lps
+from pelago.core.dedupe import Outcome
+from pelago.core.machine import (
+    Event,
+    Finish,
+    Loaded,
+    Measured,
+    Note,
+    Progress,
+    Release,
+    Send,
+    StopRequested,
+    Tick,
+    Trained,
+    Validated,
+)
+from pelago.core.names import PushId, Spans, Version
+from pelago.wire.messages import (
+    Ack,
+    Evaluated,
+    Goodbye,
+    Grant,
+    Heartbeat,
+    LeaseRequest,
+    Leave,
+    Message,
+    Offer,
+    Pull,
+    Refuse,
+    Rejoin,
+    Stop,
+    Welcome,
+)
+from tests.conversation import without_notes
+from tests.lps.room import GPS_HELLO, REPORT, Room, global_model, gps_welcome, hello, update
+
+E1 = PushId(1, 1)
+FAREWELL = Leave("run finished", REPORT, (), (), ())
+
+
+@pytest.fixture
+def room() -> Room:
+    return Room().serve().join("w0")
+
+
+@pytest.fixture
+def draining(room: Room) -> Room:
+    """The run is over; w0 has not left yet."""
+    assert room.hears("gps", Stop("budget")) == [
+        Note("draining", {"why": "budget"}),
+        Send("w0", Stop("budget")),
+    ]
+    return room
+
+
+@pytest.fixture
+def leaving(draining: Room) -> Room:
+    effects = draining.hears("w0", FAREWELL)
+    leave = Leave("drained", draining.lps.report(), (), (), ())
+    assert effects[1:] == [Send("w0", Goodbye()), Send("gps", leave)]
+    return draining
+
+
+def settled(room: Room) -> tuple[Spans, Spans, Spans]:
+    """What the region says at the end: (returned, unexchanged, dropped)."""
+    leave = room.lps._leave
+    assert leave is not None
+    return leave.returned, leave.unexchanged, leave.dropped
+
+
+# --- draining ---------------------------------------------------------------------------------
+
+
+def test_a_stopped_region_waits_for_its_workers_and_tells_them(draining: Room) -> None:
+    """
+    1. Stop is said once more by the user, and by the GPS: once is enough.
+    2. Heartbeats, pulls, and newcomers are answered with it, and it is repeated on the tick.
+    3. Samples that come late are not taken; none are asked for.
+    """
+    assert draining.hears("gps", Stop("budget")) == []
+    assert draining.happens(StopRequested("enough")) == []
+    stop = Send("w0", Stop("run finished"))
+    assert draining.hears("w0", Heartbeat(REPORT)) == [stop]
+    assert draining.hears("w0", Pull(4, 0)) == [stop]
+    assert draining.hears("w9", hello()) == [Send("w9", Stop("run finished"))]
+    assert without_notes(draining.happens(Tick())) == [
+        Send("gps", Heartbeat(draining.lps.report())),
+        stop,
+    ]
+    assert draining.grant(1, ((0, 4),)) == []
+
+
+def test_a_region_without_workers_leaves_at_once() -> None:
+    room = Room().serve()
+    effects = room.happens(StopRequested("enough"))
+    assert effects[-1] == Send("gps", Leave("drained", room.lps.report(), (), (), ()))
+
+
+def test_a_worker_that_is_silent_at_the_end_is_not_waited_for(draining: Room) -> None:
+    """
+    1. It is lost: told to introduce itself, in case it lives.
+    2. The region leaves on the same tick.
+    """
+    effects = without_notes(draining.after(6).happens(Tick()))
+    assert effects[0] == Send("w0", Rejoin())
+    assert isinstance(effects[-1], Send)
+    assert isinstance(effects[-1].message, Leave)
+    assert draining.hears("w0", Heartbeat(REPORT)) == [Send("w0", Rejoin())]
+    assert draining.hears("w0", FAREWELL) == [Send("w0", Goodbye())]
+
+
+def test_an_update_in_hand_at_the_end_is_still_applied(room: Room) -> None:
+    """It is not exchanged any more, and its worker gets no other."""
+    room.updates("w0", 1)
+    work = room.work("w0")
+    room.hears("w0", Offer(work.push))
+    room.hears("w0", update(work, next_samples=4), -1)
+    room.hears("gps", Stop("budget"))
+    effects = room.happens(Measured(-1, 1.0, finite=True))
+    assert effects[-2:] == [
+        Send("w0", Ack(work.push, "applied")),
+        Send("w0", Stop("run finished")),
+    ]
+    room.hears("w0", FAREWELL)
+    assert settled(room) == ((), ((0, 8),), ())
+
+
+def test_what_a_leaving_worker_had_in_hand_is_fenced(room: Room) -> None:
+    """
+    1. Its update is being measured when it leaves: its samples return.
+    2. The region leaves too: the update is not applied.
+    """
+    work = room.work("w0")
+    room.hears("w0", update(work), -1)
+    room.hears("gps", Stop("budget"))
+    room.hears("w0", FAREWELL)
+    assert settled(room) == (work.spans, (), ())
+    assert room.happens(Measured(-1, 1.0, finite=True)) == [
+        Release(-1),
+        Send("w0", Ack(work.push, "fenced")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("carry", "outcome", "unexchanged", "dropped"),
+    [
+        (False, None, ((0, 8),), ((8, 12),)),
+        (False, "applied", (), ((8, 12),)),
+        (True, None, ((0, 12),), ()),
+        (True, "applied", ((8, 12),), ()),
+    ],
+)
+def test_every_sample_is_settled(
+    carry: bool, outcome: Outcome | None, unexchanged: Spans, dropped: Spans
+) -> None:
+    """0..8 in the exchange under way, 8..12 applied since, 12..16 leased, 16..24 in the pool."""
+    room = Room(carry=carry).serve().join("w0")
+    room.updates("w0", 3)
+    room.work("w0")
+    room.lps.leases.pool.add(((16, 24),))
+    if outcome is not None:
+        room.hears("gps", Ack(E1, outcome))
+    room.hears("gps", Stop("budget"))
+    effects = room.hears("w0", FAREWELL)
+    assert Release(3) in effects
+    assert settled(room) == (((12, 24),), unexchanged, dropped)
+
+
+# --- leaving ----------------------------------------------------------------------------------
+
+
+def test_the_region_is_gone_when_its_leave_is_settled(leaving: Room) -> None:
+    assert leaving.hears("gps", Goodbye()) == [Finish("run finished")]
+    assert leaving.hears("gps", Goodbye()) == []
+    assert leaving.happens(Tick()) == []
+    assert leaving.happens(StopRequested("enough")) == []
+    assert leaving.hears("gps", Refuse("another run")) == []
+    assert leaving.hears("gps", gps_welcome(2)) == []
+    assert leaving.hears("w9", hello()) == [Send("w9", Stop("run finished"))]
+    assert leaving.hears("gps", Rejoin()) == []
+
+
+def test_leave_is_said_until_it_is_answered_but_not_for_ever(leaving: Room) -> None:
+    leave = Send("gps", leaving.lps._leave)
+    for _ in range(LEAVE_TICKS_MAX):
+        assert leaving.happens(Tick()) == [leave]
+    assert leaving.happens(Tick()) == [
+        Note("left_unanswered", {}),
+        Finish("the GPS does not answer"),
+    ]
+
+
+def test_a_gps_that_does_not_know_a_leaving_region_settles_it_too(leaving: Room) -> None:
+    assert leaving.hears("gps", Rejoin()) == [Finish("run finished")]
+
+
+def test_a_goodbye_that_nobody_said_leave_for_is_ignored(room: Room) -> None:
+    assert room.hears("gps", Goodbye()) == []
+    assert room.lps.phase == "serving"
+
+
+def test_a_region_that_is_not_in_just_ends() -> None:
+    """Also after an eviction: it holds nothing that could be settled."""
+    assert Room().happens(StopRequested("enough")) == [Finish("enough")]
+    assert Room().hears("gps", Stop("budget")) == [Finish("budget")]
+    room = Room().serve().join("w0")
+    room.hears("gps", Rejoin())
+    assert room.hears("gps", Stop("budget")) == [Send("w0", Stop("budget")), Finish("budget")]
+
+
+def test_a_region_evicted_while_it_drains_says_hello_and_leaves_when_it_is_empty(
+    draining: Room,
+) -> None:
+    assert without_notes(draining.hears("gps", Rejoin())) == [GPS_HELLO]
+    assert draining.hears("gps", gps_welcome(2)) == [Note("joined", {"fence": 2})]
+    effects = draining.hears("w0", FAREWELL)
+    assert isinstance(effects[-1], Send)
+    assert isinstance(effects[-1].message, Leave)
+
+
+def test_a_refused_region_ends_with_the_servers_words() -> None:
+    room = Room()
+    assert room.hears("gps", Refuse("no such region")) == [
+        Finish("refused", error="no such region")
+    ]
+    assert room.happens(Tick()) == []
+    assert room.hears("gps", Refuse("no such region")) == []
+
+
+# --- a driver that loses nothing, and facts that mean nothing ---------------------------------
+
+
+def test_a_model_that_is_in_the_arena_already_is_not_transferred() -> None:
+    """And without a tick nothing is repeated: the virtual driver's way in."""
+    room = Room(tick_ps=0)
+    assert room.happens(Loaded(Version(9, 0))) == []
+    room.join("w0")
+    assert room.hears("gps", gps_welcome()) == [Note("joined", {"fence": 1})]
+    assert room.lps.phase == "serving"
+    assert room.lps.wan_bytes == 0
+
+
+def test_after_an_eviction_the_arena_is_not_trusted() -> None:
+    room = Room()
+    room.happens(Loaded(Version(9, 0)))
+    room.hears("gps", gps_welcome())
+    room.hears("gps", Rejoin())
+    assert room.hears("gps", gps_welcome(2))[-1] == Send("gps", Pull(0, 0))
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Progress(E1, 1),
+        Trained(E1, -1, 1, 1, 1.0),
+        Validated(Version(9, 0), 1.0, 1),
+        Measured(-55, 1.0, True),
+    ],
+    ids=lambda event: type(event).__name__,
+)
+def test_facts_that_are_other_nodes_business_change_nothing(
+    room: Room, event: Event[Message]
+) -> None:
+    assert room.happens(event) == []
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Heartbeat(None),
+        gps_welcome(2),
+        Grant(E1),
+        Ack(E1, "applied"),
+        global_model(0),
+        Goodbye(),
+        Evaluated(Version(9, 0), 0, 1.0, 1),
+        LeaseRequest(1, 4),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_what_the_gps_says_out_of_turn_changes_nothing(room: Room, message: Message) -> None:
+    assert room.hears("gps", message) == []
+    assert not isinstance(message, Welcome) or room.lps.uplink.fence == 1
+
+
+def test_a_payload_with_a_message_that_has_none_is_released(room: Room) -> None:
+    assert room.hears("gps", Heartbeat(None), -1) == [Release(-1)]
+
+
+# --- the invariants ---------------------------------------------------------------------------
+
+
+def test_the_check_sees_a_broken_lps(room: Room) -> None:
+    room.join("w1")
+    work = room.work("w0")
+    lps: Lps = room.lps
+    first, second = lps.members.get("w0"), lps.members.get("w1")
+    assert first is not None
+    assert second is not None
+    second.lease = work
+    with pytest.raises(AssertionError):  # A lease with two holders.
+        lps.check()
+    first.lease = second.lease = None
+    with pytest.raises(AssertionError):  # An open lease without one.
+        lps.check()
+    first.lease = work
+    lps.leases.open.clear()
+    with pytest.raises(AssertionError):  # A holder of a lease that is not open.
+        lps.check()
+    first.lease = None
+    lps.check()
+    first.sent = 1
+    with pytest.raises(AssertionError):  # A version from the future.
+        lps.check()
+    first.sent = 0
+    lps.exchanges.begin(1, 0)
+    with pytest.raises(AssertionError):  # An exchange without its payload.
+        lps.check()

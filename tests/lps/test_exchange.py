@@ -1,0 +1,420 @@
+"""The exchange with the GPS: when, with what in it, one at a time, and never stuck."""
+
+from dataclasses import replace
+
+import pytest
+
+from lps.exchange import Exchanges
+from pelago.core.machine import (
+    Apply,
+    Delivered,
+    Difference,
+    Measured,
+    Note,
+    PeerLost,
+    Release,
+    Send,
+    Tick,
+)
+from pelago.core.names import PushId, Spans, Version
+from pelago.wire.messages import (
+    Ack,
+    Busy,
+    Grant,
+    Heartbeat,
+    LeaseRequest,
+    Offer,
+    Pull,
+    Push,
+    Rejoin,
+    Stop,
+    TensorSpec,
+    Wait,
+)
+from tests.conversation import without_notes
+from tests.lps.room import GPS_HELLO, Room, global_model, gps_welcome, hello, update
+
+E1, E2 = PushId(1, 1), PushId(2, 1)
+
+
+def exchange(
+    push: PushId,
+    spans: Spans,
+    dropped: Spans = (),
+    *,
+    base: int = 0,
+    updates: int = 2,
+) -> Push:
+    """What the GPS is sent: every update was of two steps and 64 tokens."""
+    return Push(push, Version(9, base), 2 * updates, updates, 64 * updates, 1.5, spans, dropped, 0)
+
+
+@pytest.fixture
+def room() -> Room:
+    """K = 2."""
+    return Room().serve().join("w0")
+
+
+@pytest.fixture
+def offered(room: Room) -> Room:
+    """The first exchange: updates 1 and 2, samples 0..8, difference 3."""
+    room.updates("w0", 2)
+    return room
+
+
+@pytest.fixture
+def sent(offered: Room) -> Room:
+    assert offered.hears("gps", Grant(E1)) == [Send("gps", exchange(E1, ((0, 8),)), 3)]
+    return offered
+
+
+def test_an_exchange_is_due_exactly_at_k(room: Room) -> None:
+    """The difference is taken right behind the step; the worker is answered before that."""
+    first = room.updates("w0", 1)
+    assert not any(isinstance(effect, Difference) for effect in first)
+    effects = room.updates("w0", 1)
+    assert effects[0] == Apply("step", -101)
+    assert effects[3:] == [
+        Send("w0", Ack(PushId(2, 1), "applied")),
+        Difference(3),
+        Note("exchange", {"number": 1, "updates": 2, "version": 2}),
+        Send("gps", Offer(E1)),
+    ]
+
+
+def test_only_one_exchange_is_in_flight_and_workers_do_not_wait_for_it(offered: Room) -> None:
+    """Twice K more updates: each is applied and answered, and nothing is sent to the GPS."""
+    for _ in range(4):
+        effects = offered.updates("w0", 1)
+        assert effects[0].__class__ is Apply
+        assert not any(isinstance(effect, Difference) for effect in effects)
+    assert offered.lps.report().in_flight_updates == 4
+    assert offered.lps.report().exchanging
+
+
+def test_a_round_trip_merges_the_global_model(sent: Room) -> None:
+    """
+    1. It arrived: nothing follows from that. It was applied: nothing either.
+    2. The global model comes: the difference is released, the model merged with weight alpha.
+    """
+    assert sent.happens(Delivered("gps", 3)) == []
+    assert sent.hears("gps", Ack(E1, "applied")) == []
+    assert sent.hears("gps", Ack(E1, "applied")) == []
+    assert sent.hears("gps", global_model(1, E1), -9) == [
+        Release(3),
+        Apply("merge", -9, 0.25),
+        Release(-9),
+        Note("merge", {"global": 1, "version": 2}),
+    ]
+    assert sent.lps.report().exchanges == 1
+    assert not sent.lps.report().exchanging
+    assert sent.lps.wan_bytes == 300
+
+
+def test_k_counts_from_the_merge_and_not_from_the_send(sent: Room) -> None:
+    sent.updates("w0", 1)
+    sent.hears("gps", global_model(1, E1), -9)
+    assert not any(isinstance(e, Difference) for e in sent.updates("w0", 1))
+    assert any(isinstance(e, Difference) for e in sent.updates("w0", 1))
+
+
+def test_dropped_work_is_named_and_its_steps_are_counted(sent: Room) -> None:
+    """
+    1. One update in flight: the merge loses its movement.
+    2. The next exchange holds the two since the merge, names the lost one, counts three.
+    """
+    sent.updates("w0", 1)
+    sent.hears("gps", global_model(5, E1), -9)
+    sent.updates("w0", 2)
+    expected = exchange(E2, ((12, 20),), ((8, 12),), base=5, updates=3)
+    assert sent.hears("gps", Grant(E2)) == [Send("gps", expected, 7)]
+
+
+def test_carried_work_is_in_the_next_exchange() -> None:
+    room = Room(carry=True).serve().join("w0")
+    room.updates("w0", 3)
+    assert Apply("merge_carry", -9, 0.25) in room.hears("gps", global_model(5, E1), -9)
+    room.updates("w0", 2)
+    expected = exchange(E2, ((8, 20),), base=5, updates=3)
+    assert room.hears("gps", Grant(E2)) == [Send("gps", expected, 7)]
+
+
+def test_an_exchange_inside_one_region_is_counted_as_local_traffic() -> None:
+    room = Room(wan=False).serve().join("w0")
+    assert (room.lps.wan_bytes, room.lps.lan_bytes) == (0, 100)
+
+
+def test_a_rejected_exchange_starts_the_region_afresh(sent: Room) -> None:
+    """
+    1. One update is in flight; the GPS rejects the exchange and takes its samples back.
+    2. It may lend them to this region again before its model comes: no book has them twice.
+    3. The global model replaces the region's whole; what was in flight is lost.
+    """
+    sent.updates("w0", 1)
+    assert sent.hears("gps", Ack(E1, "rejected")) == []
+    sent.hears("w0", Pull(8, 0))
+    sent.grant(4, ((0, 8),))
+    member = sent.lps.members.get("w0")
+    assert member is not None
+    assert member.lease is not None
+    sent.push("w0", update(member.lease))
+    assert sent.hears("gps", global_model(0, E1), -9)[:3] == [
+        Release(3),
+        Apply("load", -9),
+        Release(-9),
+    ]
+    sent.updates("w0", 2)
+    grant = sent.hears("gps", Grant(E2))
+    assert isinstance(grant[0], Send)
+    assert isinstance(grant[0].message, Push)
+    assert grant[0].message.dropped == ((0, 12),)
+
+
+def test_a_lost_answer_is_asked_for_until_it_comes(sent: Room) -> None:
+    """In the released code it stops the region for ever; here the same offer asks for it.
+
+    1. It arrived, it was acknowledged, the model is lost: the offer is repeated.
+    2. K more updates do not start another exchange meanwhile.
+    3. The offer brings the acknowledgement again, and then the model: merged, once.
+    """
+    sent.happens(Delivered("gps", 3))
+    sent.hears("gps", Ack(E1, "applied"))
+    assert Send("gps", Offer(E1)) in sent.after(1).happens(Tick())
+    sent.updates("w0", 2)
+    assert Send("gps", Offer(E1)) in sent.after(1).happens(Tick())
+    assert sent.hears("gps", Ack(E1, "applied")) == []
+    effects = sent.hears("gps", global_model(1, E1), -9)
+    assert Apply("merge", -9, 0.25) in effects
+    assert sent.hears("gps", global_model(1, E1), -10) == [Release(-10)]
+    assert Send("gps", Offer(E1)) not in sent.after(5).happens(Tick())
+
+
+def test_an_acknowledgement_proves_that_the_update_arrived(sent: Room) -> None:
+    """The driver never says that it arrived: the acknowledgement does."""
+    sent.hears("gps", Ack(E1, "applied"))
+    assert Send("gps", Offer(E1)) in sent.after(1).happens(Tick())
+
+
+def test_a_failed_transfer_is_offered_again(sent: Room) -> None:
+    assert sent.happens(PeerLost("gps", "cut")) == []
+    assert Send("gps", Offer(E1)) in sent.after(1).happens(Tick())
+    assert sent.hears("gps", Grant(E1)) == [Send("gps", exchange(E1, ((0, 8),)), 3)]
+
+
+def test_busy_is_waited_for_and_a_late_grant_is_enough(offered: Room) -> None:
+    assert offered.hears("gps", Busy(E1, 1000)) == []
+    assert offered.hears("gps", Grant(E1)) == [Send("gps", exchange(E1, ((0, 8),)), 3)]
+    assert offered.hears("gps", Grant(E1)) == []
+
+
+def test_an_answer_that_overtakes_its_acknowledgement_is_merged(sent: Room) -> None:
+    assert Apply("merge", -9, 0.25) in sent.hears("gps", global_model(1, E1), -9)
+    assert sent.hears("gps", Ack(E1, "applied")) == []
+
+
+@pytest.mark.parametrize("answers", [None, E2, PushId(1, 0)])
+def test_a_model_that_answers_something_else_is_released(
+    sent: Room, answers: PushId | None
+) -> None:
+    assert sent.hears("gps", global_model(1, answers), -9) == [Release(-9)]
+
+
+def test_a_model_that_nobody_waits_for_is_released(room: Room) -> None:
+    assert room.hears("gps", global_model(1, E1), -9) == [Release(-9)]
+    assert room.hears("gps", global_model(1, E1)) == []
+
+
+def test_the_fate_of_another_exchange_is_not_this_ones(sent: Room) -> None:
+    for push in (E2, PushId(1, 0)):
+        assert sent.hears("gps", Ack(push, "fenced")) == []
+    assert sent.lps.phase == "serving"
+
+
+# --- joining the GPS --------------------------------------------------------------------------
+
+
+def test_the_first_model_is_loaded_whole() -> None:
+    """
+    1. Hello, until there is a Welcome. 2. Pull, until there is a model. 3. It serves.
+    """
+    room = Room()
+    assert room.happens(Tick()) == [Note("waiting", {"for": "gps to answer"}), GPS_HELLO]
+    assert room.hears("gps", Wait("its model")) == [Note("waiting", {"for": "its model"})]
+    assert room.hears("gps", gps_welcome()) == [
+        Note("going_on", {}),
+        Note("joined", {"fence": 1}),
+        Send("gps", Pull(0, 0)),
+    ]
+    assert room.hears("gps", gps_welcome(2)) == []
+    beat = Send("gps", Heartbeat(room.lps.report()))
+    assert room.after(0.5).happens(Tick()) == [beat]
+    assert room.after(0.5).happens(Tick()) == [beat, Send("gps", Pull(0, 0))]
+    assert room.hears("gps", global_model(3), -1) == [Apply("load", -1), Release(-1)]
+    assert room.hears("gps", global_model(3), -2) == [Release(-2)]
+    assert room.lps.wan_bytes == 100
+
+
+def test_the_size_of_a_model_follows_from_the_manifest() -> None:
+    room = Room(payload_bytes=0)
+    manifest = (TensorSpec("a", (2, 3)), TensorSpec("b", (4,)))
+    room.hears("gps", replace(gps_welcome(), manifest=manifest))
+    room.hears("gps", global_model(0), -1)
+    assert room.lps.wan_bytes == 40
+
+
+def test_workers_are_served_as_soon_as_the_model_is_there() -> None:
+    """They may be in before it."""
+    room = Room()
+    room.hears("gps", gps_welcome())
+    room.join("w0")
+    assert room.hears("w0", Pull(4, 0)) == []
+    assert room.hears("gps", global_model(0), -1) == [
+        Apply("load", -1),
+        Release(-1),
+        Send("gps", LeaseRequest(1, 4)),
+    ]
+
+
+# --- evicted ----------------------------------------------------------------------------------
+
+
+def test_an_evicted_region_voids_what_it_holds_and_starts_afresh(sent: Room) -> None:
+    """
+    1. The GPS does not know it any more: leases, pool and exchange are void; Hello.
+    2. A worker's update on a void lease is fenced, also one that was being measured.
+    3. Nothing is lent, no request is repeated, nobody is let in until there is a Welcome.
+    4. A higher fence, the global model whole, and it goes on, with numbers of its own.
+    """
+    sent.join("w1")
+    work, other = sent.work("w0"), sent.work("w1")
+    sent.hears("w0", update(work), -7)
+    assert sent.hears("gps", Rejoin()) == [Note("rejoining", {}), Release(3), GPS_HELLO]
+    assert sent.happens(Measured(-7, 1.0, finite=True)) == [
+        Release(-7),
+        Send("w0", Ack(work.push, "fenced")),
+    ]
+    assert sent.hears("w1", Offer(other.push)) == [Send("w1", Ack(other.push, "fenced"))]
+    assert sent.hears("w1", Pull(4, 0)) == []
+    assert sent.hears("w2", hello()) == [Send("w2", Wait("the GPS, for which the LPS of eu waits"))]
+    assert sent.happens(Tick()) == [GPS_HELLO]
+    assert sent.hears("gps", global_model(1, E1), -8) == [Release(-8)]
+    assert sent.hears("gps", gps_welcome(2)) == [
+        Note("joined", {"fence": 2}),
+        Send("gps", Pull(0, 0)),
+    ]
+    assert sent.hears("gps", global_model(4), -9) == [
+        Apply("load", -9),
+        Release(-9),
+        Send("gps", LeaseRequest(5, 4)),
+    ]
+    assert sent.grant(5, ((40, 44),), fence=2)[1].__class__ is Send
+    sent.lps.members.get("w1").replying = None  # type: ignore[union-attr]
+    member = sent.lps.members.get("w1")
+    assert member is not None
+    assert member.lease is not None
+    sent.push("w1", update(member.lease))
+    sent.hears("w0", Pull(4, 0))
+    sent.grant(6, ((44, 48),), fence=2)
+    effects = sent.push("w0", update(sent.work("w0")))
+    assert effects[-1] == Send("gps", Offer(PushId(2, 2)))
+
+
+def test_a_fenced_exchange_means_that_the_region_was_evicted(sent: Room) -> None:
+    assert sent.hears("gps", Ack(E1, "fenced")) == [
+        Note("rejoining", {}),
+        Release(3),
+        GPS_HELLO,
+    ]
+
+
+def test_an_old_welcome_is_found_out_by_the_grant_that_does_not_fit(room: Room) -> None:
+    """Instead of asking for samples for ever."""
+    room.hears("w0", Pull(4, 0))
+    assert room.grant(1, ((0, 4),), fence=2) == [Note("rejoining", {}), GPS_HELLO]
+    room.hears("gps", gps_welcome(2))
+    assert room.hears("gps", global_model(0), -1)[-1] == Send("gps", LeaseRequest(2, 4))
+
+
+def test_a_region_evicted_before_it_had_a_model_asks_for_it_again() -> None:
+    room = Room()
+    room.hears("gps", gps_welcome())
+    assert room.hears("gps", Rejoin()) == [Note("rejoining", {}), GPS_HELLO]
+    assert room.hears("gps", gps_welcome(2)) == [Note("joined", {"fence": 2})]
+    assert Send("gps", Pull(0, 0)) in room.after(1).happens(Tick())
+
+
+def test_a_region_evicted_at_the_end_leaves_all_the_same(sent: Room) -> None:
+    sent.hears("gps", Stop("budget"))
+    assert without_notes(sent.hears("gps", Rejoin())) == [Release(3), GPS_HELLO]
+
+
+# --- the books --------------------------------------------------------------------------------
+
+
+def worked(spans: Spans) -> Push:
+    return Push(PushId(1, 1), Version(0, 0), 2, 1, 64, 1.5, spans, (), 0)
+
+
+@pytest.mark.parametrize(("versions", "due"), [(0, False), (1, False), (2, True), (3, True)])
+def test_an_exchange_that_was_missed_is_still_due(versions: int, due: bool) -> None:
+    assert Exchanges(2, carry=False).due(versions) == due
+
+
+def test_the_loss_of_an_exchange_is_the_mean_of_its_updates() -> None:
+    books = Exchanges(2, carry=False)
+    books.record(((0, 4),), worked(((0, 4),)))
+    books.record(((4, 8),), Push(E1, Version(0, 0), 2, 1, 64, 2.5, (), (), 0))
+    assert books.begin(1, 2).loss == 2.0
+
+
+@pytest.mark.parametrize(
+    ("carry", "outcome", "unexchanged", "dropped"),
+    [
+        (False, None, ((0, 4),), ((4, 8),)),
+        (True, None, ((0, 8),), ()),
+        (False, "applied", (), ((4, 8),)),
+        (True, "applied", ((4, 8),), ()),
+        (False, "rejected", (), ((4, 8),)),
+        (True, "rejected", ((4, 8),), ()),
+    ],
+)
+def test_an_exchange_without_an_answer_is_settled_by_what_is_known_of_it(
+    carry: bool, outcome: str | None, unexchanged: Spans, dropped: Spans
+) -> None:
+    """0..4 is in the exchange under way, 4..8 was applied since."""
+    books = Exchanges(1, carry)
+    books.record(((0, 4),), worked(((0, 4),)))
+    books.begin(1, 1)
+    books.record(((4, 8),), worked(((4, 8),)))
+    if outcome is not None:
+        books.acknowledge(outcome)  # type: ignore[arg-type]
+    books.check(2)
+    assert books.settle() == (unexchanged, dropped)
+    assert books.settle() == ((), ())
+
+
+def test_what_was_applied_and_never_sent_is_settled_as_such() -> None:
+    books = Exchanges(2, carry=False)
+    books.record(((0, 4),), worked(((0, 4),)))
+    assert books.settle() == (((0, 4),), ())
+
+
+def test_the_books_see_a_sample_in_two_exchanges() -> None:
+    books = Exchanges(1, carry=False)
+    books.record(((0, 4),), worked(((0, 4),)))
+    books.begin(1, 1)
+    books.record(((3, 8),), worked(((3, 8),)))
+    with pytest.raises(AssertionError, match="two exchanges"):
+        books.check(2)
+
+
+def test_two_exchanges_cannot_begin() -> None:
+    books = Exchanges(1, carry=False)
+    books.begin(1, 1)
+    with pytest.raises(AssertionError):
+        books.begin(1, 1)
+
+
+def test_a_stopped_region_takes_no_global_model(sent: Room) -> None:
+    sent.hears("gps", Stop("budget"))
+    assert sent.hears("gps", global_model(1, E1), -9) == [Release(-9)]

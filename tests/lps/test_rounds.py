@@ -1,0 +1,301 @@
+"""How an LPS lends its workers samples and takes their updates in."""
+
+from dataclasses import replace
+
+import pytest
+
+from pelago.core.machine import (
+    Apply,
+    Delivered,
+    Measure,
+    Measured,
+    Note,
+    PeerLost,
+    Pin,
+    Release,
+    Send,
+    Tick,
+)
+from pelago.core.names import PushId
+from pelago.wire.messages import (
+    Ack,
+    Busy,
+    Grant,
+    LeaseRequest,
+    Leave,
+    Offer,
+    Pull,
+)
+from tests.lps.room import Room, lease, reply, update
+
+L1, L2 = lease(1, ((0, 4),)), lease(2, ((4, 8),))
+
+
+@pytest.fixture
+def room() -> Room:
+    return Room().serve()
+
+
+# --- leases -----------------------------------------------------------------------------------
+
+
+def test_with_a_block_of_one_exactly_what_is_wanted_is_asked_for_when_it_is_wanted() -> None:
+    """
+    1. Nobody wants anything: nothing is asked for.
+    2. w0 wants 4, w1 wants 6: one request at a time, first come first served.
+    3. Each is answered at once when the grant comes; nothing is kept in hand.
+    """
+    room = Room().serve().join("w0").join("w1")
+    assert room.served == [Apply("load", -99), Release(-99)]
+    assert room.hears("w0", Pull(4, 0)) == [Send("gps", LeaseRequest(1, 4))]
+    assert room.hears("w1", Pull(6, 0)) == []
+    assert room.grant(1, ((0, 4),)) == [
+        Pin(1),
+        Send("w0", reply(0, L1), 1),
+        Release(1),
+        Send("gps", LeaseRequest(2, 6)),
+    ]
+    assert room.grant(2, ((4, 10),)) == [
+        Pin(2),
+        Send("w1", reply(0, lease(2, ((4, 10),))), 2),
+        Release(2),
+    ]
+    assert room.lps.leases.pool.total == 0
+
+
+def test_with_a_larger_block_samples_are_there_before_they_are_wanted() -> None:
+    """
+    1. As soon as it serves, three rounds of 8 are asked for.
+    2. A worker is answered at once; below three rounds in hand, three more are asked for.
+    3. Meanwhile the next is answered at once too, without another request.
+    4. With enough in hand nothing is asked for.
+    """
+    room = Room(lease_block=3)
+    room.serve().join("w0").join("w1")
+    assert room.served[-1] == Send("gps", LeaseRequest(1, 24))
+    assert room.grant(1, ((0, 24),)) == []
+    assert room.hears("w0", Pull(8, 0)) == [
+        Pin(1),
+        Send("w0", reply(0, lease(1, ((0, 8),))), 1),
+        Release(1),
+        Send("gps", LeaseRequest(2, 24)),
+    ]
+    assert room.hears("w1", Pull(8, 0)) == [
+        Pin(2),
+        Send("w1", reply(0, lease(2, ((8, 16),))), 2),
+        Release(2),
+    ]
+    assert room.grant(2, ((24, 48),)) == []
+
+
+def test_a_round_larger_than_the_block_is_asked_for_whole() -> None:
+    room = Room(lease_block=2).serve().join("w0")
+    room.grant(1, ((0, 16),))
+    assert room.hears("w0", Pull(100, 0)) == [Send("gps", LeaseRequest(2, 84))]
+    effects = room.grant(2, ((16, 100),))
+    assert effects[1] == Send("w0", reply(0, lease(1, ((0, 100),))), 1)
+
+
+def test_a_pull_that_is_repeated_before_the_answer_changes_nothing(room: Room) -> None:
+    room.join("w0")
+    room.hears("w0", Pull(4, 0))
+    assert room.hears("w0", Pull(4, 0)) == []
+    assert len(room.grant(1, ((0, 4),))) == 3
+    assert room.hears("w0", Pull(4, 0)) == []
+
+
+def test_a_lost_answer_is_given_again_with_the_same_lease(room: Room) -> None:
+    """Also if it arrived and the worker asks all the same, and with the model as it is by then."""
+    room.join("w0").join("w1")
+    assert room.work("w0") == L1
+    room.push("w1", update(room.work("w1")))
+    again = room.hears("w0", Pull(4, 0))
+    assert again[1] == Send("w0", reply(1, L1), 3)
+    assert room.hears("w0", Pull(4, 0)) == []
+    room.happens(PeerLost("w0", "cut"))
+    assert room.hears("w0", Pull(4, 0))[1] == Send("w0", reply(1, L1), 4)
+    room.happens(Delivered("w0", 3))
+    assert room.hears("w0", Pull(4, 0)) == []
+    room.happens(Delivered("w0", 4))
+    assert room.hears("w0", Pull(4, 0))[1] == Send("w0", reply(1, L1), 5)
+
+
+def test_a_pull_without_a_lease_is_not_answered(room: Room) -> None:
+    room.join("w0")
+    assert room.hears("w0", Pull(0, 0)) == []
+
+
+def test_a_lost_lease_request_is_repeated(room: Room) -> None:
+    """
+    1. After the retry time the same request, with its number.
+    2. A grant of another number or an older fence is not it; nor is a second one.
+    """
+    room.join("w0")
+    room.hears("w0", Pull(4, 0))
+    asked = Send("gps", LeaseRequest(1, 4))
+    assert asked not in room.after(0.9).happens(Tick())
+    assert asked in room.after(0.1).happens(Tick())
+    assert asked not in room.after(0.9).happens(Tick())
+    assert room.grant(2, ((0, 4),)) == []
+    assert room.grant(1, ((0, 4),), fence=0) == []
+    assert len(room.grant(1, ((0, 4),))) == 3
+    assert room.grant(1, ((0, 4),)) == []
+    assert asked not in room.after(5).happens(Tick())
+
+
+def test_a_worker_that_left_the_queue_holds_nobody_up(room: Room) -> None:
+    room.join("w0").join("w1")
+    room.hears("w0", Pull(100, 0))
+    room.hears("w1", Pull(4, 0))
+    room.hears("w0", Leave("enough", None, (), (), ()))
+    effects = room.grant(1, ((0, 100),))
+    assert effects[1] == Send("w1", reply(0, L1), 1)
+
+
+# --- updates ----------------------------------------------------------------------------------
+
+
+def test_an_update_from_the_offer_to_the_next_lease(room: Room) -> None:
+    """
+    1. Offered: a place is free. Arrived: it is measured here.
+    2. Applied, then acknowledged; the next lease is asked for.
+    3. The answer bears the version that came of it.
+    """
+    room.join("w0")
+    assert room.work("w0") == L1
+    assert room.hears("w0", Offer(L1.push)) == [Send("w0", Grant(L1.push))]
+    assert room.hears("w0", update(L1, next_samples=4), -1) == [Measure(-1)]
+    assert room.happens(Measured(-1, 1.0, finite=True)) == [
+        Apply("step", -1),
+        Release(-1),
+        Note(
+            "update",
+            {"version": 1, "lease": 1, "steps": 2, "staleness": 0, "norm": 1.0, "loss": 1.5},
+        ),
+        Send("w0", Ack(L1.push, "applied")),
+        Send("gps", LeaseRequest(2, 4)),
+    ]
+    assert room.grant(2, ((4, 8),)) == [Pin(2), Send("w0", reply(1, L2), 2), Release(2)]
+
+
+def test_with_samples_in_hand_the_answer_follows_the_acknowledgement_at_once() -> None:
+    room = Room(lease_block=4).serve().join("w0")
+    room.grant(1, ((0, 32),))
+    first = room.work("w0")
+    effects = room.push("w0", update(first, next_samples=4))
+    assert effects[3:] == [
+        Send("w0", Ack(first.push, "applied")),
+        Pin(2),
+        Send("w0", reply(1, L2), 2),
+        Release(2),
+    ]
+
+
+def test_an_update_proves_that_the_model_it_began_from_arrived(room: Room) -> None:
+    """The driver has not said so yet; the next model is sent all the same."""
+    room.join("w0")
+    room.hears("w0", Pull(4, 0))
+    room.grant(1, ((0, 4),))
+    room.push("w0", update(L1, next_samples=4))
+    assert len(room.grant(2, ((4, 8),))) == 3
+    room.happens(Delivered("w0", 1))
+    assert room.hears("w0", Pull(4, 0)) == []
+
+
+def test_an_update_that_comes_twice_is_applied_once(room: Room) -> None:
+    room.join("w0")
+    message = update(room.work("w0"))
+    room.hears("w0", message, -1)
+    assert room.hears("w0", message, -2) == [Release(-2)]
+    assert room.hears("w0", Offer(L1.push)) == []
+    room.happens(Measured(-1, 1.0, finite=True))
+    ack = Send("w0", Ack(L1.push, "applied"))
+    assert room.hears("w0", message, -3) == [Release(-3), ack]
+    assert room.hears("w0", Offer(L1.push)) == [ack]
+    assert room.happens(Measured(-1, 1.0, finite=True)) == []
+    assert room.lps.version == 1
+
+
+@pytest.mark.parametrize(
+    ("norm", "finite"), [(1.0, False), (float("nan"), False), (10.1, True), (float("inf"), True)]
+)
+def test_an_update_that_could_spoil_the_model_is_rejected(
+    room: Room, norm: float, finite: bool
+) -> None:
+    """Its samples are leased again, here to the same worker."""
+    room.join("w0")
+    room.work("w0")
+    room.hears("w0", update(L1, next_samples=4), -1)
+    effects = room.happens(Measured(-1, norm, finite))
+    assert isinstance(effects[0], Note)
+    assert effects[0].kind == "update_rejected"
+    assert effects[1:] == [
+        Release(-1),
+        Send("w0", Ack(L1.push, "rejected")),
+        Pin(2),
+        Send("w0", reply(0, lease(2, ((0, 4),))), 2),
+        Release(2),
+    ]
+    assert room.hears("w0", Offer(L1.push)) == [Send("w0", Ack(L1.push, "rejected"))]
+
+
+def test_the_largest_norm_that_is_allowed_is_applied(room: Room) -> None:
+    room.join("w0")
+    assert room.push("w0", update(room.work("w0")), norm=10.0)[0] == Apply("step", -100)
+
+
+def test_staleness_is_how_many_versions_came_between(room: Room) -> None:
+    room.join("w0").join("w1")
+    work = room.work("w0")
+    room.updates("w1", 3)
+    effects = room.push("w0", update(work))
+    assert isinstance(effects[2], Note)
+    assert effects[2].fields["staleness"] == 3
+    assert room.lps.report().staleness_max == 3
+
+
+def test_nobody_pushes_what_another_was_leased(room: Room) -> None:
+    """Nor on other samples than those of his lease; the right holder is not disturbed."""
+    room.join("w0").join("w1")
+    work = room.work("w0")
+    fenced = Ack(work.push, "fenced")
+    assert room.hears("w1", Offer(work.push)) == [Send("w1", fenced)]
+    assert room.hears("w1", update(work), -1) == [Release(-1), Send("w1", fenced)]
+    other = replace(update(work), spans=((4, 8),))
+    assert room.hears("w0", other, -2) == [Release(-2), Send("w0", fenced)]
+    assert room.push("w0", update(work))[0] == Apply("step", -100)
+
+
+def test_an_unknown_lease_is_fenced(room: Room) -> None:
+    room.join("w0")
+    assert room.hears("w0", Offer(PushId(77, 1))) == [Send("w0", Ack(PushId(77, 1), "fenced"))]
+
+
+# --- staging places ---------------------------------------------------------------------------
+
+
+def test_updates_beyond_the_staging_limit_wait_in_turn(room: Room) -> None:
+    """
+    1. One place: w1 and w2 are told that it is taken.
+    2. w0's update is measured: w1 is granted the place by itself; w2 when w1 is lost.
+    """
+    room.join("w0").join("w1").join("w2")
+    works = [room.work(peer) for peer in ("w0", "w1", "w2")]
+    assert room.hears("w0", Offer(works[0].push)) == [Send("w0", Grant(works[0].push))]
+    assert room.hears("w1", Offer(works[1].push)) == [Send("w1", Busy(works[1].push, 1000))]
+    assert room.hears("w2", Offer(works[2].push)) == [Send("w2", Busy(works[2].push, 1000))]
+    room.hears("w0", update(works[0]), -1)
+    assert room.happens(Measured(-1, 1.0, finite=True))[0] == Send("w1", Grant(works[1].push))
+    assert room.happens(PeerLost("w1", "cut")) == [Send("w2", Grant(works[2].push))]
+
+
+def test_an_update_whose_fate_is_known_holds_no_place(room: Room) -> None:
+    """The Grant was lost, the lease was revoked: the first question about it frees the place."""
+    room.join("w0").join("w1")
+    work = room.work("w1")
+    room.lps.staging.ask("w0", PushId(77, 1))
+    assert room.hears("w1", Offer(work.push)) == [Send("w1", Busy(work.push, 1000))]
+    assert room.hears("w0", Offer(PushId(77, 1))) == [
+        Send("w1", Grant(work.push)),
+        Send("w0", Ack(PushId(77, 1), "fenced")),
+    ]

@@ -1,0 +1,266 @@
+"""How an LPS deals with its workers: joining, loss, reports."""
+
+from dataclasses import replace
+
+import pytest
+
+from pelago.core.machine import (
+    Delivered,
+    Measured,
+    Note,
+    PeerLost,
+    Pin,
+    Release,
+    Send,
+    Tick,
+)
+from pelago.core.names import Address, Version
+from pelago.wire.messages import (
+    Ack,
+    Evaluated,
+    Goodbye,
+    Grant,
+    Heartbeat,
+    LeaseRequest,
+    Leave,
+    Message,
+    Model,
+    Offer,
+    Pull,
+    Push,
+    Refuse,
+    Rejoin,
+    Wait,
+    WorkerReport,
+)
+from tests.lps.room import REPORT, Room, hello, lease, reply, update, welcome
+
+L1, L2 = lease(1, ((0, 4),)), lease(2, ((4, 8),))
+
+
+@pytest.fixture
+def room() -> Room:
+    return Room().serve()
+
+
+# --- joining ----------------------------------------------------------------------------------
+
+
+def test_workers_get_the_groups_that_nobody_holds(room: Room) -> None:
+    assert room.hears("w0", hello()) == [
+        Note("worker_joined", {"group": 0, "peer": "w0"}),
+        Send("w0", welcome(0)),
+    ]
+    assert room.hears("w2", hello(2))[1] == Send("w2", welcome(2))
+    assert room.hears("w1", hello())[1] == Send("w1", welcome(1))
+    assert room.hears("w3", hello())[1] == Send("w3", welcome(3))
+
+
+def test_a_repeated_hello_is_answered_alike(room: Room) -> None:
+    room.join("w0")
+    assert room.hears("w0", hello()) == [Send("w0", welcome(0))]
+    assert room.hears("w0", hello(0)) == [Send("w0", welcome(0))]
+
+
+def test_until_the_gps_lets_it_in_an_lps_lets_nobody_in() -> None:
+    room = Room()
+    waiting = Wait("the GPS, for which the LPS of eu waits")
+    assert room.hears("w0", hello()) == [Send("w0", waiting)]
+    assert room.hears("w0", update(L1), -1) == [Send("w0", Rejoin()), Release(-1)]
+
+
+@pytest.mark.parametrize(
+    ("message", "fault"),
+    [
+        (replace(hello(), protocol=2), "protocol 2 is not 1: update the older node"),
+        (replace(hello(), role="evaluator"), "an LPS serves workers, not evaluator"),
+        (
+            replace(hello(), address=Address("us")),
+            "region 'us' is not this LPS's 'eu'",
+        ),
+        (hello(group=65536), "group 65536 is not below 65536"),
+        (
+            replace(hello(), fingerprint="other"),
+            "model fingerprint 'other' is not the run's 'model':"
+            " the worker's model differs from the GPS's",
+        ),
+        (
+            replace(hello(), corpus="other"),
+            "corpus digest 'other' is not the run's 'corpus':"
+            " the worker's corpus or tokenizer differs from the GPS's",
+        ),
+    ],
+)
+def test_who_does_not_fit_is_told_why(room: Room, message: Message, fault: str) -> None:
+    refused = [Note("refused", {"peer": "w0", "why": fault}), Send("w0", Refuse(fault))]
+    assert room.hears("w0", message) == refused
+    assert room.hears("w0", message, -1) == [*refused, Release(-1)]
+    assert len(room.lps.members) == 0
+
+
+def test_the_last_group_that_fits_is_let_in(room: Room) -> None:
+    assert room.hears("w0", hello(group=65535))[1] == Send("w0", welcome(65535))
+
+
+@pytest.mark.parametrize("incarnation", [1, 2])
+def test_a_process_that_is_not_later_waits_for_a_group_that_is_held(
+    room: Room, incarnation: int
+) -> None:
+    room.hears("w0", hello(0, incarnation=2))
+    assert room.hears("w1", hello(0, incarnation)) == [
+        Send("w1", Wait("group 0, which another process holds"))
+    ]
+
+
+def test_a_later_process_takes_a_group_over_with_its_work_undone(room: Room) -> None:
+    """
+    1. The later process gets a higher fence; the samples of the earlier one are free again.
+    2. The zombie's update is dropped, whether the zombie still knocks under its name or not.
+    3. The later process trains on the same samples, under a new lease.
+    """
+    room.join("w0", 0)
+    old = room.work("w0")
+    assert room.hears("w1", hello(0, incarnation=2)) == [
+        Note("worker_left", {"group": 0, "peer": "w0", "why": "replaced by a later process"}),
+        Note("worker_joined", {"group": 0, "peer": "w1"}),
+        Send("w1", welcome(0, fence=2)),
+    ]
+    assert room.hears("w0", Offer(old.push)) == [Send("w0", Rejoin())]
+    assert room.hears("w0", update(old), -1) == [Send("w0", Rejoin()), Release(-1)]
+    new = room.work("w1")
+    assert new == lease(2, old.spans, fence=2)
+    assert room.hears("w1", Offer(old.push)) == [Send("w1", Ack(old.push, "fenced"))]
+    assert room.lps.version == 0
+
+
+# --- loss -------------------------------------------------------------------------------------
+
+
+def test_the_samples_of_a_silent_worker_are_leased_to_another(room: Room) -> None:
+    """
+    1. w0 is silent for longer than is allowed: w1, who waited, has its samples.
+    2. Its update, measured a moment too late, is fenced; it must introduce itself.
+    3. It is let in with a higher fence.
+    """
+    room.join("w0").join("w1")
+    work = room.work("w0")
+    room.hears("w0", update(work), -1)
+    room.after(4).hears("w1", Pull(4, 0))
+    assert Send("w0", Rejoin()) not in room.after(1).happens(Tick())
+    effects = room.after(0.001).happens(Tick())
+    assert effects[:5] == [
+        Note("worker_left", {"group": 0, "peer": "w0", "why": "lost: no heartbeat"}),
+        Pin(2),
+        Send("w1", reply(0, lease(2, work.spans)), 2),
+        Release(2),
+        Send("w0", Rejoin()),
+    ]
+    assert room.happens(Measured(-1, 1.0, finite=True)) == [
+        Release(-1),
+        Send("w0", Ack(work.push, "fenced")),
+    ]
+    assert room.hears("w0", Heartbeat(REPORT)) == [Send("w0", Rejoin())]
+    assert room.hears("w0", hello(0))[1] == Send("w0", welcome(0, fence=2))
+    assert room.lps.version == 0
+
+
+def test_any_word_is_a_sign_of_life(room: Room) -> None:
+    room.join("w0")
+    for _ in range(3):
+        assert room.after(4).hears("w0", Heartbeat(None)) == [Send("w0", Heartbeat(None))]
+        assert Send("w0", Rejoin()) not in room.happens(Tick())
+
+
+def test_a_worker_that_leaves_returns_its_lease_and_its_place(room: Room) -> None:
+    room.join("w0").join("w1")
+    works = [room.work(peer) for peer in ("w0", "w1")]
+    room.hears("w0", Offer(works[0].push))
+    room.hears("w1", Offer(works[1].push))
+    assert room.hears("w0", Leave("enough", REPORT, (), (), ())) == [
+        Note("worker_left", {"group": 0, "peer": "w0", "why": "enough"}),
+        Send("w1", Grant(works[1].push)),
+        Send("w0", Goodbye()),
+    ]
+    assert room.hears("w0", Leave("enough", REPORT, (), (), ())) == [Send("w0", Goodbye())]
+    assert room.lps.leases.pool.spans() == works[0].spans
+
+
+def test_a_transfer_lost_to_a_stranger_changes_nothing(room: Room) -> None:
+    assert room.happens(PeerLost("w9", "cut")) == []
+    assert room.happens(Delivered("w9", 5)) == []
+
+
+@pytest.mark.parametrize(
+    "message", [Pull(4, 0), Heartbeat(REPORT), Offer(L1.push), update(L1), Ack(L1.push, "applied")]
+)
+def test_a_stranger_is_asked_to_introduce_himself(room: Room, message: Message) -> None:
+    assert room.hears("w9", message) == [Send("w9", Rejoin())]
+    assert room.hears("w9", message, -1) == [Send("w9", Rejoin()), Release(-1)]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Evaluated(Version(9, 0), 0, 1.0, 1),
+        LeaseRequest(1, 8),
+        Model(Version(9, 0), 0, None, None, final=False),
+        update(L1),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_what_a_worker_never_says_is_noted_and_dropped(room: Room, message: Message) -> None:
+    room.join("w0")
+    note = Note("unexpected", {"peer": "w0", "message": type(message).__name__})
+    assert room.hears("w0", message) == [note]
+    if not isinstance(message, Push):
+        assert room.hears("w0", message, -1) == [note, Release(-1)]
+
+
+# --- reports ----------------------------------------------------------------------------------
+
+
+def report(group: int, rounds: int, loss: float = 1.0) -> WorkerReport:
+    return WorkerReport(group, rounds, rounds, rounds, rounds, rounds, loss)
+
+
+def test_reports_are_summed_over_the_processes_that_held_a_group(room: Room) -> None:
+    """
+    1. w0 holds group 0 and reports 5 rounds, under whatever group it believes in.
+    2. It is replaced; the later process reports 2: the group has done 7.
+    3. Group 1 is counted apart.
+    """
+    room.join("w0", 0).join("w1", 1)
+    room.hears("w0", Heartbeat(report(44, 5)))
+    assert room.lps.report().workers == (report(0, 5),)
+    room.hears("w1", Heartbeat(report(1, 1)))
+    room.hears("w2", hello(0, incarnation=2))
+    room.hears("w2", Heartbeat(report(0, 2, loss=0.5)))
+    assert room.lps.report().workers == (report(0, 7, loss=0.5), report(1, 1))
+
+
+def test_a_process_that_comes_back_is_not_counted_twice(room: Room) -> None:
+    """Its own numbers went on counting while it was away."""
+    room.join("w0")
+    room.hears("w0", Heartbeat(report(0, 5)))
+    room.after(6).happens(Tick())
+    assert room.lps.report().workers == (report(0, 5),)
+    room.hears("w0", hello(1))
+    assert room.lps.report().workers == (report(1, 5),)
+    room.hears("w0", Heartbeat(report(1, 6)))
+    assert room.lps.report().workers == (report(1, 6),)
+
+
+def test_a_worker_that_never_reported_is_in_no_report(room: Room) -> None:
+    room.join("w0")
+    room.hears("w0", Leave("enough", None, (), (), ()))
+    assert room.lps.report().workers == ()
+
+
+def test_bytes_that_arrived_are_counted(room: Room) -> None:
+    """One model in from the GPS, one out to a worker, one update in."""
+    room.join("w0")
+    room.hears("w0", Pull(4, 0))
+    room.grant(1, ((0, 4),))
+    room.happens(Delivered("w0", 1))
+    room.push("w0", update(L1))
+    assert (room.lps.wan_bytes, room.lps.lan_bytes) == (100, 200)

@@ -1,0 +1,161 @@
+"""Messages without payloads, names, strangers, ports."""
+
+import socket
+from contextlib import closing
+
+import pytest
+
+from pelago.core.errors import ConfigError
+from pelago.core.machine import Received, Send, SetTick, Started, Tick
+from pelago.core.names import Address
+from pelago.net.sockets import Bind, Connect
+from pelago.wire.codec import decode_message, encode
+from pelago.wire.messages import (
+    PROTOCOL_VERSION,
+    Event,
+    Goodbye,
+    Hello,
+    Pull,
+    Refuse,
+    Wait,
+)
+from tests.net.house import RUN, House, Script, eventually, raw_client
+
+HELLO = Hello(PROTOCOL_VERSION, "lps", Address("eu"), 1, "", "")
+MS_PS = 10**9
+
+
+def on_tick(*messages: object) -> Script:
+    """A client that says something on every tick, as all ours do until they are answered."""
+
+    def answer(event: Event) -> list[object]:
+        if isinstance(event, Started):
+            return [SetTick(20 * MS_PS)]
+        return [Send("gps", each) for each in messages] if isinstance(event, Tick) else []
+
+    return Script(answer)
+
+
+def answering(kind: type, reply: object) -> Script:
+    def answer(event: Event) -> list[object]:
+        match event:
+            case Received(peer, message) if isinstance(message, kind):
+                return [Send(peer, reply)]
+        return []
+
+    return Script(answer)
+
+
+async def test_a_message_reaches_the_server_under_the_clients_name_and_is_answered(
+    house: House,
+) -> None:
+    server, client = answering(Pull, Wait("workers")), on_tick(Pull(64, 0))
+    house.server(server)
+    house.client(client, "worker-7")
+    received = await client.hears(Wait)
+    assert received == Received("gps", Wait("workers"))
+    assert server.messages(Pull)[0] == Received("worker-7", Pull(64, 0))
+
+
+async def test_a_client_that_starts_first_is_heard_once_the_server_is_there(house: House) -> None:
+    client = on_tick(HELLO)
+    house.client(client)
+    await client.hears(Tick, 3)
+    server = answering(Hello, Goodbye())
+    house.server(server)
+    await client.hears(Goodbye)
+    # What the absent server missed was not kept for it.
+    assert len(server.messages(Hello)) < len(client.of(Tick))
+
+
+async def test_a_server_that_restarts_is_found_again_by_its_clients(house: House) -> None:
+    client = on_tick(HELLO)
+    house.client(client)
+    house.server(answering(Hello, Wait("first")))
+    await client.hears(Wait)
+    await house.stop("gps")
+    house.server(answering(Hello, Goodbye()))
+    await client.hears(Goodbye)
+
+
+async def test_two_clients_are_told_apart(house: House) -> None:
+    server = answering(Pull, Goodbye())
+    house.server(server)
+    clients = [on_tick(Pull(index, 0)) for index in range(2)]
+    for index, client in enumerate(clients):
+        house.client(client, f"worker-{index}")
+        await client.hears(Goodbye)
+    named = {(event.peer, event.message.samples) for event in server.messages(Pull)}
+    assert named == {("worker-0", 0), ("worker-1", 1)}
+
+
+async def test_a_message_to_a_peer_that_is_gone_is_counted_and_hurts_nobody(house: House) -> None:
+    server = Script(lambda event: [Send("nobody", Goodbye())] if isinstance(event, Started) else [])
+    node = house.server(server)
+    await server.hears(Started)
+    assert node.telemetry.counters["unsent_control"] == 1
+
+
+@pytest.mark.parametrize(
+    ("run", "protocol"), [("another-run", PROTOCOL_VERSION), (RUN, PROTOCOL_VERSION + 1)]
+)
+async def test_a_client_of_another_run_or_protocol_is_refused_in_its_own_terms(
+    house: House, run: str, protocol: int
+) -> None:
+    server = Script()
+    node = house.server(server)
+    hello = bytearray(encode(run, HELLO))
+    hello[1] = protocol  # The envelope is an array, and this its first item.
+    with raw_client(house.ports[0], b"lost-lps") as dealer:
+        dealer.send(bytes(hello))
+        await eventually(lambda: bool(dealer.poll(0)))
+        answer = bytearray(dealer.recv())
+    assert answer[1] == protocol
+    answer[1] = PROTOCOL_VERSION
+    refusal = decode_message(run, bytes(answer))
+    assert isinstance(refusal, Refuse)
+    assert RUN in refusal.detail
+    assert node.telemetry.counters["dropped_stranger"] == 1
+    assert not server.messages(Hello)
+
+
+async def test_a_node_of_another_run_hears_the_refusal(house: House) -> None:
+    house.server(Script())
+    client = on_tick(HELLO)
+    house.client(client, run_id="another-run")
+    refusal = await client.hears(Refuse)
+    assert "another-run" in refusal.message.detail
+
+
+async def test_a_client_cannot_take_the_name_of_its_servers_own_server(house: House) -> None:
+    machine = Script()
+    own, upstream = house.ports[1], house.ports[2]
+    node = house.start(machine, "lps-1", server=house.bind(own), client=house.connect(upstream))
+    await machine.hears(Started)
+    with raw_client(own, b"gps") as dealer:
+        dealer.send(encode(RUN, Goodbye()))
+        await eventually(lambda: node.telemetry.counters["dropped_identity"] == 1)
+    assert not machine.messages(Goodbye)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+async def test_a_port_that_is_taken_is_an_error_that_names_the_key(
+    house: House, offset: int
+) -> None:
+    port = house.ports[0]
+    with closing(socket.socket()) as squatter:
+        squatter.bind(("127.0.0.1", port + offset))
+        squatter.listen()
+        house.server(Script())
+        with pytest.raises(ConfigError, match=f"gps.bind = 127.0.0.1:{port}.*already in use"):
+            await house.finish("gps")
+
+
+async def test_a_host_that_cannot_be_resolved_is_an_error_that_names_the_key(house: House) -> None:
+    nowhere = Connect("no-such-host.invalid", house.ports[0], "gps", "gps.connect")
+    house.start(Script(), "lps-1", client=nowhere)
+    with pytest.raises(ConfigError, match=r"gps\.connect = no-such-host.*: cannot resolve"):
+        await house.finish("lps-1")
+    house.start(Script(), "gps", server=Bind("no-such-host.invalid", house.ports[0], "gps.bind"))
+    with pytest.raises(ConfigError, match=r"gps\.bind = no-such-host.*: cannot resolve"):
+        await house.finish("gps")

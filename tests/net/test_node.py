@@ -1,0 +1,308 @@
+"""A node's life: ticks, signals, crashes, the trainer, the event log."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from pelago.core.machine import (
+    Cancel,
+    Difference,
+    Finish,
+    Loaded,
+    Measure,
+    Measured,
+    Note,
+    Pin,
+    Progress,
+    Release,
+    SetTick,
+    Started,
+    StopRequested,
+    Tick,
+    Train,
+    Trained,
+    Validate,
+    Validated,
+)
+from pelago.core.names import Version
+from pelago.net.node import CRASHED, EXIT_CRASHED, EXIT_ERROR, exit_code
+from pelago.net.trainer import Result
+from pelago.tensor.plane import Plane
+from pelago.wire.messages import Event
+from tests.net.house import House, Script, a_lease, eventually
+
+MS_PS = 10**9
+
+
+async def test_the_first_events_are_started_and_what_is_loaded(house: House) -> None:
+    machine = Script()
+    house.server(machine, plane=house.plane(), loaded=Version(3, 0))
+    await machine.hears(Loaded)
+    assert machine.events == [Started(), Loaded(Version(3, 0))]
+
+
+async def test_the_clock_of_a_machine_never_goes_back_and_ticks_keep_its_interval(
+    house: House,
+) -> None:
+    times: list[int] = []
+
+    class Timed(Script):
+        def handle(self, event: Event, now: int) -> list[object]:
+            times.append(now)
+            return super().handle(event, now)
+
+    machine = Timed(lambda event: [SetTick(10 * MS_PS)] if isinstance(event, Started) else [])
+    house.server(machine)
+    await machine.hears(Tick, 5)
+    assert times == sorted(times)
+    # A loop may fire late, but five ticks cannot come in less than five intervals (less rounding).
+    assert times[5] - times[0] >= 5 * 9 * MS_PS
+
+
+async def test_set_tick_takes_the_place_of_the_interval_before(house: House) -> None:
+    def answer(event: Event) -> list[object]:
+        match event:
+            case Started():
+                return [SetTick(3_600_000 * MS_PS), SetTick(5 * MS_PS)]
+        return []
+
+    machine = Script(answer)
+    house.server(machine)
+    await machine.hears(Tick, 2)
+
+
+async def test_finish_ends_the_node_with_its_reason(house: House) -> None:
+    machine = Script(lambda event: [Finish("budget reached")])
+    house.server(machine)
+    finish = await house.finish("gps")
+    assert finish == Finish("budget reached")
+    assert exit_code(finish) == 0
+    assert exit_code(Finish("refused", error="another run")) == EXIT_ERROR
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_becomes_a_stop_request(house: House, number: signal.Signals) -> None:
+    machine = Script()
+    house.server(machine, handle_signals=True)
+    await machine.hears(Started)
+    os.kill(os.getpid(), number)
+    finish = await house.finish("gps")
+    assert machine.of(StopRequested) == [StopRequested(number.name)]
+    assert finish.reason == number.name
+
+
+def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
+    """A machine that does not obey the first one is not asked again."""
+    program = f"""
+import pathlib, sys, uvloop
+from pelago.core.machine import Started, StopRequested
+from pelago.net.node import Node, NodeSettings
+from pelago.net.telemetry import Telemetry
+class Deaf:
+    def handle(self, event, now):
+        print(type(event).__name__, flush=True)
+        return []
+    def check(self): pass
+path = pathlib.Path({str(tmp_path)!r})
+settings = NodeSettings(run_id="r", name="deaf", crash_file=path / "crash.json")
+uvloop.run(Node(Deaf(), settings, Telemetry("deaf", path / "events.jsonl")).run())
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "Started\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "StopRequested\n"
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert errors.splitlines()[-1] == "deaf: second SIGTERM: ending at once"
+    # What was logged before is on the disk.
+    lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    assert "stopping" in [json.loads(line)["kind"] for line in lines]
+
+
+@pytest.mark.parametrize("where", ["handle", "check", "effect", "tensors"])
+async def test_a_broken_invariant_ends_the_node_and_tells_the_story(
+    house: House, where: str
+) -> None:
+    class Broken(Script):
+        def handle(self, event: Event, now: int) -> list[object]:
+            assert where != "handle" or not isinstance(event, Tick), "seven is not eight"
+            return super().handle(event, now)
+
+        def check(self) -> None:
+            assert where != "check" or not self.of(Tick), "seven is not eight"
+
+    def answer(event: Event) -> list[object]:
+        match event:
+            case Started():
+                return [SetTick(MS_PS), Note("hello", {"n": 1})]
+            case Tick() if where == "effect":
+                return [Release(77)]
+            case Tick() if where == "tensors" and len(machine.of(Tick)) == 1:
+                return [Difference(5)]
+        return []
+
+    plane = Plane(house.manifest, None, exchanges=False)
+    machine = Broken(answer)
+    house.server(machine, plane=plane)
+    finish = await house.finish("gps")
+    assert finish.reason == CRASHED
+    assert exit_code(finish) == EXIT_CRASHED == 70
+    assert "\n" not in finish.error
+    said = {"effect": "payload 77", "tensors": "snapshot"}.get(where, "seven is not eight")
+    report = house.folder / "gps.crash.json"
+    story = json.loads(report.read_text())
+    report.unlink()
+    assert said in story["error"]
+    assert said in finish.error
+    assert story["events"][0]["event"] == "Started()"
+    assert "Note(kind='hello', fields={'n': 1})" in story["events"][0]["effects"]
+    assert "Tick()" in [each["event"] for each in story["events"]]
+    assert any("handle" in line or "assert" in line for line in story["traceback"])
+
+
+class Lessons:
+    """A trainer that waits for the test."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.started = threading.Event()
+        self.seen: list[torch.Tensor] = []
+        self.exported = 0
+
+    def train(self, lease, flat, on_step, cancel):  # type: ignore[no-untyped-def]
+        self.seen.append(flat.clone())
+        for step in range(1, 4):
+            on_step(step)
+            self.started.set()
+            while step == 2 and not self.go.wait(0.005):
+                if cancel.is_set():
+                    return None
+        return Result(flat * 0.5, 3, 96, 1.25)
+
+    def validate(self, flat):  # type: ignore[no-untyped-def]
+        self.seen.append(flat.clone())
+        return 2.5, 1000
+
+    def export(self, flat):  # type: ignore[no-untyped-def]
+        self.exported += 1
+
+
+def pupil(effects: list[object], and_then: list[object] | None = None) -> Script:
+    def answer(event: Event) -> list[object]:
+        match event:
+            case Started():
+                return [Pin(1), *effects, Release(1)]
+            case Progress(_, 1):
+                return list(and_then or [])
+        return []
+
+    return Script(answer)
+
+
+async def test_training_answers_with_progress_and_the_pseudo_gradient(house: House) -> None:
+    machine, lessons = pupil([Train(a_lease(4), Version(1, 0), 1)]), Lessons()
+    lessons.go.set()
+    plane = house.plane(seed=9)
+    node = house.server(machine, plane=plane, trainer=lessons)
+    trained = await machine.hears(Trained)
+    push = a_lease(4).push
+    assert machine.of(Progress) == [Progress(push, step) for step in (1, 2, 3)]
+    assert (trained.push, trained.steps, trained.tokens, trained.loss) == (push, 3, 96, 1.25)
+    assert trained.blob < 0
+    assert torch.equal(lessons.seen[0], plane.model())
+    assert torch.equal(plane.flat(trained.blob), plane.model() * 0.5)
+    # The pin was released by the machine, and then by the trainer; the gradient is the machine's.
+    assert node.tensors.payloads == 1
+
+
+async def test_a_cancelled_lease_is_not_answered_and_the_next_one_is(house: House) -> None:
+    first, second = a_lease(4), a_lease(5)
+    lessons = Lessons()
+    machine = pupil(
+        [Train(first, Version(1, 0), 1), Train(second, Version(1, 0), 1)],
+        [Cancel(first.push)],
+    )
+    node = house.server(machine, plane=house.plane(), trainer=lessons)
+    await machine.until(lambda: Progress(second.push, 2) in machine.events)
+    lessons.go.set()
+    trained = await machine.hears(Trained)
+    assert trained.push == second.push
+    assert [event.push for event in machine.of(Trained)] == [second.push]
+    assert node.tensors.payloads == 1
+
+
+async def test_a_node_that_ends_stops_its_trainer(house: House) -> None:
+    lessons = Lessons()
+    machine = pupil([Train(a_lease(), Version(1, 0), 1)])
+    house.server(machine, plane=house.plane(), trainer=lessons)
+    await machine.hears(Progress)
+    await house.stop("gps")
+    assert not machine.of(Trained)
+
+
+async def test_validation_measures_and_exports(house: House) -> None:
+    machine, lessons = pupil([Validate(Version(1, 7), 1, export=True)]), Lessons()
+    plane = house.plane(seed=2)
+    node = house.server(machine, plane=plane, trainer=lessons)
+    assert await machine.hears(Validated) == Validated(Version(1, 7), 2.5, 1000)
+    assert lessons.exported == 1
+    assert torch.equal(lessons.seen[0], plane.model())
+    await eventually(lambda: node.tensors.payloads == 0)
+
+
+async def test_a_trainer_that_fails_ends_the_node_with_its_fault(house: House) -> None:
+    class Failing(Lessons):
+        def validate(self, flat):  # type: ignore[no-untyped-def]
+            raise RuntimeError("out of memory")
+
+    house.server(
+        pupil([Validate(Version(1, 0), 1, export=False)]), plane=house.plane(), trainer=Failing()
+    )
+    finish = await house.finish("gps")
+    assert finish.reason == CRASHED
+    assert "RuntimeError: out of memory" in finish.error
+    (house.folder / "gps.crash.json").unlink()
+
+
+async def test_notes_and_counters_are_in_the_event_log(house: House) -> None:
+    machine = Script(
+        lambda event: (
+            [Note("merge", {"version": 3, "loss": float("nan")})]
+            if isinstance(event, Started)
+            else []
+        )
+    )
+    node = house.server(machine)
+    await machine.hears(Started)
+    node.telemetry.counters["dropped_malformed"] += 2
+    await house.stop("gps")
+    log = house.folder / "gps.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    merge = next(line for line in lines if line["kind"] == "merge")
+    assert (merge["node"], merge["version"], merge["loss"]) == ("gps", 3, "nan")
+    assert merge["t_ms"] >= 0
+    assert merge["time"].startswith("20")
+    assert [line["kind"] for line in lines][-2:] == ["finished", "counters"]
+    assert lines[-1]["dropped_malformed"] == 2
+
+
+async def test_measured_facts_come_from_the_payload_itself(house: House) -> None:
+    machine = Script(
+        lambda event: [Pin(1), Measure(1), Release(1)] if isinstance(event, Started) else []
+    )
+    plane = house.plane(seed=6)
+    house.server(machine, plane=plane)
+    measured = await machine.hears(Measured)
+    assert measured.norm == pytest.approx(float(plane.model().norm()), rel=1e-6)
+    assert measured.finite

@@ -1,0 +1,334 @@
+"""The virtual driver with machines that follow a script."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from pelago.core.errors import WireError
+from pelago.core.machine import (
+    PS_PER_MS,
+    Cancel,
+    Delivered,
+    Difference,
+    Finish,
+    Measure,
+    Measured,
+    Note,
+    PeerLost,
+    Pin,
+    Progress,
+    Received,
+    Release,
+    Send,
+    SetTick,
+    Started,
+    StopRequested,
+    Tick,
+    Train,
+    Trained,
+    Validate,
+    Validated,
+)
+from pelago.core.names import Lease, PushId, Version
+from pelago.sim.links import PaperLinks
+from pelago.sim.ports import Payload, Plan, Round, TimingPlane
+from pelago.sim.simulation import Node, Simulation
+from pelago.sim.trace import Trace
+from pelago.wire.messages import Effect, Event, Heartbeat, Model, Offer, Wait
+
+MODEL = Model(Version(1, 0), 0, None, None, final=False)
+LEASE = Lease(PushId(1, 1), ((0, 192),))
+MODEL_BYTES = 1_000_000
+
+
+class Scripted:
+    """Answers each event by the script, and remembers what it heard, and when."""
+
+    def __init__(self, script: Callable[[Event], Sequence[Effect]] = lambda event: ()) -> None:
+        self.script = script
+        self.heard: list[tuple[int, Event]] = []
+
+    def handle(self, event: Event, now: int) -> list[Effect]:
+        self.heard.append((now, event))
+        return list(self.script(event))
+
+    def check(self) -> None:
+        assert len(self.heard) < 1000
+
+    def kinds(self) -> list[tuple[int, type]]:
+        return [(now, type(event)) for now, event in self.heard]
+
+
+class SteadyTrainer:
+    """Three steps of 1 ms, whatever the lease."""
+
+    def plan(self, lease: Lease) -> Plan:
+        return Plan(3, 3 * PS_PER_MS)
+
+    def train(self, lease: Lease, payload: Payload) -> Round:
+        return Round(payload, lease.samples, 0.5)
+
+    def validate(self, payload: Payload) -> tuple[float, int]:
+        return 0.25, 7
+
+
+def pair(
+    one: Scripted, other: Scripted, latency_ms: float = 0.0, trace: Trace | None = None
+) -> Simulation:
+    """`one` at place 0 and `other` at place 1, with 1 Gbps to and 2 Gbps fro."""
+    links = PaperLinks(MODEL_BYTES, 2, [[100, 1], [2, 100]], [[0, latency_ms], [latency_ms, 0]])
+    simulation = Simulation("a-run", links, check=True, trace=trace)
+    simulation.add(Node("one", 0, one, TimingPlane(), SteadyTrainer()))
+    simulation.add(Node("other", 1, other, TimingPlane()))
+    return simulation
+
+
+def on(kind: type, *effects: Effect) -> Callable[[Event], Sequence[Effect]]:
+    """A script of one line: these effects at every event of that kind."""
+    return lambda event: effects if isinstance(event, kind) else ()
+
+
+SEND_MODEL = (Pin(1), Send("other", MODEL, 1), Release(1))
+
+
+@pytest.mark.parametrize(("latency_ms", "expected_ms"), [(0.0, 8.0), (12.5, 20.5)])
+def test_a_payload_takes_its_bytes_at_the_links_rate_and_the_latency(
+    latency_ms: float, expected_ms: float
+) -> None:
+    other = Scripted()
+    simulation = pair(Scripted(on(Started, *SEND_MODEL)), other, latency_ms)
+    simulation.start("one", Started())
+    simulation.run(until_ps=PS_PER_MS * 100)
+    assert other.heard == [(round(expected_ms * PS_PER_MS), Received("one", MODEL, -1))]
+
+
+def test_links_have_a_rate_of_their_own_in_each_direction() -> None:
+    links = PaperLinks(281_706_496, 2, [[100, 0.537], [0.127, 100]])
+    assert links.transfer_ps(0, 0) == 22_536_519_680
+    assert links.transfer_ps(0, 1) == round(281_706_496 * 8000 / 0.537)
+    assert links.transfer_ps(1, 0) == round(281_706_496 * 8000 / 0.127)
+
+
+def test_links_without_a_matrix_take_no_time() -> None:
+    assert PaperLinks(1 << 40, 3).transfer_ps(0, 2) == 0
+
+
+def test_transfers_do_not_share_a_link() -> None:
+    other = Scripted()
+    burst = [effect for _ in range(3) for effect in SEND_MODEL]
+    simulation = pair(Scripted(on(Started, *burst)), other)
+    simulation.start("one", Started())
+    simulation.run(until_ps=PS_PER_MS * 100)
+    assert [now for now, _ in other.heard] == [8 * PS_PER_MS] * 3
+
+
+def test_control_messages_take_no_time_and_keep_their_order() -> None:
+    other = Scripted()
+    words = [Wait("a"), Offer(PushId(4, 2)), Heartbeat(None)]
+    sends = [Send("other", word) for word in words]
+    simulation = pair(Scripted(on(Started, *sends)), other, latency_ms=30.0)
+    simulation.start("one", Started())
+    assert other.heard == [(0, Received("one", word)) for word in words]
+
+
+def test_the_receiver_hears_of_a_payload_before_the_sender_and_the_answer_comes_last() -> None:
+    order: list[str] = []
+
+    def note(name: str, then: Sequence[Effect] = ()) -> Callable[[Event], Sequence[Effect]]:
+        def script(event: Event) -> Sequence[Effect]:
+            if isinstance(event, Started):
+                return SEND_MODEL
+            order.append(f"{name} {type(event).__name__}")
+            return then
+
+        return script
+
+    simulation = pair(Scripted(note("one")), Scripted(note("other", [Send("one", Wait("x"))])))
+    simulation.start("one", Started())
+    simulation.run(until_ps=PS_PER_MS * 100)
+    assert order == ["other Received", "one Delivered", "one Received"]
+
+
+def test_what_follows_at_once_comes_before_what_is_due_at_the_same_instant() -> None:
+    """Two facts are due at 5 ms; the conversation that the first starts ends before the second."""
+    one = Scripted(on(StopRequested, Send("other", Wait("x"))))
+    other = Scripted(on(Received, Send("one", Wait("y"))))
+    simulation = pair(one, other)
+    for reason in ("first", "second"):
+        simulation.at(5 * PS_PER_MS, "one", StopRequested(reason))
+    simulation.run(until_ps=PS_PER_MS * 6)
+    assert one.heard == [
+        (5 * PS_PER_MS, StopRequested("first")),
+        (5 * PS_PER_MS, Received("other", Wait("y"))),
+        (5 * PS_PER_MS, StopRequested("second")),
+        (5 * PS_PER_MS, Received("other", Wait("y"))),
+    ]
+    assert simulation.now == 6 * PS_PER_MS
+
+
+TRAIN = (Pin(1), Train(LEASE, Version(1, 0), 1), Release(1))
+
+
+def test_training_tells_each_step_and_then_its_end() -> None:
+    one = Scripted(on(Started, *TRAIN))
+    simulation = pair(one, Scripted())
+    simulation.start("one", Started())
+    simulation.run(until_ps=PS_PER_MS * 100)
+    assert one.heard[1:] == [
+        (1 * PS_PER_MS, Progress(LEASE.push, 1)),
+        (2 * PS_PER_MS, Progress(LEASE.push, 2)),
+        (3 * PS_PER_MS, Progress(LEASE.push, 3)),
+        (3 * PS_PER_MS, Trained(LEASE.push, -1, 3, 192, 0.5)),
+    ]
+
+
+def test_cancelled_training_answers_nothing_more() -> None:
+    def script(event: Event) -> Sequence[Effect]:
+        match event:
+            case Started():
+                return TRAIN
+            case Progress(push, 2):
+                return (Cancel(push),)
+            case _:
+                return ()
+
+    one = Scripted(script)
+    simulation = pair(one, Scripted())
+    simulation.start("one", Started())
+    simulation.run(until_ps=PS_PER_MS * 100)
+    assert [event for _, event in one.heard[1:]] == [
+        Progress(LEASE.push, 1),
+        Progress(LEASE.push, 2),
+    ]
+
+
+def test_a_payload_to_a_node_that_finished_is_lost_to_its_sender() -> None:
+    one = Scripted(on(Started, *SEND_MODEL))
+    other = Scripted(on(Started, Finish("enough")))
+    simulation = pair(one, other)
+    simulation.start("one", Started())
+    simulation.start("other", Started())
+    simulation.run(until_ps=PS_PER_MS * 100)
+    assert one.heard[-1] == (8 * PS_PER_MS, PeerLost("other", "has finished"))
+    assert other.kinds() == [(0, Started)]
+
+
+def test_ticks_come_at_the_interval_last_wished_until_the_node_finishes() -> None:
+    def script(event: Event) -> Sequence[Effect]:
+        match event:
+            case Started():
+                return (SetTick(2 * PS_PER_MS),)
+            case StopRequested("slower"):
+                return (SetTick(3 * PS_PER_MS),)
+            case StopRequested():
+                return (Finish("enough"),)
+            case _:
+                return ()
+
+    one = Scripted(script)
+    simulation = pair(one, Scripted())
+    simulation.at(5 * PS_PER_MS, "one", StopRequested("slower"))
+    simulation.at(12 * PS_PER_MS, "one", StopRequested("end"))
+    simulation.start("one", Started())
+    simulation.run(until_ps=PS_PER_MS * 100)
+    ticks = [now // PS_PER_MS for now, event in one.heard if isinstance(event, Tick)]
+    assert ticks == [2, 4, 8, 11]
+
+
+def test_measurement_and_validation_are_answered_at_once() -> None:
+    measure = (Pin(1), Measure(1), Validate(Version(1, 3), 1, export=False), Release(1))
+    one = Scripted(on(Started, *measure))
+    pair(one, Scripted()).start("one", Started())
+    assert one.heard[1:] == [
+        (0, Measured(1, 0.0, finite=True)),
+        (0, Validated(Version(1, 3), 0.25, 7)),
+    ]
+
+
+def test_it_ends_when_every_node_has_finished() -> None:
+    simulation = pair(
+        Scripted(on(Started, *TRAIN, Finish("done"))), Scripted(on(Started, Finish("done")))
+    )
+    simulation.start("one", Started())
+    simulation.start("other", Started())
+    simulation.run()
+    assert simulation.now == 0
+    assert [node.finished for node in simulation.nodes.values()] == [Finish("done")] * 2
+
+
+def test_a_simulation_in_which_nothing_is_due_fails_and_tells_its_story() -> None:
+    simulation = pair(Scripted(on(Started, Send("other", Wait("for nothing")))), Scripted())
+    simulation.start("one", Started())
+    with pytest.raises(AssertionError, match="have not finished") as caught:
+        simulation.run()
+    assert "for nothing" in "".join(caught.value.__notes__)
+
+
+def test_a_broken_invariant_fails_at_the_event_that_broke_it() -> None:
+    one = Scripted(on(Started, SetTick(1)))
+    simulation = pair(one, Scripted())
+    simulation.start("one", Started())
+    with pytest.raises(AssertionError) as caught:
+        simulation.run()
+    assert simulation.now == 999
+    assert "then at 999 one: Tick()" in "".join(caught.value.__notes__)
+
+
+def test_notes_are_heard_with_their_node_and_time() -> None:
+    heard: list[tuple[str, Note, int]] = []
+    simulation = Simulation("a-run", PaperLinks(1, 1), on_note=lambda *each: heard.append(each))
+    note = Note("kind", {"a": 1})
+    simulation.add(Node("one", 0, Scripted(on(StopRequested, note)), TimingPlane()))
+    simulation.at(77, "one", StopRequested(""))
+    simulation.run(until_ps=100)
+    assert heard == [("one", note, 77)]
+
+
+def digest(*effects: Effect) -> str:
+    trace = Trace()
+    pair(Scripted(on(Started, *effects)), Scripted(), trace=trace).start("one", Started())
+    return trace.digest()
+
+
+def test_the_digest_tells_courses_apart_and_not_the_order_of_a_dict() -> None:
+    same = digest(Note("x", {"a": 1, "b": (2.5, None)}))
+    assert same == digest(Note("x", {"b": (2.5, None), "a": 1}))
+    others = [
+        digest(),
+        digest(Note("x", {"a": 1})),
+        digest(Note("y", {"a": 1, "b": (2.5, None)})),
+        digest(Pin(1)),
+        digest(Difference(1)),
+        digest(Send("other", Wait("x"))),
+        digest(Send("other", Wait("y"))),
+    ]
+    assert len({same, *others}) == len(others) + 1
+
+
+def test_a_plane_without_tensors_minds_the_names_of_payloads() -> None:
+    plane = TimingPlane()
+    plane.pin(1)
+    with pytest.raises(AssertionError):
+        plane.difference(1)
+    plane.apply("step", 1, 1.0)
+    assert plane.measure(1) == (0.0, True)
+    plane.release(1)
+    for forgotten in (plane.lend, plane.measure):
+        with pytest.raises(AssertionError):
+            forgotten(1)
+    with pytest.raises(KeyError):
+        plane.release(1)
+
+
+def test_a_message_that_its_limits_forbid_does_not_pass_the_codec() -> None:
+    simulation = pair(Scripted(on(Started, Send("other", Wait("x" * 2000)))), Scripted())
+    with pytest.raises(WireError):
+        simulation.start("one", Started())
+
+
+def test_delivered_names_the_receiver_and_the_senders_own_blob() -> None:
+    one = Scripted(on(Started, *SEND_MODEL))
+    simulation = pair(one, Scripted())
+    simulation.start("one", Started())
+    simulation.run(until_ps=PS_PER_MS * 9)
+    assert one.heard[-1] == (8 * PS_PER_MS, Delivered("other", 1))

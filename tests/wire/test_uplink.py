@@ -1,0 +1,168 @@
+"""The client's end: join, stay alive, get one update across, whatever is lost."""
+
+import pytest
+
+from pelago.core.machine import PS_PER_MS, Note, Send
+from pelago.core.names import Address, PushId, Version
+from pelago.wire.messages import (
+    PROTOCOL_VERSION,
+    Grant,
+    Heartbeat,
+    Hello,
+    Offer,
+    Push,
+    WorkerReport,
+)
+from pelago.wire.uplink import Uplink
+
+RETRY, LOST = 1000 * PS_PER_MS, 5000 * PS_PER_MS
+HELLO = Hello(PROTOCOL_VERSION, "worker", Address("eu"), 7, "model", "corpus")
+REPORT = WorkerReport(0, 1, 2, 3, 4, 5, 6.0)
+PUSH = PushId(3, 1)
+
+
+def push(name: PushId = PUSH) -> Push:
+    return Push(
+        push=name,
+        base=Version(1, 0),
+        steps=2,
+        updates=1,
+        tokens=8,
+        loss=1.0,
+        spans=((0, 4),),
+        dropped=(),
+        next_samples=4,
+    )
+
+
+@pytest.fixture
+def uplink() -> Uplink:
+    return Uplink("lps", HELLO, RETRY, LOST)
+
+
+@pytest.fixture
+def joined(uplink: Uplink) -> Uplink:
+    uplink.join()
+    uplink.heard(0)
+    uplink.welcome(fence=1, group=0)
+    return uplink
+
+
+def test_hello_is_said_until_it_is_answered(uplink: Uplink) -> None:
+    """
+    1. Hello at the start.
+    2. Nobody answered yet: on the tick, a line that says for whom we wait, and Hello.
+    3. On the next tick Hello without the line.
+    4. The server says for what it waits itself: another line, once.
+    5. Welcome: it goes on, and from now on it asks for the group that it was given.
+    """
+    assert uplink.join() == [Send("lps", HELLO)]
+    assert uplink.tick(REPORT, 0) == [
+        Note("waiting", {"for": "lps to answer"}),
+        Send("lps", HELLO),
+    ]
+    assert uplink.tick(REPORT, RETRY) == [Send("lps", HELLO)]
+    assert uplink.heard(RETRY) == []
+    assert uplink.waiting("the GPS") == [Note("waiting", {"for": "the GPS"})]
+    assert uplink.waiting("the GPS") == []
+    assert uplink.welcome(fence=4, group=2) == [Note("going_on", {})]
+    assert (uplink.joined, uplink.fence) == (True, 4)
+    assert uplink.join() == [
+        Send("lps", Hello(PROTOCOL_VERSION, "worker", Address("eu", 2), 7, "model", "corpus"))
+    ]
+    assert not uplink.joined
+
+
+def test_a_silent_server_is_named_once_and_its_return_too(joined: Uplink) -> None:
+    assert joined.tick(REPORT, LOST) == [Send("lps", Heartbeat(REPORT))]
+    assert joined.tick(REPORT, LOST + 1) == [
+        Note("waiting", {"for": "lps to answer"}),
+        Send("lps", Heartbeat(REPORT)),
+    ]
+    assert joined.tick(REPORT, LOST + 2) == [Send("lps", Heartbeat(REPORT))]
+    assert joined.heard(LOST + 3) == [Note("going_on", {})]
+    assert joined.tick(REPORT, LOST + 4) == [Send("lps", Heartbeat(REPORT))]
+
+
+def test_an_update_is_offered_sent_and_settled(joined: Uplink) -> None:
+    assert joined.offer(push(), 5, 0) == [Send("lps", Offer(PUSH))]
+    assert joined.granted(Grant(PUSH), 1) == [Send("lps", push(), 5)]
+    joined.delivered(5, 2)
+    upload = joined.finished(PUSH)
+    assert upload is not None
+    assert (upload.blob, upload.state) == (5, "arrived")
+    assert joined.upload is None
+    assert joined.finished(PUSH) is None
+
+
+def test_a_lost_offer_is_repeated_after_the_retry_time(joined: Uplink) -> None:
+    joined.offer(push(), 5, 0)
+    assert joined.tick(None, RETRY - 1) == [Send("lps", Heartbeat(None))]
+    offered = [Send("lps", Heartbeat(None)), Send("lps", Offer(PUSH))]
+    assert joined.tick(None, RETRY) == offered
+    assert joined.tick(None, RETRY + 1) == [Send("lps", Heartbeat(None))]
+    assert joined.tick(None, 2 * RETRY) == offered
+
+
+def test_while_it_is_being_sent_nothing_is_asked(joined: Uplink) -> None:
+    """Neither by a second Grant, nor by the tick, however long it takes."""
+    joined.offer(push(), 5, 0)
+    joined.granted(Grant(PUSH), 0)
+    assert joined.granted(Grant(PUSH), 1) == []
+    assert joined.tick(None, 3 * RETRY) == [Send("lps", Heartbeat(None))]
+
+
+def test_an_update_that_arrived_without_an_answer_is_asked_about(joined: Uplink) -> None:
+    """
+    1. The payload arrived, but no Ack comes: ask what became of it.
+    2. The server never had it (it restarted, or it was cut short there): it grants again; send again.
+    """
+    joined.offer(push(), 5, 0)
+    joined.granted(Grant(PUSH), 0)
+    joined.delivered(5, 0)
+    assert joined.tick(None, RETRY)[1:] == [Send("lps", Offer(PUSH))]
+    assert joined.granted(Grant(PUSH), RETRY) == [Send("lps", push(), 5)]
+
+
+def test_a_transfer_that_failed_is_offered_again(joined: Uplink) -> None:
+    joined.offer(push(), 5, 0)
+    joined.granted(Grant(PUSH), 0)
+    joined.lost(10)
+    assert joined.tick(None, RETRY) == [Send("lps", Heartbeat(None))]
+    assert joined.tick(None, RETRY + 10)[1:] == [Send("lps", Offer(PUSH))]
+
+
+def test_a_failure_after_it_arrived_changes_nothing(joined: Uplink) -> None:
+    joined.offer(push(), 5, 0)
+    joined.granted(Grant(PUSH), 0)
+    joined.delivered(5, 0)
+    joined.lost(1)
+    assert joined.upload is not None
+    assert joined.upload.state == "arrived"
+
+
+def test_what_concerns_another_update_is_ignored(joined: Uplink) -> None:
+    other = PushId(2, 1)
+    assert joined.granted(Grant(PUSH), 0) == []
+    joined.delivered(5, 0)
+    joined.lost(0)
+    assert joined.finished(PUSH) is None
+    joined.offer(push(), 5, 0)
+    assert joined.granted(Grant(other), 0) == []
+    joined.delivered(4, 0)
+    assert joined.finished(other) is None
+    assert joined.upload is not None
+    assert joined.upload.state == "offered"
+
+
+def test_one_update_at_a_time(joined: Uplink) -> None:
+    joined.offer(push(), 5, 0)
+    with pytest.raises(AssertionError):
+        joined.offer(push(PushId(4, 1)), 6, 0)
+
+
+def test_a_client_that_is_not_welcome_offers_nothing(joined: Uplink) -> None:
+    """The update waits until the server knows us again."""
+    joined.offer(push(), 5, 0)
+    joined.join()
+    assert joined.tick(None, RETRY) == [Send("lps", joined.hello)]

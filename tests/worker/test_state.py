@@ -1,0 +1,434 @@
+"""Conversations with a worker's machine."""
+
+from dataclasses import replace
+
+import pytest
+
+from pelago.core.machine import (
+    PS_PER_MS,
+    Cancel,
+    Delivered,
+    Event,
+    Finish,
+    Loaded,
+    Measured,
+    Note,
+    PeerLost,
+    Progress,
+    Release,
+    Send,
+    SetTick,
+    Started,
+    StopRequested,
+    Tick,
+    Train,
+    Trained,
+    Validated,
+)
+from pelago.core.names import Address, Lease, PushId, Version
+from pelago.wire.messages import (
+    PROTOCOL_VERSION,
+    Ack,
+    Busy,
+    Evaluated,
+    Goodbye,
+    Grant,
+    Heartbeat,
+    Hello,
+    Leave,
+    Message,
+    Model,
+    Offer,
+    Pull,
+    Push,
+    Refuse,
+    Rejoin,
+    Stop,
+    Wait,
+    Welcome,
+    WorkerReport,
+)
+from tests.conversation import Conversation
+from worker.state import LEAVE_TICKS_MAX, Worker, WorkerSettings
+
+SETTINGS = WorkerSettings(
+    server="eu",
+    address=Address("eu"),
+    incarnation=5,
+    fingerprint="model",
+    corpus="corpus",
+    round_samples=8,
+    validation_interval_steps=10,
+    tick_ps=500 * PS_PER_MS,
+    retry_ps=1000 * PS_PER_MS,
+    lost_after_ps=5000 * PS_PER_MS,
+)
+HELLO = Hello(PROTOCOL_VERSION, "worker", Address("eu"), 5, "model", "corpus")
+HELLO_AGAIN = replace(HELLO, address=Address("eu", 2))
+WELCOME = Welcome(1, 3, 2, (), "model", "corpus")
+PUSH = PushId(11, 3)
+LEASE = Lease(PUSH, ((16, 24),))
+MODEL = Model(Version(1, 4), 0, LEASE, None, final=False)
+TRAINED = Trained(PUSH, -2, 2, 64, 1.5)
+UPDATE = Push(PUSH, Version(1, 4), 2, 1, 64, 1.5, ((16, 24),), (), 8)
+PULL = Send("eu", Pull(8, 0))
+NO_REPORT = WorkerReport(2, 0, 0, 0, 0, 0, 0.0)
+
+
+@pytest.fixture
+def joining() -> Conversation:
+    worker = Conversation(Worker(SETTINGS))
+    assert worker.happens(Started()) == [SetTick(SETTINGS.tick_ps), Send("eu", HELLO)]
+    return worker
+
+
+@pytest.fixture
+def idle(joining: Conversation) -> Conversation:
+    assert joining.hears("eu", WELCOME) == [Note("joined", {"group": 2}), PULL]
+    return joining
+
+
+@pytest.fixture
+def training(idle: Conversation) -> Conversation:
+    assert idle.hears("eu", MODEL, -1) == [Train(LEASE, Version(1, 4), -1), Release(-1)]
+    return idle
+
+
+@pytest.fixture
+def uploading(training: Conversation) -> Conversation:
+    assert training.after(2).happens(TRAINED) == [
+        Note("round", {"steps": 2, "loss": 1.5, "busy_ms": 2000.0}),
+        Send("eu", Offer(PUSH)),
+    ]
+    return training
+
+
+@pytest.fixture
+def leaving(idle: Conversation) -> Conversation:
+    assert idle.happens(StopRequested("enough")) == [
+        Send("eu", Leave("enough", NO_REPORT, (), (), ()))
+    ]
+    return idle
+
+
+STATES = ["joining", "idle", "training", "uploading", "leaving"]
+
+
+# --- the round --------------------------------------------------------------------------------
+
+
+def test_a_round_from_the_lease_to_the_next(uploading: Conversation) -> None:
+    """
+    1. The offer is granted: the update is sent.
+    2. It arrived, it was applied: its payload is released.
+    3. The answer brings the next model and lease: training goes on, from the new version.
+    """
+    assert uploading.hears("eu", Grant(PUSH)) == [Send("eu", UPDATE, -2)]
+    assert uploading.happens(Delivered("eu", -2)) == []
+    assert uploading.hears("eu", Ack(PUSH, "applied")) == [Release(-2)]
+    lease = Lease(PushId(12, 3), ((24, 32),))
+    model = Model(Version(1, 5), 0, lease, None, final=False)
+    assert uploading.hears("eu", model, -3) == [Train(lease, Version(1, 5), -3), Release(-3)]
+
+
+def test_a_driver_that_loses_nothing_needs_no_tick() -> None:
+    worker = Conversation(Worker(replace(SETTINGS, tick_ps=0)))
+    assert worker.happens(Started()) == [Send("eu", HELLO)]
+
+
+def test_steps_tokens_rounds_and_time_are_reported(training: Conversation) -> None:
+    """Busy time grows while it trains; steps of other leases and repeats do not count."""
+    training.happens(Progress(PUSH, 1))
+    training.happens(Progress(PushId(10, 3), 1))
+    training.after(1)
+    assert training.happens(Tick()) == [
+        Send("eu", Heartbeat(WorkerReport(2, 0, 1, 0, 1000, 1000, 0.0)))
+    ]
+    training.happens(Progress(PUSH, 2))
+    training.after(1).happens(TRAINED)
+    training.hears("eu", Ack(PUSH, "applied"))
+    training.hears("eu", Ack(PUSH, "applied"))
+    training.happens(Progress(PUSH, 2))
+    assert training.after(0.5).happens(Tick()) == [
+        Send("eu", Heartbeat(WorkerReport(2, 1, 2, 64, 2000, 2500, 1.5)))
+    ]
+
+
+def test_busy_is_waited_for(uploading: Conversation) -> None:
+    """
+    1. The server has no place: nothing is sent.
+    2. The Grant comes by itself when there is one.
+    """
+    assert uploading.hears("eu", Busy(PUSH, 1000)) == []
+    assert uploading.hears("eu", Grant(PUSH)) == [Send("eu", UPDATE, -2)]
+
+
+def test_a_lost_grant_is_asked_for_again(uploading: Conversation) -> None:
+    uploading.hears("eu", Busy(PUSH, 1000))
+    beat = Send("eu", Heartbeat(WorkerReport(2, 0, 0, 64, 2000, 2500, 1.5)))
+    assert uploading.after(0.5).happens(Tick()) == [beat]
+    assert uploading.after(0.5).happens(Tick())[1:] == [Send("eu", Offer(PUSH))]
+
+
+def test_a_failed_transfer_is_offered_again(uploading: Conversation) -> None:
+    uploading.hears("eu", Grant(PUSH))
+    assert uploading.happens(PeerLost("eu", "cut")) == []
+    assert uploading.after(1).happens(Tick())[1:] == [Send("eu", Offer(PUSH))]
+
+
+def test_an_unanswered_pull_is_repeated(idle: Conversation) -> None:
+    beat = Send("eu", Heartbeat(replace(NO_REPORT, alive_ms=500)))
+    assert idle.after(0.5).happens(Tick()) == [beat]
+    assert idle.after(0.5).happens(Tick())[1:] == [PULL]
+    assert len(idle.after(0.5).happens(Tick())) == 1
+
+
+def test_after_an_acknowledgement_the_answer_is_waited_for_before_it_is_asked_for(
+    uploading: Conversation,
+) -> None:
+    uploading.after(60).hears("eu", Ack(PUSH, "applied"))
+    assert len(uploading.after(0.5).happens(Tick())) == 1
+    assert uploading.after(0.5).happens(Tick())[1:] == [PULL]
+
+
+def test_a_rejected_update_is_forgotten_and_does_not_count_as_a_round(
+    uploading: Conversation,
+) -> None:
+    assert uploading.hears("eu", Ack(PUSH, "rejected")) == [
+        Release(-2),
+        Note("update_rejected", {"lease": 11}),
+    ]
+    assert uploading.machine.report().rounds == 0  # type: ignore[attr-defined]
+    assert uploading.hears("eu", MODEL, -3) == [Train(LEASE, Version(1, 4), -3), Release(-3)]
+
+
+def test_a_fenced_worker_asks_to_be_let_in_again(uploading: Conversation) -> None:
+    """What it holds counts for nothing until it is welcomed with the fence of its group."""
+    assert uploading.hears("eu", Ack(PUSH, "fenced")) == [
+        Release(-2),
+        Note("update_fenced", {"lease": 11}),
+        Send("eu", HELLO_AGAIN),
+    ]
+    assert uploading.hears("eu", replace(WELCOME, fence=4)) == [Note("joined", {"group": 2}), PULL]
+
+
+# --- joining ----------------------------------------------------------------------------------
+
+
+def test_hello_is_repeated_while_nobody_answers(joining: Conversation) -> None:
+    assert joining.happens(Tick()) == [
+        Note("waiting", {"for": "eu to answer"}),
+        Send("eu", HELLO),
+    ]
+    assert joining.after(0.5).happens(Tick()) == [Send("eu", HELLO)]
+
+
+def test_what_the_server_waits_for_is_said_once(joining: Conversation) -> None:
+    assert joining.hears("eu", Wait("the GPS")) == [Note("waiting", {"for": "the GPS"})]
+    assert joining.hears("eu", Wait("the GPS")) == []
+    assert joining.happens(Tick()) == [Send("eu", HELLO)]
+    assert joining.hears("eu", WELCOME) == [
+        Note("going_on", {}),
+        Note("joined", {"group": 2}),
+        PULL,
+    ]
+
+
+def test_a_worker_whose_group_was_taken_takes_any_other(training: Conversation) -> None:
+    """
+    1. It was silent for too long, and asks for its old group.
+    2. Another process holds that by now. The run file gave it no group, so it asks for any.
+    """
+    assert training.hears("eu", Rejoin()) == [Cancel(PUSH), Send("eu", HELLO_AGAIN)]
+    training.hears("eu", Wait("group 2, which another process holds"))
+    assert training.happens(Tick()) == [Send("eu", HELLO)]
+
+
+def test_a_worker_that_was_given_a_group_by_its_user_insists(joining: Conversation) -> None:
+    worker = Conversation(Worker(replace(SETTINGS, address=Address("eu", 2))))
+    worker.happens(Started())
+    worker.hears("eu", Wait("group 2, which another process holds"))
+    assert worker.happens(Tick()) == [Send("eu", HELLO_AGAIN)]
+
+
+def test_an_old_welcome_is_found_out_by_the_lease_that_does_not_fit(joining: Conversation) -> None:
+    """
+    1. A Welcome of an earlier stay comes late, with a fence that has passed.
+    2. The true Welcome comes second and means nothing to a node that is in.
+    3. The first lease bears the true fence: ask again, instead of dropping leases for ever.
+    """
+    joining.hears("eu", replace(WELCOME, fence=2))
+    assert joining.hears("eu", WELCOME) == []
+    assert joining.hears("eu", MODEL, -1) == [Release(-1), Send("eu", HELLO_AGAIN)]
+    joining.hears("eu", WELCOME)
+    assert joining.hears("eu", MODEL, -2) == [Train(LEASE, Version(1, 4), -2), Release(-2)]
+
+
+@pytest.mark.parametrize("state", STATES[:4])
+def test_a_refused_worker_ends_with_the_servers_words(
+    state: str, request: pytest.FixtureRequest
+) -> None:
+    worker: Conversation = request.getfixturevalue(state)
+    dropped = {"training": [Cancel(PUSH)], "uploading": [Release(-2)]}.get(state, [])
+    assert worker.hears("eu", Refuse("no such region")) == [
+        *dropped,
+        Finish("refused", error="no such region"),
+    ]
+    assert worker.happens(Tick()) == []
+    assert worker.hears("eu", Refuse("no such region")) == []
+    assert worker.happens(StopRequested("enough")) == []
+
+
+@pytest.mark.parametrize("state", STATES[:4])
+def test_a_worker_that_is_not_known_any_more_drops_its_round_and_joins_again(
+    state: str, request: pytest.FixtureRequest
+) -> None:
+    worker: Conversation = request.getfixturevalue(state)
+    dropped = {"training": [Cancel(PUSH)], "uploading": [Release(-2)]}.get(state, [])
+    hello = HELLO if state == "joining" else HELLO_AGAIN
+    assert worker.hears("eu", Rejoin()) == [*dropped, Send("eu", hello)]
+    assert worker.happens(Tick()) == [Send("eu", hello)]
+
+
+def test_a_dropped_round_was_busy_time_and_its_echoes_are_ignored(training: Conversation) -> None:
+    """The trainer may still report on what was cancelled; the samples are in other hands."""
+    training.after(2).hears("eu", Rejoin())
+    assert training.machine.report().busy_ms == 2000  # type: ignore[attr-defined]
+    assert training.happens(Progress(PUSH, 1)) == []
+    assert training.happens(TRAINED) == [Release(-2)]
+    assert training.hears("eu", Grant(PUSH)) == []
+    assert training.hears("eu", Ack(PUSH, "applied")) == []
+
+
+# --- what does not fit ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["joining", "training", "uploading", "leaving"])
+def test_a_model_that_nobody_waits_for_is_released(
+    state: str, request: pytest.FixtureRequest
+) -> None:
+    assert request.getfixturevalue(state).hears("eu", MODEL, -9) == [Release(-9)]
+
+
+def test_a_model_without_a_lease_or_without_its_payload_starts_nothing(idle: Conversation) -> None:
+    assert idle.hears("eu", replace(MODEL, lease=None), -1) == [Release(-1)]
+    assert idle.hears("eu", MODEL) == []
+
+
+@pytest.mark.parametrize("state", ["idle", "training", "uploading", "leaving"])
+def test_a_second_welcome_changes_nothing(state: str, request: pytest.FixtureRequest) -> None:
+    worker: Conversation = request.getfixturevalue(state)
+    assert worker.hears("eu", replace(WELCOME, fence=9)) == []
+    assert worker.machine.uplink.fence == 3  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize(
+    "message",
+    [Evaluated(Version(1, 1), 1, 1.0, 1), Pull(1, 0), Heartbeat(None), Offer(PUSH)],
+    ids=lambda message: type(message).__name__,
+)
+def test_a_message_that_does_not_belong_here_is_dropped_with_its_payload(
+    state: str, message: Message, request: pytest.FixtureRequest
+) -> None:
+    worker: Conversation = request.getfixturevalue(state)
+    assert worker.hears("eu", message) == []
+    assert worker.hears("eu", message, -9) == [Release(-9)]
+
+
+@pytest.mark.parametrize("state", STATES[:4])
+def test_a_goodbye_that_nobody_said_leave_for_is_ignored(
+    state: str, request: pytest.FixtureRequest
+) -> None:
+    assert request.getfixturevalue(state).hears("eu", Goodbye()) == []
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize(
+    "event", [Loaded(Version(1, 0)), Measured(1, 1.0, True), Validated(Version(1, 0), 1.0, 1)]
+)
+def test_facts_that_are_other_nodes_business_change_nothing(
+    state: str, event: Event[Message], request: pytest.FixtureRequest
+) -> None:
+    assert request.getfixturevalue(state).happens(event) == []
+
+
+@pytest.mark.parametrize("state", ["joining", "idle", "uploading", "leaving"])
+def test_training_that_nobody_ordered_is_released(
+    state: str, request: pytest.FixtureRequest
+) -> None:
+    worker: Conversation = request.getfixturevalue(state)
+    assert worker.happens(replace(TRAINED, blob=-9)) == [Release(-9)]
+
+
+def test_training_on_another_lease_is_released(training: Conversation) -> None:
+    assert training.happens(replace(TRAINED, push=PushId(10, 3))) == [Release(-2)]
+
+
+# --- the end ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["idle", "training", "uploading"])
+def test_a_stopped_worker_drops_its_round_and_leaves(
+    state: str, request: pytest.FixtureRequest
+) -> None:
+    """
+    1. The server stops the run: the round in hand is dropped, and said goodbye.
+    2. The server repeats itself, the user loses patience: once is enough.
+    3. The goodbye is answered: done.
+    """
+    worker: Conversation = request.getfixturevalue(state)
+    dropped = {"training": [Cancel(PUSH)], "uploading": [Release(-2)]}.get(state, [])
+    effects = worker.hears("eu", Stop("run finished"))
+    report = worker.machine.report()  # type: ignore[attr-defined]
+    assert effects == [*dropped, Send("eu", Leave("run finished", report, (), (), ()))]
+    assert worker.hears("eu", Stop("run finished")) == []
+    assert worker.happens(StopRequested("enough")) == []
+    assert worker.hears("eu", Goodbye()) == [Finish("run finished")]
+    assert worker.hears("eu", Goodbye()) == []
+    assert worker.happens(Tick()) == []
+
+
+@pytest.mark.parametrize("event", [Stop("run finished"), None])
+def test_a_worker_that_is_not_in_just_ends(joining: Conversation, event: Stop | None) -> None:
+    if event is None:
+        assert joining.happens(StopRequested("enough")) == [Finish("enough")]
+    else:
+        assert joining.hears("eu", event) == [Finish("run finished")]
+
+
+def test_a_server_that_does_not_know_a_leaving_worker_settles_it_too(leaving: Conversation) -> None:
+    assert leaving.hears("eu", Rejoin()) == [Finish("enough")]
+    assert leaving.hears("eu", Rejoin()) == []
+
+
+def test_a_refusal_does_not_keep_a_leaving_worker(leaving: Conversation) -> None:
+    assert leaving.hears("eu", Refuse("another run")) == []
+    assert leaving.hears("eu", Goodbye()) == [Finish("enough")]
+
+
+def test_goodbye_is_said_until_it_is_answered_but_not_for_ever(leaving: Conversation) -> None:
+    farewell = [Send("eu", Leave("enough", NO_REPORT, (), (), ()))]
+    for _ in range(LEAVE_TICKS_MAX):
+        assert leaving.happens(Tick()) == farewell
+    assert leaving.happens(Tick()) == [Note("left_unanswered", {}), Finish("enough")]
+
+
+# --- the invariants ---------------------------------------------------------------------------
+
+
+def test_the_check_sees_a_broken_worker(training: Conversation) -> None:
+    worker = training.machine
+    assert isinstance(worker, Worker)
+    worker.uplink.fence = 4
+    with pytest.raises(AssertionError):
+        worker.check()
+    worker.uplink.fence, worker.state = 3, "idle"
+    with pytest.raises(AssertionError):
+        worker.check()
+    worker.state = "uploading"
+    with pytest.raises(AssertionError):
+        worker.check()
+    worker.state, worker.lease = "training", None
+    with pytest.raises(AssertionError):
+        worker.check()

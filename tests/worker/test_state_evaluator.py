@@ -1,0 +1,279 @@
+"""Conversations with the evaluator's machine."""
+
+from dataclasses import replace
+
+import pytest
+
+from pelago.core.machine import (
+    PS_PER_MS,
+    Delivered,
+    Event,
+    Finish,
+    Loaded,
+    Measured,
+    Note,
+    PeerLost,
+    Progress,
+    Release,
+    Send,
+    SetTick,
+    Started,
+    StopRequested,
+    Tick,
+    Trained,
+    Validate,
+    Validated,
+)
+from pelago.core.names import Address, PushId, Version
+from pelago.wire.messages import (
+    PROTOCOL_VERSION,
+    Evaluated,
+    Goodbye,
+    Grant,
+    Heartbeat,
+    Hello,
+    Leave,
+    Message,
+    Model,
+    Pull,
+    Refuse,
+    Rejoin,
+    Stop,
+    Wait,
+    Welcome,
+)
+from tests.conversation import Conversation
+from worker.state import LEAVE_TICKS_MAX, Evaluator, WorkerSettings
+
+SETTINGS = WorkerSettings(
+    server="gps",
+    address=Address(""),
+    incarnation=5,
+    fingerprint="model",
+    corpus="corpus",
+    round_samples=0,
+    validation_interval_steps=10,
+    tick_ps=500 * PS_PER_MS,
+    retry_ps=1000 * PS_PER_MS,
+    lost_after_ps=5000 * PS_PER_MS,
+)
+HELLO = Send("gps", Hello(PROTOCOL_VERSION, "evaluator", Address(""), 5, "model", "corpus"))
+WELCOME = Welcome(1, 0, -1, (), "model", "corpus")
+V0, V3 = Version(1, 0), Version(1, 3)
+MODEL = Model(V3, 24, None, None, final=False)
+FOUND = Send("gps", Evaluated(V3, 24, 2.5, 100))
+LEAVE = Send("gps", Leave("run finished", None, (), (), ()))
+BEAT = Send("gps", Heartbeat(None))
+
+
+@pytest.fixture
+def joining() -> Conversation:
+    evaluator = Conversation(Evaluator(SETTINGS))
+    assert evaluator.happens(Started()) == [SetTick(SETTINGS.tick_ps), HELLO]
+    return evaluator
+
+
+@pytest.fixture
+def idle(joining: Conversation) -> Conversation:
+    assert joining.hears("gps", WELCOME) == [Send("gps", Pull(0, 0))]
+    return joining
+
+
+@pytest.fixture
+def validating(idle: Conversation) -> Conversation:
+    assert idle.hears("gps", MODEL, -1) == [Validate(V3, -1, export=False), Release(-1)]
+    return idle
+
+
+@pytest.fixture
+def leaving(idle: Conversation) -> Conversation:
+    """After the last version."""
+    final = replace(MODEL, final=True)
+    assert idle.hears("gps", final, -1) == [Validate(V3, -1, export=True), Release(-1)]
+    assert idle.happens(Validated(V3, 2.5, 100)) == [
+        Note("validation", {"counted_steps": 24, "loss": 2.5, "final": True}),
+        FOUND,
+        LEAVE,
+    ]
+    return idle
+
+
+STATES = ["joining", "idle", "validating", "leaving"]
+
+
+def test_a_version_is_measured_and_the_next_threshold_asked_for(validating: Conversation) -> None:
+    """With 24 counted steps and one validation every 10, the next is due at 30."""
+    assert validating.happens(Validated(V3, 2.5, 100)) == [
+        Note("validation", {"counted_steps": 24, "loss": 2.5, "final": False}),
+        FOUND,
+        Send("gps", Pull(0, 30)),
+    ]
+
+
+@pytest.mark.parametrize(("counted", "due"), [(0, 10), (9, 10), (10, 20), (11, 20), (39, 40)])
+def test_the_next_threshold_is_the_next_multiple(
+    idle: Conversation, counted: int, due: int
+) -> None:
+    idle.hears("gps", replace(MODEL, counted_steps=counted), -1)
+    assert idle.happens(Validated(V3, 2.5, 100))[-1] == Send("gps", Pull(0, due))
+
+
+def test_what_may_have_been_lost_is_said_again(validating: Conversation) -> None:
+    """The finding with the question, until the next version comes; nothing while it measures."""
+    assert validating.after(1).happens(Tick()) == [BEAT]
+    validating.happens(Validated(V3, 2.5, 100))
+    assert validating.happens(Tick()) == [BEAT]
+    assert validating.after(1).happens(Tick()) == [BEAT, FOUND, Send("gps", Pull(0, 30))]
+
+
+def test_an_unanswered_first_question_is_repeated(idle: Conversation) -> None:
+    assert idle.after(1).happens(Tick()) == [BEAT, Send("gps", Pull(0, 0))]
+
+
+def test_the_last_version_is_exported_measured_and_ends_it(leaving: Conversation) -> None:
+    assert leaving.happens(StopRequested("enough")) == []
+    assert leaving.hears("gps", Goodbye()) == [Finish("run finished")]
+    assert leaving.hears("gps", Goodbye()) == []
+    assert leaving.happens(Tick()) == []
+
+
+def test_the_last_finding_is_repeated_with_the_goodbye_but_not_for_ever(
+    leaving: Conversation,
+) -> None:
+    for _ in range(LEAVE_TICKS_MAX):
+        assert leaving.happens(Tick()) == [FOUND, LEAVE]
+    assert leaving.happens(Tick()) == [
+        FOUND,
+        Note("left_unanswered", {}),
+        Finish("run finished"),
+    ]
+
+
+def test_the_end_of_the_run_is_no_end_before_the_last_version(validating: Conversation) -> None:
+    """
+    1. The GPS says Stop while an earlier version is measured: go on.
+    2. The last version may be the one just measured: it is measured again, because it is exported.
+    """
+    assert validating.hears("gps", Stop("budget")) == []
+    validating.happens(Validated(V3, 2.5, 100))
+    final = replace(MODEL, final=True)
+    assert validating.hears("gps", final, -2) == [Validate(V3, -2, export=True), Release(-2)]
+
+
+def test_an_older_version_is_not_measured(validating: Conversation) -> None:
+    validating.happens(Validated(V3, 2.5, 100))
+    assert validating.hears("gps", replace(MODEL, version=V0), -2) == [Release(-2)]
+
+
+@pytest.mark.parametrize("state", ["joining", "validating", "leaving"])
+def test_a_model_that_nobody_waits_for_is_released(
+    state: str, request: pytest.FixtureRequest
+) -> None:
+    assert request.getfixturevalue(state).hears("gps", MODEL, -9) == [Release(-9)]
+
+
+def test_a_model_without_its_payload_starts_nothing(idle: Conversation) -> None:
+    assert idle.hears("gps", MODEL) == []
+
+
+def test_a_measurement_that_nobody_ordered_says_nothing(validating: Conversation) -> None:
+    assert validating.happens(Validated(V0, 9.0, 1)) == []
+    validating.happens(Validated(V3, 2.5, 100))
+    assert validating.happens(Validated(V3, 2.5, 100)) == []
+
+
+def test_a_forgotten_evaluator_joins_again_and_goes_on_measuring(validating: Conversation) -> None:
+    """
+    1. The GPS does not know it: Hello, on every tick.
+    2. Welcome: the measurement is not disturbed.
+    3. It ends: the finding is sent and the next version asked for.
+    """
+    assert validating.hears("gps", Rejoin()) == [HELLO]
+    assert validating.happens(Tick()) == [HELLO]
+    assert validating.hears("gps", WELCOME) == []
+    assert validating.happens(Validated(V3, 2.5, 100))[1:] == [FOUND, Send("gps", Pull(0, 30))]
+
+
+def test_a_forgotten_idle_evaluator_asks_again(idle: Conversation) -> None:
+    assert idle.hears("gps", Rejoin()) == [HELLO]
+    assert idle.hears("gps", WELCOME) == [Send("gps", Pull(0, 0))]
+    assert idle.hears("gps", WELCOME) == []
+
+
+def test_it_says_for_what_it_waits(joining: Conversation) -> None:
+    assert joining.hears("gps", Wait("nothing")) == [Note("waiting", {"for": "nothing"})]
+    assert joining.hears("gps", WELCOME) == [Note("going_on", {}), Send("gps", Pull(0, 0))]
+
+
+@pytest.mark.parametrize("state", STATES[:3])
+def test_a_refused_evaluator_ends_with_the_servers_words(
+    state: str, request: pytest.FixtureRequest
+) -> None:
+    evaluator: Conversation = request.getfixturevalue(state)
+    refusal = Refuse("another corpus")
+    assert evaluator.hears("gps", refusal) == [Finish("refused", error="another corpus")]
+    assert evaluator.hears("gps", refusal) == []
+    assert evaluator.happens(Tick()) == []
+
+
+@pytest.mark.parametrize("state", ["idle", "validating"])
+def test_a_stopped_evaluator_leaves(state: str, request: pytest.FixtureRequest) -> None:
+    """What it was measuring is not reported; without a finding only the goodbye is repeated."""
+    evaluator: Conversation = request.getfixturevalue(state)
+    leave = Send("gps", Leave("enough", None, (), (), ()))
+    assert evaluator.happens(StopRequested("enough")) == [leave]
+    assert evaluator.happens(Validated(V3, 2.5, 100)) == []
+    assert evaluator.happens(Tick()) == [leave]
+    assert evaluator.hears("gps", Rejoin()) == [Finish("enough")]
+    assert evaluator.hears("gps", Rejoin()) == []
+
+
+def test_an_evaluator_that_is_not_in_just_ends(joining: Conversation) -> None:
+    assert joining.happens(StopRequested("enough")) == [Finish("enough")]
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_heartbeats_and_strange_messages_change_nothing(
+    state: str, request: pytest.FixtureRequest
+) -> None:
+    evaluator: Conversation = request.getfixturevalue(state)
+    assert evaluator.hears("gps", Heartbeat(None)) == []
+    assert evaluator.hears("gps", Stop("budget")) == []
+    assert evaluator.hears("gps", Grant(PushId(1, 1)), -9) == [Release(-9)]
+    assert evaluator.hears("gps", Grant(PushId(1, 1))) == []
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize(
+    "event",
+    [
+        Loaded(V0),
+        Delivered("gps", 1),
+        PeerLost("gps", "cut"),
+        Measured(1, 1.0, True),
+        Progress(PushId(1, 1), 1),
+        Trained(PushId(1, 1), 0, 1, 1, 1.0),
+    ],
+    ids=lambda event: type(event).__name__,
+)
+def test_facts_that_are_other_nodes_business_change_nothing(
+    state: str, event: Event[Message], request: pytest.FixtureRequest
+) -> None:
+    assert request.getfixturevalue(state).happens(event) == []
+
+
+def test_a_driver_that_loses_nothing_needs_no_tick() -> None:
+    assert Conversation(Evaluator(replace(SETTINGS, tick_ps=0))).happens(Started()) == [HELLO]
+
+
+def test_the_check_sees_a_broken_evaluator(validating: Conversation) -> None:
+    evaluator = validating.machine
+    assert isinstance(evaluator, Evaluator)
+    evaluator.state = "idle"
+    with pytest.raises(AssertionError):
+        evaluator.check()
+    evaluator.state = "validating"
+    validating.happens(Validated(V3, 2.5, 100))
+    evaluator.version = V0
+    with pytest.raises(AssertionError):
+        evaluator.check()

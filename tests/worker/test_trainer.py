@@ -1,0 +1,252 @@
+"""The inner loop is HALoS's: AdamW on a lease, from a server's model to a pseudo-gradient."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pelago.config import RunFile
+from pelago.core.errors import ConfigError
+from pelago.core.names import Lease, PushId, Spans
+from tests.worker.corpora import run_file, write_texts, write_tokens
+from worker.data import open_corpus
+from worker.models import build
+from worker.schedule import Pace, learning_rate
+from worker.trainer import Result, Trainer
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    return f"text:{write_texts(tmp_path / 'texts')}"
+
+
+def lease(*spans: tuple[int, int]) -> Lease:
+    return Lease(PushId(1, 0), spans)
+
+
+def train(
+    trainer: Trainer,
+    spans: Spans,
+    start: torch.Tensor | None = None,
+    on_step: Callable[[int], None] = lambda steps: None,
+    cancel: threading.Event | None = None,
+) -> Result | None:
+    flat = trainer.initial() if start is None else start
+    return trainer.train(lease(*spans), flat, on_step, cancel or threading.Event())
+
+
+def done(result: Result | None) -> Result:
+    assert result is not None
+    return result
+
+
+def reference(run: RunFile, batches: list[list[int]], clocks: list[int]) -> torch.Tensor:
+    """The same steps with PyTorch's own parts, tensor by tensor; the flat parameters after them."""
+    corpus = open_corpus(run.data, run.run.seed)
+    model = build(run.model, corpus.vocabulary, run.run.seed, torch.device("cpu"))
+    parameters = list(model.module.parameters())
+    settings = run.worker
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": 0.1},
+            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.95),
+        eps=1e-8,
+        foreach=False,
+    )
+    for batch, clock in zip(batches, clocks, strict=True):
+        optimiser.zero_grad()
+        torch.autograd.backward(model.loss(corpus.batch(batch)))
+        torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(settings, clock)
+        optimiser.step()
+    return model.flat.clone()
+
+
+def test_a_round_is_adamw_with_decay_on_matrices_clipping_and_the_global_clock(source: str) -> None:
+    """Samples 16..31 at a global batch of 8: the clock stands at 2 and ticks once a step."""
+    run = run_file(source, clip_norm=0.05)
+    trainer = Trainer(run, 0, 0)
+    start = trainer.initial()
+    result = done(train(trainer, ((16, 32),)))
+    batches = [list(range(first, first + 4)) for first in range(16, 32, 4)]
+    expected = reference(run, batches, clocks=[3, 4, 5, 6])
+    assert torch.allclose(start - result.delta, expected, rtol=0, atol=2e-6)
+    assert result.delta.abs().max() > 1e-3
+    assert (result.steps, result.tokens) == (4, 16 * 16)
+
+
+def test_moments_stay_with_the_worker_from_round_to_round(source: str) -> None:
+    """Two rounds, each from what the round before gave, are one longer run of the optimiser."""
+    run = run_file(source)
+    trainer = Trainer(run, 0, 0)
+    flat = trainer.initial()
+    for spans in (((0, 8),), ((8, 16),)):
+        flat = flat - done(train(trainer, spans, flat)).delta
+    batches = [list(range(first, first + 4)) for first in range(0, 16, 4)]
+    expected = reference(run, batches, clocks=[1, 2, 2, 3])
+    assert torch.allclose(flat, expected, rtol=0, atol=2e-6)
+
+
+def test_the_pseudo_gradient_is_start_minus_end(source: str) -> None:
+    """The start is what the server sent, not what this worker had."""
+    trainer = Trainer(run_file(source), 0, 0)
+    start = trainer.initial() + 0.01
+    kept = start.clone()
+    result = done(train(trainer, ((0, 8),), start))
+    assert torch.equal(start, kept)
+    assert torch.equal(start - trainer.model.flat, result.delta)
+
+
+def test_a_lease_of_several_spans_and_an_odd_size_is_trained_whole(source: str) -> None:
+    """Eleven samples in two pieces, four a step: the last step has three."""
+    run = run_file(source)
+    trainer = Trainer(run, 0, 0)
+    steps: list[int] = []
+    result = done(train(trainer, ((40, 45), (90, 96)), on_step=steps.append))
+    batches = [[40, 41, 42, 43], [44, 90, 91, 92], [93, 94, 95]]
+    expected = reference(run, batches, clocks=[6, 7, 8])
+    assert torch.allclose(trainer.initial(), expected, rtol=0, atol=2e-6)
+    assert (steps, result.steps, result.tokens) == ([1, 2, 3], 3, 11 * 16)
+
+
+def test_micro_batches_add_up_to_the_batch(source: str) -> None:
+    """Also where the last micro-batch of the last step is smaller."""
+    whole, pieces = (
+        done(train(Trainer(run_file(source, micro_batch_size=size), 0, 0), ((0, 11),)))
+        for size in (0, 2)
+    )
+    assert torch.allclose(whole.delta, pieces.delta, rtol=0, atol=1e-5)
+    assert whole.loss == pytest.approx(pieces.loss, abs=1e-5)
+
+
+def test_the_same_lease_gives_the_same_bits(source: str) -> None:
+    first, second = (done(train(Trainer(run_file(source), 0, 0), ((0, 16),))) for _ in range(2))
+    assert torch.equal(first.delta, second.delta)
+    assert first.loss == second.loss
+
+
+def test_the_loss_is_the_mean_over_the_lease(source: str) -> None:
+    """With a learning rate of almost nothing every sample is measured on the initial model."""
+    run = run_file(source, max_lr=1e-30, min_lr=0.0)
+    trainer = Trainer(run, 0, 0)
+    expected = [
+        trainer.model.loss(trainer.corpus.batch([sample])).item() for sample in range(20, 31)
+    ]
+    result = done(train(trainer, ((20, 31),)))
+    assert result.loss == pytest.approx(sum(expected) / 11, rel=1e-5)
+
+
+def test_training_learns(source: str) -> None:
+    trainer = Trainer(run_file(source), 0, 0)
+    result = done(train(trainer, ((0, 600),)))
+    after = done(train(trainer, ((0, 16),), trainer.initial()))
+    assert after.loss < 0.6 * 5.5
+    assert after.loss < result.loss
+
+
+def test_slow_workers_ask_for_smaller_leases(source: str) -> None:
+    run = run_file(source, local_steps=5)
+    assert [Trainer(run, 0, group).lease_samples for group in (0, 1)] == [20, 12]
+    assert Trainer(run_file(source, local_steps=5, rescale=False), 0, 1).lease_samples == 20
+
+
+def test_a_cancelled_lease_gives_nothing_and_leaves_whole_steps_in_the_optimiser(
+    source: str,
+) -> None:
+    """Cancelled after two of four steps: what follows is as after a lease of those two."""
+    run = run_file(source)
+    trainer = Trainer(run, 0, 0)
+    start, cancel = trainer.initial(), threading.Event()
+    stop_after_two = lambda steps: cancel.set() if steps == 2 else None  # noqa: E731
+    assert train(trainer, ((0, 16),), start, stop_after_two, cancel) is None
+
+    other = Trainer(run, 0, 0)
+    done(train(other, ((0, 8),), start))
+    again, expected = (done(train(each, ((16, 24),), start)) for each in (trainer, other))
+    assert torch.equal(again.delta, expected.delta)
+
+
+def test_a_cancel_during_a_step_changes_nothing(source: str) -> None:
+    """It comes while the second micro-batch is read; the half-made gradient is thrown away."""
+    run = run_file(source, micro_batch_size=2)
+    trainer = Trainer(run, 0, 0)
+    start, cancel = trainer.initial(), threading.Event()
+    read = trainer.corpus.batch
+    trainer.corpus = SimpleNamespace(  # type: ignore[assignment]
+        batch=lambda samples: (cancel.set(), read(samples))[1],
+        sequence_length=trainer.corpus.sequence_length,
+    )
+    assert train(trainer, ((0, 4),), start, cancel=cancel) is None
+    assert torch.equal(trainer.initial(), start)
+    trainer.corpus.batch = read  # type: ignore[method-assign]
+    fresh = Trainer(run, 0, 0)
+    resumed, expected = (done(train(each, ((0, 8),), start)) for each in (trainer, fresh))
+    assert torch.equal(resumed.delta, expected.delta)
+
+
+def test_a_cancel_ends_a_wait_for_the_pace_at_once(source: str) -> None:
+    """At this pace a step takes an hour; the test would run into its time limit."""
+    trainer = Trainer(run_file(source), 0, 0, pace=Pace(step_ms=3.6e6, speed=1.0))
+    cancel, stepped = threading.Event(), threading.Event()
+    results: list[Result | None] = []
+
+    def work() -> None:
+        results.append(train(trainer, ((0, 16),), None, lambda steps: stepped.set(), cancel))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert stepped.wait(30)
+    cancel.set()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert results == [None]
+
+
+def test_a_pace_changes_no_number(source: str) -> None:
+    run = run_file(source)
+    paced = done(train(Trainer(run, 0, 0, pace=Pace(step_ms=1.0, speed=0.5)), ((0, 8),)))
+    assert torch.equal(paced.delta, done(train(Trainer(run, 0, 0), ((0, 8),))).delta)
+
+
+def test_a_gradient_that_is_not_finite_leaves_no_trace_in_the_moments(source: str) -> None:
+    """A broken model comes and goes; afterwards the worker trains as if it had never been."""
+    run = run_file(source)
+    trainer, untouched = Trainer(run, 0, 0), Trainer(run, 0, 0)
+    start = trainer.initial()
+    broken = done(train(trainer, ((0, 8),), torch.full_like(start, float("nan"))))
+    assert broken.delta.isnan().all()
+    healthy, expected = (done(train(each, ((8, 16),), start)) for each in (trainer, untouched))
+    assert torch.equal(healthy.delta, expected.delta)
+
+
+def test_a_token_that_the_model_does_not_know_is_refused(tmp_path: Path) -> None:
+    file = write_tokens(tmp_path / "a.bin", 4000, vocabulary=300)
+    with pytest.raises(ConfigError, match="token id 299, but the model knows ids from 0 to 255"):
+        Trainer(run_file(f"tokens:{file}"), 0, 0)
+
+
+def test_a_missing_accelerator_is_named(source: str) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one here")
+    with pytest.raises(ConfigError, match=r"worker\.device = 'cuda'"):
+        Trainer(run_file(source, device="cuda"), 0, 0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_accelerator_trains_the_same_model(source: str, compiled: bool) -> None:
+    """bf16 products on the one side, fp32 on the other: the same start, nearly the same losses."""
+    results = []
+    for device in ("cpu", "cuda"):
+        trainer = Trainer(run_file(source, device=device, compile=compiled), 0, 0)
+        results.append((trainer.initial(), done(train(trainer, ((0, 200),)))))
+    (cpu_start, cpu), (cuda_start, cuda) = results
+    assert torch.equal(cpu_start, cuda_start)
+    assert cuda.delta.device.type == "cpu"
+    assert cuda.loss == pytest.approx(cpu.loss, rel=0.02)
