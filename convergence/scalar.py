@@ -2,11 +2,10 @@
 
 th is 1 at the start; a local step of worker w is plain SGD on (th - b_w)^2 / 2 with rate 1e-3,
 
-    th <- th - 1e-3 * (th - b_w),    b_w = (w - (n - 1) / 2) / 10,
+    th <- th - 1e-3 * (th - b_w),    b_w = (w - 7.5) / 10,
 
-where w = 0 .. n - 1 counts the workers of the whole file in order. For the paper's 16 workers, w =
-0 .. 15, this is the (w - 7.5) / 10 of the published values; for other n the b_w lie around 0 as
-well.
+where w = 0, 1, ... counts the workers of the whole file in order. The formula is the published one, for
+the paper's 16 workers; it stays as it is for other numbers, so the mean of the b_w is 0 for 16 only.
 """
 
 from typing import Final
@@ -35,7 +34,7 @@ class Scalar:
         self.specs = self._manifest.specs
         self.fingerprint = self._manifest.fingerprint
         workers = sum(len(region.worker_speeds) for region in run.region)
-        self.targets = [(w - (workers - 1) / 2) / 10 for w in range(workers)]
+        self.targets = [(w - 7.5) / 10 for w in range(workers)]
         """b_w of each worker."""
 
     def gps_plane(self) -> PlanePort:

@@ -1,5 +1,7 @@
 """Talk to one machine: say what happens, read what it wishes; it is checked each time."""
 
+from typing import Self
+
 from pelago.core.machine import PS_PER_MS, Machine, Note, Received
 from pelago.core.names import BlobId, Peer
 from pelago.wire.messages import Effect, Event, Message
@@ -24,7 +26,7 @@ class Conversation:
         """A message comes, with a staged payload or without."""
         return self.happens(Received(peer, message, blob))
 
-    def after(self, seconds: float) -> "Conversation":
+    def after(self, seconds: float) -> Self:
         """Let time pass."""
         self.now += round(seconds * SECOND)
         return self

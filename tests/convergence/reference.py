@@ -82,14 +82,13 @@ def halos(setting: Setting) -> Outcome:
         max(1, math.ceil(setting.local_steps * s)) if setting.rescale else setting.local_steps
         for _, s in places
     ]
-    centre = (len(places) - 1) / 2
 
     def comm(a: int, b: int) -> float:
         return setting.model_bytes * 8 / (setting.bandwidth_gbps[a][b] * 1e9) * 1e3
 
     def trained(w: int, th: float) -> float:
         for _ in range(steps[w]):
-            th -= 1e-3 * (th - (w - centre) / 10)
+            th -= 1e-3 * (th - (w - 7.5) / 10)
         return th
 
     gps = Server(setting.gps)

@@ -201,7 +201,7 @@ def test_the_budget_of_minutes_ends_the_run(room: Room) -> None:
 def test_the_run_ends_when_everybody_has_settled(room: Room) -> None:
     """
     1. The user stops the run.
-    2. Each region names what it applied without exchanging it and what it dropped; the rest returns.
+    2. Each region names what it applied but never exchanged, and what it dropped.
     3. The last one to leave ends the run, and the books balance.
     """
     room.push("lps-1", update(E1, ((0, 4),), ((4, 8),)), -1)

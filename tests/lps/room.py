@@ -87,7 +87,7 @@ class Room(Conversation):
         """What followed when it began to serve."""
         self._blob = -100
         tick = [SetTick(self.lps.settings.tick_ps)] if self.lps.settings.tick_ps else []
-        hello = replace(GPS_HELLO.message, incarnation=self.lps.settings.incarnation)  # type: ignore[type-var]
+        hello = replace(GPS_HELLO.message, incarnation=self.lps.settings.incarnation)
         assert self.happens(Started()) == [*tick, Send("gps", hello)]
 
     def serve(self) -> "Room":

@@ -2,23 +2,14 @@
 
 import pytest
 
-from lps.state import Lps
 from tests.lps.world import World
-from worker.state import Worker
 
 
 def live_through(seed: int, *, carry: bool, lease_block: int) -> World:
     """Forty ticks or more of faults, then peace until everybody is gone."""
     world = World(seed, carry=carry, lease_block=lease_block, budget=160)
     world.run(ticks=world.random.randrange(40, 200))
-    world.faults = None
-    for node in world.nodes.values():
-        node.cut_off_until = 0
-    for region in ("eu", "us"):
-        if not any(node.machine.settings.region == region for node in world.running(Lps)):
-            world.start_region(region)
-        if not any(node.machine.settings.server == region for node in world.running(Worker)):
-            world.start_worker(region, -1)
+    world.make_peace()
     for _ in range(75):
         world.run(ticks=20)
         if world.nodes["gps"].finish is not None:

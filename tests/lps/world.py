@@ -64,7 +64,13 @@ class Faults:
     @classmethod
     def swarm(cls, random: Random) -> "Faults":
         """Some kinds of fault absent, some rare, some frequent: no world is like another."""
-        return cls(**{each.name: each.default * random.choice((0, 1, 4)) for each in fields(cls)})
+        usual = cls()
+        return cls(
+            **{
+                each.name: getattr(usual, each.name) * random.choice((0, 1, 4))
+                for each in fields(cls)
+            }
+        )
 
 
 @dataclass
@@ -180,14 +186,6 @@ class World:
             lost_after_ps=LOST,
         )
 
-    def running(self, kind: type) -> list[Node]:
-        """The living processes of a role that did not finish."""
-        return [
-            n
-            for n in self.nodes.values()
-            if n.alive and n.finish is None and isinstance(n.machine, kind)
-        ]
-
     def _find(self, name: Peer) -> Node | None:
         """Who is reached under a name: a process, or whoever serves a region now."""
         node = self.nodes.get(name)
@@ -196,6 +194,20 @@ class World:
                 (n for n in reversed(self.nodes.values()) if n.name.startswith(f"{name}#")), None
             )
         return node if node is not None and node.alive and node.finish is None else None
+
+    def make_peace(self) -> None:
+        """No faults from now on, and every region has a server and a worker."""
+        self.faults = None
+        for node in self.nodes.values():
+            node.cut_off_until = 0
+        machines = [n.machine for n in self.nodes.values() if n.alive and n.finish is None]
+        served = {each.settings.region for each in machines if isinstance(each, Lps)}
+        worked = {each.settings.server for each in machines if isinstance(each, Worker)}
+        for region in ("eu", "us"):
+            if region not in served:
+                self.start_region(region)
+            if region not in worked:
+                self.start_worker(region, -1)
 
     def reaches_the_gps(self, node: Node) -> bool:
         """Whether the servers above a node still run, up to the GPS."""

@@ -75,7 +75,7 @@ class SteadyTrainer:
 def pair(
     one: Scripted, other: Scripted, latency_ms: float = 0.0, trace: Trace | None = None
 ) -> Simulation:
-    """`one` at place 0 and `other` at place 1, with 1 Gbps to and 2 Gbps fro."""
+    """`one` at place 0 and `other` at place 1, with 1 Gbps there and 2 Gbps back."""
     links = PaperLinks(MODEL_BYTES, 2, [[100, 1], [2, 100]], [[0, latency_ms], [latency_ms, 0]])
     simulation = Simulation("a-run", links, check=True, trace=trace)
     simulation.add(Node("one", 0, one, TimingPlane(), SteadyTrainer()))

@@ -115,7 +115,7 @@ def test_while_it_is_being_sent_nothing_is_asked(joined: Uplink) -> None:
 def test_an_update_that_arrived_without_an_answer_is_asked_about(joined: Uplink) -> None:
     """
     1. The payload arrived, but no Ack comes: ask what became of it.
-    2. The server never had it (it restarted, or it was cut short there): it grants again; send again.
+    2. The server never had it, or had it and restarted: it grants again; send again.
     """
     joined.offer(push(), 5, 0)
     joined.granted(Grant(PUSH), 0)

@@ -30,6 +30,7 @@ from pelago.wire.messages import (
     PROTOCOL_VERSION,
     Ack,
     Busy,
+    Effect,
     Evaluated,
     Goodbye,
     Grant,
@@ -111,6 +112,8 @@ def leaving(idle: Conversation) -> Conversation:
     return idle
 
 
+DROPPED: dict[str, list[Effect]] = {"training": [Cancel(PUSH)], "uploading": [Release(-2)]}
+"""How the round in hand is dropped."""
 STATES = ["joining", "idle", "training", "uploading", "leaving"]
 
 
@@ -269,7 +272,7 @@ def test_a_refused_worker_ends_with_the_servers_words(
     state: str, request: pytest.FixtureRequest
 ) -> None:
     worker: Conversation = request.getfixturevalue(state)
-    dropped = {"training": [Cancel(PUSH)], "uploading": [Release(-2)]}.get(state, [])
+    dropped = DROPPED.get(state, [])
     assert worker.hears("eu", Refuse("no such region")) == [
         *dropped,
         Finish("refused", error="no such region"),
@@ -284,7 +287,7 @@ def test_a_worker_that_is_not_known_any_more_drops_its_round_and_joins_again(
     state: str, request: pytest.FixtureRequest
 ) -> None:
     worker: Conversation = request.getfixturevalue(state)
-    dropped = {"training": [Cancel(PUSH)], "uploading": [Release(-2)]}.get(state, [])
+    dropped = DROPPED.get(state, [])
     hello = HELLO if state == "joining" else HELLO_AGAIN
     assert worker.hears("eu", Rejoin()) == [*dropped, Send("eu", hello)]
     assert worker.happens(Tick()) == [Send("eu", hello)]
@@ -378,7 +381,7 @@ def test_a_stopped_worker_drops_its_round_and_leaves(
     3. The goodbye is answered: done.
     """
     worker: Conversation = request.getfixturevalue(state)
-    dropped = {"training": [Cancel(PUSH)], "uploading": [Release(-2)]}.get(state, [])
+    dropped = DROPPED.get(state, [])
     effects = worker.hears("eu", Stop("run finished"))
     report = worker.machine.report()  # type: ignore[attr-defined]
     assert effects == [*dropped, Send("eu", Leave("run finished", report, (), (), ()))]
