@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import select
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ KINDS = ("blocked", "whole", "nothing")
 """Of bare peers; see parts/bare.py."""
 WARM_UP_ROUNDS = 3
 PAGE_MB = 4096 / 1e6
+PATIENCE_S = 120
 RUN = """
 [run]
 name = "bench"
@@ -63,8 +65,16 @@ class Side:
     rounds: list[dict[str, float]] = field(default_factory=list)
 
     def listen(self) -> dict[str, Any]:
-        """The client's next line. Raises `RuntimeError` if it has ended."""
+        """The client's next line. Raises `RuntimeError` if a process has ended, or none comes."""
         assert self.client.stdout is not None
+        for _ in range(PATIENCE_S):
+            # A client says one line at a time, so none waits in Python's buffer.
+            if select.select([self.client.stdout], [], [], 1.0)[0]:
+                break
+            if self.server.poll() is not None:
+                raise RuntimeError(f"the server of {self.name!r} has ended")
+        else:
+            raise RuntimeError(f"the client of {self.name!r} has said nothing in {PATIENCE_S} s")
         line = self.client.stdout.readline()
         if not line:
             raise RuntimeError(f"the client of {self.name!r} has ended")
@@ -115,7 +125,9 @@ def describe_model(run: RunFile, path: Path) -> Manifest:
     return Manifest(source.manifest())
 
 
-def start_all(folder: Path, stack: ExitStack, run: RunFile, model: Path, ports: list[int], kinds: list[str]) -> list[Side]:
+def start_all(
+    folder: Path, stack: ExitStack, run: RunFile, model: Path, ports: list[int], kinds: list[str]
+) -> list[Side]:
     """Start the daemons, the real worker and the bare pairs; wait until all are ready."""
     run_path = folder / "run.toml"
     run_path.write_text(dump(run), encoding="utf-8")
@@ -128,16 +140,12 @@ def start_all(folder: Path, stack: ExitStack, run: RunFile, model: Path, ports: 
     client = stack.enter_context(process(arguments, folder / "worker.err"))
     sides = [Side("pelago", client, lps)]
     for kind, port in zip(kinds, ports, strict=True):
-        pair = [
-            stack.enter_context(
-                process(
-                    [str(PARTS / "bare.py"), side, kind, str(port), str(model)],
-                    folder / f"{side}-{kind}.err",
-                )
-            )
-            for side in ("client", "server")
-        ]
-        sides.append(Side(kind, *pair))
+
+        def peer(side: str, kind: str = kind, port: int = port) -> subprocess.Popen[str]:
+            script = [str(PARTS / "bare.py"), side, kind, str(port), str(model)]
+            return stack.enter_context(process(script, folder / f"{side}-{kind}.err"))
+
+        sides.append(Side(kind, peer("client"), peer("server")))
     for side in sides:
         side.listen()
     return sides

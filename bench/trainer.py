@@ -48,14 +48,20 @@ def ours(trainer: Trainer, options: argparse.Namespace) -> Callable[[int], None]
     return work
 
 
-def plain(source: LanguageModel, trainer: Trainer, options: argparse.Namespace, compiled: bool) -> Callable[[int], None]:
+def plain(
+    source: LanguageModel, trainer: Trainer, options: argparse.Namespace, compiled: bool
+) -> Callable[[int], None]:
     """The same number of steps in a plain loop."""
     import transformers
 
-    module = transformers.AutoModelForCausalLM.from_config(source.module.config, attn_implementation="sdpa")
+    module = transformers.AutoModelForCausalLM.from_config(
+        source.module.config, attn_implementation="sdpa"
+    )
     module = module.to(source.device).train()
     forward = torch.compile(module) if compiled else module
-    optimiser = torch.optim.AdamW(module.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    optimiser = torch.optim.AdamW(
+        module.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
     mixed = source.device.type == "cuda"
 
     def work(number: int) -> None:
@@ -64,7 +70,9 @@ def plain(source: LanguageModel, trainer: Trainer, options: argparse.Namespace, 
             tokens = trainer.corpus.batch(range(first, first + options.batch)).to(source.device)
             with torch.autocast(source.device.type, dtype=torch.bfloat16, enabled=mixed):
                 logits = forward(input_ids=tokens[:, :-1], use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+            loss = torch.nn.functional.cross_entropy(
+                logits.float().flatten(0, 1), tokens[:, 1:].flatten()
+            )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimiser.step()
@@ -96,7 +104,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     trainer = Trainer(run_file(options), 0, 0)
-    kinds = {"pelago": ours(trainer, options), "plain": plain(trainer.model, trainer, options, compiled=False)}
+    kinds = {
+        "pelago": ours(trainer, options),
+        "plain": plain(trainer.model, trainer, options, compiled=False),
+    }
     if trainer.model.device.type == "cuda":
         kinds["plain_compiled"] = plain(trainer.model, trainer, options, compiled=True)
     for work in kinds.values():
@@ -111,7 +122,9 @@ def main() -> None:
         "preset": options.preset,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "shape": [options.batch, options.length],
-        "tokens_per_second": {name: round(tokens / statistics.median(s)) for name, s in seconds.items()},
+        "tokens_per_second": {
+            name: round(tokens / statistics.median(s)) for name, s in seconds.items()
+        },
         "ratio": {
             name: round(
                 statistics.median(b / a for a, b in zip(seconds["pelago"], s, strict=True)), 3

@@ -40,7 +40,9 @@ def optimiser() -> DelayedNesterov:
     )
 
 
-def whole_step(outer: DelayedNesterov, model: torch.Tensor, update: torch.Tensor, state: State) -> None:
+def whole_step(
+    outer: DelayedNesterov, model: torch.Tensor, update: torch.Tensor, state: State
+) -> None:
     """Delayed Nesterov as the paper writes it, each operation over all elements."""
     assert state.momentum is not None
     assert state.accumulator is not None
@@ -55,7 +57,9 @@ def whole_step(outer: DelayedNesterov, model: torch.Tensor, update: torch.Tensor
     state.counter += 1
 
 
-def send_all(socket: "zmq.Socket[bytes]", to: list[bytes], flat: torch.Tensor, manifest: Manifest, sums: bool) -> None:
+def send_all(
+    socket: "zmq.Socket[bytes]", to: list[bytes], flat: torch.Tensor, manifest: Manifest, sums: bool
+) -> None:
     """Send every chunk, with its checksum unless ``sums`` is false."""
     for index, (start, stop) in enumerate(manifest.chunks):
         buffer = bytes_of(flat[start:stop])
@@ -63,17 +67,19 @@ def send_all(socket: "zmq.Socket[bytes]", to: list[bytes], flat: torch.Tensor, m
         socket.send_multipart([*to, header, buffer], copy=False)
 
 
-def receive_all(socket: "zmq.Socket[bytes]", manifest: Manifest, sums: bool) -> tuple[list[bytes], list[memoryview]]:
+def receive_all(
+    socket: "zmq.Socket[bytes]", manifest: Manifest, sums: bool
+) -> tuple[list[bytes], list[memoryview]]:
     """Receive every chunk in place: who sent them, and their bytes. Verified unless ``sums`` is false."""
     chunks: list[memoryview] = [memoryview(b"")] * len(manifest.chunks)
     sender: list[bytes] = []
     for _ in chunks:
-        *sender, header, payload = socket.recv_multipart(copy=False)  # type: ignore[assignment]
-        index, expected = HEADER.unpack(bytes(header))
-        if sums and checksum(payload.buffer) != expected:  # type: ignore[attr-defined]
+        *first, header, payload = socket.recv_multipart(copy=False)
+        index, expected = HEADER.unpack(header.bytes)
+        if sums and checksum(payload.buffer) != expected:
             raise ValueError(f"chunk {index} is damaged")
-        chunks[index] = payload.buffer  # type: ignore[attr-defined]
-    return [bytes(each) for each in sender], chunks
+        chunks[index], sender = payload.buffer, [each.bytes for each in first]
+    return sender, chunks
 
 
 def serve(kind: str, port: int, manifest: Manifest) -> None:

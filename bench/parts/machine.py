@@ -30,12 +30,14 @@ def describe() -> dict[str, Any]:
 
 def _processor() -> str:
     wanted = ("model name", "cpu family", "model")
-    found = {}
+    found: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text(encoding="ascii").splitlines():
         key, _, value = line.partition(":")
         if key.strip() in wanted:
             found.setdefault(key.strip(), value.strip())
-    return " ".join(f"{key} {found[key]}".removeprefix("model name ") for key in wanted if key in found)
+    return " ".join(
+        f"{key} {found[key]}".removeprefix("model name ") for key in wanted if key in found
+    )
 
 
 def usage(process_id: int) -> tuple[float, int]:

@@ -55,6 +55,8 @@ from pelago.wire.messages import PROTOCOL_VERSION, Effect, Event, Message, Welco
 
 EXIT_ERROR: Final = 1
 EXIT_CRASHED: Final = 70
+FAREWELL_S: Final = 0.5
+"""How long a server that is done still answers."""
 HOUSEKEEPING_S: Final = 0.25
 COUNTERS_EVERY: Final = 20
 """The counters are logged once in so many rounds of housekeeping."""
@@ -112,6 +114,7 @@ class Node:
         self._ring = Ring()
         self._inbox: deque[Event] = deque()
         self._handling = False
+        self._crashed = False
         self._stopping = False
         self._server: Side | None = None
         self._client: Side | None = None
@@ -135,7 +138,12 @@ class Node:
             self.post(Started())
             if self.settings.loaded is not None:
                 self.post(Loaded(self.settings.loaded))
-            return await self._finished
+            finish = await self._finished
+            if self._server is not None and not finish.error:
+                # A connection that is closed takes with it what its client has not read yet. So a
+                # server stays a moment, and answers clients that say goodbye again.
+                await asyncio.sleep(FAREWELL_S)
+            return finish
 
     def post(self, event: Event) -> None:
         """Give the machine one fact, after those that it has not seen yet."""
@@ -144,7 +152,7 @@ class Node:
             return
         self._handling = True
         try:
-            while self._inbox and not self._finished.done():
+            while self._inbox and not self._crashed:
                 self._handle(self._inbox.popleft())
         finally:
             self._handling = False
@@ -253,8 +261,9 @@ class Node:
 
     def _crash(self, error: BaseException) -> None:
         """Something that must never happen did: say what was seen, and end."""
-        if self._finished.done():
+        if self._crashed:
             return
+        self._crashed = True
         summary = self._ring.report(error, self.settings.crash_file)
         self.telemetry.event("crashed", error=summary, report=str(self.settings.crash_file))
         self._finish(Finish(CRASHED, error=f"{summary}; see {self.settings.crash_file}"))

@@ -33,7 +33,7 @@ FRAME_SLACK_BYTES: Final = 1 << 10
 DRAIN_MAX: Final = 64
 """Messages taken in one turn of the loop before timers and other sockets get theirs."""
 RECONNECT_MS: Final = 100
-RECONNECT_MAX_MS: Final = 5_000
+RECONNECT_MAX_MS: Final = 1_000
 CONNECT_TIMEOUT_MS: Final = 10_000
 HANDSHAKE_MS: Final = 10_000
 KEEPALIVE_IDLE_S: Final = 15
@@ -189,6 +189,10 @@ class Channel:
             elif event == zmq.EVENT_DISCONNECTED:
                 # Also how ZeroMQ ends a connection that breaks its rules or claims too much.
                 self._telemetry.counters[f"disconnected_{self._label}"] += 1
+            elif self._upstream is not None:
+                # Our server is not up yet, or a proxy stands before it: we are told when it answers.
+                self._telemetry.counters[f"unanswered_{self._label}"] += 1
+                continue
             else:
                 self._telemetry.drop("handshake", "?", f"no ZeroMQ peer on {self._label}")
                 continue

@@ -34,7 +34,40 @@ def optim() -> dict[str, Any]:
     }
 
 
-GOLDEN: dict[str, Callable[[], dict[str, Any]]] = {"optim": optim}
+def global_model() -> dict[str, Any]:
+    """The GPS's parameters after the arrivals of `arrivals`, in their order and in another."""
+    return {"in_order": _after(arrivals()), "reversed": _after(arrivals()[::-1])}
+
+
+def arrivals() -> list[torch.Tensor]:
+    """What regions send to the GPS of `global_plane`, one after the other."""
+    generator = torch.Generator().manual_seed(17)
+    return [torch.rand(ARRIVAL_MANIFEST.numel, generator=generator) - 0.5 for _ in range(7)]
+
+
+def global_plane() -> Plane:
+    """A GPS's plane with HALoS's settings and parameters drawn from a seed."""
+    plane = Plane(ARRIVAL_MANIFEST, DelayedNesterov.from_eta(0.15, 0.5, 2), exchanges=False)
+    generator = torch.Generator().manual_seed(5)
+    plane.adopt(-(10**6), torch.rand(ARRIVAL_MANIFEST.numel, generator=generator))
+    plane.apply("load", -(10**6))
+    plane.release(-(10**6))
+    return plane
+
+
+ARRIVAL_MANIFEST = Manifest((TensorSpec("matrix", (211, 173)), TensorSpec("vector", (173,))), 16384)
+
+
+def _after(updates: list[torch.Tensor]) -> str:
+    plane = global_plane()
+    for number, update in enumerate(updates, start=1):
+        plane.adopt(number, update)
+        plane.apply("step", number)
+        plane.release(number)
+    return plane.digest()
+
+
+GOLDEN: dict[str, Callable[[], dict[str, Any]]] = {"optim": optim, "global_model": global_model}
 """Name of the file -> function that computes its entry for this machine, as JSON has it."""
 
 
