@@ -81,6 +81,8 @@ class Node:
     """What the others call its connection."""
     machine: Gps | Lps | Worker | Evaluator
     blobs: dict[BlobId, SpanSet] = field(default_factory=dict)
+    spoilt: set[BlobId] = field(default_factory=set)
+    """Payloads whose norm or finiteness forbids to apply them."""
     next_blob: BlobId = -1
     training: Lease | None = None
     cut_off_until: int = 0
@@ -274,6 +276,8 @@ class World:
                     self._post(node, Tick(), interval)
                 case Measure(blob):
                     rejected = self._chance(self.faults.rejected if self.faults else 0)
+                    if rejected:
+                        node.spoilt.add(blob)
                     norm = self.random.choice((11.0, 1.0)) if rejected else 1.0
                     fact = Measured(blob, norm, finite=not rejected or norm > 10)
                     self._post(node, fact, self.random.randrange(TICK // 4))
@@ -284,6 +288,7 @@ class World:
                     assert blob not in node.blobs
                     node.blobs[blob], node.mark = SpanSet(node.model), SpanSet(node.model)
                 case Apply(operation, blob, _):
+                    assert blob not in node.spoilt
                     self._apply(node, operation, node.blobs[blob])
                 case Release(blob):
                     del node.blobs[blob]
