@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 
 import torch
-
 from parts.machine import describe
+
 from pelago.config import RunFile
 from pelago.core.names import Lease, PushId
 from worker.models.language import LanguageModel

@@ -19,8 +19,12 @@ from pelago.tensor.plane import Plane
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    flags = daemon.flags("gps", "The global parameter server of a run: merges the regions' updates.")
-    flags.add_argument("--bind", metavar="HOST:PORT", help="where to listen; bulk data uses the next port")
+    flags = daemon.flags(
+        "gps", "The global parameter server of a run: merges the regions' updates."
+    )
+    flags.add_argument(
+        "--bind", metavar="HOST:PORT", help="where to listen; bulk data uses the next port"
+    )
     return flags
 
 

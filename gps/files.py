@@ -18,7 +18,9 @@ def write(folder: Path, result: dict[str, Any], manifest: Manifest, flat: torch.
     try:
         folder.mkdir(parents=True, exist_ok=True)
         model = {name: view.contiguous() for name, view in manifest.named_views(flat).items()}
-        save_file(model, folder / "global.safetensors", metadata={"fingerprint": manifest.fingerprint})
+        save_file(
+            model, folder / "global.safetensors", metadata={"fingerprint": manifest.fingerprint}
+        )
         plot_loss(folder / "loss.png", result["validation"])
         partial = folder / ".result.json.part"
         partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -36,11 +38,18 @@ def plot_loss(path: Path, validation: Sequence[Sequence[float]]) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot([row[0] / 1e3 for row in validation], [row[2] for row in validation], marker="o", markersize=3)
+    axes.plot(
+        [row[0] / 1e3 for row in validation],
+        [row[2] for row in validation],
+        marker="o",
+        markersize=3,
+    )
     axes.set(xlabel="seconds since the first lease", ylabel="held-out loss, nats per token")
     axes.set_title("Global model")
     axes.grid(visible=True, alpha=0.3)
     if validation:
         seconds, _, loss = validation[-1]
-        axes.annotate(f"{loss:.3f}", (seconds / 1e3, loss), xytext=(-6, 8), textcoords="offset points")
+        axes.annotate(
+            f"{loss:.3f}", (seconds / 1e3, loss), xytext=(-6, 8), textcoords="offset points"
+        )
     figure.savefig(path, dpi=120)

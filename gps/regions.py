@@ -49,7 +49,8 @@ class Region:
 
     def settle(self, push: PushId, outcome: Outcome) -> None:
         """An exchange was decided. A region has one at a time, numbered upwards."""
-        assert push.fence == self.fence and push.lease > self.newest, (push, self.newest)
+        assert push.fence == self.fence, (push, self.fence)
+        assert push.lease > self.newest, (push, self.newest)
         self.outcomes.record(push.lease, outcome)
         self.newest = push.lease
 

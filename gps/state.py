@@ -44,9 +44,9 @@ from pelago.wire.messages import (
     Grant,
     Heartbeat,
     Hello,
-    Leave,
     LeaseGrant,
     LeaseRequest,
+    Leave,
     Message,
     Model,
     Offer,
@@ -283,7 +283,11 @@ class Gps:
         name, peer, message = pending
         region = self.regions[name]
         effects = self._place_free(peer, message.push)
-        if self.phase != "serving" or region.peer != peer or region.outcome(message.push) is not None:
+        if (
+            self.phase != "serving"
+            or region.peer != peer
+            or region.outcome(message.push) is not None
+        ):
             return [*effects, Release(event.blob)]  # Over, or fenced while it was being measured.
         fault = self._update_fault(region, message, event)
         if fault:
@@ -382,7 +386,10 @@ class Gps:
             case Evaluated():
                 return self._on_evaluated(message)
             case Leave(reason):
-                if self.phase == "draining" and self.evaluators.sent(peer) == self.version in self._reached:
+                if (
+                    self.phase == "draining"
+                    and self.evaluators.sent(peer) == self.version in self._reached
+                ):
                     return []  # What it found of the last version is lost or late: it says both again.
                 self.evaluators.remove(peer)
                 note = Note("evaluator_left", {"why": reason})

@@ -19,7 +19,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     flags = daemon.flags("lps", "A region's local parameter server: merges its workers' updates.")
     flags.add_argument("--region", required=True, metavar="NAME", help="the region that it serves")
-    flags.add_argument("--bind", metavar="HOST:PORT", help="where to listen; bulk data uses the next port")
+    flags.add_argument(
+        "--bind", metavar="HOST:PORT", help="where to listen; bulk data uses the next port"
+    )
     flags.add_argument("--connect", metavar="HOST:PORT", help="where the GPS is")
     return flags
 
@@ -53,7 +55,9 @@ async def serve(options: argparse.Namespace, run: RunFile) -> int:
         log,
         plane_factory=plane,
     )
-    log.line(f"serving region {options.region} at {host}:{port}; the GPS is at {gps_host}:{gps_port}")
+    log.line(
+        f"serving region {options.region} at {host}:{port}; the GPS is at {gps_host}:{gps_port}"
+    )
     finish = await node.run()
     log.line(finish.error or finish.reason)
     return daemon.outcome(finish)

@@ -1,10 +1,10 @@
 """The books of a region's exchanges with the GPS: which samples and steps are in which.
 
-    fresh    applied since the last send; in the next exchange
-    sending  in the exchange under way
-    flight   applied while an exchange is under way: "drop" loses their movement at the merge (as the
-             released HALoS code does), "carry" keeps it for the next exchange
-    dropped  lost to the GPS so, to be named in the next exchange
+fresh    applied since the last send; in the next exchange
+sending  in the exchange under way
+flight   applied while an exchange is under way: "drop" loses their movement at the merge (as the
+         released HALoS code does), "carry" keeps it for the next exchange
+dropped  lost to the GPS so, to be named in the next exchange
 """
 
 from dataclasses import dataclass

@@ -45,9 +45,9 @@ from pelago.wire.messages import (
     Grant,
     Heartbeat,
     Hello,
-    Leave,
     LeaseGrant,
     LeaseRequest,
+    Leave,
     Message,
     Model,
     Offer,
@@ -104,7 +104,9 @@ class Lps:
             PROTOCOL_VERSION, "lps", Address(settings.region), settings.incarnation, "", ""
         )
         self.uplink = Uplink(settings.gps, hello, settings.retry_ps, settings.lost_after_ps)
-        self.phase: Literal["joining", "loading", "serving", "draining", "leaving", "gone"] = "joining"
+        self.phase: Literal["joining", "loading", "serving", "draining", "leaving", "gone"] = (
+            "joining"
+        )
         self.version = 0
         self.leases = LeaseTable(settings.incarnation)
         self.members = Members(settings.groups)
@@ -137,7 +139,9 @@ class Lps:
         self._now = now
         match event:
             case Started():
-                tick: list[Effect] = [SetTick(self.settings.tick_ps)] if self.settings.tick_ps else []
+                tick: list[Effect] = (
+                    [SetTick(self.settings.tick_ps)] if self.settings.tick_ps else []
+                )
                 return [*tick, *self.uplink.join()]
             case Received(peer, message, blob) if peer == self.settings.gps:
                 return self._on_gps_message(message, blob)
@@ -333,7 +337,10 @@ class Lps:
             case Leave():
                 return [*self._on_leave(member, message), *drop]
             case _:
-                return [Note("unexpected", {"peer": peer, "message": type(message).__name__}), *drop]
+                return [
+                    Note("unexpected", {"peer": peer, "message": type(message).__name__}),
+                    *drop,
+                ]
 
     def _on_hello(self, peer: Peer, message: Hello) -> list[Effect]:
         if self.phase in ("draining", "leaving", "gone"):

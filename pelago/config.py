@@ -386,6 +386,8 @@ def _did_you_mean(location: tuple[str | int, ...]) -> str:
     for part in location[:-1]:
         if isinstance(part, str) and part in model.model_fields:
             annotation = model.model_fields[part].annotation
-            model = Region if part == "region" else Simulation if part == "simulation" else annotation
+            model = (
+                Region if part == "region" else Simulation if part == "simulation" else annotation
+            )
     near = difflib.get_close_matches(str(location[-1]), list(model.model_fields), n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; there are {sorted(model.model_fields)}"

@@ -28,18 +28,30 @@ def parser() -> argparse.ArgumentParser:
     flags = daemon.flags("worker", "A worker of a region: trains on leases of samples.")
     flags.add_argument("--region", metavar="NAME", help="the region that it belongs to")
     flags.add_argument(
-        "--group", type=int, default=-1, metavar="N", help="which of the region's groups (default: a free one)"
+        "--group",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="which of the region's groups (default: a free one)",
     )
     flags.add_argument("--connect", metavar="HOST:PORT", help="where its server is")
     flags.add_argument(
-        "--paced", action="store_true", help="run at the group's speed of the run file, as `pelago local` does"
+        "--paced",
+        action="store_true",
+        help="run at the group's speed of the run file, as `pelago local` does",
     )
     modes = flags.add_mutually_exclusive_group()
     modes.add_argument(
-        "--evaluate", action="store_true", help="measure the global model and export it; trains nothing"
+        "--evaluate",
+        action="store_true",
+        help="measure the global model and export it; trains nothing",
     )
-    modes.add_argument("--initialise", metavar="FILE", help="write the run's initial model there, and end")
-    modes.add_argument("--describe", action="store_true", help="say what model and corpus would be used, and end")
+    modes.add_argument(
+        "--initialise", metavar="FILE", help="write the run's initial model there, and end"
+    )
+    modes.add_argument(
+        "--describe", action="store_true", help="say what model and corpus would be used, and end"
+    )
     return flags
 
 
@@ -62,7 +74,10 @@ def _initialise(run: RunFile, path: Path) -> int:
     source = Measure(run)
     manifest = Manifest(source.manifest())
     tensors = {name: view.clone() for name, view in manifest.named_views(source.initial()).items()}
-    facts = {"order": json.dumps([spec.name for spec in manifest.specs]), "corpus": source.corpus.digest}
+    facts = {
+        "order": json.dumps([spec.name for spec in manifest.specs]),
+        "corpus": source.corpus.digest,
+    }
     try:
         save_file(tensors, path, metadata=facts)
     except OSError as error:

@@ -19,12 +19,20 @@ class WorkerPort:
         self._trainer = trainer
 
     def train(
-        self, lease: Lease, flat: torch.Tensor, on_step: Callable[[int], None], cancel: threading.Event
+        self,
+        lease: Lease,
+        flat: torch.Tensor,
+        on_step: Callable[[int], None],
+        cancel: threading.Event,
     ) -> Result | None:
         """One round on a lease, from ``flat``; None if cancelled."""
         torch.set_num_threads(1)
         result = self._trainer.train(lease, flat, on_step, cancel)
-        return None if result is None else Result(result.delta, result.steps, result.tokens, result.loss)
+        return (
+            None
+            if result is None
+            else Result(result.delta, result.steps, result.tokens, result.loss)
+        )
 
     def validate(self, flat: torch.Tensor) -> tuple[float, int]:
         """Not a worker's business."""
@@ -43,7 +51,11 @@ class EvaluatorPort:
         self._folder = folder
 
     def train(
-        self, lease: Lease, flat: torch.Tensor, on_step: Callable[[int], None], cancel: threading.Event
+        self,
+        lease: Lease,
+        flat: torch.Tensor,
+        on_step: Callable[[int], None],
+        cancel: threading.Event,
     ) -> Result | None:
         """Not the evaluator's business."""
         raise AssertionError("the evaluator trains nothing")

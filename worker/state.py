@@ -118,7 +118,9 @@ class Worker:
         self.uplink = Uplink(
             settings.server, settings.hello("worker"), settings.retry_ps, settings.lost_after_ps
         )
-        self.state: Literal["joining", "idle", "training", "uploading", "leaving", "gone"] = "joining"
+        self.state: Literal["joining", "idle", "training", "uploading", "leaving", "gone"] = (
+            "joining"
+        )
         self.lease: Lease | None = None
         self.base = Version(0, 0)
         self.rounds = 0
@@ -137,7 +139,9 @@ class Worker:
         self._now = now
         match event:
             case Started():
-                tick: list[Effect] = [SetTick(self.settings.tick_ps)] if self.settings.tick_ps else []
+                tick: list[Effect] = (
+                    [SetTick(self.settings.tick_ps)] if self.settings.tick_ps else []
+                )
                 return [*tick, *self.uplink.join()]
             case Received(_, message, blob):
                 return self._on_message(message, blob)
@@ -203,7 +207,9 @@ class Worker:
                 effects += self._on_model(message, blob)
             case Stop(reason):
                 effects += self._leave(reason)
-            case Rejoin() | Goodbye() if self._departure.reason is not None and self.state != "gone":
+            case Rejoin() | Goodbye() if (
+                self._departure.reason is not None and self.state != "gone"
+            ):
                 self.state = "gone"
                 effects.append(Finish(self._departure.reason))
             case _:
@@ -338,7 +344,9 @@ class Evaluator:
         self._now = now
         match event:
             case Started():
-                tick: list[Effect] = [SetTick(self.settings.tick_ps)] if self.settings.tick_ps else []
+                tick: list[Effect] = (
+                    [SetTick(self.settings.tick_ps)] if self.settings.tick_ps else []
+                )
                 return [*tick, *self.uplink.join()]
             case Received(_, message, blob):
                 return self._on_message(message, blob)
@@ -374,7 +382,9 @@ class Evaluator:
                 effects += self._on_model(message, blob)
             case Stop() | Heartbeat():
                 pass  # The last version still comes; then we leave.
-            case Rejoin() | Goodbye() if self._departure.reason is not None and self.state != "gone":
+            case Rejoin() | Goodbye() if (
+                self._departure.reason is not None and self.state != "gone"
+            ):
                 self.state = "gone"
                 effects.append(Finish(self._departure.reason))
             case _:
@@ -383,7 +393,9 @@ class Evaluator:
 
     def _ask(self) -> list[Effect]:
         self._asked_at = self._now
-        again: list[Effect] = [] if self._found is None else [Send(self.settings.server, self._found)]
+        again: list[Effect] = (
+            [] if self._found is None else [Send(self.settings.server, self._found)]
+        )
         return [*again, Send(self.settings.server, Pull(0, self.after_steps))]
 
     def _on_model(self, message: Model, blob: BlobId) -> list[Effect]:

@@ -17,7 +17,9 @@ def check(run: RunFile) -> int:
     if run.simulation is None:
         described = _describe_model(run)
     else:
-        described = f"problem {run.simulation.problem}, {run.simulation.model_bytes:,} bytes a model"
+        described = (
+            f"problem {run.simulation.problem}, {run.simulation.model_bytes:,} bytes a model"
+        )
     print(f"run        {run.run_id}")
     print(f"model      {described}")
     minutes = f" or {run.run.budget_minutes:g} minutes" if run.run.budget_minutes else ""
@@ -25,8 +27,12 @@ def check(run: RunFile) -> int:
     print(f"gps        {run.gps.bind} in region {run.gps_region}")
     for index, region in enumerate(run.region):
         host, port = run.lps_bind(index)
-        speeds = ", ".join(f"{run.relative_speed(index, g):.3g}" for g in range(len(region.worker_speeds)))
-        print(f"region     {region.name}: LPS {host}:{port}, {len(region.worker_speeds)} workers at {speeds}")
+        speeds = ", ".join(
+            f"{run.relative_speed(index, g):.3g}" for g in range(len(region.worker_speeds))
+        )
+        print(
+            f"region     {region.name}: LPS {host}:{port}, {len(region.worker_speeds)} workers at {speeds}"
+        )
     print(f"results    {run.out}")
     return 0
 
@@ -39,7 +45,9 @@ def _check_ports(run: RunFile) -> None:
     for key, (_, port) in binds.items():
         for each in (port, port + 1):
             if each in seen:
-                raise ConfigError(f"{key}: port {each} is used by {seen[each]} too (each server needs two)")
+                raise ConfigError(
+                    f"{key}: port {each} is used by {seen[each]} too (each server needs two)"
+                )
             seen[each] = key
     if any(region.bind for region in run.region) or run.gps.bind != config.Gps().bind:
         for key, (host, port) in binds.items():
@@ -54,6 +62,8 @@ def _describe_model(run: RunFile) -> str:
         command = [sys.executable, "-m", "worker", "--run", str(path), "--describe"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"worker --describe exited with {done.returncode}"]
+        lines = done.stderr.strip().splitlines() or [
+            f"worker --describe exited with {done.returncode}"
+        ]
         raise ConfigError(lines[-1].removeprefix("worker: "))
     return done.stdout.strip()

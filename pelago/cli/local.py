@@ -133,7 +133,9 @@ class _Topology:
         for region in self.run_file.region:
             for group in range(len(region.worker_speeds)):
                 flags = ["--region", region.name, "--group", str(group), "--paced"]
-                await self._start(f"worker-{region.name}-{group}", ["worker", *flags], path, vital=False)
+                await self._start(
+                    f"worker-{region.name}-{group}", ["worker", *flags], path, vital=False
+                )
 
     async def _start(self, name: str, command: list[str], path: Path, *, vital: bool) -> None:
         folder = self.out / name
@@ -164,7 +166,11 @@ class _Topology:
         told: set[str] = set()
         while not gps.ended:
             await asyncio.wait(
-                [asyncio.ensure_future(each.process.wait()) for each in self.processes if not each.ended],
+                [
+                    asyncio.ensure_future(each.process.wait())
+                    for each in self.processes
+                    if not each.ended
+                ],
                 timeout=POLL_S,
                 return_when=asyncio.FIRST_COMPLETED,
             )
@@ -175,7 +181,9 @@ class _Topology:
                 told.add(each.name)
                 code = each.process.returncode
                 if code and each.vital and not self._stopping:
-                    raise PelagoError(f"{each.name} ended with exit code {code}: {self._log(each.name)}")
+                    raise PelagoError(
+                        f"{each.name} ended with exit code {code}: {self._log(each.name)}"
+                    )
                 if code:
                     self.progress.say(f"{each.name} ended with exit code {code}; the others go on")
         waits = [each.process.wait() for each in self.processes]
@@ -183,7 +191,9 @@ class _Topology:
             await asyncio.wait_for(asyncio.gather(*waits), SETTLE_S)
         except TimeoutError:
             slow = [each.name for each in self.processes if not each.ended]
-            self.progress.say(f"did not end in {SETTLE_S:g} s and will be stopped: {', '.join(slow)}")
+            self.progress.say(
+                f"did not end in {SETTLE_S:g} s and will be stopped: {', '.join(slow)}"
+            )
         self.progress.update()
 
     def _log(self, name: str) -> str:

@@ -27,10 +27,14 @@ def parser() -> argparse.ArgumentParser:
     local.add_argument("run", metavar="RUN.toml", help="the run file")
     local.add_argument("--out", metavar="DIR", help="folder of the results (default: [run] out)")
     local.add_argument(
-        "--overwrite", action="store_true", help="replace the results of an earlier run in that folder"
+        "--overwrite",
+        action="store_true",
+        help="replace the results of an earlier run in that folder",
     )
     local.add_argument(
-        "--plain", action="store_true", help="print lines instead of a live table, as without a terminal"
+        "--plain",
+        action="store_true",
+        help="print lines instead of a live table, as without a terminal",
     )
 
     check = commands.add_parser(

@@ -37,7 +37,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._live is not None:
             self._live.stop()
@@ -76,7 +79,9 @@ class Progress:
             self.say(f"held-out loss {first[2]:.3f} -> {last[2]:.3f} nats per token")
         self.say(
             f"global updates {result['gps']['updates']}: "
-            + ", ".join(f"{name} {count}" for name, count in result["gps"]["updates_by_region"].items())
+            + ", ".join(
+                f"{name} {count}" for name, count in result["gps"]["updates_by_region"].items()
+            )
         )
         self.say("samples " + ", ".join(f"{key} {value:,}" for key, value in ledger.items()))
         wan, lan = result["bytes"]["wan"] / 1e6, result["bytes"]["lan"] / 1e6
@@ -126,7 +131,9 @@ class Progress:
         return sum(worker["tokens"] for region in regions for worker in region["workers"])
 
     def _table(self) -> Table:
-        table = Table("region", "workers", "updates", "exchanges", "in flight", "staleness", "steps", "loss")
+        table = Table(
+            "region", "workers", "updates", "exchanges", "in flight", "staleness", "steps", "loss"
+        )
         for name, region in self._status["regions"].items():
             table.add_row(name, *self._cells(region))
         return table

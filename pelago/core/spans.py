@@ -2,6 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 from pelago.core.names import Span, Spans
 
@@ -44,9 +45,7 @@ class SpanSet:
         overlap = 0
         if first < last:
             for index in range(first, last):
-                overlap += max(
-                    0, min(stop, self._stops[index]) - max(start, self._starts[index])
-                )
+                overlap += max(0, min(stop, self._stops[index]) - max(start, self._starts[index]))
             start = min(start, self._starts[first])
             stop = max(stop, self._stops[last - 1])
             before = sum(self._stops[i] - self._starts[i] for i in range(first, last))
@@ -61,7 +60,7 @@ class SpanSet:
         """Take spans out. Every one of them must be in the set whole."""
         for start, stop in spans:
             index = bisect_right(self._starts, start) - 1
-            assert index >= 0 and stop <= self._stops[index], (start, stop)
+            assert (start, stop) in self, (start, stop)
             left, right = (self._starts[index], start), (stop, self._stops[index])
             rest = [span for span in (left, right) if span[0] < span[1]]
             self._starts[index : index + 1] = [span[0] for span in rest]
@@ -121,5 +120,5 @@ class SpanSet:
     def check(self) -> None:
         """Assert that the spans are sorted, disjoint, apart, and counted right."""
         edges = [edge for span in self for edge in span]
-        assert all(a < b for a, b in zip(edges, edges[1:], strict=False)), edges
+        assert all(a < b for a, b in pairwise(edges)), edges
         assert self.total == sum(stop - start for start, stop in self)

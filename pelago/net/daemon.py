@@ -28,8 +28,12 @@ EXIT_REFUSED: Final = 3
 def flags(role: str, description: str) -> argparse.ArgumentParser:
     """A daemon's parser with the flags that all of them have."""
     parser = argparse.ArgumentParser(prog=role, description=description)
-    parser.add_argument("--run", required=True, metavar="RUN.toml", help="the run file, the same everywhere")
-    parser.add_argument("--out", metavar="DIR", help="folder of the run's results (default: [run] out)")
+    parser.add_argument(
+        "--run", required=True, metavar="RUN.toml", help="the run file, the same everywhere"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder of the run's results (default: [run] out)"
+    )
     parser.add_argument("--version", action="version", version=f"pelago {pelago.__version__}")
     return parser
 

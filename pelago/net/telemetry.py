@@ -74,7 +74,12 @@ class Telemetry:
         if self._writer is not None:
             if len(self._lines) < PENDING_LINES_MAX:
                 t_ms = (time.monotonic_ns() - self._started_ns) / 1e6
-                head = {"t_ms": round(t_ms, 3), "time": time.time(), "node": self._name, "kind": kind}
+                head = {
+                    "t_ms": round(t_ms, 3),
+                    "time": time.time(),
+                    "node": self._name,
+                    "kind": kind,
+                }
                 # The head comes first, and no field of the same name takes its place.
                 self._lines.append(head | fields | head)
             else:

@@ -39,7 +39,13 @@ def test_a_model_trains_across_two_regions_and_the_export_has_the_loss_of_the_la
     assert all(worker["rounds"] > 0 for worker in result["workers"].values())
     assert all(count > 0 for count in result["gps"]["updates_by_region"].values())
     assert result["bytes"]["wan"] > 0 < result["bytes"]["lan"]
-    for name in ("run.toml", "loss.png", "global.safetensors", "gps/events.jsonl", "lps-us/events.jsonl"):
+    for name in (
+        "run.toml",
+        "loss.png",
+        "global.safetensors",
+        "gps/events.jsonl",
+        "lps-us/events.jsonl",
+    ):
         assert (out / name).stat().st_size > 0, name
 
     run = config.load(out / "run.toml")
@@ -75,12 +81,16 @@ def test_a_killed_worker_costs_nothing_and_a_late_one_is_used(tmp_path: Path) ->
             daemons.start_worker("eu", group)
         daemons.start_servers("eu")
         daemons.start("evaluator", "worker", "--evaluate")
-        daemons.until("both workers train", lambda: len(daemons.events("worker-eu-1", "round")) >= 3)
+        daemons.until(
+            "both workers train", lambda: len(daemons.events("worker-eu-1", "round")) >= 3
+        )
         daemons.kill("worker-eu-1")
         daemons.until("it is missed", lambda: len(daemons.events("lps-eu", "worker_left")) == 1)
         before = len(daemons.events("worker-eu-0", "round"))
         daemons.start("late", "worker", "--region", "eu")
-        daemons.until("the late one joins", lambda: len(daemons.events("lps-eu", "worker_joined")) == 3)
+        daemons.until(
+            "the late one joins", lambda: len(daemons.events("lps-eu", "worker_joined")) == 3
+        )
         assert daemons.events("lps-eu", "worker_joined")[-1]["group"] == 1
         log = f"worker-eu-pid{daemons.processes['late'].pid}"
         daemons.until("the late one trains", lambda: len(daemons.events(log, "round")) >= 3)

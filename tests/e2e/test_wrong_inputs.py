@@ -24,7 +24,11 @@ pytestmark = pytest.mark.timeout(180)
 def one_line(command: list[str], *, code: int = 2) -> str:
     """Run a command that must fail: its one line on stderr."""
     done = subprocess.run(
-        [sys.executable, "-m", *command], capture_output=True, text=True, timeout=DEADLINE_S, check=False
+        [sys.executable, "-m", *command],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
     )
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     assert "Traceback" not in done.stderr
@@ -77,7 +81,9 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         taken.bind((host, port))
         taken.listen()
         for command in (["pelago.cli.main", "check", str(path)], ["gps", "--run", str(path)]):
-            line = one_line([*command, *(["--out", str(tmp_path / "out")] if command[0] == "gps" else [])])
+            line = one_line(
+                [*command, *(["--out", str(tmp_path / "out")] if command[0] == "gps" else [])]
+            )
             assert "gps.bind" in line
             assert str(port) in line
 
@@ -85,7 +91,9 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
 def test_an_unknown_region_is_named_with_those_there_are(tmp_path: Path) -> None:
     path = run_file(tmp_path)
     for role in ("lps", "worker"):
-        line = one_line([role, "--run", str(path), "--region", "mars", "--out", str(tmp_path / "out")])
+        line = one_line(
+            [role, "--run", str(path), "--region", "mars", "--out", str(tmp_path / "out")]
+        )
         assert "'mars'" in line
         assert "['eu', 'us']" in line
 
@@ -130,7 +138,9 @@ def ask(port: int, parts: list[bytes], name: bytes) -> list[bytes] | None:
         context.term()
 
 
-def answer(daemons: Daemons, node: str, message: Message, run_id: str | None = None) -> Message | None:
+def answer(
+    daemons: Daemons, node: str, message: Message, run_id: str | None = None
+) -> Message | None:
     """What a server answers to a message on its control port."""
     run = run_id or config.load(daemons.path).run_id
     name = f"test-{abs(hash((node, message, run))) % 10**9}".encode()
@@ -168,7 +178,9 @@ def test_a_wrong_corpus_digest_is_refused_and_the_worker_says_so_in_a_line(
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "text.txt").write_text("quite another corpus\n" * 2000, encoding="utf-8")
     other = tmp_path / "other.toml"
-    other.write_text(re.sub(r'source = "text:[^"]*"', f'source = "text:{tmp_path / "other"}"', text))
+    other.write_text(
+        re.sub(r'source = "text:[^"]*"', f'source = "text:{tmp_path / "other"}"', text)
+    )
     flags = ["--run", str(other), "--region", "eu", "--out", str(tmp_path / "out")]
     line = one_line(["worker", *flags], code=3)
     assert "refused" in line
@@ -199,7 +211,12 @@ def test_a_claim_of_ten_gigabytes_is_dropped_before_anything_is_allocated(
     """A ZMTP peer announces a frame of 10 GB: the connection is cut, the server goes on."""
     node = where.split()[0]
     greeting = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
-    ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER\x08Identity" + struct.pack(">I", 0)
+    ready = (
+        b"\x05READY\x0bSocket-Type"
+        + struct.pack(">I", 6)
+        + b"DEALER\x08Identity"
+        + struct.pack(">I", 0)
+    )
     with socket.create_connection(("127.0.0.1", ports(servers)[where]), timeout=DEADLINE_S) as raw:
         raw.sendall(greeting + b"\x04" + bytes([len(ready)]) + ready)
         raw.sendall(b"\x02" + struct.pack(">Q", 10 * 10**9) + b"x" * 64)

@@ -59,7 +59,9 @@ def write_corpus(folder: Path) -> Path:
     """Some text with structure in it; enough for a small model to learn from."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(8):
-        lines = [f"region {i % 7} sends update {i * index % 11} to server {i % 3}." for i in range(900)]
+        lines = [
+            f"region {i % 7} sends update {i * index % 11} to server {i % 3}." for i in range(900)
+        ]
         (folder / f"text{index}.txt").write_text("\n".join(lines), encoding="utf-8")
     return folder
 
@@ -87,7 +89,9 @@ def run_file(
     )
     text = text.replace("[gps]\n", f'[gps]\nbind = "127.0.0.1:{ports[0]}"\n')
     for (region, speeds), port in zip(regions.items(), ports[1:], strict=True):
-        text += f'[[region]]\nname = "{region}"\nworker_speeds = {speeds}\nbind = "127.0.0.1:{port}"\n'
+        text += (
+            f'[[region]]\nname = "{region}"\nworker_speeds = {speeds}\nbind = "127.0.0.1:{port}"\n'
+        )
     path = folder / "run.toml"
     path.write_text(text, encoding="utf-8")
     return path
@@ -110,9 +114,20 @@ class Daemons:
                 process.kill()
             process.communicate()
 
-    def start(self, node: str, role: str, *flags: str, run: Path | None = None) -> subprocess.Popen[str]:
+    def start(
+        self, node: str, role: str, *flags: str, run: Path | None = None
+    ) -> subprocess.Popen[str]:
         """Start a daemon; ``node`` names it here."""
-        command = [sys.executable, "-m", role, "--run", str(run or self.path), "--out", str(self.out), *flags]
+        command = [
+            sys.executable,
+            "-m",
+            role,
+            "--run",
+            str(run or self.path),
+            "--out",
+            str(self.out),
+            *flags,
+        ]
         self.processes[node] = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -172,7 +187,9 @@ class Daemons:
 def assert_books_balance(result: dict[str, Any]) -> None:
     """issued = applied + dropped + unexchanged + returned, and nothing twice."""
     ledger = result["ledger"]
-    accounted = sum(ledger[key] for key in ("applied", "dropped_in_flight", "unexchanged", "returned"))
+    accounted = sum(
+        ledger[key] for key in ("applied", "dropped_in_flight", "unexchanged", "returned")
+    )
     assert ledger["issued"] == accounted, ledger
     assert ledger["duplicated"] == 0, ledger
     assert ledger["applied"] > 0, ledger

@@ -1,0 +1,111 @@
+"""Do workers feel that their region's exchange is in flight over a slow link?
+
+    python bench/slow_link.py [--mbps 1] [--minutes 1.6]
+
+Runs a topology for real through `pelago local`: two regions with a worker each, the link between them slowed
+down, K so large that a region spends about as long in flight as not. A round is the time between two
+rounds of the far region's worker. Prints the median round while an exchange was in flight over the
+median round while none was; nothing may wait for the WAN, so it should be 1.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from parts.machine import describe, summary
+
+RUN = """
+[run]
+name = "slow-link"
+budget_local_steps = 1000000
+budget_minutes = {minutes}
+[data]
+sequence_length = 32
+validation_samples = 16
+[worker]
+local_steps = 4
+batch_size = 4
+global_batch_size = 16
+[lps]
+lr = 0.5
+momentum = 0.0
+momentum_delay = 1
+updates_per_exchange = 100
+merge_weight = 0.5
+[gps]
+validation_interval_steps = 100000
+[network]
+bandwidth_gbps = [[10, {gbps}], [{gbps}, 10]]
+latency_ms = [[0, 50], [50, 0]]
+[local]
+step_ms = 50
+[[region]]
+name = "near"
+worker_speeds = [1.0]
+[[region]]
+name = "far"
+worker_speeds = [1.0]
+"""
+
+
+def times(out: Path, node: str, kind: str) -> list[float]:
+    """When a node noted something, in seconds of the wall clock that all processes share."""
+    events: list[dict[str, Any]] = [
+        json.loads(line) for line in (out / node / "events.jsonl").read_text("utf-8").splitlines()
+    ]
+    return [datetime.fromisoformat(e["time"]).timestamp() for e in events if e["kind"] == kind]
+
+
+def flights(out: Path) -> list[tuple[float, float]]:
+    """When the far region's exchanges left, and when their answers were merged."""
+    merges = times(out, "lps-far", "merge")
+    # The last exchange may have had no answer.
+    return list(zip(times(out, "lps-far", "exchange"), merges, strict=False))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mbps", type=float, default=1.0)
+    parser.add_argument("--minutes", type=float, default=1.6)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        out, path = Path(folder) / "out", Path(folder) / "run.toml"
+        text = RUN.format(minutes=options.minutes, gbps=options.mbps / 1e3)
+        path.write_text(text, encoding="utf-8")
+        command = [sys.executable, "-m", "pelago.cli.main", "local", str(path), "--out", str(out)]
+        subprocess.run(command, check=True)
+        rounds = times(out, "worker-far-0", "round")
+        flying, resting = [], []
+        spans = flights(out)
+        last_merge = spans[-1][1]
+        for before, after in zip(rounds, rounds[1:], strict=False):
+            inside = any(start <= before and after <= end for start, end in spans)
+            touching = any(start < after and before < end for start, end in spans)
+            if inside:
+                flying.append(after - before)
+            elif not touching and after < last_merge:
+                resting.append(after - before)
+    flight_s = [end - start for start, end in spans]
+    figures = {
+        "benchmark": "slow_link",
+        "mbps": options.mbps,
+        "flight_s": summary(flight_s, 2),
+        "rounds_in_flight": len(flying),
+        "rounds_at_rest": len(resting),
+        "round_ms_in_flight": summary([1e3 * each for each in flying], 1),
+        "round_ms_at_rest": summary([1e3 * each for each in resting], 1),
+        "ratio": round(statistics.median(flying) / statistics.median(resting), 4),
+        "machine": describe(),
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
