@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def main() -> None:
         flying, resting = [], []
         spans = flights(out)
         last_merge = spans[-1][1]
-        for before, after in zip(rounds, rounds[1:], strict=False):
+        for before, after in pairwise(rounds):
             inside = any(start <= before and after <= end for start, end in spans)
             touching = any(start < after and before < end for start, end in spans)
             if inside:

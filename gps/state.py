@@ -35,6 +35,7 @@ from pelago.core.names import BlobId, Peer, PushId, Version
 from pelago.core.staging import Staging
 from pelago.wire.messages import (
     PROTOCOL_VERSION,
+    SAMPLES_MAX,
     Ack,
     Busy,
     Effect,
@@ -237,7 +238,7 @@ class Gps:
     def _on_lease_request(self, region: Region, peer: Peer, message: LeaseRequest) -> list[Effect]:
         if self.phase != "serving":
             return []
-        if message.request > region.request and message.samples > 0:
+        if message.request > region.request and 0 < message.samples <= SAMPLES_MAX:
             if self.started_at is None:
                 self.started_at = self._now
                 self._reached_at = self._now

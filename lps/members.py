@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Final
 
 from pelago.core.names import BlobId, Lease, Peer
-from pelago.wire.messages import Hello, WorkerReport
+from pelago.wire.messages import PROTOCOL_VERSION, Hello, WorkerReport
+
+GROUPS_MAX: Final = 1 << 16
 
 
 @dataclass(slots=True)
@@ -94,3 +97,26 @@ def _sum(past: WorkerReport | None, now: WorkerReport) -> WorkerReport:
         alive_ms=past.alive_ms + now.alive_ms,
         loss=now.loss,
     )
+
+
+def hello_fault(message: Hello, region: str, fingerprint: str, corpus: str) -> str:
+    """Why a process can be no worker of this region, in words for its user; empty: it can."""
+    if message.protocol != PROTOCOL_VERSION:
+        return f"protocol {message.protocol} is not {PROTOCOL_VERSION}: update the older node"
+    if message.role != "worker":
+        return f"an LPS serves workers, not {message.role}"
+    if message.address.region != region:
+        return f"region {message.address.region!r} is not this LPS's {region!r}"
+    if message.address.group >= GROUPS_MAX:
+        return f"group {message.address.group} is not below {GROUPS_MAX}"
+    if message.fingerprint != fingerprint:
+        return (
+            f"model fingerprint {message.fingerprint!r} is not the run's {fingerprint!r}:"
+            " the worker's model differs from the GPS's"
+        )
+    if message.corpus != corpus:
+        return (
+            f"corpus digest {message.corpus!r} is not the run's {corpus!r}:"
+            " the worker's corpus or tokenizer differs from the GPS's"
+        )
+    return ""

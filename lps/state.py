@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
 from lps.exchange import Exchanges
-from lps.members import Member, Members
+from lps.members import Member, Members, hello_fault
+from lps.supply import Supply
 from pelago.core.leases import LeaseTable
 from pelago.core.machine import (
     Apply,
@@ -33,10 +34,11 @@ from pelago.core.machine import (
     Trained,
     Validated,
 )
-from pelago.core.names import Address, BlobId, Peer, PushId, Version
+from pelago.core.names import Address, BlobId, Lease, Peer, PushId, Version
 from pelago.core.staging import Staging
 from pelago.wire.messages import (
     PROTOCOL_VERSION,
+    SAMPLES_MAX,
     Ack,
     Busy,
     Effect,
@@ -46,7 +48,6 @@ from pelago.wire.messages import (
     Heartbeat,
     Hello,
     LeaseGrant,
-    LeaseRequest,
     Leave,
     Message,
     Model,
@@ -63,9 +64,6 @@ from pelago.wire.messages import (
     WorkerReport,
 )
 from pelago.wire.uplink import Uplink
-
-LEAVE_TICKS_MAX = 20
-"""How often a leaving server says so before it goes without an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +119,11 @@ class Lps:
         self._measuring: dict[BlobId, tuple[Peer, Push]] = {}
         self._queue: deque[Peer] = deque()
         """Members that wait for a lease, first come first served."""
-        self._request: LeaseRequest | None = None
-        self._requests = 0
+        self._supply = Supply(settings.lease_block, settings.round_samples_max)
         self._next_blob = 1
         self._loaded: Version | None = None
         """Global version that the driver put into the arena: no first transfer then."""
-        self._leave: Leave | None = None
-        self._leave_ticks = 0
         self._pulled_at = 0
-        self._asked_at = 0
         self._now = 0
 
     # --- events --------------------------------------------------------------------------------------
@@ -235,20 +229,19 @@ class Lps:
             self.uplink.finished(upload.push)
             effects.append(Release(upload.blob))
         self.exchanges.void()
-        self._request = None
+        self._supply.void()
         if self.phase == "serving":
             self.phase = "joining"
         return [*effects, *self.uplink.join()]
 
     def _on_lease_grant(self, message: LeaseGrant) -> list[Effect]:
-        request = self._request
-        if request is None or request.request != message.request:
+        if not self._supply.expects(message):
             return []
         if message.fence > self.uplink.fence:
             return self._on_rejoin()  # The Welcome that we went by was an old one.
         if message.fence != self.uplink.fence or self.phase != "serving":
             return []
-        self._request = None
+        self._supply.void()
         self.leases.pool.add(message.spans)
         return self._serve()
 
@@ -347,7 +340,7 @@ class Lps:
             return [Send(peer, Stop("run finished"))]
         if not self.uplink.joined:
             return [Send(peer, Wait(f"the GPS, for which the LPS of {self.settings.region} waits"))]
-        fault = self._hello_fault(message)
+        fault = hello_fault(message, self.settings.region, self.fingerprint, self.corpus)
         if fault:
             return [Note("refused", {"peer": peer, "why": fault}), Send(peer, Refuse(fault))]
         effects: list[Effect] = []
@@ -371,29 +364,8 @@ class Lps:
         )
         return [*effects, Send(peer, welcome)]
 
-    def _hello_fault(self, message: Hello) -> str:
-        if message.protocol != PROTOCOL_VERSION:
-            return f"protocol {message.protocol} is not {PROTOCOL_VERSION}: update the older node"
-        if message.role != "worker":
-            return f"an LPS serves workers, not {message.role}"
-        if message.address.region != self.settings.region:
-            return f"region {message.address.region!r} is not this LPS's {self.settings.region!r}"
-        if message.address.group >= 1 << 16:
-            return f"group {message.address.group} is not below {1 << 16}"
-        if message.fingerprint != self.fingerprint:
-            return (
-                f"model fingerprint {message.fingerprint!r} is not the run's {self.fingerprint!r}:"
-                " the worker's model differs from the GPS's"
-            )
-        if message.corpus != self.corpus:
-            return (
-                f"corpus digest {message.corpus!r} is not the run's {self.corpus!r}:"
-                " the worker's corpus or tokenizer differs from the GPS's"
-            )
-        return ""
-
     def _on_pull(self, member: Member, samples: int) -> list[Effect]:
-        if samples == 0 or member.replying is not None:
+        if not 0 < samples <= SAMPLES_MAX or member.replying is not None:
             return []
         if self.phase in ("draining", "leaving", "gone"):
             return [Send(member.peer, Stop("run finished"))]
@@ -427,24 +399,12 @@ class Lps:
         return [Pin(blob), Send(member.peer, message, blob), Release(blob)]
 
     def _request_samples(self) -> list[Effect]:
-        """Keep `lease_block` rounds in hand; with a block of 1 ask for what is wanted when it is wanted."""
-        if self._request is not None or self.phase != "serving":
+        if self.phase != "serving":
             return []
-        in_hand = self.leases.pool.total
-        if self.settings.lease_block == 1:
-            head = self.members.get(self._queue[0]) if self._queue else None
-            missing = head.wants - in_hand if head is not None else 0
-        else:
-            block = self.settings.lease_block * self.settings.round_samples_max
-            missing = block if in_hand < block else 0
-            head = self.members.get(self._queue[0]) if self._queue else None
-            missing = max(missing, head.wants - in_hand if head is not None else 0)
-        if missing <= 0:
-            return []
-        self._requests += 1
-        self._request = LeaseRequest(self._requests, missing)
-        self._asked_at = self._now
-        return [Send(self.settings.gps, self._request)]
+        head = self.members.get(self._queue[0]) if self._queue else None
+        wanted = head.wants if head is not None else 0
+        request = self._supply.ask(self.leases.pool.total, wanted, self._now)
+        return [] if request is None else [Send(self.settings.gps, request)]
 
     def _on_offer(self, member: Member, push: PushId) -> list[Effect]:
         if self.leases.find(push) is None or self.leases.open[push.lease].group != member.group:
@@ -459,7 +419,8 @@ class Lps:
     def _on_push(self, member: Member, message: Push, blob: BlobId) -> list[Effect]:
         member.replying = None  # It trained on what we sent, so that arrived.
         held = self.leases.find(message.push)
-        if held is None or held.group != member.group or held.lease.spans != message.spans:
+        mine = held is not None and held.group == member.group
+        if held is None or not mine or not _trained_on(message, held.lease):
             outcome = self.leases.outcome(message.push)
             freed = self._place_free(member.peer, message.push)
             return [Release(blob), *freed, Send(member.peer, Ack(message.push, outcome))]
@@ -557,14 +518,14 @@ class Lps:
         for member in self.members.silent_since(self._now - self.settings.lost_after_ps):
             effects += [*self._remove(member, "lost: no heartbeat"), Send(member.peer, Rejoin())]
         if self.phase == "leaving":
-            return [*effects, *self._repeat_leave()]
+            return [*effects, *self.uplink.leave_again()]
         effects += self.uplink.tick(self.report(), self._now)
         due = self._now - self.settings.retry_ps
         if self.phase == "loading" and self._pulled_at <= due and self.uplink.joined:
             effects += self._pull()
-        if self._request is not None and self._asked_at <= due and self.uplink.joined:
-            self._asked_at = self._now
-            effects.append(Send(self.settings.gps, self._request))
+        request = self._supply.repeat(due, self._now) if self.uplink.joined else None
+        if request is not None:
+            effects.append(Send(self.settings.gps, request))
         if self.phase == "draining":
             effects += [Send(member.peer, Stop("run finished")) for member in self.members]
             effects += self._maybe_leave()
@@ -600,18 +561,11 @@ class Lps:
             return []
         self.phase = "leaving"
         effects = self._exchange_released()
-        self._request = None
+        self._supply.void()
         unexchanged, dropped = self.exchanges.settle()
-        self._leave = Leave("drained", self.report(), self.leases.void(), unexchanged, dropped)
-        return [*effects, Send(self.settings.gps, self._leave)]
-
-    def _repeat_leave(self) -> list[Effect]:
-        assert self._leave is not None
-        self._leave_ticks += 1
-        if self._leave_ticks > LEAVE_TICKS_MAX:
-            self.phase = "gone"
-            return [Note("left_unanswered", {}), Finish("the GPS does not answer")]
-        return [Send(self.settings.gps, self._leave)]
+        returned = self.leases.void()
+        leave = Leave("drained", self.report(), returned, unexchanged, dropped)
+        return [*effects, *self.uplink.leave(leave)]
 
     def _new_blob(self) -> BlobId:
         self._next_blob += 1
@@ -632,6 +586,11 @@ class Lps:
         assert exchanging == (self.uplink.upload is not None) or self.phase in ("leaving", "gone")
         for member in self.members:  # L4: a member never saw a version that is not there yet.
             assert member.sent <= self.version
+
+
+def _trained_on(message: Push, lease: Lease) -> bool:
+    """Whether an update can be what it says: of all of its lease, a step a sample at the most."""
+    return message.spans == lease.spans and 0 < message.steps <= lease.samples
 
 
 def _elements(shape: tuple[int, ...]) -> int:

@@ -58,9 +58,6 @@ from pelago.wire.messages import (
 )
 from pelago.wire.uplink import Uplink
 
-LEAVE_TICKS_MAX = 10
-"""How often a leaving node says so before it goes without an answer."""
-
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
@@ -91,25 +88,6 @@ class WorkerSettings:
         )
 
 
-class _Departure:
-    """Saying goodbye: repeat Leave until it is settled, but not for ever."""
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-        self._ticks = 0
-
-    def begin(self, server: Peer, reason: str, report: WorkerReport | None) -> list[Effect]:
-        self.reason = reason
-        return [Send(server, Leave(reason, report, (), (), ()))]
-
-    def tick(self, server: Peer, report: WorkerReport | None) -> list[Effect]:
-        assert self.reason is not None
-        self._ticks += 1
-        if self._ticks > LEAVE_TICKS_MAX:
-            return [Note("left_unanswered", {}), Finish(self.reason)]
-        return self.begin(server, self.reason, report)
-
-
 class Worker:
     """One worker group of one replica of one rank."""
 
@@ -127,7 +105,6 @@ class Worker:
         self.steps = 0
         self.tokens = 0
         self.loss = 0.0
-        self._departure = _Departure()
         self._asked_at = 0
         self._joined_at: int | None = None
         self._round_started_at = 0
@@ -207,11 +184,9 @@ class Worker:
                 effects += self._on_model(message, blob)
             case Stop(reason):
                 effects += self._leave(reason)
-            case Rejoin() | Goodbye() if (
-                self._departure.reason is not None and self.state != "gone"
-            ):
+            case Rejoin() | Goodbye() if self.state == "leaving" and self.uplink.leaving:
                 self.state = "gone"
-                effects.append(Finish(self._departure.reason))
+                effects.append(Finish(self.uplink.leaving.reason))
             case _:
                 effects += [Release(blob)] if blob is not None else []
         return effects
@@ -276,7 +251,7 @@ class Worker:
         if self.state == "gone":
             return []
         if self.state == "leaving":
-            return self._departure.tick(self.settings.server, self.report())
+            return self.uplink.leave_again()
         effects = self.uplink.tick(self.report(), self._now)
         if self.state == "idle" and self._now - self._asked_at >= self.settings.retry_ps:
             effects += self._pull()
@@ -308,7 +283,7 @@ class Worker:
         self.state = "leaving" if joined else "gone"
         if not joined:
             return [*effects, Finish(reason)]
-        return [*effects, *self._departure.begin(self.settings.server, reason, self.report())]
+        return [*effects, *self.uplink.leave(Leave(reason, self.report(), (), (), ()))]
 
     def check(self) -> None:
         """Assert the invariants of a worker."""
@@ -335,7 +310,6 @@ class Evaluator:
         """Counted local steps that the next version to measure must have behind it."""
         self._model: Model | None = None
         self._found: Evaluated | None = None
-        self._departure = _Departure()
         self._asked_at = 0
         self._now = 0
 
@@ -382,11 +356,9 @@ class Evaluator:
                 effects += self._on_model(message, blob)
             case Stop() | Heartbeat():
                 pass  # The last version still comes; then we leave.
-            case Rejoin() | Goodbye() if (
-                self._departure.reason is not None and self.state != "gone"
-            ):
+            case Rejoin() | Goodbye() if self.state == "leaving" and self.uplink.leaving:
                 self.state = "gone"
-                effects.append(Finish(self._departure.reason))
+                effects.append(Finish(self.uplink.leaving.reason))
             case _:
                 effects += [Release(blob)] if blob is not None else []
         return effects
@@ -425,7 +397,7 @@ class Evaluator:
             again: list[Effect] = (
                 [] if self._found is None else [Send(self.settings.server, self._found)]
             )
-            return [*again, *self._departure.tick(self.settings.server, None)]
+            return [*again, *self.uplink.leave_again()]
         effects = self.uplink.tick(None, self._now)
         if self.state == "idle" and self._now - self._asked_at >= self.settings.retry_ps:
             effects += self._ask()
@@ -438,7 +410,7 @@ class Evaluator:
         self.state = "leaving" if joined else "gone"
         if not joined:
             return [Finish(reason)]
-        return self._departure.begin(self.settings.server, reason, None)
+        return self.uplink.leave(Leave(reason, None, (), (), ()))
 
     def check(self) -> None:
         """Assert the invariants of an evaluator."""

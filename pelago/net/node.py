@@ -40,7 +40,7 @@ from pelago.core.machine import (
     Train,
     Validate,
 )
-from pelago.core.names import Peer, Version
+from pelago.core.names import BlobId, Peer, Version
 from pelago.net.lane import Tensors
 from pelago.net.limits import Limits
 from pelago.net.ring import Ring
@@ -223,10 +223,7 @@ class Node:
     def _execute(self, effect: Effect) -> None:
         match effect:
             case Send(peer, message, blob):
-                if blob is None:
-                    self._send_control(peer, [encode(self.settings.run_id, message)])
-                else:
-                    self.transfers.send(peer, message, blob)
+                self._send(peer, message, blob)
             case SetTick(interval_ps):
                 self._set_tick(interval_ps / PS_PER_S)
             case Measure() | Apply() | Pin() | Difference() | Release():
@@ -244,6 +241,18 @@ class Node:
                 self._finish(effect)
             case _:
                 assert_never(effect)
+
+    def _send(self, peer: Peer, message: Message, blob: BlobId | None) -> None:
+        try:
+            encoded = encode(self.settings.run_id, message)
+        except WireError as error:
+            # Numbers that peers claim can add up to more than a message holds; that must not end us.
+            self.telemetry.drop("unencodable", peer, str(error))
+            return
+        if blob is None:
+            self._send_control(peer, [encoded])
+        else:
+            self.transfers.send(peer, encoded, blob)
 
     def _need_trainer(self) -> Training:
         assert self._training is not None, "this node has no trainer"

@@ -55,9 +55,8 @@ class Transfers:
             run_id, tensors, limits, send_frame, post, throttle, telemetry, clock
         )
 
-    def send(self, peer: Peer, message: Message, blob: BlobId) -> None:
-        """Send a message with a payload, after every tensor effect that was wished before."""
-        envelope = encode(self._run_id, message)
+    def send(self, peer: Peer, envelope: bytes, blob: BlobId) -> None:
+        """Send an encoded message with a payload, after every tensor effect that was wished before."""
         self._tensors.use(blob)
         self._tensors.after(lambda: self.outgoing.send(peer, envelope, blob))
 

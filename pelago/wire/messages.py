@@ -22,6 +22,8 @@ ITEMS_MAX: Final = 1 << 16
 RUN_ID_BYTES_MAX: Final = 64
 CHUNK_BYTES_MAX: Final = 4 << 20
 """Payload of one chunk frame."""
+SAMPLES_MAX: Final = 1 << 32
+"""Samples that one request may ask for."""
 FRAMES_MAX: Final = 3
 """Parts of one ZeroMQ message after the routing identity: envelope, and for a chunk its payload."""
 

@@ -6,20 +6,24 @@ the owner asks for are repeated on the tick until they are answered.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
-from pelago.core.machine import Note, Send
+from pelago.core.machine import Finish, Note, Send
 from pelago.core.names import BlobId, Peer, PushId
 from pelago.wire.messages import (
     Effect,
     Grant,
     Heartbeat,
     Hello,
+    Leave,
     Offer,
     Push,
     RegionReport,
     WorkerReport,
 )
+
+LEAVE_TICKS_MAX: Final = 20
+"""How often a leaving node says so before it goes without an answer."""
 
 
 @dataclass(slots=True)
@@ -47,6 +51,9 @@ class Uplink:
         self.joined = False
         self.fence = 0
         self.upload: Upload | None = None
+        self.leaving: Leave | None = None
+        """What was said in parting, once it was."""
+        self._leave_ticks = 0
         self._retry_ps = retry_ps
         self._lost_after_ps = lost_after_ps
         self._heard_at: int | None = None
@@ -121,3 +128,18 @@ class Uplink:
             return None
         self.upload = None
         return upload
+
+    def leave(self, message: Leave) -> list[Effect]:
+        """Say goodbye, for good; the owner calls `leave_again` on every tick until it is answered."""
+        self.leaving = message
+        return [Send(self.server, message)]
+
+    def leave_again(self) -> list[Effect]:
+        """Repeat the goodbye, but not for ever: then the node goes without an answer."""
+        assert self.leaving is not None
+        self._leave_ticks += 1
+        if self._leave_ticks <= LEAVE_TICKS_MAX:
+            return [Send(self.server, self.leaving)]
+        if self._leave_ticks == LEAVE_TICKS_MAX + 1:
+            return [Note("left_unanswered", {}), Finish(self.leaving.reason)]
+        return []

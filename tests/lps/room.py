@@ -112,7 +112,7 @@ class Room(Conversation):
         member = self.lps.members.get(peer)
         assert member is not None
         if member.lease is None:
-            request = self.lps._request
+            request = self.lps._supply.request
             assert request is not None
             start = 4 * request.request - 4
             self.grant(request.request, ((start, start + request.samples),))

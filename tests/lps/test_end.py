@@ -2,7 +2,7 @@
 
 import pytest
 
-from lps.state import LEAVE_TICKS_MAX, Lps
+from lps.state import Lps
 from pelago.core.dedupe import Outcome
 from pelago.core.machine import (
     Event,
@@ -35,6 +35,7 @@ from pelago.wire.messages import (
     Stop,
     Welcome,
 )
+from pelago.wire.uplink import LEAVE_TICKS_MAX
 from tests.conversation import without_notes
 from tests.lps.room import GPS_HELLO, REPORT, Room, global_model, gps_welcome, hello, update
 
@@ -67,7 +68,7 @@ def leaving(draining: Room) -> Room:
 
 def settled(room: Room) -> tuple[Spans, Spans, Spans]:
     """What the region says at the end: (returned, unexchanged, dropped)."""
-    leave = room.lps._leave
+    leave = room.lps.uplink.leaving
     assert leave is not None
     return leave.returned, leave.unexchanged, leave.dropped
 
@@ -185,12 +186,12 @@ def test_the_region_is_gone_when_its_leave_is_settled(leaving: Room) -> None:
 
 
 def test_leave_is_said_until_it_is_answered_but_not_for_ever(leaving: Room) -> None:
-    leave = Send("gps", leaving.lps._leave)
+    leave = Send("gps", leaving.lps.uplink.leaving)
     for _ in range(LEAVE_TICKS_MAX):
         assert leaving.happens(Tick()) == [leave]
     assert leaving.happens(Tick()) == [
         Note("left_unanswered", {}),
-        Finish("the GPS does not answer"),
+        Finish("drained"),
     ]
 
 

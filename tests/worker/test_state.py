@@ -49,8 +49,9 @@ from pelago.wire.messages import (
     Welcome,
     WorkerReport,
 )
+from pelago.wire.uplink import LEAVE_TICKS_MAX
 from tests.conversation import Conversation
-from worker.state import LEAVE_TICKS_MAX, Worker, WorkerSettings
+from worker.state import Worker, WorkerSettings
 
 SETTINGS = WorkerSettings(
     server="eu",

@@ -42,8 +42,9 @@ from pelago.wire.messages import (
     Wait,
     Welcome,
 )
+from pelago.wire.uplink import LEAVE_TICKS_MAX
 from tests.conversation import Conversation
-from worker.state import LEAVE_TICKS_MAX, Evaluator, WorkerSettings
+from worker.state import Evaluator, WorkerSettings
 
 SETTINGS = WorkerSettings(
     server="gps",
