@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test check bench coverage
 
 demo: $(INSTALLED)
-	$(BIN)/pelago local demo.toml --out runs/demo
+	$(BIN)/pelago local demo.toml --out runs/demo --overwrite
 
 test: check
 	$(BIN)/pytest

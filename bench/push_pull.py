@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import os
 import select
 import subprocess
 import sys
@@ -24,7 +25,10 @@ from worker.evaluator import Evaluator
 PARTS = Path(__file__).parent / "parts"
 KINDS = ("blocked", "whole", "nothing")
 """Of bare peers; see parts/bare.py."""
-WARM_UP_ROUNDS = 3
+WARM_UP_ROUNDS = 8
+"""So many, because the bare peers get their memory back from the allocator only after a few."""
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""For torch in every process, the daemons' too: two sides of a round share this machine's cores."""
 PAGE_MB = 4096 / 1e6
 PATIENCE_S = 120
 RUN = """
@@ -109,6 +113,7 @@ def process(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[str]]:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
+            env={**os.environ, **ONE_THREAD},
         )
         try:
             yield started

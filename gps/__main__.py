@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+import torch
+
 from gps import files, initial
 from gps.result import result
 from gps.settings import settings
@@ -30,6 +32,8 @@ def parser() -> argparse.ArgumentParser:
 
 async def serve(options: argparse.Namespace, run: RunFile) -> int:
     """Run the GPS until its budget is reached and everybody has left, then write the results."""
+    # One thread: its blocks fit the cache, and a norm then has the same last bits everywhere.
+    torch.set_num_threads(1)
     host, port = daemon.address(options.bind, run.gps_bind(), "--bind")
     out = daemon.out_folder(run, options.out)
     log = daemon.telemetry(out, "gps")

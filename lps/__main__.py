@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+import torch
+
 from lps.settings import settings
 from lps.state import Lps
 from pelago.config import RunFile
@@ -29,6 +31,8 @@ def parser() -> argparse.ArgumentParser:
 async def serve(options: argparse.Namespace, run: RunFile) -> int:
     """Serve a region until the GPS ends the run."""
     region = run.region_index(options.region)
+    # One thread: its blocks fit the cache, and a norm then has the same last bits everywhere.
+    torch.set_num_threads(1)
     host, port = daemon.address(options.bind, run.lps_bind(region), "--bind")
     gps_host, gps_port = daemon.address(options.connect, run.gps_connect(), "--connect")
     out = daemon.out_folder(run, options.out)
@@ -59,7 +63,6 @@ async def serve(options: argparse.Namespace, run: RunFile) -> int:
         f"serving region {options.region} at {host}:{port}; the GPS is at {gps_host}:{gps_port}"
     )
     finish = await node.run()
-    log.line(finish.error or finish.reason)
     return daemon.outcome(finish)
 
 

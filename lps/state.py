@@ -479,11 +479,12 @@ class Lps:
 
     def _remove(self, member: Member, reason: str) -> list[Effect]:
         """A member is gone: its samples return to the pool, and what it still holds is fenced off."""
+        fields = {"group": member.group, "peer": member.peer, "why": reason}
         if member.lease is not None:
             self.leases.give_back(member.lease.push, "fenced")
+            fields["lease"] = member.lease.push.lease
         self.members.remove(member)
-        note = Note("worker_left", {"group": member.group, "peer": member.peer, "why": reason})
-        return [note, *self._place_free(member.peer), *self._serve()]
+        return [Note("worker_left", fields), *self._place_free(member.peer), *self._serve()]
 
     def _place_free(self, peer: Peer, push: PushId | None = None) -> list[Effect]:
         return [Send(other, Grant(granted)) for other, granted in self.staging.free(peer, push)]

@@ -130,7 +130,6 @@ async def _train(options: argparse.Namespace, run: RunFile) -> int:
     )
     log.line(f"training for region {options.region}; its LPS is at {host}:{port}")
     finish = await node.run()
-    log.line(finish.error or finish.reason)
     return daemon.outcome(finish)
 
 
@@ -164,7 +163,6 @@ async def _evaluate(options: argparse.Namespace, run: RunFile) -> int:
     )
     log.line(f"evaluating; the GPS is at {host}:{port}")
     finish = await node.run()
-    log.line(finish.error or finish.reason)
     return daemon.outcome(finish)
 
 

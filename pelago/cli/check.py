@@ -49,9 +49,8 @@ def _check_ports(run: RunFile) -> None:
                     f"{key}: port {each} is used by {seen[each]} too (each server needs two)"
                 )
             seen[each] = key
-    if any(region.bind for region in run.region) or run.gps.bind != config.Gps().bind:
-        for key, (host, port) in binds.items():
-            require_free(host, port, key)
+    for key, (host, port) in binds.items():
+        require_free(host, port, key)
 
 
 def _describe_model(run: RunFile) -> str:
