@@ -14,6 +14,7 @@ from pelago.core.names import Version
 from pelago.net import daemon
 from pelago.net.limits import Limits
 from pelago.net.node import CRASHED, Node, NodeSettings
+from pelago.net.ports import require_free
 from pelago.net.sockets import Bind
 from pelago.tensor.optim import DelayedNesterov
 from pelago.tensor.plane import Plane
@@ -35,6 +36,8 @@ async def serve(options: argparse.Namespace, run: RunFile) -> int:
     # One thread: its blocks fit the cache, and a norm then has the same last bits everywhere.
     torch.set_num_threads(1)
     host, port = daemon.address(options.bind, run.gps_bind(), "--bind")
+    # Now, not after the model was built; the sockets are bound when there is something to serve.
+    require_free(host, port, "gps.bind")
     out = daemon.out_folder(run, options.out)
     log = daemon.telemetry(out, "gps")
     log.line("building the initial model")
