@@ -1,6 +1,7 @@
 """What a run leaves behind: `result.json`, `loss.png` and the last global model."""
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +24,20 @@ def write(folder: Path, result: dict[str, Any], manifest: Manifest, flat: torch.
         )
         plot_loss(folder / "loss.png", result["validation"])
         partial = folder / ".result.json.part"
-        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(_finite(result), indent=1, allow_nan=False)
+        partial.write_text(text + "\n", encoding="utf-8")
         os.replace(partial, folder / "result.json")
     except OSError as error:
         raise CheckpointError(f"cannot write the results to {folder}: {error}") from None
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN: a loss that diverged is null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list) else value
 
 
 def plot_loss(path: Path, validation: Sequence[Sequence[float]]) -> None:

@@ -25,7 +25,6 @@ class Region:
     replying: BlobId | None = None
     """The model that is on its way to it."""
     report: RegionReport | None = None
-    left: bool = False
     outcomes: Outcomes = field(default_factory=Outcomes)
     newest: int = 0
     """Newest exchange of this fence that was settled."""
@@ -35,7 +34,7 @@ class Region:
         self.peer, self.incarnation, self.heard_at = peer, incarnation, now
         self.fence += 1
         self.request, self.lent, self.replying = 0, (), None
-        self.outcomes, self.newest, self.left = Outcomes(), 0, False
+        self.outcomes, self.newest = Outcomes(), 0
 
     def part(self) -> None:
         """Nobody serves the region any more. Its fence grows when somebody does again."""
@@ -110,7 +109,9 @@ class Evaluators:
 
     def wants(self, peer: Peer, after_steps: int) -> None:
         """It asks for the first version with so many counted steps."""
-        self._evaluators[peer].after_steps = after_steps
+        evaluator = self._evaluators[peer]
+        if evaluator.replying is None:  # Otherwise what it asks for is on its way.
+            evaluator.after_steps = after_steps
 
     def ready(self, counted_steps: int, final: bool) -> list[Peer]:
         """Those to whom the model goes now; the final one goes to all that ask."""

@@ -34,6 +34,7 @@ from pelago.core.machine import (
 from pelago.core.names import BlobId, Peer, PushId, Version
 from pelago.core.staging import Staging
 from pelago.wire.messages import (
+    COUNT_MAX,
     PROTOCOL_VERSION,
     SAMPLES_MAX,
     Ack,
@@ -311,6 +312,8 @@ class Gps:
             return "not finite"
         if event.norm > self.settings.update_norm_max:
             return f"norm above gps.update_norm_max = {self.settings.update_norm_max}"
+        if not 0 <= message.steps <= COUNT_MAX or not 0 <= message.tokens <= COUNT_MAX:
+            return f"{message.steps} steps and {message.tokens} tokens are not to be believed"
         if not self.ledger.holds(region.name, (*message.spans, *message.dropped)):
             return "samples that this region does not hold"
         return ""
@@ -356,7 +359,6 @@ class Gps:
         else:
             # The run goes on: what never reached the global model is trained again by others.
             self.ledger.reclaim(region.name)
-        region.left = True
         return [*effects, Send(peer, Goodbye()), *self._maybe_finish()]
 
     def _part(self, region: Region, reason: str) -> list[Effect]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from pelago.core.names import BlobId, Lease, Peer
-from pelago.wire.messages import PROTOCOL_VERSION, Hello, WorkerReport
+from pelago.wire.messages import COUNT_MAX, PROTOCOL_VERSION, Hello, WorkerReport
 
 GROUPS_MAX: Final = 1 << 16
 
@@ -32,8 +32,7 @@ class Member:
 class Members:
     """All of them. A group's fence grows each time its holder changes."""
 
-    def __init__(self, groups: int) -> None:
-        self._groups = groups
+    def __init__(self) -> None:
         self._members: dict[Peer, Member] = {}
         self._fences: dict[int, int] = {}
         self._past: dict[Peer, WorkerReport] = {}
@@ -90,11 +89,11 @@ def _sum(past: WorkerReport | None, now: WorkerReport) -> WorkerReport:
         return now
     return WorkerReport(
         group=now.group,
-        rounds=past.rounds + now.rounds,
-        steps=past.steps + now.steps,
-        tokens=past.tokens + now.tokens,
-        busy_ms=past.busy_ms + now.busy_ms,
-        alive_ms=past.alive_ms + now.alive_ms,
+        rounds=min(COUNT_MAX, past.rounds + now.rounds),
+        steps=min(COUNT_MAX, past.steps + now.steps),
+        tokens=min(COUNT_MAX, past.tokens + now.tokens),
+        busy_ms=min(COUNT_MAX, past.busy_ms + now.busy_ms),
+        alive_ms=min(COUNT_MAX, past.alive_ms + now.alive_ms),
         loss=now.loss,
     )
 

@@ -31,7 +31,6 @@ def settings(
         gps=gps,
         region=run.region[region].name,
         incarnation=incarnation,
-        groups=len(run.region[region].worker_speeds),
         updates_per_exchange=run.lps.updates_per_exchange,
         merge_weight=run.lps.merge_weight,
         carry=run.lps.in_flight == "carry",

@@ -37,6 +37,7 @@ from pelago.core.machine import (
 from pelago.core.names import Address, BlobId, Lease, Peer, PushId, Version
 from pelago.core.staging import Staging
 from pelago.wire.messages import (
+    COUNT_MAX,
     PROTOCOL_VERSION,
     SAMPLES_MAX,
     Ack,
@@ -73,8 +74,6 @@ class LpsSettings:
     gps: Peer
     region: str
     incarnation: int
-    groups: int
-    """Worker groups that the run file names; more may join."""
     updates_per_exchange: int
     merge_weight: float
     carry: bool
@@ -107,7 +106,7 @@ class Lps:
         )
         self.version = 0
         self.leases = LeaseTable(settings.incarnation)
-        self.members = Members(settings.groups)
+        self.members = Members()
         self.staging = Staging(settings.staged_max)
         self.exchanges = Exchanges(settings.updates_per_exchange, settings.carry)
         self.fingerprint = ""
@@ -591,7 +590,8 @@ class Lps:
 
 def _trained_on(message: Push, lease: Lease) -> bool:
     """Whether an update can be what it says: of all of its lease, a step a sample at the most."""
-    return message.spans == lease.spans and 0 < message.steps <= lease.samples
+    counts = 0 < message.steps <= lease.samples and 0 <= message.tokens <= COUNT_MAX
+    return counts and message.spans == lease.spans
 
 
 def _elements(shape: tuple[int, ...]) -> int:

@@ -27,7 +27,7 @@ Endpoint = Annotated[str, Field(pattern=r"^[^\s/:]+:[0-9]{1,5}$")]
 class Section(BaseModel):
     """A table of the run file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Run(Section):
@@ -124,6 +124,15 @@ class Server(Section):
     """An update with a larger norm, or one that is not finite, is rejected."""
     staged_max: Positive = 2
     """Updates that may be staged or under way to this server at once."""
+
+    @model_validator(mode="after")
+    def _momentum_is_no_more_than_whole(self) -> Self:
+        if self.momentum_activation * self.momentum_delay > 1:
+            raise ValueError(
+                f"momentum_activation = {self.momentum_activation} must not exceed"
+                f" 1 / momentum_delay = {1 / self.momentum_delay:.4g}"
+            )
+        return self
 
 
 class Lps(Server):
@@ -330,7 +339,8 @@ def parse(text: str, source: str = "run file") -> RunFile:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: not TOML: {error}") from None
     try:
-        run = RunFile.model_validate(tables)
+        # Strict, so that "8" is no number; JSON, since there a list may stand for a tuple, 1 for 1.0.
+        run = RunFile.model_validate_json(json.dumps(tables, default=str), strict=True)
     except ValidationError as error:
         faults = "; ".join(_fault(detail) for detail in error.errors())
         raise ConfigError(f"{source}: {faults}") from None
@@ -363,10 +373,18 @@ def dump(run: RunFile) -> str:
 
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + "}"
+        return (
+            "{"
+            + ", ".join(
+                f"{_toml(key)} = {_toml(each)}"
+                for key, each in value.items()
+            )
+            + "}"
+        )
     if isinstance(value, list):
         return "[" + ", ".join(_toml(each) for each in value) + "]"
-    return json.dumps(value)
+    # A TOML string is a JSON string, but for one control character that JSON does not escape.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _fault(detail: Any) -> str:

@@ -75,6 +75,8 @@ class WorkerSettings:
     """0: no heartbeats and no retries, for a driver that loses nothing."""
     retry_ps: int
     lost_after_ps: int
+    group_samples: tuple[int, ...] = ()
+    """Samples of one lease for each group that the run file names, if the server chooses the group."""
 
     def hello(self, role: Role) -> Hello:
         """How this node introduces itself."""
@@ -200,7 +202,12 @@ class Worker:
 
     def _pull(self) -> list[Effect]:
         self._asked_at = self._now
-        return [Send(self.settings.server, Pull(self.settings.round_samples, 0))]
+        return [Send(self.settings.server, Pull(self._round_samples(), 0))]
+
+    def _round_samples(self) -> int:
+        """Samples to ask for: those of the group that the server gave us, if the run file knows it."""
+        group, table = self.uplink.hello.address.group, self.settings.group_samples
+        return table[group] if 0 <= group < len(table) else self.settings.round_samples
 
     def _on_model(self, message: Model, blob: BlobId) -> list[Effect]:
         if self.state != "idle" or message.lease is None:
@@ -230,7 +237,7 @@ class Worker:
             loss=event.loss,
             spans=self.lease.spans,
             dropped=(),
-            next_samples=self.settings.round_samples,
+            next_samples=self._round_samples(),
         )
         fields = {"steps": event.steps, "loss": event.loss, "busy_ms": busy_ps / 1e9}
         return [Note("round", fields), *self.uplink.offer(push, event.blob, self._now)]

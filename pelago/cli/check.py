@@ -10,6 +10,8 @@ from pelago.config import RunFile
 from pelago.core.errors import ConfigError
 from pelago.net.ports import require_free
 
+THIS_MACHINE = ("127.0.0.1", "localhost")
+
 
 def check(run: RunFile) -> int:
     """Validate files, ports and shapes, then print what would run. Raises `ConfigError`."""
@@ -38,19 +40,23 @@ def check(run: RunFile) -> int:
 
 
 def _check_ports(run: RunFile) -> None:
-    binds = {"gps.bind": run.gps_bind()}
+    """Ports of servers that share a host must differ, and those of this machine must be free.
+
+    A server is on the host under which others find it: its `connect`, this machine if that is left out.
+    """
+    servers = {"gps.bind": (run.gps_bind(), run.gps_connect())}
     for index, region in enumerate(run.region):
-        binds[f"region {region.name}: bind"] = run.lps_bind(index)
-    seen: dict[int, str] = {}
-    for key, (_, port) in binds.items():
+        servers[f"region {region.name}: bind"] = (run.lps_bind(index), run.lps_connect(index))
+    seen: dict[tuple[str, int], str] = {}
+    for key, ((bind_host, port), (host, _)) in servers.items():
         for each in (port, port + 1):
-            if each in seen:
+            if (host, each) in seen:
                 raise ConfigError(
-                    f"{key}: port {each} is used by {seen[each]} too (each server needs two)"
+                    f"{key}: port {each} is used by {seen[host, each]} too (each server needs two)"
                 )
-            seen[each] = key
-    for key, (host, port) in binds.items():
-        require_free(host, port, key)
+            seen[host, each] = key
+        if host in THIS_MACHINE and run.simulation is None:
+            require_free(bind_host, port, key)
 
 
 def _describe_model(run: RunFile) -> str:

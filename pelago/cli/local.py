@@ -61,6 +61,8 @@ class _Process:
     process: asyncio.subprocess.Process
     vital: bool
     """Whether the run cannot go on without it."""
+    end: asyncio.Task[int]
+    """Done when the process has ended."""
 
     @property
     def ended(self) -> bool:
@@ -158,43 +160,49 @@ class _Topology:
                 # A Ctrl-C at the terminal is ours to hand on, in good order.
                 start_new_session=True,
             )
-        self.processes.append(_Process(name, process, vital))
+        end = asyncio.create_task(process.wait())
+        self.processes.append(_Process(name, process, vital, end))
 
     async def _watch(self) -> None:
         """Follow the run until the GPS has ended and the others with it."""
         gps = self.processes[0]
         told: set[str] = set()
         while not gps.ended:
-            await asyncio.wait(
-                [
-                    asyncio.ensure_future(each.process.wait())
-                    for each in self.processes
-                    if not each.ended
-                ],
-                timeout=POLL_S,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            running = [each.end for each in self.processes if not each.ended]
+            await asyncio.wait(running, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
             self.progress.update()
             for each in self.processes:
                 if not each.ended or each.name in told:
                     continue
                 told.add(each.name)
-                code = each.process.returncode
-                if code and each.vital and not self._stopping:
-                    raise PelagoError(
-                        f"{each.name} ended with exit code {code}: {self._log(each.name)}"
-                    )
-                if code:
-                    self.progress.say(f"{each.name} ended with exit code {code}; the others go on")
-        waits = [each.process.wait() for each in self.processes]
-        try:
-            await asyncio.wait_for(asyncio.gather(*waits), SETTLE_S)
-        except TimeoutError:
-            slow = [each.name for each in self.processes if not each.ended]
+                self._judge(each)
+        _, slow_ends = await asyncio.wait([each.end for each in self.processes], timeout=SETTLE_S)
+        if slow_ends:
+            slow = [each.name for each in self.processes if each.end in slow_ends]
             self.progress.say(
                 f"did not end in {SETTLE_S:g} s and will be stopped: {', '.join(slow)}"
             )
         self.progress.update()
+
+    def _judge(self, ended: _Process) -> None:
+        """A process has ended while the GPS serves. Raises `PelagoError` if the run cannot go on."""
+        code = ended.process.returncode
+        if self._stopping or self._draining():
+            return
+        said = f"{ended.name} ended with exit code {code}"
+        if ended.vital and ended is not self.processes[0]:
+            raise PelagoError(f"{said}, and the run cannot go on: {self._log(ended.name)}")
+        if ended.vital and code:
+            raise PelagoError(f"{said}: {self._log(ended.name)}")
+        if ended.vital:
+            return
+        if all(each.ended for each in self.processes if not each.vital):
+            raise PelagoError(f"{said}, the last worker: {self._log(ended.name)}")
+        self.progress.say(f"{said}; the others go on")
+
+    def _draining(self) -> bool:
+        """Whether the GPS has ended the run, so that the others may go."""
+        return self.progress.phase in ("draining", "finished")
 
     def _log(self, name: str) -> str:
         log = self.out / name / "console.log"
@@ -216,7 +224,7 @@ class _Topology:
         for each in self.processes:
             if not each.ended:
                 each.process.kill()
-        await asyncio.gather(*(each.process.wait() for each in self.processes))
+        await asyncio.gather(*(each.end for each in self.processes))
 
     def _summarise(self) -> int:
         path = self.out / "result.json"
@@ -224,4 +232,7 @@ class _Topology:
             raise PelagoError(f"no result was written: {self._log('gps')}")
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         self.progress.summarise(result)
+        if not (self.out / "model" / "config.json").exists():
+            self.progress.say("no model/: the evaluator was gone before it had the last version")
+            return 1
         return 0 if result["ledger"]["duplicated"] == 0 else 1

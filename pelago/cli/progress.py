@@ -45,6 +45,11 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
+    @property
+    def phase(self) -> str:
+        """The GPS's phase, as far as it was read."""
+        return str(self._status.get("phase", "starting"))
+
     def say(self, text: str) -> None:
         """Print a line, above the table if there is one."""
         self._console.print(text, soft_wrap=True)

@@ -13,10 +13,10 @@ import uvloop
 
 import pelago
 from pelago.config import RunFile, endpoint, load
-from pelago.core.errors import PeerRefused, PelagoError
+from pelago.core.errors import ConfigError, PeerRefused, PelagoError
 from pelago.core.machine import Finish
 from pelago.net.memory import keep_what_is_freed
-from pelago.net.node import exit_code
+from pelago.net.node import FAILED, exit_code
 from pelago.net.telemetry import Telemetry
 
 EXIT_USER: Final = 2
@@ -65,14 +65,19 @@ def incarnation() -> int:
 
 
 def telemetry(folder: Path, node: str) -> Telemetry:
-    """The node's event log in the run's folder."""
-    return Telemetry(node, folder / node / "events.jsonl")
+    """The node's event log in the run's folder. Raises `ConfigError` if it cannot be written."""
+    try:
+        return Telemetry(node, folder / node / "events.jsonl")
+    except OSError as error:
+        raise ConfigError(f"cannot write to the folder of results {folder}: {error}") from None
 
 
 def outcome(finish: Finish) -> int:
     """The exit code that a finished node deserves. Raises `PeerRefused`."""
     if finish.reason == "refused":
         raise PeerRefused(finish.error)
+    if finish.reason == FAILED:
+        raise PelagoError(finish.error)
     return exit_code(finish)
 
 

@@ -19,7 +19,7 @@ from typing import Any, Final, assert_never
 
 import zmq
 
-from pelago.core.errors import OtherProtocol, OtherRun, WireError
+from pelago.core.errors import OtherProtocol, OtherRun, PelagoError, WireError
 from pelago.core.machine import (
     Apply,
     Cancel,
@@ -29,6 +29,7 @@ from pelago.core.machine import (
     Machine,
     Measure,
     Note,
+    PeerLost,
     Pin,
     Received,
     Release,
@@ -63,6 +64,9 @@ COUNTERS_EVERY: Final = 20
 PS_PER_S: Final = 10**12
 CRASHED: Final = "crashed"
 """`Finish.reason` of a node that broke an invariant of its own."""
+
+FAILED: Final = "failed"
+"""`Finish.reason` of a node that cannot go on through no fault of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,6 +252,8 @@ class Node:
         except WireError as error:
             # Numbers that peers claim can add up to more than a message holds; that must not end us.
             self.telemetry.drop("unencodable", peer, str(error))
+            if blob is not None:
+                self.post(PeerLost(peer, "unencodable"))
             return
         if blob is None:
             self._send_control(peer, [encoded])
@@ -273,6 +279,11 @@ class Node:
         if self._crashed:
             return
         self._crashed = True
+        if isinstance(error, PelagoError):
+            # A disk that is full or a corpus that is wrong: somebody's to mend, and no fault of ours.
+            self.telemetry.event("failed", error=str(error))
+            self._finish(Finish(FAILED, error=str(error)))
+            return
         summary = self._ring.report(error, self.settings.crash_file)
         self.telemetry.event("crashed", error=summary, report=str(self.settings.crash_file))
         self._finish(Finish(CRASHED, error=f"{summary}; see {self.settings.crash_file}"))

@@ -136,9 +136,15 @@ class Telemetry:
             while True:
                 self._wake.wait(FLUSH_S)
                 closing = self._closing
-                while self._lines:
-                    file.write(_json(self._lines.popleft()) + "\n")
-                file.flush()
+                try:
+                    while self._lines:
+                        file.write(_json(self._lines.popleft()) + "\n")
+                    file.flush()
+                except OSError as error:
+                    # Training goes on without a log; it is written again when there is room again.
+                    if not self.counters["log_faults"]:
+                        self.line(f"cannot write the event log: {error}")
+                    self.counters["log_faults"] += 1
                 if closing:
                     return
 

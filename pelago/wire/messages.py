@@ -24,6 +24,8 @@ CHUNK_BYTES_MAX: Final = 4 << 20
 """Payload of one chunk frame."""
 SAMPLES_MAX: Final = 1 << 32
 """Samples that one request may ask for."""
+COUNT_MAX: Final = 1 << 48
+"""The largest count of steps, tokens or the like that is believed, so that sums of them still fit."""
 FRAMES_MAX: Final = 3
 """Parts of one ZeroMQ message after the routing identity: envelope, and for a chunk its payload."""
 

@@ -98,6 +98,14 @@ def test_an_unknown_region_is_named_with_those_there_are(tmp_path: Path) -> None
         assert "['eu', 'us']" in line
 
 
+def test_results_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    path = run_file(tmp_path)
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
+    for role, *flags in (("gps",), ("lps", "--region", "eu"), ("worker", "--evaluate")):
+        line = one_line([role, "--run", str(path), *flags, "--out", str(tmp_path / "file" / "out")])
+        assert "cannot write to the folder of results" in line
+
+
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemons]:
     """A GPS and the LPS of eu that serve; both must survive everything that follows."""

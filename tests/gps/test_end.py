@@ -84,6 +84,14 @@ def test_an_evaluator_gets_the_first_version_at_once_and_the_next_when_it_is_due
     assert room.gps.validations == [(0, 0, 5.5), (2 * 10**12, 30, 2.5)]
 
 
+def test_an_evaluator_that_asks_again_while_the_model_comes_gets_one_model(room: Room) -> None:
+    room.evaluate()
+    assert room.hears("judge", Pull(0, 0)) == []
+    assert room.happens(Delivered("judge", 1)) == []
+    effects = room.push("lps-1", update(E1, ((0, 4),), steps=20), -1)
+    assert not [each for each in effects if isinstance(each, Send) and each.peer == "judge"]
+
+
 def test_a_repeated_finding_counts_once(room: Room) -> None:
     room.evaluate()
     room.hears("judge", found(0, 0))

@@ -23,7 +23,6 @@ SETTINGS = LpsSettings(
     gps="gps",
     region="eu",
     incarnation=0,
-    groups=2,
     updates_per_exchange=2,
     merge_weight=0.25,
     carry=False,

@@ -152,7 +152,6 @@ class World:
             gps="gps",
             region=region,
             incarnation=self._incarnation,
-            groups=2,
             updates_per_exchange=3,
             merge_weight=0.5,
             carry=self._carry,

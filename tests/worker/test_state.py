@@ -84,6 +84,16 @@ def joining() -> Conversation:
     return worker
 
 
+def test_a_worker_takes_the_speed_of_the_group_that_the_server_chose() -> None:
+    """The run file gives group 0 rounds of 16 samples, 1 of 12, 2 of 4; a group beyond gets the default."""
+    settings = replace(SETTINGS, group_samples=(16, 12, 4))
+    for group, samples in ((2, 4), (7, 8)):
+        worker = Conversation(Worker(settings))
+        worker.happens(Started())
+        pull = Send("eu", Pull(samples, 0))
+        assert pull in worker.hears("eu", replace(WELCOME, group=group))
+
+
 @pytest.fixture
 def idle(joining: Conversation) -> Conversation:
     assert joining.hears("eu", WELCOME) == [Note("joined", {"group": 2}), PULL]

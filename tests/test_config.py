@@ -1,0 +1,89 @@
+"""The run file: what it refuses, what it says then, and what two hosts must agree on."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pelago import config
+from pelago.core.errors import ConfigError
+
+REGIONS = '[[region]]\nname = "eu"\nworker_speeds = [1, 0.5]\n[[region]]\nname = "us"\nworker_speeds = [2]\n'
+
+
+def fault(text: str) -> str:
+    """What is said about a run file that is wrong."""
+    with pytest.raises(ConfigError) as refused:
+        config.parse(text + REGIONS)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_two_regions_are_all_that_must_be_said() -> None:
+    run = config.parse(REGIONS)
+    assert run.gps_region == "eu"
+    assert run.lps.updates_per_exchange == 32
+    assert run.gps_connect() == ("127.0.0.1", 7700)
+    assert [run.lps_bind(index) for index in (0, 1)] == [("0.0.0.0", 7710), ("0.0.0.0", 7720)]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[lps]\nmomentun = 0.5\n", "lps.momentun = 0.5: no such key; did you mean 'momentum'?"),
+        ("[lps]\nlr = nan\n", "lps.lr = nan"),
+        ("[lps]\nmerge_weight = 1.5\n", "lps.merge_weight = 1.5"),
+        ("[lps]\nmomentum_activation = 1.0\n", "momentum_activation = 1.0 must not exceed"),
+        ("[lps]\nin_flight = 'keep'\n", "lps.in_flight = 'keep'"),
+        ("[worker]\nlocal_steps = '8'\n", "worker.local_steps = '8'"),
+        ("[worker]\nlocal_steps = true\n", "worker.local_steps = True"),
+        ("[worker]\nmicro_batch_size = 7\n", "micro_batch_size = 7 must divide batch_size = 64"),
+        ("[worker]\nmin_lr = 1.0\n", "min_lr = 1.0 must not exceed max_lr = 0.001"),
+        ("[gps]\nregion = 'mars'\n", "gps.region = 'mars' is no region"),
+        ("[gps]\nbind = 'nowhere'\n", "gps.bind = 'nowhere'"),
+        ("[gps]\nconnect = 'host:65535'\n", "gps.connect = 'host:65535'"),
+        ("[data]\nsource = 'web'\n", "data.source = 'web'"),
+        ("[network]\nlost_after_ms = 600\n", "2 * heartbeat_ms (500) <= lost_after_ms (600)"),
+        ("[network]\nlatency_ms = [[0, 1]]\n", "network.latency_ms must be 2 x 2"),
+        ("[simulation]\nproblem = 'chess'\n", "simulation.problem = 'chess'"),
+        ("[run\n", "not TOML"),
+    ],
+)
+def test_a_fault_is_one_line_with_the_key_and_the_value(text: str, said: str) -> None:
+    assert said in fault(text)
+
+
+def test_regions_need_names_of_their_own() -> None:
+    assert "names must differ" in fault('[[region]]\nname = "eu"\nworker_speeds = [1]\n')
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Any) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the run file .*nothing\.toml"):
+        config.load(tmp_path / "nothing.toml")
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+
+
+@given(out=texts, overrides=st.dictionaries(texts, st.one_of(st.booleans(), st.integers(-9, 9), texts)))
+def test_what_is_dumped_is_parsed_back_unchanged(out: str, overrides: dict[str, Any]) -> None:
+    tables = config.parse(REGIONS).model_dump()
+    tables["run"]["out"] = out
+    tables["model"]["overrides"] = overrides
+    run = config.RunFile.model_validate(tables)
+    assert config.parse(config.dump(run)) == run
+
+
+def test_hosts_may_differ_in_addresses_and_paths_but_in_nothing_else() -> None:
+    here = config.parse(REGIONS)
+    same = '[run]\nout = "/elsewhere"\n[gps]\nconnect = "gps.example:7700"\n[data]\nsource = "text:/data"\n'
+    assert config.parse(same + REGIONS).run_id == here.run_id
+    for other in ("[lps]\nmomentum = 0.8\n", "[run]\nseed = 1\n", "[run]\nname = 'x'\n"):
+        assert config.parse(other + REGIONS).run_id != here.run_id
+
+
+def test_speeds_are_relative_to_the_fastest_of_the_whole_file() -> None:
+    run = config.parse(REGIONS)
+    assert [run.relative_speed(0, 0), run.relative_speed(0, 1), run.relative_speed(1, 0)] == [0.5, 0.25, 1]
+    assert run.relative_speed(0, 7) == 1
