@@ -229,6 +229,11 @@ class Lps:
             effects.append(Release(upload.blob))
         self.exchanges.void()
         self._supply.void()
+        if self.uplink.joined:
+            # A late or repeated Rejoin may find us known after all: then what we voided must be lent
+            # again, and this says so; a GPS that does not know us takes no notice.
+            leave = Leave("rejoining", None, (), (), ())
+            effects.append(Send(self.settings.gps, leave))
         if self.phase == "serving":
             self.phase = "joining"
         return [*effects, *self.uplink.join()]

@@ -373,14 +373,7 @@ def dump(run: RunFile) -> str:
 
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
-        return (
-            "{"
-            + ", ".join(
-                f"{_toml(key)} = {_toml(each)}"
-                for key, each in value.items()
-            )
-            + "}"
-        )
+        return "{" + ", ".join(f"{_toml(key)} = {_toml(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(_toml(each) for each in value) + "]"
     # A TOML string is a JSON string, but for one control character that JSON does not escape.

@@ -66,7 +66,9 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Any) -> None:
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 
 
-@given(out=texts, overrides=st.dictionaries(texts, st.one_of(st.booleans(), st.integers(-9, 9), texts)))
+@given(
+    out=texts, overrides=st.dictionaries(texts, st.one_of(st.booleans(), st.integers(-9, 9), texts))
+)
 def test_what_is_dumped_is_parsed_back_unchanged(out: str, overrides: dict[str, Any]) -> None:
     tables = config.parse(REGIONS).model_dump()
     tables["run"]["out"] = out
@@ -85,5 +87,9 @@ def test_hosts_may_differ_in_addresses_and_paths_but_in_nothing_else() -> None:
 
 def test_speeds_are_relative_to_the_fastest_of_the_whole_file() -> None:
     run = config.parse(REGIONS)
-    assert [run.relative_speed(0, 0), run.relative_speed(0, 1), run.relative_speed(1, 0)] == [0.5, 0.25, 1]
+    assert [run.relative_speed(0, 0), run.relative_speed(0, 1), run.relative_speed(1, 0)] == [
+        0.5,
+        0.25,
+        1,
+    ]
     assert run.relative_speed(0, 7) == 1

@@ -1,5 +1,6 @@
 """`pelago check`: everything that can be known about a run before it starts."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ THIS_MACHINE = ("127.0.0.1", "localhost")
 def check(run: RunFile) -> int:
     """Validate files, ports and shapes, then print what would run. Raises `ConfigError`."""
     _check_ports(run)
+    _check_out(run.out)
     if run.simulation is None:
         described = _describe_model(run)
     else:
@@ -57,6 +59,12 @@ def _check_ports(run: RunFile) -> None:
             seen[host, each] = key
         if host in THIS_MACHINE and run.simulation is None:
             require_free(bind_host, port, key)
+
+
+def _check_out(out: Path) -> None:
+    standing = next(each for each in (out, *out.absolute().parents) if each.exists())
+    if not standing.is_dir() or not os.access(standing, os.W_OK):
+        raise ConfigError(f"run.out = '{out}': cannot be made, {standing} is no folder to write to")
 
 
 def _describe_model(run: RunFile) -> str:

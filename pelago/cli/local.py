@@ -23,7 +23,9 @@ from pelago.net.wan import Link, WanProxy
 POLL_S = 0.5
 SETTLE_S = 20.0
 """How long the others may take to end after the GPS has."""
-LOG_LINES = 5
+LOG_LINES = 3
+EVALUATORS_MAX = 3
+"""How often the evaluator is started; it keeps nothing that the GPS does not know."""
 ONE_THREAD = {
     name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 } | {"TOKENIZERS_PARALLELISM": "false"}
@@ -37,10 +39,8 @@ def local(run: RunFile, out: Path, *, overwrite: bool, live: bool) -> int:
 
 
 def _prepare(out: Path, overwrite: bool) -> None:
-    if (out / "result.json").exists() and not overwrite:
-        raise ConfigError(
-            f"{out} holds the results of an earlier run: choose another --out, or pass --overwrite"
-        )
+    if (out / "run.toml").exists() and not overwrite:
+        raise ConfigError(f"{out} holds an earlier run: choose another --out, or pass --overwrite")
     try:
         out.mkdir(parents=True, exist_ok=True)
         if overwrite and (out / "run.toml").exists():
@@ -85,6 +85,8 @@ class _Topology:
         self.processes: list[_Process] = []
         self.progress = Progress(self.run_file, out, live)
         self._stopping = False
+        self._failure = ""
+        self._evaluators = 0
 
     async def run(self) -> int:
         path = self.out / "run.toml"
@@ -131,13 +133,17 @@ class _Topology:
             route = ["--connect", connect[region.name]] if region.name in connect else []
             flags = ["--region", region.name, *route]
             await self._start(f"lps-{region.name}", ["lps", *flags], path, vital=True)
-        await self._start("evaluator", ["worker", "--evaluate"], path, vital=True)
+        await self._start_evaluator(path)
         for region in self.run_file.region:
             for group in range(len(region.worker_speeds)):
                 flags = ["--region", region.name, "--group", str(group), "--paced"]
                 await self._start(
                     f"worker-{region.name}-{group}", ["worker", *flags], path, vital=False
                 )
+
+    async def _start_evaluator(self, path: Path) -> None:
+        self._evaluators += 1
+        await self._start("evaluator", ["worker", "--evaluate"], path, vital=True)
 
     async def _start(self, name: str, command: list[str], path: Path, *, vital: bool) -> None:
         folder = self.out / name
@@ -166,16 +172,15 @@ class _Topology:
     async def _watch(self) -> None:
         """Follow the run until the GPS has ended and the others with it."""
         gps = self.processes[0]
-        told: set[str] = set()
+        told: set[int] = set()
         while not gps.ended:
             running = [each.end for each in self.processes if not each.ended]
             await asyncio.wait(running, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
             self.progress.update()
             for each in self.processes:
-                if not each.ended or each.name in told:
-                    continue
-                told.add(each.name)
-                self._judge(each)
+                if each.ended and each.process.pid not in told:
+                    told.add(each.process.pid)
+                    await self._judge(each)
         _, slow_ends = await asyncio.wait([each.end for each in self.processes], timeout=SETTLE_S)
         if slow_ends:
             slow = [each.name for each in self.processes if each.end in slow_ends]
@@ -184,21 +189,30 @@ class _Topology:
             )
         self.progress.update()
 
-    def _judge(self, ended: _Process) -> None:
-        """A process has ended while the GPS serves. Raises `PelagoError` if the run cannot go on."""
-        code = ended.process.returncode
+    async def _judge(self, ended: _Process) -> None:
+        """A process has ended: go on without it, or have the GPS settle and end what cannot go on."""
+        code, gps = ended.process.returncode, self.processes[0]
+        if ended is gps:
+            if code:
+                raise PelagoError(f"gps ended with exit code {code}: {self._log('gps')}")
+            return
         if self._stopping or self._draining():
             return
         said = f"{ended.name} ended with exit code {code}"
-        if ended.vital and ended is not self.processes[0]:
-            raise PelagoError(f"{said}, and the run cannot go on: {self._log(ended.name)}")
-        if ended.vital and code:
-            raise PelagoError(f"{said}: {self._log(ended.name)}")
-        if ended.vital:
-            return
-        if all(each.ended for each in self.processes if not each.vital):
-            raise PelagoError(f"{said}, the last worker: {self._log(ended.name)}")
-        self.progress.say(f"{said}; the others go on")
+        if ended.name == "evaluator" and self._evaluators < EVALUATORS_MAX:
+            self.progress.say(f"{said}; starting it again")
+            await self._start_evaluator(self.out / "run.toml")
+        elif ended.vital:
+            self._fail(f"{said}, and the run cannot go on: {self._log(ended.name)}")
+        elif all(each.ended for each in self.processes if not each.vital):
+            self._fail(f"{said}, the last worker: {self._log(ended.name)}")
+        else:
+            self.progress.say(f"{said}; the others go on")
+
+    def _fail(self, why: str) -> None:
+        self._failure, self._stopping = why, True
+        self.progress.say(f"{why}; the run is settled")
+        self.processes[0].process.terminate()
 
     def _draining(self) -> bool:
         """Whether the GPS has ended the run, so that the others may go."""
@@ -227,6 +241,8 @@ class _Topology:
         await asyncio.gather(*(each.end for each in self.processes))
 
     def _summarise(self) -> int:
+        if self._failure:
+            raise PelagoError(self._failure)
         path = self.out / "result.json"
         if not path.exists():
             raise PelagoError(f"no result was written: {self._log('gps')}")
@@ -234,5 +250,8 @@ class _Topology:
         self.progress.summarise(result)
         if not (self.out / "model" / "config.json").exists():
             self.progress.say("no model/: the evaluator was gone before it had the last version")
+            return 1
+        if result["counted_steps"] == 0:
+            self.progress.say("nothing was trained")
             return 1
         return 0 if result["ledger"]["duplicated"] == 0 else 1

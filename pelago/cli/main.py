@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         live = sys.stdout.isatty() and not options.plain
         return local(run, out, overwrite=options.overwrite, live=live)
     except PelagoError as error:
-        print(f"pelago: {error}", file=sys.stderr)
+        print(f"pelago: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 

@@ -4,6 +4,7 @@ import argparse
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -89,13 +90,33 @@ def main(
     """Parse the command line, read the run file, run the node. What a user got wrong is one line."""
     options = parser.parse_args()
     keep_what_is_freed()
+    code = _run(role, options, run_node)
+    if any(thread.daemon for thread in threading.enumerate()):
+        # A trainer deep in a long step cannot be stopped, and the interpreter must not be taken down
+        # around it. Everything that has to be written was written.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run(
+    role: str,
+    options: argparse.Namespace,
+    run_node: Callable[[argparse.Namespace, RunFile], Coroutine[Any, Any, int]],
+) -> int:
     try:
         return uvloop.run(run_node(options, load(options.run)))
     except PeerRefused as error:
-        print(f"{role}: refused: {error}", file=sys.stderr)
+        print(f"{role}: refused: {one_line(error)}", file=sys.stderr)
         return EXIT_REFUSED
     except PelagoError as error:
-        print(f"{role}: {error}", file=sys.stderr)
+        print(f"{role}: {one_line(error)}", file=sys.stderr)
         return EXIT_USER
     except KeyboardInterrupt:
         return 130
+
+
+def one_line(error: Exception) -> str:
+    """An error's text on one line, whatever libraries put into it."""
+    return " ".join(str(error).split())

@@ -128,7 +128,12 @@ class Telemetry:
             self._said_waiting = text
             return
         self._said_waiting = None
-        told = " ".join(f"{key}={_short(value)}" for key, value in fields.items())
+        # Picoseconds are for programs, and what is empty tells nothing.
+        told = " ".join(
+            f"{key}={_short(value)}"
+            for key, value in fields.items()
+            if value != "" and not key.endswith("_ps")
+        )
         self.line(f"{kind} {told}".rstrip())
 
     def _write(self, file: IO[str]) -> None:

@@ -10,6 +10,7 @@ from pelago.wire.messages import (
     Effect,
     Hello,
     LeaseGrant,
+    Leave,
     Model,
     Offer,
     Pull,
@@ -38,6 +39,8 @@ SETTINGS = LpsSettings(
 )
 """Incarnation 0, so that leases are numbered from 1."""
 GPS_HELLO = Send("gps", Hello(PROTOCOL_VERSION, "lps", Address("eu"), 0, "", ""))
+REJOINING = Send("gps", Leave("rejoining", None, (), (), ()))
+"""What a region says to a GPS that may know it after all, before it says Hello again."""
 REPORT = WorkerReport(0, 1, 2, 3, 4, 5, 6.0)
 
 

@@ -37,7 +37,16 @@ from pelago.wire.messages import (
 )
 from pelago.wire.uplink import LEAVE_TICKS_MAX
 from tests.conversation import without_notes
-from tests.lps.room import GPS_HELLO, REPORT, Room, global_model, gps_welcome, hello, update
+from tests.lps.room import (
+    GPS_HELLO,
+    REJOINING,
+    REPORT,
+    Room,
+    global_model,
+    gps_welcome,
+    hello,
+    update,
+)
 
 E1 = PushId(1, 1)
 FAREWELL = Leave("run finished", REPORT, (), (), ())
@@ -216,7 +225,7 @@ def test_a_region_that_is_not_in_just_ends() -> None:
 def test_a_region_evicted_while_it_drains_says_hello_and_leaves_when_it_is_empty(
     draining: Room,
 ) -> None:
-    assert without_notes(draining.hears("gps", Rejoin())) == [GPS_HELLO]
+    assert without_notes(draining.hears("gps", Rejoin())) == [REJOINING, GPS_HELLO]
     assert draining.hears("gps", gps_welcome(2)) == [Note("joined", {"fence": 2})]
     effects = draining.hears("w0", FAREWELL)
     assert isinstance(effects[-1], Send)

@@ -32,7 +32,7 @@ from pelago.wire.messages import (
     Wait,
 )
 from tests.conversation import without_notes
-from tests.lps.room import GPS_HELLO, Room, global_model, gps_welcome, hello, update
+from tests.lps.room import GPS_HELLO, REJOINING, Room, global_model, gps_welcome, hello, update
 
 E1, E2 = PushId(1, 1), PushId(2, 1)
 
@@ -288,7 +288,7 @@ def test_an_evicted_region_voids_what_it_holds_and_starts_afresh(sent: Room) -> 
     sent.join("w1")
     work, other = sent.work("w0"), sent.work("w1")
     sent.hears("w0", update(work), -7)
-    assert sent.hears("gps", Rejoin()) == [Note("rejoining", {}), Release(3), GPS_HELLO]
+    assert sent.hears("gps", Rejoin()) == [Note("rejoining", {}), Release(3), REJOINING, GPS_HELLO]
     assert sent.happens(Measured(-7, 1.0, finite=True)) == [
         Release(-7),
         Send("w0", Ack(work.push, "fenced")),
@@ -323,6 +323,7 @@ def test_a_fenced_exchange_means_that_the_region_was_evicted(sent: Room) -> None
     assert sent.hears("gps", Ack(E1, "fenced")) == [
         Note("rejoining", {}),
         Release(3),
+        REJOINING,
         GPS_HELLO,
     ]
 
@@ -330,7 +331,7 @@ def test_a_fenced_exchange_means_that_the_region_was_evicted(sent: Room) -> None
 def test_an_old_welcome_is_found_out_by_the_grant_that_does_not_fit(room: Room) -> None:
     """Instead of asking for samples for ever."""
     room.hears("w0", Pull(4, 0))
-    assert room.grant(1, ((0, 4),), fence=2) == [Note("rejoining", {}), GPS_HELLO]
+    assert room.grant(1, ((0, 4),), fence=2) == [Note("rejoining", {}), REJOINING, GPS_HELLO]
     room.hears("gps", gps_welcome(2))
     assert room.hears("gps", global_model(0), -1)[-1] == Send("gps", LeaseRequest(2, 4))
 
@@ -338,14 +339,14 @@ def test_an_old_welcome_is_found_out_by_the_grant_that_does_not_fit(room: Room) 
 def test_a_region_evicted_before_it_had_a_model_asks_for_it_again() -> None:
     room = Room()
     room.hears("gps", gps_welcome())
-    assert room.hears("gps", Rejoin()) == [Note("rejoining", {}), GPS_HELLO]
+    assert room.hears("gps", Rejoin()) == [Note("rejoining", {}), REJOINING, GPS_HELLO]
     assert room.hears("gps", gps_welcome(2)) == [Note("joined", {"fence": 2})]
     assert Send("gps", Pull(0, 0)) in room.after(1).happens(Tick())
 
 
 def test_a_region_evicted_at_the_end_leaves_all_the_same(sent: Room) -> None:
     sent.hears("gps", Stop("budget"))
-    assert without_notes(sent.hears("gps", Rejoin())) == [Release(3), GPS_HELLO]
+    assert without_notes(sent.hears("gps", Rejoin())) == [Release(3), REJOINING, GPS_HELLO]
 
 
 # --- the books --------------------------------------------------------------------------------
