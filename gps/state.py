@@ -417,7 +417,8 @@ class Gps:
         reached = self._reached.pop(message.version, None)
         if reached is None:
             return []  # A repeat.
-        elapsed = reached - self.started_at if self.started_at is not None else 0
+        # The first version may have been there, and measured, before the first lease.
+        elapsed = 0 if self.started_at is None else max(0, reached - self.started_at)
         self.validations.append((elapsed, message.counted_steps, message.loss))
         self.validations.sort()
         fields = {

@@ -84,6 +84,14 @@ def test_an_evaluator_gets_the_first_version_at_once_and_the_next_when_it_is_due
     assert room.gps.validations == [(0, 0, 5.5), (2 * 10**12, 30, 2.5)]
 
 
+def test_what_was_sent_before_the_first_lease_was_reached_at_the_start_of_the_run() -> None:
+    room = Room().load()
+    room.after(100).evaluate()
+    room.after(100).join("lps-1", "eu", samples=40)
+    room.after(1).hears("judge", found(0, 0, 5.5))
+    assert room.gps.validations == [(0, 0, 5.5)]
+
+
 def test_an_evaluator_that_asks_again_while_the_model_comes_gets_one_model(room: Room) -> None:
     room.evaluate()
     assert room.hears("judge", Pull(0, 0)) == []
