@@ -11,6 +11,7 @@ from typing import Literal, assert_never
 from gps.regions import Evaluators, Region
 from pelago.core.leases import SampleLedger
 from pelago.core.machine import (
+    PS_PER_MS,
     Apply,
     Delivered,
     Finish,
@@ -260,7 +261,7 @@ class Gps:
             return []  # It is here and being measured; the Ack follows.
         if self.staging.ask(peer, push):
             return [Send(peer, Grant(push))]
-        return [Send(peer, Busy(push, self.settings.retry_ps // 10**9))]
+        return [Send(peer, Busy(push, self.settings.retry_ps // PS_PER_MS))]
 
     def _answer_again(self, region: Region, push: PushId) -> list[Effect]:
         """The region asks about an update that is settled: its answer was lost, or is still on its way."""

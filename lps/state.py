@@ -14,6 +14,7 @@ from lps.members import Member, Members, hello_fault
 from lps.supply import Supply
 from pelago.core.leases import LeaseTable
 from pelago.core.machine import (
+    PS_PER_MS,
     Apply,
     Delivered,
     Finish,
@@ -418,7 +419,7 @@ class Lps:
             return []  # It is here and being measured; the Ack follows.
         if self.staging.ask(member.peer, push):
             return [Send(member.peer, Grant(push))]
-        return [Send(member.peer, Busy(push, self.settings.retry_ps // 10**9))]
+        return [Send(member.peer, Busy(push, self.settings.retry_ps // PS_PER_MS))]
 
     def _on_push(self, member: Member, message: Push, blob: BlobId) -> list[Effect]:
         member.replying = None  # It trained on what we sent, so that arrived.
@@ -468,6 +469,7 @@ class Lps:
         fields = {
             "version": self.version,
             "lease": message.push.lease,
+            "spans": spans,
             "steps": message.steps,
             "staleness": staleness,
             "norm": event.norm,
@@ -486,7 +488,7 @@ class Lps:
         fields = {"group": member.group, "peer": member.peer, "why": reason}
         if member.lease is not None:
             self.leases.give_back(member.lease.push, "fenced")
-            fields["lease"] = member.lease.push.lease
+            fields |= {"lease": member.lease.push.lease, "spans": member.lease.spans}
         self.members.remove(member)
         return [Note("worker_left", fields), *self._place_free(member.peer), *self._serve()]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, assert_never
 
 from pelago.core.machine import (
+    PS_PER_MS,
     Cancel,
     Delivered,
     Finish,
@@ -155,8 +156,8 @@ class Worker:
             rounds=self.rounds,
             steps=self.steps,
             tokens=self.tokens,
-            busy_ms=(self._busy_ps + running_ps) // 10**9,
-            alive_ms=alive_ps // 10**9,
+            busy_ms=(self._busy_ps + running_ps) // PS_PER_MS,
+            alive_ms=alive_ps // PS_PER_MS,
             loss=self.loss,
         )
 
@@ -239,7 +240,7 @@ class Worker:
             dropped=(),
             next_samples=self._round_samples(),
         )
-        fields = {"steps": event.steps, "loss": event.loss, "busy_ms": busy_ps / 1e9}
+        fields = {"steps": event.steps, "loss": event.loss, "busy_ms": busy_ps / PS_PER_MS}
         return [Note("round", fields), *self.uplink.offer(push, event.blob, self._now)]
 
     def _on_ack(self, message: Ack) -> list[Effect]:

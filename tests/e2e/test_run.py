@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pelago import config
+from pelago.core.spans import SpanSet
 from tests.e2e.topology import Daemons, assert_books_balance, run_file
 from worker.evaluator import Evaluator
 
@@ -101,8 +102,15 @@ def test_a_killed_worker_costs_nothing_and_a_late_one_is_used(tmp_path: Path) ->
             assert "Traceback" not in output
         assert len(daemons.events("worker-eu-0", "round")) > before
         result = daemons.result()
-        killed = daemons.events("lps-eu", "worker_left")[0]["lease"]
-        leases = [update["lease"] for update in daemons.events("lps-eu", "update")]
+        killed = daemons.events("lps-eu", "worker_left")[0]
+        updates = daemons.events("lps-eu", "update")
     assert_books_balance(result)
+    leases = [update["lease"] for update in updates]
     assert len(set(leases)) == len(leases)
-    assert killed not in leases
+    assert killed["lease"] not in leases
+    trained = SpanSet()
+    for update in updates:
+        assert trained.add(tuple(span) for span in update["spans"]) == 0
+    assert trained.common(tuple(span) for span in killed["spans"]) == tuple(
+        tuple(span) for span in killed["spans"]
+    )

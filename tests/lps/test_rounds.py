@@ -170,7 +170,15 @@ def test_an_update_from_the_offer_to_the_next_lease(room: Room) -> None:
         Release(-1),
         Note(
             "update",
-            {"version": 1, "lease": 1, "steps": 2, "staleness": 0, "norm": 1.0, "loss": 1.5},
+            {
+                "version": 1,
+                "lease": 1,
+                "spans": L1.spans,
+                "steps": 2,
+                "staleness": 0,
+                "norm": 1.0,
+                "loss": 1.5,
+            },
         ),
         Send("w0", Ack(L1.push, "applied")),
         Send("gps", LeaseRequest(2, 4)),

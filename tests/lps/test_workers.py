@@ -14,7 +14,7 @@ from pelago.core.machine import (
     Send,
     Tick,
 )
-from pelago.core.names import Address, Version
+from pelago.core.names import Address, Lease, Version
 from pelago.wire.messages import (
     Ack,
     Evaluated,
@@ -46,9 +46,12 @@ def room() -> Room:
 # --- joining ----------------------------------------------------------------------------------
 
 
-def left(why: str, lease: int) -> Note:
+def left(why: str, work: Lease) -> Note:
     """w0 is gone, and with it the lease that it held."""
-    return Note("worker_left", {"group": 0, "peer": "w0", "why": why, "lease": lease})
+    return Note(
+        "worker_left",
+        {"group": 0, "peer": "w0", "why": why, "lease": work.push.lease, "spans": work.spans},
+    )
 
 
 def test_workers_get_the_groups_that_nobody_holds(room: Room) -> None:
@@ -126,7 +129,7 @@ def test_a_later_process_takes_a_group_over_with_its_work_undone(room: Room) -> 
     room.join("w0", 0)
     old = room.work("w0")
     assert room.hears("w1", hello(0, incarnation=2)) == [
-        left("replaced by a later process", old.push.lease),
+        left("replaced by a later process", old),
         Note("worker_joined", {"group": 0, "peer": "w1"}),
         Send("w1", welcome(0, fence=2)),
     ]
@@ -154,7 +157,7 @@ def test_the_samples_of_a_silent_worker_are_leased_to_another(room: Room) -> Non
     assert Send("w0", Rejoin()) not in room.after(1).happens(Tick())
     effects = room.after(0.001).happens(Tick())
     assert effects[:5] == [
-        left("lost: no heartbeat", work.push.lease),
+        left("lost: no heartbeat", work),
         Pin(2),
         Send("w1", reply(0, lease(2, work.spans)), 2),
         Release(2),
@@ -182,7 +185,7 @@ def test_a_worker_that_leaves_returns_its_lease_and_its_place(room: Room) -> Non
     room.hears("w0", Offer(works[0].push))
     room.hears("w1", Offer(works[1].push))
     assert room.hears("w0", Leave("enough", REPORT, (), (), ())) == [
-        left("enough", works[0].push.lease),
+        left("enough", works[0]),
         Send("w1", Grant(works[1].push)),
         Send("w0", Goodbye()),
     ]
