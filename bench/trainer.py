@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    trainer = Trainer(run_file(options), 0, 0)
+    trainer = Trainer(run_file(options))
     kinds = {
         "pelago": ours(trainer, options),
         "plain": plain(trainer.model, trainer, options, compiled=False),

@@ -5,9 +5,9 @@ from typing import Final
 from gps.state import GpsSettings
 from pelago.config import RunFile
 from pelago.core.machine import PS_PER_MS
+from pelago.core.staging import WITHOUT_LIMIT
 from pelago.wire.messages import TensorSpec
 
-STAGED_WITHOUT_LIMIT: Final = 1 << 30
 PS_PER_MINUTE: Final = 60_000 * PS_PER_MS
 
 
@@ -36,7 +36,7 @@ def settings(
         budget_local_steps=run.run.budget_local_steps,
         budget_ps=round(run.run.budget_minutes * PS_PER_MINUTE),
         update_norm_max=run.gps.update_norm_max,
-        staged_max=STAGED_WITHOUT_LIMIT if lossless else run.gps.staged_max,
+        staged_max=WITHOUT_LIMIT if lossless else run.gps.staged_max,
         tick_ps=0 if lossless else heartbeat_ps,
         retry_ps=2 * heartbeat_ps,
         lost_after_ps=run.network.lost_after_ms * PS_PER_MS,

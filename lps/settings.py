@@ -1,13 +1,10 @@
 """From the run file to the settings of an LPS's machine, for the daemon and the virtual driver."""
 
-from typing import Final
-
 from lps.state import LpsSettings
 from pelago.config import RunFile
 from pelago.core.machine import PS_PER_MS
 from pelago.core.names import Peer
-
-STAGED_WITHOUT_LIMIT: Final = 1 << 30
+from pelago.core.staging import WITHOUT_LIMIT
 
 
 def settings(
@@ -38,7 +35,7 @@ def settings(
         # A bound for every worker: none is faster than 1, and `rescale` only makes rounds shorter.
         round_samples_max=run.worker.local_steps * run.worker.batch_size,
         update_norm_max=run.lps.update_norm_max,
-        staged_max=STAGED_WITHOUT_LIMIT if lossless else run.lps.staged_max,
+        staged_max=WITHOUT_LIMIT if lossless else run.lps.staged_max,
         payload_bytes=payload_bytes,
         wan=run.region[region].name != run.gps_region,
         tick_ps=0 if lossless else heartbeat_ps,

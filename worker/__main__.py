@@ -104,7 +104,7 @@ async def _train(options: argparse.Namespace, run: RunFile) -> int:
     name = f"worker-{options.region}-{suffix}"
     log = daemon.telemetry(out, name)
     pace = Pace.of(run, region, options.group) if options.paced else None
-    trainer = Trainer(run, region, options.group, pace=pace)
+    trainer = Trainer(run, pace=pace)
     manifest = Manifest(trainer.manifest())
     machine = Worker(
         settings(

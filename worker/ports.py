@@ -27,12 +27,7 @@ class WorkerPort:
     ) -> Result | None:
         """One round on a lease, from ``flat``; None if cancelled."""
         torch.set_num_threads(1)
-        result = self._trainer.train(lease, flat, on_step, cancel)
-        return (
-            None
-            if result is None
-            else Result(result.delta, result.steps, result.tokens, result.loss)
-        )
+        return self._trainer.train(lease, flat, on_step, cancel)
 
     def validate(self, flat: torch.Tensor) -> tuple[float, int]:
         """Not a worker's business."""

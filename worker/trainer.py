@@ -4,33 +4,18 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import chain
 
 import torch
 
 from pelago.config import RunFile, Worker
 from pelago.core.names import Lease
+from pelago.net.trainer import Result
 from pelago.wire.messages import TensorSpec
 from worker import device as devices
 from worker.data import Corpus, open_corpus
 from worker.models import LanguageModel, build
-from worker.schedule import Pace, learning_rate, local_steps
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What training on a lease gave."""
-
-    delta: torch.Tensor
-    """The pseudo-gradient, start minus end: fp32 on the CPU, shape (elements,)."""
-    steps: int
-    tokens: int
-    """Tokens predicted."""
-    loss: float
-    """Mean training loss over them, nats per token."""
-    busy_ms: float
-    """Time spent computing, without waits for the pace."""
+from worker.schedule import Pace, learning_rate
 
 
 class Trainer:
@@ -41,9 +26,7 @@ class Trainer:
     their global norm; a learning-rate clock that counts the samples handed out in the whole run.
     """
 
-    def __init__(
-        self, run: RunFile, region_index: int, group: int, *, pace: Pace | None = None
-    ) -> None:
+    def __init__(self, run: RunFile, *, pace: Pace | None = None) -> None:
         """Open the corpus and build the model. Raises `ConfigError`.
 
         ``pace``: emulate a slower worker (`pelago local`); without it every step runs as fast as it
@@ -55,12 +38,6 @@ class Trainer:
         self.corpus: Corpus = open_corpus(run.data, run.run.seed)
         self.model: LanguageModel = build(run.model, self.corpus.vocabulary, run.run.seed, device)
         self.corpus.limit_vocabulary(self.model.vocabulary)
-        self.lease_samples = self.settings.batch_size * local_steps(
-            self.settings.local_steps,
-            run.relative_speed(region_index, group),
-            self.settings.rescale,
-        )
-        """Samples of one round: the size of a lease to ask for."""
         self._cuda = device.type == "cuda"
         if self._cuda and self.settings.compile:
             self.model.compile()
@@ -107,7 +84,7 @@ class Trainer:
         self.model.load_flat(flat_start)
         clock = samples[0] // self.settings.global_batch_size
         size = self.settings.batch_size
-        loss_sum, busy_s, steps = 0.0, 0.0, 0
+        loss_sum, steps = 0.0, 0
         due_s = time.perf_counter()
         for first in range(0, len(samples), size):
             started_s = time.perf_counter()
@@ -119,7 +96,6 @@ class Trainer:
             loss_sum += loss * len(batch)
             steps += 1
             ended_s = time.perf_counter()
-            busy_s += ended_s - started_s
             on_step(steps)
             if self.pace is not None:
                 due_s = self.pace.due_s(due_s, started_s, ended_s)
@@ -133,7 +109,6 @@ class Trainer:
             steps=steps,
             tokens=len(samples) * self.corpus.sequence_length,
             loss=loss_sum / len(samples),
-            busy_ms=busy_s * 1e3,
         )
 
     def _step(self, batch: list[int], rate: float, cancel: threading.Event) -> float | None:

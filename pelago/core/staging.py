@@ -1,8 +1,12 @@
 """Staging places of a server: how many updates may be under way to it at once."""
 
 from collections import deque
+from typing import Final
 
 from pelago.core.names import Peer, PushId
+
+WITHOUT_LIMIT: Final = 1 << 30
+"""A limit for a server that has room for everyone, as the paper's have."""
 
 
 class Staging:

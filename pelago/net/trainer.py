@@ -12,7 +12,11 @@ from pelago.net.lane import Lane, Tensors
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What training gave: ``delta`` is flat fp32, start minus end; ``loss`` a mean, in nats."""
+    """What training on a lease gave.
+
+    ``delta``: the pseudo-gradient, start minus end, a flat fp32 tensor on the CPU, shape
+    (elements,). ``tokens``: predicted in all. ``loss``: their mean training loss, in nats.
+    """
 
     delta: Any
     steps: int

@@ -43,7 +43,7 @@ def test_the_loss_is_the_mean_over_all_held_out_tokens(source: str) -> None:
 def test_worker_and_evaluator_mean_the_same_model(source: str) -> None:
     """Same manifest, same corpus, same initial parameters: what the handshake compares."""
     run = run_file(source)
-    trainer, evaluator = Trainer(run, 0, 0), Evaluator(run)
+    trainer, evaluator = Trainer(run), Evaluator(run)
     assert trainer.manifest() == evaluator.manifest()
     assert trainer.corpus.digest == evaluator.corpus.digest
     assert torch.equal(trainer.initial(), evaluator.initial())

@@ -11,11 +11,13 @@ import torch
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError
 from pelago.core.names import Lease, PushId, Spans
+from pelago.net.trainer import Result
 from tests.worker.corpora import run_file, write_texts, write_tokens
 from worker.data import open_corpus
 from worker.models import build
 from worker.schedule import Pace, learning_rate
-from worker.trainer import Result, Trainer
+from worker.settings import settings
+from worker.trainer import Trainer
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def reference(run: RunFile, batches: list[list[int]], clocks: list[int]) -> torc
 def test_a_round_is_adamw_with_decay_on_matrices_clipping_and_the_global_clock(source: str) -> None:
     """Samples 16..31 at a global batch of 8: the clock stands at 2 and ticks once a step."""
     run = run_file(source, clip_norm=0.05)
-    trainer = Trainer(run, 0, 0)
+    trainer = Trainer(run)
     start = trainer.initial()
     result = done(train(trainer, ((16, 32),)))
     batches = [list(range(first, first + 4)) for first in range(16, 32, 4)]
@@ -84,7 +86,7 @@ def test_a_round_is_adamw_with_decay_on_matrices_clipping_and_the_global_clock(s
 def test_moments_stay_with_the_worker_from_round_to_round(source: str) -> None:
     """Two rounds, each from what the round before gave, are one longer run of the optimiser."""
     run = run_file(source)
-    trainer = Trainer(run, 0, 0)
+    trainer = Trainer(run)
     flat = trainer.initial()
     for spans in (((0, 8),), ((8, 16),)):
         flat = flat - done(train(trainer, spans, flat)).delta
@@ -95,7 +97,7 @@ def test_moments_stay_with_the_worker_from_round_to_round(source: str) -> None:
 
 def test_the_pseudo_gradient_is_start_minus_end(source: str) -> None:
     """The start is what the server sent, not what this worker had."""
-    trainer = Trainer(run_file(source), 0, 0)
+    trainer = Trainer(run_file(source))
     start = trainer.initial() + 0.01
     kept = start.clone()
     result = done(train(trainer, ((0, 8),), start))
@@ -106,7 +108,7 @@ def test_the_pseudo_gradient_is_start_minus_end(source: str) -> None:
 def test_a_lease_of_several_spans_and_an_odd_size_is_trained_whole(source: str) -> None:
     """Eleven samples in two pieces, four a step: the last step has three."""
     run = run_file(source)
-    trainer = Trainer(run, 0, 0)
+    trainer = Trainer(run)
     steps: list[int] = []
     result = done(train(trainer, ((40, 45), (90, 96)), on_step=steps.append))
     batches = [[40, 41, 42, 43], [44, 90, 91, 92], [93, 94, 95]]
@@ -118,15 +120,14 @@ def test_a_lease_of_several_spans_and_an_odd_size_is_trained_whole(source: str) 
 def test_micro_batches_add_up_to_the_batch(source: str) -> None:
     """Also where the last micro-batch of the last step is smaller."""
     whole, pieces = (
-        done(train(Trainer(run_file(source, micro_batch_size=size), 0, 0), ((0, 11),)))
-        for size in (0, 2)
+        done(train(Trainer(run_file(source, micro_batch_size=size)), ((0, 11),))) for size in (0, 2)
     )
     assert torch.allclose(whole.delta, pieces.delta, rtol=0, atol=1e-5)
     assert whole.loss == pytest.approx(pieces.loss, abs=1e-5)
 
 
 def test_the_same_lease_gives_the_same_bits(source: str) -> None:
-    first, second = (done(train(Trainer(run_file(source), 0, 0), ((0, 16),))) for _ in range(2))
+    first, second = (done(train(Trainer(run_file(source)), ((0, 16),))) for _ in range(2))
     assert torch.equal(first.delta, second.delta)
     assert first.loss == second.loss
 
@@ -134,7 +135,7 @@ def test_the_same_lease_gives_the_same_bits(source: str) -> None:
 def test_the_loss_is_the_mean_over_the_lease(source: str) -> None:
     """With a learning rate of almost nothing every sample is measured on the initial model."""
     run = run_file(source, max_lr=1e-30, min_lr=0.0)
-    trainer = Trainer(run, 0, 0)
+    trainer = Trainer(run)
     expected = [
         trainer.model.loss(trainer.corpus.batch([sample])).item() for sample in range(20, 31)
     ]
@@ -143,17 +144,24 @@ def test_the_loss_is_the_mean_over_the_lease(source: str) -> None:
 
 
 def test_training_learns(source: str) -> None:
-    trainer = Trainer(run_file(source), 0, 0)
+    trainer = Trainer(run_file(source))
     result = done(train(trainer, ((0, 600),)))
     after = done(train(trainer, ((0, 16),), trainer.initial()))
     assert after.loss < 0.6 * 5.5
     assert after.loss < result.loss
 
 
+def round_samples(run: RunFile, group: int) -> int:
+    """The size of the leases that a worker asks for."""
+    found = settings(run, 0, group, incarnation=1, fingerprint="", corpus="")
+    return found.round_samples
+
+
 def test_slow_workers_ask_for_smaller_leases(source: str) -> None:
     run = run_file(source, local_steps=5)
-    assert [Trainer(run, 0, group).lease_samples for group in (0, 1)] == [20, 12]
-    assert Trainer(run_file(source, local_steps=5, rescale=False), 0, 1).lease_samples == 20
+    same = run_file(source, local_steps=5, rescale=False)
+    assert [round_samples(run, group) for group in (0, 1)] == [20, 12]
+    assert [round_samples(same, group) for group in (0, 1)] == [20, 20]
 
 
 def test_a_cancelled_lease_gives_nothing_and_leaves_whole_steps_in_the_optimiser(
@@ -161,12 +169,12 @@ def test_a_cancelled_lease_gives_nothing_and_leaves_whole_steps_in_the_optimiser
 ) -> None:
     """Cancelled after two of four steps: what follows is as after a lease of those two."""
     run = run_file(source)
-    trainer = Trainer(run, 0, 0)
+    trainer = Trainer(run)
     start, cancel = trainer.initial(), threading.Event()
     stop_after_two = lambda steps: cancel.set() if steps == 2 else None  # noqa: E731
     assert train(trainer, ((0, 16),), start, stop_after_two, cancel) is None
 
-    other = Trainer(run, 0, 0)
+    other = Trainer(run)
     done(train(other, ((0, 8),), start))
     again, expected = (done(train(each, ((16, 24),), start)) for each in (trainer, other))
     assert torch.equal(again.delta, expected.delta)
@@ -175,7 +183,7 @@ def test_a_cancelled_lease_gives_nothing_and_leaves_whole_steps_in_the_optimiser
 def test_a_cancel_during_a_step_changes_nothing(source: str) -> None:
     """It comes while the second micro-batch is read; the half-made gradient is thrown away."""
     run = run_file(source, micro_batch_size=2)
-    trainer = Trainer(run, 0, 0)
+    trainer = Trainer(run)
     start, cancel = trainer.initial(), threading.Event()
     read = trainer.corpus.batch
     trainer.corpus = SimpleNamespace(  # type: ignore[assignment]
@@ -185,14 +193,14 @@ def test_a_cancel_during_a_step_changes_nothing(source: str) -> None:
     assert train(trainer, ((0, 4),), start, cancel=cancel) is None
     assert torch.equal(trainer.initial(), start)
     trainer.corpus.batch = read  # type: ignore[method-assign]
-    fresh = Trainer(run, 0, 0)
+    fresh = Trainer(run)
     resumed, expected = (done(train(each, ((0, 8),), start)) for each in (trainer, fresh))
     assert torch.equal(resumed.delta, expected.delta)
 
 
 def test_a_cancel_ends_a_wait_for_the_pace_at_once(source: str) -> None:
     """At this pace a step takes an hour; the test would run into its time limit."""
-    trainer = Trainer(run_file(source), 0, 0, pace=Pace(step_ms=3.6e6, speed=1.0))
+    trainer = Trainer(run_file(source), pace=Pace(step_ms=3.6e6, speed=1.0))
     cancel, stepped = threading.Event(), threading.Event()
     results: list[Result | None] = []
 
@@ -210,14 +218,14 @@ def test_a_cancel_ends_a_wait_for_the_pace_at_once(source: str) -> None:
 
 def test_a_pace_changes_no_number(source: str) -> None:
     run = run_file(source)
-    paced = done(train(Trainer(run, 0, 0, pace=Pace(step_ms=1.0, speed=0.5)), ((0, 8),)))
-    assert torch.equal(paced.delta, done(train(Trainer(run, 0, 0), ((0, 8),))).delta)
+    paced = done(train(Trainer(run, pace=Pace(step_ms=1.0, speed=0.5)), ((0, 8),)))
+    assert torch.equal(paced.delta, done(train(Trainer(run), ((0, 8),))).delta)
 
 
 def test_a_gradient_that_is_not_finite_leaves_no_trace_in_the_moments(source: str) -> None:
     """A broken model comes and goes; afterwards the worker trains as if it had never been."""
     run = run_file(source)
-    trainer, untouched = Trainer(run, 0, 0), Trainer(run, 0, 0)
+    trainer, untouched = Trainer(run), Trainer(run)
     start = trainer.initial()
     broken = done(train(trainer, ((0, 8),), torch.full_like(start, float("nan"))))
     assert broken.delta.isnan().all()
@@ -228,14 +236,14 @@ def test_a_gradient_that_is_not_finite_leaves_no_trace_in_the_moments(source: st
 def test_a_token_that_the_model_does_not_know_is_refused(tmp_path: Path) -> None:
     file = write_tokens(tmp_path / "a.bin", 4000, vocabulary=300)
     with pytest.raises(ConfigError, match="token id 299, but the model knows ids from 0 to 255"):
-        Trainer(run_file(f"tokens:{file}"), 0, 0)
+        Trainer(run_file(f"tokens:{file}"))
 
 
 def test_a_missing_accelerator_is_named(source: str) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one here")
     with pytest.raises(ConfigError, match=r"worker\.device = 'cuda'"):
-        Trainer(run_file(source, device="cuda"), 0, 0)
+        Trainer(run_file(source, device="cuda"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -244,7 +252,7 @@ def test_an_accelerator_trains_the_same_model(source: str, compiled: bool) -> No
     """bf16 products on the one side, fp32 on the other: the same start, nearly the same losses."""
     results = []
     for device in ("cpu", "cuda"):
-        trainer = Trainer(run_file(source, device=device, compile=compiled), 0, 0)
+        trainer = Trainer(run_file(source, device=device, compile=compiled))
         results.append((trainer.initial(), done(train(trainer, ((0, 200),)))))
     (cpu_start, cpu), (cuda_start, cuda) = results
     assert torch.equal(cpu_start, cuda_start)
