@@ -1,36 +1,41 @@
 """A run file as a cluster inside the virtual driver: the machines of the daemons, unchanged.
 
-One GPS, an LPS per region, a worker per entry of `worker_speeds`. All start at t = 0 with the
-initial model, so no first transfer is charged, and one after the other, so that the first leases
-are handed out in the workers' order. A round of worker w computes for H_w * step_ms / speed, and w
-* 1e-6 ms longer to break ties by the worker's index; w counts the workers of all regions.
+One GPS, the LPSs and workers of the method's layout (`convergence.methods`), and an evaluator where
+the problem measures something. All start at t = 0 with the initial model, so no first transfer is
+charged, and one after the other, so that the first leases are handed out in the workers' order. With
+``simulation.daemons`` the regions fetch the model first, as the daemons do.
 """
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
+from random import Random
 from typing import Any, Final
 
 import gps.settings
 import lps.settings
 import worker.settings
-from convergence.problems import Problem, build
+from convergence.methods import Member, Unit, layout
+from convergence.problems import Job, Part, Problem, build
+from convergence.rounds import Rounds
 from gps.result import result
 from gps.state import Gps
 from lps.state import Lps
-from pelago.config import RunFile
+from pelago.config import RunFile, SimulatedEvent
 from pelago.core.errors import ConfigError
 from pelago.core.machine import PS_PER_MS, Loaded, Note, Started, StopRequested
 from pelago.core.names import Lease, Version
-from pelago.sim.links import PaperLinks
+from pelago.core.prng import derive
+from pelago.core.spans import SpanSet
 from pelago.sim.ports import Payload, Plan, PlanePort, Round
 from pelago.sim.simulation import Node, Simulation
 from pelago.sim.trace import Trace
-from worker.state import Worker
+from worker.state import Evaluator, Worker
 
 INCARNATION: Final = 1
 GPS: Final = "gps"
-TIE_BREAK_PS: Final = 1_000
-"""w * 1e-6 ms."""
+EVALUATOR: Final = "evaluator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class HandedOut:
-    """A lease, as a worker got it."""
+    """A lease, as a worker (of a group: its first) got it."""
 
     time_ps: int
     worker: int
@@ -53,30 +58,74 @@ class HandedOut:
 
 
 class SimulatedTrainer:
-    """Trains one worker's rounds on a problem, at the worker's speed."""
+    """Trains the rounds of one unit on the cluster's problem, at the speed of its members."""
 
-    def __init__(self, cluster: "Cluster", worker: int, speed: float) -> None:
+    def __init__(self, cluster: "Cluster", unit: Unit, replica: int) -> None:
         self._cluster = cluster
-        self._worker = worker
+        self._unit = unit
+        self._replica = replica
+        settings = cluster.settings
+        self._jitter = settings.step_jitter
+        seed = cluster.run.run.seed
+        self._random = [Random(derive("jitter", seed, member.worker)) for member in unit.members]
+        self._step_ms = settings.step_ms
         self._batch_size = cluster.run.worker.batch_size
-        self._step_ps = cluster.settings.step_ms * PS_PER_MS / speed
+        self.steps = unit.samples // self._batch_size
+        """Local steps that a round counts, of ``worker.batch_size`` samples each."""
 
-    def plan(self, lease: Lease) -> Plan:
-        """H_w * step_ms / speed + w * 1e-6 ms."""
-        cluster = self._cluster
+    def begin(self, lease: Lease, payload: Payload) -> Plan:
+        """Start a round; its time is that of its slowest member, see `Unit.duration_ps`."""
+        cluster, unit = self._cluster, self._unit
+        assert lease.samples == unit.samples, (lease, unit)
         if cluster.on_lease is not None:
-            cluster.on_lease(HandedOut(cluster.simulation.now, self._worker, lease))
-        steps = lease.samples // self._batch_size
-        return Plan(steps, round(steps * self._step_ps) + self._worker * TIE_BREAK_PS)
+            first = unit.members[0].worker
+            cluster.on_lease(HandedOut(cluster.simulation.now, first, lease))
+        cluster.rounds.begin((unit.name, lease.push), self._jobs(lease, payload))
+        sigma = self._jitter
+        # A mean of one: jitter makes times uneven, not longer.
+        slowness = [
+            random.lognormvariate(-sigma * sigma / 2, sigma) if sigma else 1.0
+            for random in self._random
+        ]
+        duration_ps = unit.duration_ps(self._step_ms, self._batch_size, slowness)
+        return Plan(max(1, self.steps), duration_ps)
 
-    def train(self, lease: Lease, payload: Payload) -> Round:
-        """Train on a lease from the parameters ``payload``."""
-        steps = lease.samples // self._batch_size
-        return self._cluster.problem.train(self._worker, lease, steps, payload)
+    def _jobs(self, lease: Lease, payload: Payload) -> list[Job]:
+        unit = self._unit
+        if unit.averages == "gradients":
+            parts = tuple(_part(member) for member in unit.members)
+            steps = unit.members[0].steps
+            return [Job(self._replica, steps, parts, lease.spans, payload)]
+        samples = SpanSet(lease.spans)
+        return [
+            Job(
+                self._replica + index,
+                member.steps,
+                (_part(member),),
+                samples.take(member.steps * member.batch),
+                payload,
+            )
+            for index, member in enumerate(unit.members)
+        ]
+
+    def finish(self, lease: Lease) -> Round:
+        """What the round gave."""
+        self._cluster.collectives_wan_bytes += (
+            self._unit.all_reduces * self._unit.all_reduce_wan_bytes
+        )
+        return self._cluster.rounds.finish((self._unit.name, lease.push))
+
+    def cancel(self, lease: Lease) -> None:
+        """The round is not wanted any more."""
+        self._cluster.rounds.cancel((self._unit.name, lease.push))
 
     def validate(self, payload: Payload) -> tuple[float, int]:
         """Held-out loss of parameters."""
         return self._cluster.problem.validate(payload)
+
+
+def _part(member: Member) -> Part:
+    return Part(member.worker, member.region, member.batch)
 
 
 class Cluster:
@@ -99,23 +148,36 @@ class Cluster:
         self.run = run
         self.settings = run.simulation
         self.on_lease = on_lease
-        self.problem: Problem = build(run, run.simulation)
+        self.layout = layout(run)
+        self.problem: Problem = build(run, self.layout.replicas)
+        self.rounds = Rounds(self.problem)
         self.trace = Trace() if trace else None
         self.arrivals: list[Arrival] = []
+        self.staleness: dict[str, Counter[int]] = {"gps": Counter(), "lps": Counter()}
+        """How many updates were so many versions old when they were applied, at each level."""
+        self.collectives_wan_bytes = 0
         self._on_arrival = on_arrival
-        links = PaperLinks(
-            self.settings.model_bytes,
-            len(run.region),
-            run.network.bandwidth_gbps,
-            run.network.latency_ms,
+        self._lossless = not self.settings.daemons
+        self._lives: Counter[str] = Counter()
+        """How many processes each node has been, so far."""
+        self._absent = self._arrange_events()
+        self.simulation = Simulation(
+            self.layout.run.run_id, self.layout.links, check, self.trace, self._on_note
         )
-        self.simulation = Simulation(run.run_id, links, check, self.trace, self._on_note)
         self.gps = self._gps()
-        self.lps = {region.name: self._lps(place) for place, region in enumerate(run.region)}
+        self.lps: dict[str, Lps] = {}
         self.workers: dict[str, Worker] = {}
-        for place, region in enumerate(run.region):
-            for group in range(len(region.worker_speeds)):
-                self.workers[f"{region.name}/{group}"] = self._worker(place, group)
+        self._trainers = self._make_trainers()
+        for region in self.layout.run.region:
+            if f"lps/{region.name}" not in self._absent:
+                self._add_lps(region.name)
+        for unit in self.layout.units:
+            if unit.name not in self._absent:
+                self._add_worker(unit)
+        if self.problem.validates:
+            self._add_evaluator()
+
+    # --- the run -------------------------------------------------------------------------------------
 
     def replay(self) -> dict[str, Any]:
         """Run to the budget and return the content of `result.json`."""
@@ -123,21 +185,28 @@ class Cluster:
         version = Version(INCARNATION, 0)
         simulation.start(GPS, Started(), Loaded(version))
         for name in self.lps:
-            simulation.start(f"lps/{name}", Loaded(version), Started())
+            loaded = [Loaded(version)] if self._lossless else []
+            simulation.start(f"lps/{name}", *loaded, Started())
         for name in self.workers:
             simulation.start(name, Started())
+        if self.problem.validates:
+            simulation.start(EVALUATOR, Started())
+        for event in self.settings.event:
+            simulation.call(round(event.at_ms * PS_PER_MS), self._action(event))
         # Without ticks the GPS's machine does not see time pass, so its budget of minutes is minded
         # here.
-        if self.gps.settings.budget_ps:
+        if self.gps.settings.budget_ps and self._lossless:
             stop = StopRequested("budget of minutes reached")
             simulation.at(self.gps.settings.budget_ps, GPS, stop)
-        simulation.run()
+        # Who lost its server for good waits for it for ever, but the run is over with the GPS.
+        simulation.run(last=GPS)
         return self.result()
 
     def result(self) -> dict[str, Any]:
         """The content of `result.json`; with ``final`` where the parameters are one number."""
-        parameters = sum(size for spec in self.problem.specs for size in spec.shape)
-        found = result(self.gps, self.run, clock="virtual", model_parameters=parameters)
+        parameters = sum(prod(spec.shape) for spec in self.problem.specs)
+        found = result(self.gps, self.layout.run, clock="virtual", model_parameters=parameters)
+        found["bytes"] = self._bytes()
         final = self.problem.value(self.plane(GPS))
         if final is not None:
             regions = {name: self.problem.value(self.plane(f"lps/{name}")) for name in self.lps}
@@ -148,62 +217,152 @@ class Cluster:
         """The plane of a node: "gps", "lps/REGION" or "REGION/GROUP"."""
         return self.simulation.nodes[node].plane
 
+    def _bytes(self) -> dict[str, int]:
+        """Payload bytes that arrived: between regions, and inside them (all-reduces: between only)."""
+        payload, free = self.settings.model_bytes, self.layout.free_place
+        wan = lan = 0
+        for (start, end), count in self.simulation.arrived.items():
+            if free in (start, end):
+                continue
+            wan += count * payload * (start != end)
+            lan += count * payload * (start == end)
+        return {"wan": wan + self.collectives_wan_bytes, "lan": lan}
+
+    # --- nodes ---------------------------------------------------------------------------------------
+
     def _gps(self) -> Gps:
+        run = self.layout.run
         machine = Gps(
             gps.settings.settings(
-                self.run,
+                run,
                 incarnation=INCARNATION,
                 manifest=self.problem.specs,
                 fingerprint=self.problem.fingerprint,
                 corpus="",
-                lossless=True,
+                lossless=self._lossless,
             )
         )
-        place = self.run.region_index(self.run.gps_region)
-        self.simulation.add(Node(GPS, place, machine, self.problem.gps_plane()))
+        plane = self.problem.server_plane(run.gps, None)
+        self.simulation.add(Node(GPS, self.layout.gps_place, machine, plane))
         return machine
 
-    def _lps(self, place: int) -> Lps:
-        machine = Lps(
-            lps.settings.settings(
-                self.run,
-                place,
-                incarnation=INCARNATION,
-                gps=GPS,
-                payload_bytes=self.settings.model_bytes,
-                lossless=True,
-            )
+    def _add_lps(self, region: str) -> str:
+        run, place = self.layout.run, self.layout.run.region_index(region)
+        settings = lps.settings.settings(
+            run,
+            place,
+            incarnation=self._incarnation(f"lps/{region}"),
+            gps=GPS,
+            payload_bytes=self.settings.model_bytes,
+            lossless=self._lossless,
         )
-        name = f"lps/{self.run.region[place].name}"
-        self.simulation.add(Node(name, place, machine, self.problem.lps_plane()))
-        return machine
+        rounds = [unit.samples for unit in self.layout.units if unit.region == place]
+        machine = Lps(replace(settings, round_samples_max=max(rounds)))
+        name = self._process(f"lps/{region}")
+        plane = self.problem.server_plane(run.lps, run.lps.in_flight)
+        at = self.layout.server_places[place]
+        serves = f"{region}/lps"
+        self.simulation.add(Node(name, at, machine, plane, serves=serves, server=GPS))
+        self.lps[region] = machine
+        return name
 
-    def _worker(self, place: int, group: int) -> Worker:
-        region = self.run.region[place].name
-        machine = Worker(
-            worker.settings.settings(
-                self.run,
-                place,
-                group,
-                incarnation=INCARNATION,
-                fingerprint=self.problem.fingerprint,
-                corpus="",
-                server=f"lps/{region}",
-                lossless=True,
-            )
+    def _add_worker(self, unit: Unit) -> str:
+        server = f"{self.layout.run.region[unit.region].name}/lps"
+        settings = worker.settings.settings(
+            self.layout.run,
+            unit.region,
+            unit.group,
+            incarnation=self._incarnation(unit.name),
+            fingerprint=self.problem.fingerprint,
+            corpus="",
+            server=server,
+            lossless=self._lossless,
         )
-        trainer = SimulatedTrainer(self, len(self.workers), self.run.relative_speed(place, group))
-        plane = self.problem.worker_plane()
-        self.simulation.add(Node(f"{region}/{group}", place, machine, plane, trainer))
-        return machine
+        machine = Worker(replace(settings, round_samples=unit.samples))
+        name = self._process(unit.name)
+        trainer, plane = self._trainers[unit.name], self.problem.client_plane()
+        self.simulation.add(Node(name, unit.place, machine, plane, trainer, server=server))
+        self.workers[unit.name] = machine
+        return name
+
+    def _add_evaluator(self) -> None:
+        settings = worker.settings.settings(
+            self.layout.run,
+            None,
+            -1,
+            incarnation=INCARNATION,
+            fingerprint=self.problem.fingerprint,
+            corpus="",
+            server=GPS,
+            lossless=self._lossless,
+        )
+        trainer = next(iter(self._trainers.values()))
+        plane = self.problem.client_plane()
+        node = Node(EVALUATOR, self.layout.free_place, Evaluator(settings), plane, trainer)
+        self.simulation.add(node)
+
+    def _make_trainers(self) -> dict[str, SimulatedTrainer]:
+        trainers: dict[str, SimulatedTrainer] = {}
+        replica = 0
+        for unit in self.layout.units:
+            trainers[unit.name] = SimulatedTrainer(self, unit, replica)
+            replica += 1 if unit.averages == "gradients" else len(unit.members)
+        return trainers
+
+    # --- losses and joins ----------------------------------------------------------------------------
+
+    def _arrange_events(self) -> frozenset[str]:
+        """Check the events of the run file. Returns who is not there at the start."""
+        units = [unit.name for unit in self.layout.units]
+        names = [*units, *(f"lps/{region.name}" for region in self.layout.run.region)]
+        first: dict[str, SimulatedEvent] = {}
+        for event in sorted(self.settings.event, key=lambda each: each.at_ms):
+            if event.node not in names:
+                raise ConfigError(
+                    f"simulation.event.node = {event.node!r}: no such node; there are {names}"
+                )
+            first.setdefault(event.node, event)
+        absent = frozenset(name for name, event in first.items() if event.kind == "join")
+        if absent.issuperset(units):
+            raise ConfigError("simulation.event: all workers join later, so nobody starts the run")
+        return absent
+
+    def _action(self, event: SimulatedEvent) -> Callable[[], None]:
+        def lose() -> None:
+            if self._lives[event.node]:
+                self.simulation.lose(self._process(event.node))
+
+        def join() -> None:
+            # One that is still there is replaced, as a process is that a supervisor restarts.
+            lose()
+            role, _, region = event.node.partition("/")
+            if role == "lps":
+                name = self._add_lps(region)
+            else:
+                unit = next(each for each in self.layout.units if each.name == event.node)
+                name = self._add_worker(unit)
+            self.simulation.start(name, Started())
+
+        return lose if event.kind == "lose" else join
+
+    def _incarnation(self, node: str) -> int:
+        self._lives[node] += 1
+        return INCARNATION + self._lives[node] - 1
+
+    def _process(self, node: str) -> str:
+        """Name of a node's present process; the first is called like the node."""
+        life = self._lives[node]
+        return node if life == 1 else f"{node}#{life}"
 
     def _on_note(self, node: str, note: Note, now: int) -> None:
-        if node != GPS or note.kind != "arrival":
-            return
-        fields = note.fields
-        arrival = Arrival(
-            fields["elapsed_ps"], fields["region"], fields["steps"], fields["cumulative_steps"]
-        )
-        self.arrivals.append(arrival)
-        if self._on_arrival is not None:
-            self._on_arrival(arrival)
+        if note.kind == "update":
+            self.staleness["lps"][note.fields["staleness"]] += 1
+        elif note.kind == "arrival" and node == GPS:
+            fields = note.fields
+            self.staleness["gps"][fields["staleness"]] += 1
+            arrival = Arrival(
+                fields["elapsed_ps"], fields["region"], fields["steps"], fields["cumulative_steps"]
+            )
+            self.arrivals.append(arrival)
+            if self._on_arrival is not None:
+                self._on_arrival(arrival)

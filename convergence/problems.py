@@ -1,11 +1,49 @@
-"""What a simulated cluster trains: a problem makes all planes and trains the workers' rounds."""
+"""What a simulated cluster trains: a problem makes the planes and trains the workers' rounds.
 
+A `Job` is a round of one replica: so many steps from given parameters, on given samples. A replica is
+whatever owns one optimiser state: a worker, or a synchronous group of workers that averages its
+gradients at every step. Jobs are trained in batches, since on one device many small models are
+trained together far faster than one after the other; no job depends on another of its batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, assert_never
 
-from pelago.config import RunFile, Simulation
-from pelago.core.names import Lease
+from pelago.config import InFlight, RunFile, Server
+from pelago.core.names import Spans
 from pelago.sim.ports import Payload, PlanePort, Round, TimingPlane
 from pelago.wire.messages import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A worker's part of every step of a job."""
+
+    worker: int
+    """Counted over all regions."""
+    region: int
+    samples: int
+    """Of each step; their gradients are averaged over all samples of the step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Train ``steps`` steps from ``start``, each on the next ``batch`` samples of ``spans``."""
+
+    replica: int
+    """Whose optimiser state is used and advanced; at most one job of a replica is under way."""
+    steps: int
+    parts: tuple[Part, ...]
+    """Who computes which part of a step, in this order; one part, unless a group averages gradients."""
+    spans: Spans
+    """Exactly ``steps * batch`` samples of the global order."""
+    start: Payload
+
+    @property
+    def batch(self) -> int:
+        """Samples of one step."""
+        return sum(part.samples for part in self.parts)
 
 
 class Problem(Protocol):
@@ -21,20 +59,21 @@ class Problem(Protocol):
         """The model's name."""
         ...
 
-    def gps_plane(self) -> PlanePort:
-        """The GPS's, with the initial parameters in it."""
+    @property
+    def validates(self) -> bool:
+        """Whether `validate` measures something."""
         ...
 
-    def lps_plane(self) -> PlanePort:
-        """An LPS's, with the initial parameters in it."""
+    def server_plane(self, server: Server, in_flight: InFlight | None) -> PlanePort:
+        """A server's, with the initial parameters in it. ``in_flight`` None: it never exchanges (GPS)."""
         ...
 
-    def worker_plane(self) -> PlanePort:
-        """A worker's."""
+    def client_plane(self) -> PlanePort:
+        """A worker's or the evaluator's: payloads only."""
         ...
 
-    def train(self, worker: int, lease: Lease, steps: int, payload: Payload) -> Round:
-        """A round of a worker (counted over all regions) from the parameters ``payload``."""
+    def train(self, jobs: Sequence[Job]) -> list[Round]:
+        """Rounds of different replicas, in the order of the jobs."""
         ...
 
     def validate(self, payload: Payload) -> tuple[float, int]:
@@ -49,27 +88,26 @@ class Problem(Protocol):
 class Timing:
     """No tensors: who would be where when. Every update is accepted, every loss 0."""
 
-    def __init__(self, run: RunFile, simulation: Simulation) -> None:
+    validates = False
+
+    def __init__(self, run: RunFile) -> None:
+        assert run.simulation is not None
         # An fp32 model of this size; the links charge its bytes.
-        self.specs = (TensorSpec("timing", (max(1, simulation.model_bytes // 4),)),)
+        self.specs = (TensorSpec("timing", (max(1, run.simulation.model_bytes // 4),)),)
         self.fingerprint = "timing"
         self._sequence_length = run.data.sequence_length
 
-    def gps_plane(self) -> PlanePort:
+    def server_plane(self, server: Server, in_flight: InFlight | None) -> PlanePort:
         """Names of payloads only."""
         return TimingPlane()
 
-    def lps_plane(self) -> PlanePort:
+    def client_plane(self) -> PlanePort:
         """Names of payloads only."""
         return TimingPlane()
 
-    def worker_plane(self) -> PlanePort:
-        """Names of payloads only."""
-        return TimingPlane()
-
-    def train(self, worker: int, lease: Lease, steps: int, payload: Payload) -> Round:
+    def train(self, jobs: Sequence[Job]) -> list[Round]:
         """Nothing is trained."""
-        return Round(None, lease.samples * self._sequence_length, 0.0)
+        return [Round(None, job.steps * job.batch * self._sequence_length, 0.0) for job in jobs]
 
     def validate(self, payload: Payload) -> tuple[float, int]:
         """Nothing is measured."""
@@ -80,15 +118,28 @@ class Timing:
         return None
 
 
-def build(run: RunFile, simulation: Simulation) -> Problem:
-    """The problem that a run file names."""
-    match simulation.problem:
+def build(run: RunFile, replicas: int) -> Problem:
+    """The problem that a run file names, for so many replicas. Raises `ConfigError`."""
+    assert run.simulation is not None
+    # torch takes seconds to import, longer than a whole run without tensors.
+    match run.simulation.problem:
         case "timing":
-            return Timing(run, simulation)
+            return Timing(run)
         case "scalar":
-            # torch takes seconds to import, longer than a whole run without tensors.
             from convergence.scalar import Scalar
 
             return Scalar(run)
+        case "quadratic":
+            from convergence.quadratic import Quadratic
+
+            return Quadratic(run)
+        case "nonconvex":
+            from convergence.nonconvex import Nonconvex
+
+            return Nonconvex(run)
+        case "lm":
+            from convergence.lm.problem import LanguageModelling
+
+            return LanguageModelling(run, replicas)
         case _:
-            assert_never(simulation.problem)
+            assert_never(run.simulation.problem)

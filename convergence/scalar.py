@@ -8,17 +8,17 @@ where w = 0, 1, ... counts the workers of the whole file in order. The formula i
 the paper's 16 workers; it stays as it is for other numbers, so the mean of the b_w is 0 for 16 only.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
 
+from convergence import tensors
+from convergence.problems import Job
 from convergence.tensors import TensorPlane
-from pelago.config import RunFile, Server
-from pelago.core.names import Lease
+from pelago.config import InFlight, RunFile, Server
 from pelago.sim.ports import Payload, PlanePort, Round
 from pelago.tensor.manifest import Manifest
-from pelago.tensor.optim import DelayedNesterov
-from pelago.tensor.plane import Plane
 from pelago.wire.messages import TensorSpec
 
 LOCAL_RATE: Final = 1e-3
@@ -28,8 +28,9 @@ START: Final = 1.0
 class Scalar:
     """One parameter in float64, on the daemons' own tensor plane and optimiser."""
 
+    validates = False
+
     def __init__(self, run: RunFile) -> None:
-        self._run = run
         self._manifest = Manifest((TensorSpec("th", (1,)),))
         self.specs = self._manifest.specs
         self.fingerprint = self._manifest.fingerprint
@@ -37,27 +38,33 @@ class Scalar:
         self.targets = [(w - 7.5) / 10 for w in range(workers)]
         """b_w of each worker."""
 
-    def gps_plane(self) -> PlanePort:
-        """Delayed Nesterov with the GPS's settings."""
-        return self._server(self._run.gps, carry=False)
+    def server_plane(self, server: Server, in_flight: InFlight | None) -> PlanePort:
+        """The daemons' plane, with th = 1 in it."""
+        initial = torch.tensor([START], dtype=torch.float64)
+        return tensors.server_plane(self._manifest, server, in_flight, initial)
 
-    def lps_plane(self) -> PlanePort:
-        """Delayed Nesterov with the LPS's settings."""
-        return self._server(self._run.lps, carry=self._run.lps.in_flight == "carry")
-
-    def worker_plane(self) -> PlanePort:
+    def client_plane(self) -> PlanePort:
         """Payloads only."""
-        return TensorPlane(Plane(self._manifest, None, dtype=torch.float64, exchanges=False))
+        return tensors.client_plane(self._manifest, torch.float64)
 
-    def train(self, worker: int, lease: Lease, steps: int, payload: Payload) -> Round:
-        """Local steps of plain SGD; the loss reported is that of the start, (th - b_w)^2 / 2."""
-        start = self._number(payload)
-        target = self.targets[worker]
+    def train(self, jobs: Sequence[Job]) -> list[Round]:
+        """Local steps of plain SGD; the loss reported is that of the start, (th - b)^2 / 2.
+
+        b is the mean of the b_w of a group's workers, weighted by their samples.
+        """
+        return [self._round(job) for job in jobs]
+
+    def _round(self, job: Job) -> Round:
+        start = self._number(job.start)
+        if len(job.parts) == 1:
+            target = self.targets[job.parts[0].worker]
+        else:
+            target = sum(self.targets[part.worker] * part.samples for part in job.parts) / job.batch
         end = start
-        for _ in range(steps):
+        for _ in range(job.steps):
             end -= LOCAL_RATE * (end - target)
         delta = torch.tensor([start - end], dtype=torch.float64)
-        return Round(delta, lease.samples, (start - target) ** 2 / 2)
+        return Round(delta, job.steps * job.batch, (start - target) ** 2 / 2)
 
     def validate(self, payload: Payload) -> tuple[float, int]:
         """The mean of the workers' losses."""
@@ -68,13 +75,6 @@ class Scalar:
         """The parameter itself."""
         assert isinstance(plane, TensorPlane)
         return float(plane.plane.model())
-
-    def _server(self, server: Server, carry: bool) -> PlanePort:
-        outer = DelayedNesterov.from_eta(
-            server.lr, server.momentum, server.momentum_delay, server.momentum_activation
-        )
-        plane = Plane(self._manifest, outer, carry=carry, dtype=torch.float64)
-        return TensorPlane.loaded(plane, torch.tensor([START], dtype=torch.float64))
 
     def _number(self, payload: Payload) -> float:
         assert isinstance(payload, torch.Tensor)

@@ -1,11 +1,13 @@
 """The daemons' own tensor plane, as a plane of the virtual driver."""
 
-from typing import Literal
-
 import torch
 
+from pelago.config import Gps, InFlight, Server
+from pelago.core.machine import Operation
 from pelago.core.names import BlobId
 from pelago.sim.ports import Payload
+from pelago.tensor.manifest import Manifest
+from pelago.tensor.optim import DelayedNesterov
 from pelago.tensor.plane import Plane
 
 
@@ -25,16 +27,16 @@ class TensorPlane:
 
     def apply(
         self,
-        operation: Literal["step", "load", "merge", "merge_carry"],
+        operation: Operation,
         blob: BlobId,
         weight: float,
     ) -> None:
         """Change the parameters with a payload."""
         self.plane.apply(operation, blob, weight)
 
-    def pin(self, blob: BlobId) -> None:
-        """Name the parameters as they are now."""
-        self.plane.pin(blob)
+    def pin(self, blob: BlobId, average: bool = False) -> None:
+        """Name the parameters as they are now, or their running mean if the plane keeps one."""
+        self.plane.pin(blob, average)
 
     def difference(self, blob: BlobId) -> None:
         """Name snapshot - model as it is now."""
@@ -56,3 +58,26 @@ class TensorPlane:
         """Name a tensor of another plane or of the trainer; the planes share its memory."""
         assert isinstance(payload, torch.Tensor)
         self.plane.adopt(blob, payload)
+
+
+def server_plane(
+    manifest: Manifest, server: Server, in_flight: InFlight | None, initial: torch.Tensor
+) -> TensorPlane:
+    """A server's plane with ``initial``, shape [numel], in it; ``in_flight`` None: it never exchanges."""
+    outer = DelayedNesterov.from_eta(
+        server.lr, server.momentum, server.momentum_delay, server.momentum_activation
+    )
+    plane = Plane(
+        manifest,
+        outer,
+        remember=in_flight in ("carry", "replay"),
+        dtype=initial.dtype,
+        exchanges=in_flight is not None,
+        average=server.average if isinstance(server, Gps) else 0.0,
+    )
+    return TensorPlane.loaded(plane, initial)
+
+
+def client_plane(manifest: Manifest, dtype: torch.dtype) -> TensorPlane:
+    """The plane of a worker or the evaluator: payloads only."""
+    return TensorPlane(Plane(manifest, None, dtype=dtype, exchanges=False))

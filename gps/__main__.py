@@ -55,7 +55,7 @@ async def serve(options: argparse.Namespace, run: RunFile) -> int:
     outer = DelayedNesterov.from_eta(
         run.gps.lr, run.gps.momentum, run.gps.momentum_delay, run.gps.momentum_activation
     )
-    plane = Plane(start.manifest, outer, exchanges=False)
+    plane = Plane(start.manifest, outer, exchanges=False, average=run.gps.average)
     plane.adopt(0, start.flat)
     plane.apply("load", 0, 1.0)
     plane.release(0)
@@ -76,7 +76,7 @@ async def serve(options: argparse.Namespace, run: RunFile) -> int:
     finish = await node.run()
     if finish.reason != CRASHED:
         found = result(gps, run, clock="real", model_parameters=start.manifest.numel)
-        files.write(out, found, start.manifest, plane.model())
+        files.write(out, found, start.manifest, plane.model(), plane.average())
         log.line(f"{finish.reason}; results in {out}")
     return daemon.outcome(finish)
 

@@ -1,11 +1,16 @@
-"""What a run leaves behind: `result.json`, `loss.png` and the last global model."""
+"""What a run leaves behind: `result.json`, `loss.png` and the last global model.
+
+global.safetensors           the model itself, from which training would go on
+global_average.safetensors   its running mean, if one is kept (`gps.average`): what the evaluator
+                             measures and exports, here for runs that have no evaluator
+"""
 
 import json
 import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from safetensors.torch import save_file
@@ -13,15 +18,28 @@ from safetensors.torch import save_file
 from pelago.core.errors import CheckpointError
 from pelago.tensor.manifest import Manifest
 
+AVERAGE: Final = "global_average.safetensors"
 
-def write(folder: Path, result: dict[str, Any], manifest: Manifest, flat: torch.Tensor) -> None:
-    """Write everything. ``flat``: the global model, fp32, in the manifest's order. Raises `CheckpointError`."""
+
+def write(
+    folder: Path,
+    result: dict[str, Any],
+    manifest: Manifest,
+    flat: torch.Tensor,
+    average: torch.Tensor | None = None,
+) -> None:
+    """Write everything. Raises `CheckpointError`.
+
+    ``flat``: the global model, fp32, in the manifest's order; ``average``: its mean, if one is kept.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        model = {name: view.contiguous() for name, view in manifest.named_views(flat).items()}
-        save_file(
-            model, folder / "global.safetensors", metadata={"fingerprint": manifest.fingerprint}
-        )
+        _save(folder / "global.safetensors", manifest, flat)
+        if average is None:
+            # An earlier run into this folder may have kept one.
+            (folder / AVERAGE).unlink(missing_ok=True)
+        else:
+            _save(folder / AVERAGE, manifest, average)
         plot_loss(folder / "loss.png", result["validation"])
         partial = folder / ".result.json.part"
         text = json.dumps(_finite(result), indent=1, allow_nan=False)
@@ -29,6 +47,11 @@ def write(folder: Path, result: dict[str, Any], manifest: Manifest, flat: torch.
         os.replace(partial, folder / "result.json")
     except OSError as error:
         raise CheckpointError(f"cannot write the results to {folder}: {error}") from None
+
+
+def _save(path: Path, manifest: Manifest, flat: torch.Tensor) -> None:
+    tensors = {name: view.contiguous() for name, view in manifest.named_views(flat).items()}
+    save_file(tensors, path, metadata={"fingerprint": manifest.fingerprint})
 
 
 def _finite(value: Any) -> Any:

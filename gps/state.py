@@ -78,6 +78,8 @@ class GpsSettings:
     budget_ps: int
     """Time after the first lease; 0: no limit."""
     update_norm_max: float
+    staleness_power: float
+    """An update based on a version that is n versions old is applied (1 + n)^-power times."""
     staged_max: int
     tick_ps: int
     """0: no heartbeats and nobody is ever lost, for a driver that loses nothing."""
@@ -321,7 +323,9 @@ class Gps:
 
     def _apply(self, region: Region, message: Push, event: Measured) -> list[Effect]:
         self.ledger.consume(region.name, message.spans, message.dropped)
-        staleness = self.version.counter - message.base.counter
+        # A base that is no version of ours yet is a peer's mistake, and cannot count more than in full.
+        staleness = max(0, self.version.counter - message.base.counter)
+        weight = (1.0 + staleness) ** -self.settings.staleness_power
         self.version = Version(self.version.incarnation, self.version.counter + 1)
         self.updates += 1
         self.counted_steps += message.steps
@@ -339,7 +343,7 @@ class Gps:
             "norm": event.norm,
             "loss": message.loss,
         }
-        return [Apply("step", event.blob), Release(event.blob), Note("arrival", fields)]
+        return [Apply("step", event.blob, weight), Release(event.blob), Note("arrival", fields)]
 
     def _reply(self, region: Region, answers: PushId | None) -> list[Effect]:
         if self.phase == "loading" or region.peer is None:
@@ -411,7 +415,10 @@ class Gps:
             self.evaluators.replying(peer, blob, self.version)
             self._reached[self.version] = self._reached_at
             message = Model(self.version, self.counted_steps, None, None, final)
-            effects += [Pin(blob), Send(peer, message, blob), Release(blob)]
+            # What is measured and exported is the running mean, where one is kept; training goes on
+            # from the model itself.
+            pin: Effect = Pin(blob, average=True)
+            effects += [pin, Send(peer, message, blob), Release(blob)]
         return effects
 
     def _on_evaluated(self, message: Evaluated) -> list[Effect]:

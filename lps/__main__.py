@@ -43,7 +43,7 @@ async def serve(options: argparse.Namespace, run: RunFile) -> int:
     )
 
     def plane(manifest: Manifest) -> Plane:
-        return Plane(manifest, outer, carry=run.lps.in_flight == "carry")
+        return Plane(manifest, outer, remember=run.lps.in_flight != "drop")
 
     node = Node(
         Lps(settings(run, region, incarnation=daemon.incarnation())),

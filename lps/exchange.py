@@ -3,18 +3,25 @@
 fresh    applied since the last send; in the next exchange
 sending  in the exchange under way
 flight   applied while an exchange is under way: "drop" loses their movement at the merge (as the
-         released HALoS code does), "carry" keeps it for the next exchange
+         released HALoS code does), "carry" and "replay" keep it for the next exchange
 dropped  lost to the GPS so, to be named in the next exchange
+
+"carry" and "replay" keep the same books. They differ in the region's own model: "carry" merges it as
+it is when the answer comes, which discounts the movement in flight by alpha there; "replay" merges it
+as it was when it was sent and puts that movement back on top, whole.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias, assert_never
 
 from pelago.core.dedupe import Outcome
-from pelago.core.machine import Difference
+from pelago.core.machine import Difference, Operation
 from pelago.core.names import BlobId, PushId, Spans, Version
 from pelago.core.spans import SpanSet
 from pelago.wire.messages import Push
+
+InFlight: TypeAlias = Literal["drop", "carry", "replay"]
+"""What becomes of movement between the send and the merge; the run file's `lps.in_flight`."""
 
 
 @dataclass(slots=True)
@@ -30,14 +37,14 @@ class Exchange:
 class Exchanges:
     """At most one exchange is in flight; K updates after the last merge the next one is due."""
 
-    def __init__(self, updates_per_exchange: int, carry: bool) -> None:
+    def __init__(self, updates_per_exchange: int, in_flight: InFlight) -> None:
         self.current: Exchange | None = None
         self.count = 0
         """Exchanges merged so far."""
         self.in_flight_updates = 0
         """Updates applied while an exchange was in flight, so far."""
         self._k = updates_per_exchange
-        self._carry = carry
+        self._in_flight: InFlight = in_flight
         self._number = 0
         self._base = Version(0, 0)
         self._merged = 0
@@ -96,17 +103,25 @@ class Exchanges:
             # The GPS took the samples back; they may be ours again already, under a new lease.
             self.current.spans = self.current.dropped = ()
 
-    def merge_operation(self) -> Literal["load", "merge", "merge_carry"]:
+    def merge_operation(self) -> Operation:
         """How to take the global model in. After a rejection the region's own model is not to be trusted."""
         assert self.current is not None
         if self.current.outcome == "rejected":
             return "load"
-        return "merge_carry" if self._carry else "merge"
+        match self._in_flight:
+            case "drop":
+                return "merge"
+            case "carry":
+                return "merge_carry"
+            case "replay":
+                return "merge_replay"
+            case _:
+                assert_never(self._in_flight)
 
     def merged(self, base: Version, version: int) -> None:
         """The global model that answers the exchange was merged."""
-        operation = self.merge_operation()
-        target = self._fresh if operation == "merge_carry" else self._dropped
+        kept = self.merge_operation() in ("merge_carry", "merge_replay")
+        target = self._fresh if kept else self._dropped
         target.add(self._flight.clear())
         self.current = None
         self.count += 1
@@ -131,7 +146,7 @@ class Exchanges:
         if current is not None and current.outcome != "applied":
             unexchanged.add(current.spans)
             dropped.add(current.dropped)
-        if self._carry or current is None:
+        if self._in_flight != "drop" or current is None:
             unexchanged.add(self._flight)
         else:
             dropped.add(self._flight)

@@ -30,7 +30,7 @@ def settings(
         incarnation=incarnation,
         updates_per_exchange=run.lps.updates_per_exchange,
         merge_weight=run.lps.merge_weight,
-        carry=run.lps.in_flight == "carry",
+        in_flight=run.lps.in_flight,
         lease_block=1 if lossless else run.lps.lease_block,
         # A bound for every worker: none is faster than 1, and `rescale` only makes rounds shorter.
         round_samples_max=run.worker.local_steps * run.worker.batch_size,

@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
-from lps.exchange import Exchanges
+from lps.exchange import Exchanges, InFlight
 from lps.members import Member, Members, hello_fault
 from lps.supply import Supply
 from pelago.core.leases import LeaseTable
@@ -77,7 +77,7 @@ class LpsSettings:
     incarnation: int
     updates_per_exchange: int
     merge_weight: float
-    carry: bool
+    in_flight: InFlight
     lease_block: int
     round_samples_max: int
     """Samples of the largest round that a worker of the run file asks for."""
@@ -109,7 +109,7 @@ class Lps:
         self.leases = LeaseTable(settings.incarnation)
         self.members = Members()
         self.staging = Staging(settings.staged_max)
-        self.exchanges = Exchanges(settings.updates_per_exchange, settings.carry)
+        self.exchanges = Exchanges(settings.updates_per_exchange, settings.in_flight)
         self.fingerprint = ""
         self.corpus = ""
         self.lan_bytes = 0

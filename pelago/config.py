@@ -21,6 +21,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Momentum = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+InFlight = Literal["drop", "carry", "replay"]
 Endpoint = Annotated[str, Field(pattern=r"^[^\s/:]+:[0-9]{1,5}$")]
 
 
@@ -93,6 +94,8 @@ class Worker(Section):
     total_iterations: Positive = 6144
     weight_decay: NonNegativeFloat = 0.1
     clip_norm: PositiveFloat = 1.0
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the matrices inside the blocks, AdamW for embeddings, head and vectors."""
     beta1: Momentum = 0.9
     beta2: Momentum = 0.95
     epsilon: PositiveFloat = 1e-8
@@ -145,8 +148,10 @@ class Lps(Server):
     """K: updates of workers between exchanges with the GPS."""
     merge_weight: Fraction = 0.25
     """alpha: weight of the global model when it is merged into the region's."""
-    in_flight: Literal["drop", "carry"] = "drop"
-    """What becomes of movement between the send and the merge."""
+    in_flight: InFlight = "drop"
+    """What becomes of movement between the send and the merge: lost to the other regions (as in the
+    released HALoS code), carried into the next exchange, or replayed on top of a merge made at the
+    send point."""
     lease_block: Positive = 8
     """Rounds for which a region keeps samples in hand; 1: none ahead of need."""
 
@@ -163,6 +168,11 @@ class Gps(Server):
     """Control port; bulk data uses the next one."""
     connect: str = ""
     """HOST:PORT under which the regions reach it; empty: 127.0.0.1 and the port of bind."""
+    staleness_power: NonNegativeFloat = 0.0
+    """An update based on a version that is n versions old counts (1 + n)^-power times; 0: in full."""
+    average: Momentum = 0.0
+    """Decay per version of a running mean of the global model, which is what is evaluated and exported;
+    0: the model itself is. Training goes on from the model itself."""
     validation_interval_steps: Positive = 2048
     """Counted local steps between validations of the global model."""
 
@@ -189,6 +199,8 @@ class Region(Section):
 class Network(Section):
     """Links between regions: emulated by `pelago local`, obeyed by the virtual driver."""
 
+    share_links: bool = False
+    """Virtual driver: transfers that use a link between two regions at once share its bandwidth."""
     bandwidth_gbps: tuple[tuple[PositiveFloat, ...], ...] = ()
     latency_ms: tuple[tuple[NonNegativeFloat, ...], ...] = ()
     """One-way."""
@@ -218,14 +230,51 @@ class Local(Section):
     """First port to use; 0: free ones."""
 
 
+class SimulatedEvent(Section):
+    """A node that is lost without a word, or comes back (or comes late), at a time of the run."""
+
+    at_ms: NonNegativeFloat
+    node: str
+    """REGION/GROUP, or lps/REGION."""
+    kind: Literal["lose", "join"]
+
+
 class Simulation(Section):
     """Read by `experiments` only."""
 
-    method: Literal["halos"] = "halos"
-    problem: Literal["timing", "scalar"] = "timing"
+    method: Literal[
+        "halos", "regional-groups", "async-local-sgd", "diloco", "synchronous", "ideal"
+    ] = "halos"
+    problem: Literal["timing", "scalar", "quadratic", "nonconvex", "lm"] = "timing"
     model_bytes: Positive = 281_706_496
+    """Of a payload, as the links charge it; `lm` models may be smaller than what they stand for."""
     step_ms: PositiveFloat = 238.391
-    """One local step at relative speed 1."""
+    """One local step of ``worker.batch_size`` samples at relative speed 1."""
+    step_jitter: NonNegativeFloat = 0.0
+    """Relative standard deviation of a round's compute time (lognormal, drawn from the seed)."""
+    group_batch: Natural = 0
+    """Samples of a step of a synchronous group; 0: batch_size for each of its workers."""
+    daemons: bool = False
+    """Run the machines with the daemons' settings: heartbeats, retries, limited staging, samples
+    leased ahead. Needed where nodes are lost."""
+    dimension: Positive = 64
+    """Parameters of `quadratic` and `nonconvex`."""
+    noise: NonNegativeFloat = 1.0
+    """Standard deviation of the norm of one sample's gradient noise, in `quadratic` and `nonconvex`."""
+    heterogeneity: NonNegativeFloat = 0.0
+    """How far the regions' data differ. `quadratic`: distance of their optima from the common one;
+    `lm`: share (at most 1) of a region's samples that come from a part of the corpus of its own."""
+    event: tuple[SimulatedEvent, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.problem == "lm" and self.heterogeneity > 1:
+            raise ValueError(
+                f"heterogeneity = {self.heterogeneity} must not exceed 1 for problem 'lm'"
+            )
+        if self.event and not self.daemons:
+            raise ValueError("nodes can be lost with daemons = true only: others mind no silence")
+        return self
 
 
 class RunFile(Section):
@@ -284,7 +333,7 @@ class RunFile(Section):
                 "gps": {"bind", "connect"},
                 "worker": {"device", "compile", "micro_batch_size"},
                 "local": True,
-                "network": {"bandwidth_gbps", "latency_ms"},
+                "network": {"bandwidth_gbps", "latency_ms", "share_links"},
             },
         )
         for region in same["region"]:

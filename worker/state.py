@@ -111,6 +111,8 @@ class Worker:
         self._asked_at = 0
         self._joined_at: int | None = None
         self._round_started_at = 0
+        self._round_steps = 0
+        """Steps of the round in hand that `steps` counts already."""
         self._busy_ps = 0
         self._now = 0
 
@@ -133,10 +135,9 @@ class Worker:
                 return []
             case Tick():
                 return self._on_tick()
-            case Progress(push, _):
-                if self.lease is None or self.lease.push != push:
-                    return []
-                self.steps += 1
+            case Progress(push, steps):
+                if self.lease is not None and self.lease.push == push:
+                    self._count(steps)
                 return []
             case Trained():
                 return self._on_trained(event)
@@ -218,13 +219,19 @@ class Worker:
             # Either this is an old model, or the Welcome that we went by was: ask which fence is ours.
             return [Release(blob), *self._rejoin()]
         self.state, self.lease, self.base = "training", message.lease, message.version
-        self._round_started_at = self._now
+        self._round_started_at, self._round_steps = self._now, 0
         return [Train(message.lease, message.version, blob), Release(blob)]
+
+    def _count(self, steps: int) -> None:
+        """So many steps of the round in hand are done. Several may be told of at once, or again."""
+        self.steps += max(0, steps - self._round_steps)
+        self._round_steps = max(steps, self._round_steps)
 
     def _on_trained(self, event: Trained) -> list[Effect]:
         if self.state != "training" or self.lease is None or self.lease.push != event.push:
             return [Release(event.blob)]
         self.state = "uploading"
+        self._count(event.steps)
         self.tokens += event.tokens
         self.loss = event.loss
         busy_ps = self._now - self._round_started_at

@@ -1,4 +1,4 @@
-"""The inner loop: local AdamW steps on a lease, from a server's parameters to a pseudo-gradient."""
+"""The inner loop: local optimiser steps on a lease, from a server's parameters to a pseudo-gradient."""
 
 import math
 import threading
@@ -15,15 +15,17 @@ from pelago.wire.messages import TensorSpec
 from worker import device as devices
 from worker.data import Corpus, open_corpus
 from worker.models import LanguageModel, build
+from worker.optimiser import Optimiser
 from worker.schedule import Pace, learning_rate
 
 
 class Trainer:
     """One worker's model, optimiser and corpus. Not thread-safe: one `train` at a time.
 
-    The inner loop of HALoS (arXiv 2506.04531): AdamW whose moments stay with the worker from round
-    to round, never averaged and never reset; weight decay on matrices only; gradients clipped by
-    their global norm; a learning-rate clock that counts the samples handed out in the whole run.
+    The inner loop of HALoS (arXiv 2506.04531): AdamW (or Muon, which HALoS does not use) whose moments
+    stay with the worker from round to round, never averaged and never reset; weight decay on matrices
+    only; gradients clipped by their global norm; a learning-rate clock that counts the samples handed
+    out in the whole run.
     """
 
     def __init__(self, run: RunFile, *, pace: Pace | None = None) -> None:
@@ -41,17 +43,7 @@ class Trainer:
         self._cuda = device.type == "cuda"
         if self._cuda and self.settings.compile:
             self.model.compile()
-        self._segments = _segments(self.model)
-        self._optimiser = torch.optim.AdamW(
-            [
-                {"params": [self._segments[0]], "weight_decay": self.settings.weight_decay},
-                {"params": [self._segments[1]], "weight_decay": 0.0},
-            ],
-            lr=self.settings.max_lr,
-            betas=(self.settings.beta1, self.settings.beta2),
-            eps=self.settings.epsilon,
-            fused=True,
-        )
+        self._optimiser = Optimiser(self.settings, self.model)
 
     def manifest(self) -> tuple[TensorSpec, ...]:
         """Names and shapes of the model's tensors, in the order of the flat tensors."""
@@ -138,18 +130,4 @@ class Trainer:
         """
         # The factor of torch.nn.utils.clip_grad_norm_.
         gradient.mul_(min(1.0, self.settings.clip_norm / (norm + 1e-6)))
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
-        self._optimiser.step()
-
-
-def _segments(model: LanguageModel) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
-    """Matrices and the rest as two flat parameters over the model's own memory, gradients included.
-
-    AdamW works by element, so two long tensors give what many short ones give, at a fraction of the
-    overhead.
-    """
-    cut = model.matrix_elements
-    pair = (torch.nn.Parameter(model.flat[:cut]), torch.nn.Parameter(model.flat[cut:]))
-    pair[0].grad, pair[1].grad = model.gradient()[:cut], model.gradient()[cut:]
-    return pair
+        self._optimiser.step(rate)

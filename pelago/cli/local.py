@@ -47,7 +47,13 @@ def _prepare(out: Path, overwrite: bool) -> None:
             for node in out.glob("*/events.jsonl"):
                 shutil.rmtree(node.parent)
             shutil.rmtree(out / "model", ignore_errors=True)
-            for name in ("run.toml", "result.json", "loss.png", "global.safetensors"):
+            for name in (
+                "run.toml",
+                "result.json",
+                "loss.png",
+                "global.safetensors",
+                "global_average.safetensors",
+            ):
                 (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot write results to {out}: {error}") from None

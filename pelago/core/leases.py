@@ -8,6 +8,7 @@ revoked, so it is the dedupe window for updates as well.
 
 from dataclasses import dataclass
 from itertools import chain
+from typing import Final
 
 from pelago.core.dedupe import Outcome, Outcomes
 from pelago.core.names import Lease, PushId, Spans
@@ -27,10 +28,20 @@ class LedgerTotals:
     duplicated: int
 
 
+SPENT_SPANS_MAX: Final = 4096
+"""So many spans of spent samples are kept before the oldest are added up; see `SampleLedger.closed`."""
+
+
 class SampleLedger:
-    """All samples of the run: lent to regions, consumed by their exchanges, given back, lent again."""
+    """All samples of the run: lent to regions, consumed by their exchanges, given back, lent again.
+
+    Samples below ``closed`` are all spent: nobody holds them and none is free. They are kept as numbers
+    (``closed_totals``), not as spans, so a ledger stays small however long the run is.
+    """
 
     def __init__(self) -> None:
+        self.closed = 0
+        self.closed_totals = {"applied": 0, "dropped": 0, "unexchanged": 0}
         self.cursor = 0
         """First sample that was never lent."""
         self.free = SpanSet()
@@ -58,6 +69,8 @@ class SampleLedger:
         """An exchange was applied: its samples are spent, and so are those it says were dropped."""
         self._move(region, applied, self.applied)
         self._move(region, dropped, self.dropped)
+        if sum(len(spent) for spent in self._spent().values()) > SPENT_SPANS_MAX:
+            self._close()
 
     def give_back(self, region: str, spans: Spans) -> None:
         """Samples of a region may be lent again."""
@@ -83,9 +96,9 @@ class SampleLedger:
         """The books as they stand."""
         return LedgerTotals(
             issued=self.cursor,
-            applied=self.applied.total,
-            dropped_in_flight=self.dropped.total,
-            unexchanged=self.unexchanged.total,
+            applied=self.applied.total + self.closed_totals["applied"],
+            dropped_in_flight=self.dropped.total + self.closed_totals["dropped"],
+            unexchanged=self.unexchanged.total + self.closed_totals["unexchanged"],
             returned=self.free.total,
             held=sum(held.total for held in self.held.values()),
             duplicated=self.duplicated,
@@ -98,8 +111,26 @@ class SampleLedger:
         for each in sets:
             each.check()
             assert everything.add(each) == 0, "a sample is in two sets of the ledger"
+        closed = SpanSet(((0, self.closed),) if self.closed else ())
+        assert everything.add(closed) == 0, (
+            "a sample that was spent is in a set of the ledger again"
+        )
+        assert sum(self.closed_totals.values()) == self.closed
         assert everything.total == self.cursor, (everything.spans(), self.cursor)
         assert self.duplicated == 0
+
+    def _spent(self) -> dict[str, SpanSet]:
+        return {"applied": self.applied, "dropped": self.dropped, "unexchanged": self.unexchanged}
+
+    def _close(self) -> None:
+        """Add up what is spent below the lowest sample that is not."""
+        alive = [self.free, *self.held.values()]
+        low = min((next(iter(each))[0] for each in alive if each), default=self.cursor)
+        for name, spent in self._spent().items():
+            old = spent.common(((0, low),))
+            spent.remove(old)
+            self.closed_totals[name] += sum(stop - start for start, stop in old)
+        self.closed = low
 
     def _held(self, region: str) -> SpanSet:
         return self.held.setdefault(region, SpanSet())
@@ -107,6 +138,8 @@ class SampleLedger:
     def _move(self, region: str, spans: Spans, target: SpanSet) -> None:
         self._held(region).remove(spans)
         self.duplicated += target.add(spans)
+        for start, stop in spans:
+            self.duplicated += max(0, min(stop, self.closed) - start)
 
 
 @dataclass(slots=True)

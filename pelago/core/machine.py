@@ -8,9 +8,9 @@ the order in which they were emitted; nothing in this vocabulary carries a tenso
 ``M`` is the union of messages (`pelago.wire.messages.Message`), which lies one layer up.
 """
 
-from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, Union
 
+from pelago.core.frozen import frozen
 from pelago.core.names import BlobId, Lease, Peer, PushId, Version
 
 PS_PER_MS = 10**9
@@ -18,23 +18,26 @@ PS_PER_MS = 10**9
 
 M = TypeVar("M")
 
+Operation = Literal["step", "load", "merge", "merge_carry", "merge_replay"]
+"""What `Apply` does with the parameters."""
+
 
 # --- events: facts -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Started:
     """The driver runs; first event of every machine."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Loaded:
     """The parameters are in the arena already (made from a seed, or read from a file)."""
 
     version: Version
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Received(Generic[M]):
     """A message came; if it has a payload, all of it is staged and its checksums held."""
 
@@ -43,7 +46,7 @@ class Received(Generic[M]):
     blob: BlobId | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Delivered:
     """All of a payload that this node sent has arrived."""
 
@@ -51,7 +54,7 @@ class Delivered:
     blob: BlobId
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PeerLost:
     """The driver gave up on a peer, or a transfer to it."""
 
@@ -59,7 +62,7 @@ class PeerLost:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Measured:
     """Facts about a staged payload, computed on this node from the bytes themselves."""
 
@@ -68,20 +71,20 @@ class Measured:
     finite: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tick:
     """The one periodic timer of a machine fired."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Progress:
-    """The trainer finished a local step of a lease."""
+    """The trainer has finished so many local steps of a lease; several may be told of at once."""
 
     push: PushId
     steps: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Trained:
     """The trainer finished a lease; ``blob`` is the pseudo-gradient, start minus end."""
 
@@ -92,7 +95,7 @@ class Trained:
     loss: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Validated:
     """The evaluator measured the held-out loss (nats per token) of a version."""
 
@@ -101,7 +104,7 @@ class Validated:
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StopRequested:
     """The user or the operating system asks this node to end in good order."""
 
@@ -126,7 +129,7 @@ Event: TypeAlias = Union[
 # --- effects: wishes -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Send(Generic[M]):
     """Send a message, with a payload or without. The driver keeps the payload until it left."""
 
@@ -135,21 +138,21 @@ class Send(Generic[M]):
     blob: BlobId | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SetTick:
     """Fire `Tick` every so many picoseconds from now on."""
 
     interval_ps: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Measure:
     """Answer with `Measured` for a staged payload."""
 
     blob: BlobId
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Apply:
     """Change the parameters with a staged payload, in the order of emission.
 
@@ -158,35 +161,42 @@ class Apply:
     ``merge``: model <- (1 - weight) * model + weight * blob; snapshot <- model.
     ``merge_carry``: as ``merge``, then snapshot <- model + (model at the last `Difference` - model just
     before the merge), so that the next `Difference` contains the movement made in between.
+    ``merge_replay``: the merge is made at the send point, and the movement made since is replayed on
+    it: snapshot <- (1 - weight) * sent + weight * blob, model <- snapshot + (model - sent), where sent
+    is the model at the last `Difference`. So the next `Difference` contains that movement too.
     """
 
-    operation: Literal["step", "load", "merge", "merge_carry"]
+    operation: Operation
     blob: BlobId
     weight: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pin:
-    """Name the parameters as they are now ``blob``; later changes do not touch it."""
+    """Name the parameters as they are now ``blob``; later changes do not touch it.
+
+    ``average``: name their running mean instead, if the driver's plane keeps one.
+    """
 
     blob: BlobId
+    average: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Difference:
     """Name ``snapshot - model`` as it is now ``blob``: the pseudo-gradient of an exchange."""
 
     blob: BlobId
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Release:
     """The machine needs this payload no more; it is freed when no send uses it."""
 
     blob: BlobId
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Train:
     """Train from the parameters ``blob`` on a lease: the one long effect. Answers `Progress`, `Trained`."""
 
@@ -195,14 +205,14 @@ class Train:
     blob: BlobId
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Cancel:
     """Stop training on a lease; nothing is answered for it any more."""
 
     push: PushId
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Validate:
     """Measure the held-out loss of ``blob``, and export it too if ``export``. Answers `Validated`."""
 
@@ -211,7 +221,7 @@ class Validate:
     export: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Note:
     """A line for the node's event log; changes nothing."""
 
@@ -219,7 +229,7 @@ class Note:
     fields: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finish:
     """This node is done. ``error`` is empty when all went well."""
 

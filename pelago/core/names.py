@@ -1,7 +1,8 @@
 """Names that nodes exchange: addresses, versions, push ids, leases. Integers and short strings only."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from pelago.core.frozen import frozen
 
 Peer = str
 """What a driver calls the other end of a connection: one running process, never reused."""
@@ -11,7 +12,7 @@ BlobId = int
 numbers what arrives from the network or the trainer downwards from -1."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Address:
     """Where a worker process stands: region / group / replica / rank.
 
@@ -49,7 +50,7 @@ Span = tuple[int, int]
 Spans = tuple[Span, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Lease:
     """The right to train on some samples, once."""
 

@@ -36,12 +36,22 @@ class SpanSet:
 
     def add(self, spans: Iterable[Span]) -> int:
         """Add spans; returns how many of their integers were in the set already."""
-        return sum(self._add(start, stop) for start, stop in spans)
+        overlap = 0
+        for start, stop in spans:
+            overlap += self._add(start, stop)
+        return overlap
 
     def _add(self, start: int, stop: int) -> int:
         assert 0 <= start < stop, (start, stop)
-        first = bisect_left(self._stops, start)
-        last = bisect_right(self._starts, stop)
+        starts, stops = self._starts, self._stops
+        if starts and start >= starts[-1] and start <= stops[-1] <= stop:
+            # Most often a set grows at its end.
+            overlap = stops[-1] - start
+            self.total += stop - stops[-1]
+            stops[-1] = stop
+            return overlap
+        first = bisect_left(stops, start)
+        last = bisect_right(starts, stop)
         overlap = 0
         if first < last:
             for index in range(first, last):
@@ -60,12 +70,20 @@ class SpanSet:
         """Take spans out. Every one of them must be in the set whole."""
         for start, stop in spans:
             index = bisect_right(self._starts, start) - 1
-            assert (start, stop) in self, (start, stop)
-            left, right = (self._starts[index], start), (stop, self._stops[index])
-            rest = [span for span in (left, right) if span[0] < span[1]]
-            self._starts[index : index + 1] = [span[0] for span in rest]
-            self._stops[index : index + 1] = [span[1] for span in rest]
+            assert index >= 0, (start, stop)
+            left, right = self._starts[index], self._stops[index]
+            assert start < stop <= right, (start, stop)
             self.total -= stop - start
+            if left < start and stop < right:
+                self._stops[index] = start
+                self._starts.insert(index + 1, stop)
+                self._stops.insert(index + 1, right)
+            elif left < start:
+                self._stops[index] = start
+            elif stop < right:
+                self._starts[index] = stop
+            else:
+                del self._starts[index], self._stops[index]
 
     def common(self, spans: Iterable[Span]) -> Spans:
         """The parts of some spans that are in the set."""

@@ -113,9 +113,9 @@ class Tensors:
         """Queue what the machine wished, in its order."""
         plane = self.plane
         match effect:
-            case Pin(blob):
+            case Pin(blob, average):
                 self.created(blob)
-                self._submit(lambda: plane.pin(blob))
+                self._submit(lambda: plane.pin(blob, average))
             case Difference(blob):
                 self.created(blob)
                 self._submit(lambda: plane.difference(blob))

@@ -6,8 +6,9 @@ tensor plane knows threads; the one without tensors is here.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
+from pelago.core.machine import Operation
 from pelago.core.names import BlobId, Lease
 
 Payload = object
@@ -19,15 +20,15 @@ class PlanePort(Protocol):
 
     def apply(
         self,
-        operation: Literal["step", "load", "merge", "merge_carry"],
+        operation: Operation,
         blob: BlobId,
         weight: float,
     ) -> None:
         """Change the parameters with a payload."""
         ...
 
-    def pin(self, blob: BlobId) -> None:
-        """Name the parameters as they are now."""
+    def pin(self, blob: BlobId, average: bool = False) -> None:
+        """Name the parameters as they are now, or their running mean if the plane keeps one."""
         ...
 
     def difference(self, blob: BlobId) -> None:
@@ -72,12 +73,16 @@ class Round:
 class TrainerPort(Protocol):
     """What a worker does with parameters. It takes no time of its own: the plan says how long."""
 
-    def plan(self, lease: Lease) -> Plan:
-        """How long training on a lease takes from now on. ``steps`` >= 1."""
+    def begin(self, lease: Lease, payload: Payload) -> Plan:
+        """Training on a lease from the parameters ``payload`` begins. ``steps`` >= 1."""
         ...
 
-    def train(self, lease: Lease, payload: Payload) -> Round:
-        """Train on a lease from the parameters ``payload``; called when the plan's time is over."""
+    def finish(self, lease: Lease) -> Round:
+        """What it gave; called when the plan's time is over."""
+        ...
+
+    def cancel(self, lease: Lease) -> None:
+        """It was broken off; nobody asks for what it gave."""
         ...
 
     def validate(self, payload: Payload) -> tuple[float, int]:
@@ -93,14 +98,14 @@ class TimingPlane:
 
     def apply(
         self,
-        operation: Literal["step", "load", "merge", "merge_carry"],
+        operation: Operation,
         blob: BlobId,
         weight: float,
     ) -> None:
         """Nothing changes, but the payload must be there."""
         assert blob in self.live, blob
 
-    def pin(self, blob: BlobId) -> None:
+    def pin(self, blob: BlobId, average: bool = False) -> None:
         """A new name."""
         self.adopt(blob, None)
 

@@ -1,21 +1,26 @@
 """The virtual driver itself: runs machines on an event heap, under a clock of integer picoseconds.
 
 One run, one order. The heap is ordered by (time, sequence number), so what is due at the same
-instant happens in the order in which it was scheduled. What takes no time (control messages,
-measurements) does not go through the heap: it waits in a queue, first in first out, that is emptied
-before the clock moves. So everything that follows at once from one occurrence happens before the
-next occurrence of the same instant, as in HALoS's simulator, where a server's reaction is one
-indivisible call.
+instant happens in the order in which it was scheduled. What takes no time (control messages over
+links without latency, measurements) does not go through the heap: it waits in a queue, first in
+first out, that is emptied before the clock moves. So everything that follows at once from one
+occurrence happens before the next occurrence of the same instant, as in HALoS's simulator, where a
+server's reaction is one indivisible call.
 
-Every message goes through the real codec. A payload travels whole, as one occurrence; when it has
-arrived, the receiver hears `Received` first, then the sender `Delivered`, then come the answers.
+Messages go through the real codec: all of them in a run that is checked or traced. A payload travels
+whole, as one occurrence; when it has arrived, the receiver hears `Received` first, then the sender
+`Delivered`, then come the answers. A trainer's round is one occurrence too, without `Progress` in
+between.
+
+Nodes may come late, be lost without a word, and come back as another process. What was on its way
+from a lost node is lost with it; what was on its way to it is lost to its sender.
 """
 
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import Final, TypeAlias, Union, assert_never
+from typing import Any, Final, TypeAlias, Union, assert_never
 
 from pelago.core.machine import (
     Apply,
@@ -29,7 +34,6 @@ from pelago.core.machine import (
     Note,
     PeerLost,
     Pin,
-    Progress,
     Received,
     Release,
     Send,
@@ -40,8 +44,8 @@ from pelago.core.machine import (
     Validate,
     Validated,
 )
-from pelago.core.names import BlobId
-from pelago.sim.links import Links
+from pelago.core.names import BlobId, Peer
+from pelago.sim.links import Links, SharedLink
 from pelago.sim.ports import Payload, PlanePort, TrainerPort
 from pelago.sim.trace import Trace
 from pelago.wire.codec import decode_message, encode
@@ -49,17 +53,28 @@ from pelago.wire.messages import Effect, Event, Message
 
 STORY_EVENTS: Final = 20
 """So many of the last events are told when an assertion fails."""
+CODED_EVERY: Final = 64
+"""One message of so many goes through the codec in a run that is neither checked nor traced: what
+comes out is equal to what went in (the codec's own tests say so), and it would be half the time."""
+LOST: Final = Finish("lost", error="lost")
+"""How a node ends that is lost without a word."""
 
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A machine and what it works with. ``place`` is its index for the links."""
+    """A machine and what it works with: one process. ``place`` is its index for the links.
 
-    name: str
+    ``name``: of this process, never used again. ``serves``: what its clients call it, whichever
+    process it is (empty: its name). ``server``: what it calls its own server.
+    """
+
+    name: Peer
     place: int
     machine: Machine[Message]
     plane: PlanePort
     trainer: TrainerPort | None = None
+    serves: Peer = ""
+    server: Peer = ""
     finished: Finish | None = None
     training: "Training | None" = None
     timer: "Timer | None" = None
@@ -73,13 +88,22 @@ class Node:
 
 @dataclass(slots=True, eq=False)
 class Transfer:
-    """A message on its way with a payload."""
+    """A message on its way, with a payload or without."""
 
     sender: Node
     receiver: Node
     message: Message
-    blob: BlobId
+    blob: BlobId | None
     payload: Payload
+
+
+@dataclass(slots=True, eq=False)
+class LinkDue:
+    """A transfer on a shared link has ended, unless the link's generation is a later one by now."""
+
+    link: SharedLink
+    latency_ps: int
+    generation: int
 
 
 @dataclass(slots=True, eq=False)
@@ -88,11 +112,7 @@ class Training:
 
     node: Node
     effect: Train
-    payload: Payload
-    started_at: int
     steps: int
-    duration_ps: int
-    done: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -111,7 +131,14 @@ class Fact:
     event: Event
 
 
-Occurrence: TypeAlias = Union[Training, Transfer, Timer, Fact]
+@dataclass(slots=True, eq=False)
+class Call:
+    """Something else that the experiment arranged: a node is lost, another one comes."""
+
+    action: Callable[[], None]
+
+
+Occurrence: TypeAlias = Union[Training, Transfer, LinkDue, Timer, Fact, Call]
 
 
 class Simulation:
@@ -135,9 +162,14 @@ class Simulation:
         self.events = 0
         """Events that machines have handled."""
         self.nodes: dict[str, Node] = {}
+        self.arrived: dict[tuple[int, int], int] = {}
+        """Payloads that arrived, by (place they left, place they reached)."""
+        self._reached: dict[Peer, Node] = {}
         self._run = run
         self._links = links
         self._check = check
+        self._codes_all = check or trace is not None
+        self._messages = 0
         self._trace = trace
         self._on_note = on_note
         self._running = 0
@@ -145,11 +177,29 @@ class Simulation:
         self._heap: list[tuple[int, int, Occurrence]] = []
         self._soon: deque[tuple[Node, Event]] = deque()
         self._story: deque[tuple[int, str, Event, list[Effect]]] = deque(maxlen=STORY_EVENTS)
+        self._performers: dict[type, Callable[[Node, Any], None]] = {
+            Send: self._send,
+            Release: self._release,
+            Note: self._note,
+            Pin: self._pin,
+            Apply: self._apply,
+            Measure: self._measure,
+            Train: self._train,
+            Difference: self._difference,
+            Cancel: self._cancel,
+            Validate: self._validate,
+            SetTick: self._set_tick,
+            Finish: self._finish,
+        }
 
     def add(self, node: Node) -> None:
-        """Make a node known; it hears nothing before `start`, except what others send it."""
+        """Make a node known; it hears nothing before `start`, except what others send it. A node that
+        serves under the name of an earlier one takes over that one's clients."""
         assert node.name not in self.nodes, node.name
         self.nodes[node.name] = node
+        self._reached[node.name] = node
+        if node.serves:
+            self._reached[node.serves] = node
         self._running += 1
 
     def start(self, name: str, *events: Event) -> None:
@@ -162,14 +212,26 @@ class Simulation:
         assert time_ps >= self.now
         self._schedule(time_ps, Fact(self.nodes[name], event))
 
-    def run(self, until_ps: int | None = None) -> None:
-        """Let time pass until every node has finished, or until the clock shows ``until_ps``.
+    def call(self, time_ps: int, action: Callable[[], None]) -> None:
+        """Have something done later that is no event of a node."""
+        assert time_ps >= self.now
+        self._schedule(time_ps, Call(action))
+
+    def lose(self, name: str) -> None:
+        """A node is gone at once and says nothing, as if its machine lost power."""
+        node = self.nodes[name]
+        if node.finished is None:
+            self._finish(node, LOST)
+
+    def run(self, until_ps: int | None = None, last: str = "") -> None:
+        """Let time pass until every node has finished, or the node ``last`` has, or until the clock
+        shows ``until_ps``.
 
         Without ``until_ps`` it is a fault of the machines if nothing is due while some have not
         finished.
         """
-        heap = self._heap
-        while heap and self._running:
+        heap, end = self._heap, self.nodes.get(last)
+        while heap and self._running and (end is None or end.finished is None):
             if until_ps is not None and heap[0][0] > until_ps:
                 break
             self.now, _, occurrence = heappop(heap)
@@ -177,7 +239,7 @@ class Simulation:
             self._settle()
         if self._running and until_ps is not None:
             self.now = until_ps
-        elif self._running:
+        elif self._running and (end is None or end.finished is None):
             waiting = [node.name for node in self.nodes.values() if node.finished is None]
             self._fail(AssertionError(f"nothing is due, but these have not finished: {waiting}"))
 
@@ -190,50 +252,73 @@ class Simulation:
     def _occur(self, occurrence: Occurrence) -> None:
         match occurrence:
             case Training():
-                self._on_step(occurrence)
+                self._on_trained(occurrence)
             case Transfer():
                 self._on_arrival(occurrence)
             case Timer():
                 if occurrence.node.finished is None and occurrence is occurrence.node.timer:
                     self._schedule(self.now + occurrence.interval_ps, occurrence)
                     self._soon.append((occurrence.node, Tick()))
+            case LinkDue():
+                self._on_link_due(occurrence)
             case Fact():
                 self._soon.append((occurrence.node, occurrence.event))
+            case Call():
+                occurrence.action()
             case _:
                 assert_never(occurrence)
 
-    def _on_step(self, training: Training) -> None:
+    def _on_trained(self, training: Training) -> None:
         node = training.node
-        if node.training is not training or node.finished is not None:
-            return  # It was cancelled.
-        training.done += 1
+        if node.training is not training:
+            return  # It was cancelled, or its node is gone.
+        node.training = None
+        assert node.trainer is not None
         lease = training.effect.lease
-        self._handle(node, Progress(lease.push, training.done))
-        if training.done < training.steps:
-            self._schedule_step(training)
-        elif node.training is training:
-            node.training = None
-            assert node.trainer is not None
-            found = node.trainer.train(lease, training.payload)
-            blob = node.new_blob()
-            node.plane.adopt(blob, found.delta)
-            fact = Trained(lease.push, blob, training.steps, found.tokens, found.loss)
-            self._soon.append((node, fact))
+        found = node.trainer.finish(lease)
+        blob = node.new_blob()
+        node.plane.adopt(blob, found.delta)
+        fact = Trained(lease.push, blob, training.steps, found.tokens, found.loss)
+        self._soon.append((node, fact))
 
-    def _schedule_step(self, training: Training) -> None:
-        # A division per step, not a sum of rounded steps: the last one ends exactly with the plan.
-        passed_ps = training.duration_ps * (training.done + 1) // training.steps
-        self._schedule(training.started_at + passed_ps, training)
+    def _on_link_due(self, due: LinkDue) -> None:
+        if due.generation != due.link.generation:
+            return
+        for transfer in due.link.take(self.now):
+            if due.latency_ps:
+                self._schedule(self.now + due.latency_ps, transfer)
+            else:
+                self._on_arrival(transfer)
+        self._expect(due.link, due.latency_ps)
+
+    def _expect(self, link: SharedLink, latency_ps: int) -> None:
+        due_ps = link.due_ps()
+        if due_ps is not None:
+            self._schedule(due_ps, LinkDue(link, latency_ps, link.generation))
 
     def _on_arrival(self, transfer: Transfer) -> None:
-        sender, receiver = transfer.sender, transfer.receiver
-        if receiver.finished is not None:
-            self._soon.append((sender, PeerLost(receiver.name, "has finished")))
+        sender, receiver, blob = transfer.sender, transfer.receiver, transfer.blob
+        if sender.finished is LOST:
             return
-        blob = receiver.new_blob()
-        receiver.plane.adopt(blob, transfer.payload)
-        self._soon.append((receiver, Received(sender.name, transfer.message, blob)))
-        self._soon.append((sender, Delivered(receiver.name, transfer.blob)))
+        name = self._called(sender, receiver)
+        if blob is None:
+            self._soon.append((receiver, Received(name, transfer.message)))
+            return
+        if receiver.finished is not None:
+            lost = PeerLost(self._called(receiver, sender), "has finished")
+            self._soon.append((sender, lost))
+            return
+        way = sender.place, receiver.place
+        self.arrived[way] = self.arrived.get(way, 0) + 1
+        staged = receiver.new_blob()
+        receiver.plane.adopt(staged, transfer.payload)
+        self._soon.append((receiver, Received(name, transfer.message, staged)))
+        self._soon.append((sender, Delivered(self._called(receiver, sender), blob)))
+
+    @staticmethod
+    def _called(node: Node, by: Node) -> Peer:
+        """What a node is to another: a client knows its server by what it serves as."""
+        return node.serves if node.serves and by.server == node.serves else node.name
 
     def _settle(self) -> None:
         soon = self._soon
@@ -252,8 +337,9 @@ class Simulation:
                 self._trace.record(self.now, node.name, event, effects)
             if self._check:
                 node.machine.check()
+            performers = self._performers
             for effect in effects:
-                self._perform(node, effect)
+                performers[type(effect)](node, effect)
         except AssertionError as error:
             self._fail(error, node, event)
 
@@ -269,59 +355,89 @@ class Simulation:
         )
         raise error
 
-    # --- effects ----------------------------------------------------------------------------------
-
-    def _perform(self, node: Node, effect: Effect) -> None:
-        # The frequent ones first: classes are tried in order, some ten times a round of a worker.
-        match effect:
-            case Send():
-                self._send(node, effect)
-            case Release():
-                node.plane.release(effect.blob)
-            case Note():
-                if self._on_note is not None:
-                    self._on_note(node.name, effect, self.now)
-            case Pin():
-                node.plane.pin(effect.blob)
-            case Apply():
-                node.plane.apply(effect.operation, effect.blob, effect.weight)
-            case Measure():
-                norm, finite = node.plane.measure(effect.blob)
-                self._soon.append((node, Measured(effect.blob, norm, finite)))
-            case Train():
-                self._train(node, effect)
-            case Difference():
-                node.plane.difference(effect.blob)
-            case Cancel():
-                if node.training is not None and node.training.effect.lease.push == effect.push:
-                    node.training = None
-            case Validate():
-                assert node.trainer is not None, f"{node.name} cannot validate"
-                loss, tokens = node.trainer.validate(node.plane.lend(effect.blob))
-                self._soon.append((node, Validated(effect.version, loss, tokens)))
-            case SetTick():
-                node.timer = Timer(node, effect.interval_ps)
-                self._schedule(self.now + effect.interval_ps, node.timer)
-            case Finish():
-                node.finished, node.training = effect, None
-                self._running -= 1
-            case _:
-                assert_never(effect)
+    # --- effects: one method each, found by its type ------------------------------------------------
 
     def _send(self, node: Node, effect: Send[Message]) -> None:
-        receiver = self.nodes[effect.peer]
-        message = decode_message(self._run, encode(self._run, effect.message))
+        receiver = self._reached.get(effect.peer)
+        if receiver is None:
+            # Nobody is there yet; on a real socket it would wait, and the sender asks again anyway.
+            assert effect.blob is None, f"{node.name} sends a payload to {effect.peer}: unknown"
+            return
+        message = self._coded(effect.message)
+        links, start, end = self._links, node.place, receiver.place
+        latency_ps = links.latency_ps[start][end]
         if effect.blob is None:
-            self._soon.append((receiver, Received(node.name, message)))
+            if latency_ps:
+                transfer = Transfer(node, receiver, message, None, None)
+                self._schedule(self.now + latency_ps, transfer)
+            else:
+                name = self._called(node, receiver)
+                self._soon.append((receiver, Received(name, message)))
             return
         payload = node.plane.lend(effect.blob)
-        arrival = self.now + self._links.transfer_ps(node.place, receiver.place)
-        self._schedule(arrival, Transfer(node, receiver, message, effect.blob, payload))
+        transfer = Transfer(node, receiver, message, effect.blob, payload)
+        work_ps = links.work_ps[start][end]
+        link = links.shared[start][end]
+        if link is None:
+            self._schedule(self.now + work_ps + latency_ps, transfer)
+        else:
+            link.add(transfer, work_ps, self.now)
+            self._expect(link, latency_ps)
+
+    def _coded(self, message: Message) -> Message:
+        """A message as it comes out of the codec, equal to what went in; see `CODED_EVERY`."""
+        self._messages += 1
+        if not self._codes_all and self._messages % CODED_EVERY:
+            return message
+        return decode_message(self._run, encode(self._run, message))
 
     def _train(self, node: Node, effect: Train) -> None:
         assert node.trainer is not None, f"{node.name} cannot train"
         assert node.training is None, f"{node.name} trains already"
-        plan = node.trainer.plan(effect.lease)
-        payload = node.plane.lend(effect.blob)
-        node.training = Training(node, effect, payload, self.now, plan.steps, plan.duration_ps)
-        self._schedule_step(node.training)
+        plan = node.trainer.begin(effect.lease, node.plane.lend(effect.blob))
+        node.training = Training(node, effect, plan.steps)
+        self._schedule(self.now + plan.duration_ps, node.training)
+
+    def _cancel(self, node: Node, effect: Cancel) -> None:
+        if node.training is not None and node.training.effect.lease.push == effect.push:
+            self._break_off(node)
+
+    def _break_off(self, node: Node) -> None:
+        if node.training is not None:
+            assert node.trainer is not None
+            node.trainer.cancel(node.training.effect.lease)
+            node.training = None
+
+    def _finish(self, node: Node, effect: Finish) -> None:
+        self._break_off(node)
+        node.finished = effect
+        self._running -= 1
+
+    def _validate(self, node: Node, effect: Validate) -> None:
+        assert node.trainer is not None, f"{node.name} cannot validate"
+        loss, tokens = node.trainer.validate(node.plane.lend(effect.blob))
+        self._soon.append((node, Validated(effect.version, loss, tokens)))
+
+    def _measure(self, node: Node, effect: Measure) -> None:
+        norm, finite = node.plane.measure(effect.blob)
+        self._soon.append((node, Measured(effect.blob, norm, finite)))
+
+    def _set_tick(self, node: Node, effect: SetTick) -> None:
+        node.timer = Timer(node, effect.interval_ps)
+        self._schedule(self.now + effect.interval_ps, node.timer)
+
+    def _note(self, node: Node, effect: Note) -> None:
+        if self._on_note is not None:
+            self._on_note(node.name, effect, self.now)
+
+    def _release(self, node: Node, effect: Release) -> None:
+        node.plane.release(effect.blob)
+
+    def _pin(self, node: Node, effect: Pin) -> None:
+        node.plane.pin(effect.blob, effect.average)
+
+    def _apply(self, node: Node, effect: Apply) -> None:
+        node.plane.apply(effect.operation, effect.blob, effect.weight)
+
+    def _difference(self, node: Node, effect: Difference) -> None:
+        node.plane.difference(effect.blob)

@@ -15,11 +15,12 @@ import math
 import threading
 from collections.abc import Iterator
 from itertools import chain
-from typing import Literal, assert_never
+from typing import assert_never
 
 import torch
 import xxhash
 
+from pelago.core.machine import Operation
 from pelago.core.names import BlobId
 from pelago.tensor.checksum import Bytes, checksum
 from pelago.tensor.manifest import Manifest, Piece
@@ -30,26 +31,38 @@ from pelago.tensor.payload import Cell, CellPool, Payload, bytes_of, tensor_over
 class Plane:
     """Tensors of a server, or of a worker (``outer`` None: it cannot step).
 
-    ``carry``: remember the model of each `difference`, for ``merge_carry``. ``exchanges``: keep a
-    snapshot, without which there is no `difference`; the GPS needs none. ``dtype``: float32, or
-    float64 for problems small enough to be compared with a formula. Holders that share chunks cost
-    nothing, so the memory is at most: model, snapshot, momentum, accumulator, difference, with
-    ``carry`` the model as sent, and one for each payload staged or pinned.
+    ``remember``: remember the model of each `difference`, for ``merge_carry`` and ``merge_replay``.
+    ``exchanges``: keep a snapshot, without which there is no `difference`; the GPS needs none.
+    ``dtype``: float32, or float64 for problems small enough to be compared with a formula.
+    ``average``: d > 0 keeps a running mean of the model. A ``load`` makes it the model; after every
+    ``step``, with t the number of steps so far::
+
+        e = min(d, (1 + t) / (10 + t))
+        average < -e * average + (1 - e) * model
+
+    so that the start weighs little long before 1 / (1 - d) steps have passed (the rule of
+    TensorFlow's ExponentialMovingAverage). Merges leave it alone.
+
+    Holders that share chunks cost nothing, so the memory is at most: model, snapshot, momentum,
+    accumulator, difference, with ``remember`` the model as sent, with ``average`` the mean, and one
+    for each payload staged or pinned.
     """
 
     def __init__(
         self,
         manifest: Manifest,
         outer: DelayedNesterov | None,
-        carry: bool = False,
+        remember: bool = False,
         dtype: torch.dtype = torch.float32,
         exchanges: bool = True,
+        average: float = 0.0,
     ) -> None:
-        assert exchanges or not carry, "what is never sent cannot be carried"
+        assert exchanges or not remember, "what is never sent cannot be remembered"
+        assert 0.0 <= average < 1.0, average
         self.manifest = manifest
         self.dtype = dtype
         self._outer = outer
-        self._carry = carry
+        self._remember = remember
         self._exchanges = exchanges
         self._pool = CellPool(dtype)
         self._lane = threading.RLock()
@@ -60,6 +73,9 @@ class Plane:
         self._snapshot: list[Cell] | None = None
         self._sent: list[Cell] | None = None
         self._model_is_shared = True
+        self._decay = average
+        self._average: list[Cell] | None = None
+        self._average_is_shared = True
 
     # --- payloads: any thread ---------------------------------------------------------------------
 
@@ -146,14 +162,14 @@ class Plane:
 
     def apply(
         self,
-        operation: Literal["step", "load", "merge", "merge_carry"],
+        operation: Operation,
         blob: BlobId,
         weight: float = 1.0,
     ) -> None:
         """Change the parameters with a complete payload, as `pelago.core.machine.Apply` says.
 
-        ``load`` also forgets what ``carry`` remembered, and ``merge_carry`` before a `difference`
-        carries nothing. Raises `KeyError` for an unknown blob.
+        ``load`` also forgets what was remembered, and ``merge_carry`` and ``merge_replay`` before a
+        `difference` keep nothing. Raises `KeyError` for an unknown blob.
         """
         cells = self._payloads[blob].complete_cells()
         with self._lane:
@@ -163,30 +179,36 @@ class Plane:
                 case "load":
                     self._model, self._sent = list(cells), None
                     self._take_snapshot()
+                    if self._decay:
+                        self._average, self._average_is_shared = list(cells), True
                 case "merge":
                     self._merge(cells, weight)
                     self._take_snapshot()
-                case "merge_carry":
-                    assert self._carry, "this plane was not made to carry"
-                    self._merge_and_carry(cells, weight)
+                case "merge_carry" | "merge_replay":
+                    assert self._remember, "this plane was not made to remember what it sent"
+                    self._merge_and_keep(cells, weight, replay=operation == "merge_replay")
                 case _:
                     assert_never(operation)
 
-    def pin(self, blob: BlobId) -> None:
-        """Name the parameters as they are now; nothing is copied."""
+    def pin(self, blob: BlobId, average: bool = False) -> None:
+        """Name the parameters as they are now, or their mean if one is kept; nothing is copied."""
         with self._lane:
-            self._name(blob, Payload(list(self._share_model())))
+            if average and self._average is not None:
+                self._average_is_shared = True
+                self._name(blob, Payload(list(self._average)))
+            else:
+                self._name(blob, Payload(list(self._share_model())))
 
     def difference(self, blob: BlobId) -> None:
-        """Name ``snapshot - model`` as it is now, and remember this model if the plane carries."""
+        """Name ``snapshot - model`` as it is now, and remember this model if the plane does so."""
         with self._lane:
             assert self._snapshot is not None, "this plane keeps no snapshot"
-            model = self._share_model() if self._carry else self._parameters()
+            model = self._share_model() if self._remember else self._parameters()
             cells: list[Cell | None] = []
             for start, ours in zip(self._snapshot, model, strict=True):
                 change = self._pool.take(ours.tensor.numel())
                 cells.append(Cell(torch.sub(start.tensor, ours.tensor, out=change)))
-            if self._carry:
+            if self._remember:
                 self._sent = list(model)
             self._name(blob, Payload(cells))
 
@@ -195,11 +217,18 @@ class Plane:
         with self._lane:
             return torch.cat([cell.tensor for cell in self._parameters()])
 
+    def average(self) -> torch.Tensor | None:
+        """A copy of the parameters' running mean, shape [numel]; None if none is kept."""
+        with self._lane:
+            if self._average is None:
+                return None
+            return torch.cat([cell.tensor for cell in self._average])
+
     def digest(self) -> str:
-        """Hash of parameters and optimiser state: equal if and only if every bit of them is."""
+        """Hash of parameters, optimiser state and mean: equal if and only if every bit of them is."""
         with self._lane:
             digest = xxhash.xxh3_128(f"{self.dtype} {self.manifest.fingerprint}".encode())
-            for cell in self._parameters():
+            for cell in chain(self._parameters(), self._average or ()):
                 digest.update(cell.buffer())
             if self._state is not None:
                 digest.update(str(self._state.counter).encode())
@@ -211,7 +240,7 @@ class Plane:
     def memory_bytes(self) -> int:
         """Bytes of all tensors held, chunks that several payloads share counted once."""
         with self._lane, self._registry:
-            lists = [self._model, self._snapshot, self._sent]
+            lists = [self._model, self._snapshot, self._sent, self._average]
             named = (payload.cells for payload in self._payloads.values())
             held = chain(*(cells or () for cells in lists), *named)
             cells = {id(cell): cell.bytes for cell in held if cell}
@@ -259,21 +288,39 @@ class Plane:
         if self._state is None:
             self._state = self._outer.init(self.manifest.numel, self.dtype)
         factors = self._outer.factors(self._state.counter)
+        self._state.counter += 1
+        decay = min(self._decay, (1 + self._state.counter) / (10 + self._state.counter))
         for index, (start, stop), old, new in self._rewrite():
             gradient, slots = cells[index].tensor, self._state.piece(start, stop)
             self._outer.step_piece(old, gradient, slots, factors, weight, new)
-        self._state.counter += 1
+            if self._average is not None:  # At once, while the chunk is in the cache.
+                mean = self._average[index].tensor
+                into = self._pool.take(mean.numel()) if self._average_is_shared else mean
+                merge(mean, new, 1 - decay, into)
+                self._average[index] = Cell(into)
+        self._average_is_shared = False
 
     def _merge(self, cells: list[Cell], weight: float) -> None:
         for index, _, old, new in self._rewrite():
             merge(old, cells[index].tensor, weight, new)
 
-    def _merge_and_carry(self, cells: list[Cell], weight: float) -> None:
+    def _merge_and_keep(self, cells: list[Cell], weight: float, replay: bool) -> None:
+        """Merge, and keep the movement since the last `difference` for the next one.
+
+        carry: the region's model is merged as it is now. replay: as it was when it was sent, and the
+        movement since goes on top, undiminished.
+        """
         sent = self._sent or list(self._share_model())
         snapshot = []
         for index, _, old, new in self._rewrite():
             moved = self._pool.take(old.numel())
             torch.sub(sent[index].tensor, old, out=moved)
-            merge(old, cells[index].tensor, weight, new)
-            snapshot.append(Cell(moved.add_(new)))
+            if replay:
+                merged = self._pool.take(old.numel())
+                merge(sent[index].tensor, cells[index].tensor, weight, merged)
+                torch.sub(merged, moved, out=new)
+                snapshot.append(Cell(merged))
+            else:
+                merge(old, cells[index].tensor, weight, new)
+                snapshot.append(Cell(moved.add_(new)))
         self._snapshot = snapshot

@@ -8,10 +8,10 @@ Field types are what the codec accepts, nothing else: ``int`` is -1 <= i < 2**64
 ``str`` at most `TEXT_BYTES_MAX` bytes, tuples at most `ITEMS_MAX` items, ``float`` any double.
 """
 
-from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, Union
 
 from pelago.core import machine
+from pelago.core.frozen import frozen
 from pelago.core.names import Address, Lease, PushId, Spans, Version
 
 PROTOCOL_VERSION: Final = 1
@@ -33,7 +33,7 @@ Role: TypeAlias = Literal["lps", "worker", "evaluator"]
 Outcome: TypeAlias = Literal["applied", "rejected", "fenced"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TensorSpec:
     """One named tensor of the manifest; its place in the flat arena follows from the order."""
 
@@ -41,7 +41,7 @@ class TensorSpec:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WorkerReport:
     """What one worker group has done so far."""
 
@@ -54,7 +54,7 @@ class WorkerReport:
     loss: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RegionReport:
     """What one region has done so far; bytes are payload bytes that arrived."""
 
@@ -71,7 +71,7 @@ class RegionReport:
 # --- from a client: a worker to its LPS, an LPS or the evaluator to the GPS ------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Hello:
     """First word of a client. ``fingerprint`` names the model (empty: not known yet), ``corpus`` the data."""
 
@@ -83,14 +83,14 @@ class Hello:
     corpus: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Heartbeat:
     """Alive. Clients send it on every tick with their report; servers answer it without one."""
 
     report: WorkerReport | RegionReport | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pull:
     """Send me the model: with a lease of ``samples`` if that is not 0, and not before ``after_steps``
     local steps have been counted at the GPS."""
@@ -99,7 +99,7 @@ class Pull:
     after_steps: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LeaseRequest:
     """An LPS asks for samples. ``request`` numbers its requests, so that a repeat gets the same answer."""
 
@@ -107,14 +107,14 @@ class LeaseRequest:
     samples: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Offer:
     """May I send this update? Also asks what became of it, after a silence."""
 
     push: PushId
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Push:
     """An update; payload: the pseudo-gradient.
 
@@ -134,7 +134,7 @@ class Push:
     next_samples: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Evaluated:
     """The evaluator's finding on one global version: mean nats per token over ``tokens`` held-out tokens."""
 
@@ -144,7 +144,7 @@ class Evaluated:
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Leave:
     """I go. What I was leased and did not consume is settled here: a worker's lease simply returns;
     an LPS names what it gives back, what it applied but never exchanged, and what it dropped."""
@@ -159,7 +159,7 @@ class Leave:
 # --- from a server ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Welcome:
     """You are in. ``fence`` marks what you hold; ``group`` is your index in the region. The manifest is
     for a region's server, which builds no model of its own; workers and evaluators get an empty one."""
@@ -172,26 +172,26 @@ class Welcome:
     corpus: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wait:
     """Not yet; ``what`` says for what this server itself is waiting. Ask again on your next tick."""
 
     what: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Refuse:
     """No, and asking again will not help; ``detail`` is for the user."""
 
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rejoin:
     """I do not know you (evicted, or I restarted): say Hello again."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LeaseGrant:
     """Samples for a region."""
 
@@ -200,14 +200,14 @@ class LeaseGrant:
     spans: Spans
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Grant:
     """Send it: a staging place is reserved."""
 
     push: PushId
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Busy:
     """No staging place is free; offer again after so long."""
 
@@ -215,7 +215,7 @@ class Busy:
     retry_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ack:
     """What became of an update, once and for ever."""
 
@@ -223,7 +223,7 @@ class Ack:
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Model:
     """Parameters; payload: the model. ``lease`` is the work to do on them (workers only), ``answers`` the
     update that this replies to (regions only)."""
@@ -235,14 +235,14 @@ class Model:
     final: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stop:
     """The run is over (or this server goes): finish, settle, leave."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Goodbye:
     """Your `Leave` is settled."""
 
@@ -277,7 +277,7 @@ Effect: TypeAlias = machine.Effect[Message]
 # --- the two ends of one transfer --------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Begin:
     """A payload follows: ``message`` is the encoded message it belongs to. Sent again, with the next
     ``query``, it asks what has arrived."""
@@ -289,7 +289,7 @@ class Begin:
     payload_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Chunk:
     """One piece of the payload, in the frame that follows; ``checksum`` is XXH3-64 of it."""
 
@@ -298,7 +298,7 @@ class Chunk:
     checksum: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Have:
     """What has arrived: all chunks below ``through``, and those in ``beyond``. ``query`` is the newest seen."""
 
@@ -308,7 +308,7 @@ class Have:
     beyond: Spans
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Abort:
     """This transfer is off: superseded, refused, or unknown here."""
 

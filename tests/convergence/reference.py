@@ -141,3 +141,98 @@ def halos(setting: Setting) -> Outcome:
             region.th = (1 - setting.alpha) * before + setting.alpha * value
             region.snap = region.th + (region.sent - before if setting.carry else 0.0)
             region.merged, region.flying = region.version, False
+
+
+def one_server(setting: Setting) -> Outcome:
+    """Async-Local-SGD: every worker talks to one server, in `gps_region`, with `setting.gps`."""
+    fastest = max(itertools.chain(*setting.speeds))
+    places = [(r, s / fastest) for r, row in enumerate(setting.speeds) for s in row]
+    server, outcome = Server(setting.gps), Outcome()
+    events: list[tuple[float, int, int, float]] = []
+    order = itertools.count()
+    counted = 0
+
+    def begin_round(w: int, now: float) -> None:
+        r, speed = places[w]
+        steps = (
+            max(1, math.ceil(setting.local_steps * speed))
+            if setting.rescale
+            else setting.local_steps
+        )
+        comm = setting.model_bytes * 8 / (setting.bandwidth_gbps[setting.gps_region][r] * 1e9) * 1e3
+        th = server.th
+        for _ in range(steps):
+            th -= 1e-3 * (th - (w - 7.5) / 10)
+        end = now + 2 * comm + steps * setting.step_ms / speed + w * 1e-6
+        heapq.heappush(events, (end, next(order), w, server.th - th))
+        counted_steps[w] = steps
+
+    counted_steps = [0] * len(places)
+    for w in range(len(places)):
+        begin_round(w, 0.0)
+    while counted < setting.budget:
+        now, _, w, value = heapq.heappop(events)
+        server.step(value)
+        counted += counted_steps[w]
+        outcome.arrivals.append((now, w, counted))
+        outcome.values.append(server.th)
+        begin_round(w, now)
+    return outcome
+
+
+def diloco(setting: Setting) -> Outcome:
+    """DiLoCo (`rescale`: with dynamic local updates): rounds of all workers, then an all-reduce.
+
+    Arrivals are (ms, 0, cumulative steps), one a round.
+    """
+    fastest = max(itertools.chain(*setting.speeds))
+    speeds = [s / fastest for row in setting.speeds for s in row]
+    steps = [
+        max(1, math.ceil(setting.local_steps * s)) if setting.rescale else setting.local_steps
+        for s in speeds
+    ]
+    round_ms = max(n * setting.step_ms / s for n, s in zip(steps, speeds, strict=True))
+    round_ms += all_reduce_ms(setting)
+    server, outcome = Server(setting.gps), Outcome()
+    while not outcome.arrivals or outcome.arrivals[-1][2] < setting.budget:
+        deltas = []
+        for w, count in enumerate(steps):
+            th = server.th
+            for _ in range(count):
+                th -= 1e-3 * (th - (w - 7.5) / 10)
+            deltas.append(server.th - th)
+        server.step(sum(deltas) / len(deltas))
+        done = len(outcome.arrivals) + 1
+        outcome.arrivals.append((done * round_ms, 0, done * sum(steps)))
+        outcome.values.append(server.th)
+    return outcome
+
+
+def synchronous(setting: Setting) -> Outcome:
+    """Data parallel: every iteration is the slowest worker's step and an all-reduce."""
+    fastest = max(itertools.chain(*setting.speeds))
+    speeds = [s / fastest for row in setting.speeds for s in row]
+    iteration_ms = setting.step_ms / min(speeds) + all_reduce_ms(setting)
+    target = sum((w - 7.5) / 10 for w in range(len(speeds))) / len(speeds)
+    th, outcome = 1.0, Outcome()
+    for done in range(1, math.ceil(setting.budget / len(speeds)) + 1):
+        th -= 1e-3 * (th - target)
+        outcome.arrivals.append((done * iteration_ms, 0, done * len(speeds)))
+        outcome.values.append(th)
+    return outcome
+
+
+def all_reduce_ms(setting: Setting) -> float:
+    """A ring over all workers at the best of all rings of the regions."""
+    regions, gbps = range(len(setting.speeds)), setting.bandwidth_gbps
+    workers = sum(len(row) for row in setting.speeds)
+    inside = min(gbps[r][r] for r in regions if len(setting.speeds[r]) > 1)
+    rings = [
+        min(
+            [gbps[a][b] for a, b in zip(ring, (*ring[1:], ring[0]), strict=True) if a != b]
+            or [inside]
+        )
+        for ring in itertools.permutations(regions)
+    ]
+    slowest = min(inside, max(rings))
+    return 2 * (workers - 1) * (setting.model_bytes * 8 / workers) / (slowest * 1e9) * 1e3

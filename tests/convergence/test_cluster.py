@@ -20,7 +20,7 @@ from pelago.config import RunFile
 from pelago.core.errors import ConfigError
 from pelago.core.machine import PS_PER_MS, Loaded, Started
 from pelago.core.names import Lease, PushId, Version
-from pelago.sim.links import PaperLinks
+from pelago.sim.links import Links
 from pelago.sim.ports import TimingPlane
 from pelago.sim.simulation import Node, Simulation
 from tests.convergence.paper import PAPER, run_file
@@ -134,7 +134,7 @@ def test_a_round_of_a_worker_lasts_its_steps_at_its_speed_and_a_trace_of_its_ind
     cluster.on_lease = spans.append
     trainer = cluster.simulation.nodes["r1/0"].trainer
     assert isinstance(trainer, SimulatedTrainer)
-    plan = trainer.plan(Lease(PushId(1, 1), ((0, 6 * 64),)))
+    plan = trainer.begin(Lease(PushId(1, 1), ((0, 6 * 64),)), None)
     assert plan.steps == 6
     expected_ms = 6 * 238.391 / (0.574 / 0.907) + 4e-6
     assert plan.duration_ps == pytest.approx(expected_ms * PS_PER_MS, rel=1e-12)
@@ -183,9 +183,9 @@ def test_the_machines_as_the_daemons_set_them_up_run_whatever_the_order_of_start
     """
     run = config.parse(DAEMONS)
     assert run.simulation is not None
-    problem = Timing(run, run.simulation)
+    problem = Timing(run)
     cluster = Cluster(run)
-    links = PaperLinks(run.simulation.model_bytes, 2, run.network.bandwidth_gbps)
+    links = Links(run.simulation.model_bytes, 2, run.network.bandwidth_gbps)
     simulation = Simulation(run.run_id, links, check=True)
     server = Gps(
         gps.settings.settings(
@@ -193,6 +193,7 @@ def test_the_machines_as_the_daemons_set_them_up_run_whatever_the_order_of_start
         )
     )
     nodes = [Node("gps", 0, server, TimingPlane())]
+    trainers: list[SimulatedTrainer] = []
     for place, region in enumerate(run.region):
         machine = Lps(lps.settings.settings(run, place, incarnation=5))
         nodes.append(Node(f"lps/{region.name}", place, machine, TimingPlane()))
@@ -206,11 +207,12 @@ def test_the_machines_as_the_daemons_set_them_up_run_whatever_the_order_of_start
                 corpus="c",
                 server=f"lps/{region.name}",
             )
-            trainer = SimulatedTrainer(cluster, 2 * place + group, run.relative_speed(place, group))
+            trainer = SimulatedTrainer(cluster, cluster.layout.units[len(trainers)], len(trainers))
+            trainers.append(trainer)
             name = f"{region.name}/{group}"
             nodes.append(Node(name, place, Worker(settings), TimingPlane(), trainer))
     settings = worker.settings.settings(run, None, -1, incarnation=9, fingerprint="f", corpus="c")
-    trainer = SimulatedTrainer(cluster, 0, 1.0)
+    trainer = trainers[0]
     nodes.append(Node("evaluator", 0, Evaluator(settings), TimingPlane(), trainer))
     for node in nodes:
         simulation.add(node)

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from pelago.core.leases import LeaseTable, LedgerTotals, SampleLedger
+from pelago.core.leases import SPENT_SPANS_MAX, LeaseTable, LedgerTotals, SampleLedger
 from pelago.core.names import Lease, PushId
 from pelago.core.spans import SpanSet
 
@@ -72,6 +72,38 @@ def test_nobody_spends_what_he_does_not_hold() -> None:
     ledger.lend("eu", 8)
     with pytest.raises(AssertionError):
         ledger.consume("us", ((0, 4),), ())
+
+
+def test_a_long_run_keeps_a_small_ledger_that_still_balances() -> None:
+    """Applied and dropped spans alternate for ever, and one straggler holds its samples long."""
+    ledger = SampleLedger()
+    straggler = ledger.lend("asia", 4)
+    for number in range(3 * SPENT_SPANS_MAX):
+        spans = ledger.lend("eu", 2)
+        applied, dropped = ((spans, ()), ((), spans))[number % 2]
+        ledger.consume("eu", applied, dropped)
+        if number == SPENT_SPANS_MAX + 5:
+            ledger.give_back("asia", straggler)
+            assert ledger.lend("us", 4) == straggler
+            ledger.consume("us", straggler, ())
+    ledger.check()
+    assert len(ledger.applied) + len(ledger.dropped) <= SPENT_SPANS_MAX
+    samples = 6 * SPENT_SPANS_MAX
+    half = samples // 2
+    assert ledger.totals() == LedgerTotals(samples + 4, half + 4, half, 0, 0, 0, 0)
+
+
+def test_a_sample_that_was_spent_long_ago_and_comes_again_is_a_duplicate() -> None:
+    ledger = SampleLedger()
+    for number in range(SPENT_SPANS_MAX + 2):
+        spans = ledger.lend("eu", 2)
+        ledger.consume("eu", *(((spans, ()), ((), spans))[number % 2]))
+    assert ledger.closed > 0
+    ledger.held["eu"].add(((0, 2),))
+    ledger.consume("eu", ((0, 2),), ())
+    assert ledger.totals().duplicated == 2
+    with pytest.raises(AssertionError):
+        ledger.check()
 
 
 def test_the_ledger_sees_a_sample_in_two_places_and_one_that_is_gone() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from pelago.core.machine import Operation
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
 from pelago.tensor.plane import Plane
@@ -26,12 +27,15 @@ CAPABILITIES = ("default", "avx2", "avx512")
 
 
 def optim() -> dict[str, Any]:
-    """An LPS and a GPS that exchange: hashes and norms for three seeds and both in-flight rules."""
+    """An LPS and a GPS that exchange: hashes and norms for three seeds, dropping and carrying."""
     return {
-        f"{in_flight}-{seed}": _exchanges(seed, carry=in_flight == "carry")
-        for in_flight in ("drop", "carry")
-        for seed in range(3)
+        f"{rule}-{seed}": _exchanges(seed, rule) for rule in ("drop", "carry") for seed in range(3)
     }
+
+
+def replay() -> dict[str, Any]:
+    """The same exchanges, the movement in flight replayed on the merge."""
+    return {f"replay-{seed}": _exchanges(seed, "replay") for seed in range(3)}
 
 
 def global_model() -> dict[str, Any]:
@@ -67,14 +71,21 @@ def _after(updates: list[torch.Tensor]) -> str:
     return plane.digest()
 
 
-GOLDEN: dict[str, Callable[[], dict[str, Any]]] = {"optim": optim, "global_model": global_model}
+GOLDEN: dict[str, Callable[[], dict[str, Any]]] = {
+    "optim": optim,
+    "replay": replay,
+    "global_model": global_model,
+}
 """Name of the file -> function that computes its entry for this machine, as JSON has it."""
 
 
-def _exchanges(seed: int, carry: bool) -> dict[str, Any]:
+MERGES: dict[str, Operation] = {"drop": "merge", "carry": "merge_carry", "replay": "merge_replay"}
+
+
+def _exchanges(seed: int, in_flight: str) -> dict[str, Any]:
     shapes = {"embedding": (61, 37), "norm": (37,), "scale": (), "head": (37, 129)}
     manifest = Manifest(tuple(TensorSpec(*item) for item in shapes.items()), 4096)
-    lps = Plane(manifest, DelayedNesterov.from_eta(0.2, 0.9, 4), carry=carry)
+    lps = Plane(manifest, DelayedNesterov.from_eta(0.2, 0.9, 4), remember=in_flight != "drop")
     gps = Plane(manifest, DelayedNesterov.from_eta(0.15, 0.5, 2), exchanges=False)
     generator = torch.Generator().manual_seed(seed)
     start = torch.rand(manifest.numel, generator=generator)
@@ -95,7 +106,7 @@ def _exchanges(seed: int, carry: bool) -> dict[str, Any]:
         found["differences"].append(hashlib.sha256(difference.numpy().tobytes()).hexdigest()[:16])
         gps.apply("step", exchange)
         lps.adopt(2, gps.model())
-        lps.apply("merge_carry" if carry else "merge", 2, 0.25)
+        lps.apply(MERGES[in_flight], 2, 0.25)
         lps.release(2)
         found["lps"].append(lps.digest())
         found["gps"].append(gps.digest())

@@ -4,19 +4,22 @@ import json
 import runpy
 from pathlib import Path
 
+import pytest
+
 FOLDER = Path(__file__).parent
 
 
-def test_the_servers_numbers_are_the_golden_ones():
+@pytest.mark.parametrize("name", ["optim", "replay"])
+def test_the_servers_numbers_are_the_golden_ones(name: str) -> None:
     """On an instruction set that is not in the file, only that two runs agree."""
     entry = runpy.run_path(str(FOLDER / "regenerate.py"))["entry"]
-    golden = json.loads((FOLDER / "optim.json").read_text(encoding="utf-8"))
-    [(capability, found)] = entry("optim").items()
+    golden = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    [(capability, found)] = entry(name).items()
     if capability not in golden:
         print(
-            f"no golden values for {capability}: python tests/golden/regenerate.py optim adds them"
+            f"no golden values for {capability}: python tests/golden/regenerate.py {name} adds them"
         )
-    again = entry("optim")[capability]
+    again = entry(name)[capability]
     assert found == golden.get(capability, again)
 
 

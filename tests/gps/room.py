@@ -28,6 +28,7 @@ SETTINGS = GpsSettings(
     budget_local_steps=100,
     budget_ps=0,
     update_norm_max=10.0,
+    staleness_power=0.0,
     staged_max=1,
     tick_ps=500 * PS_PER_MS,
     retry_ps=1000 * PS_PER_MS,

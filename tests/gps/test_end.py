@@ -23,6 +23,7 @@ from pelago.core.machine import (
 from pelago.core.names import PushId, Version
 from pelago.wire.messages import (
     Ack,
+    Effect,
     Evaluated,
     Goodbye,
     Heartbeat,
@@ -68,7 +69,7 @@ def test_an_evaluator_gets_the_first_version_at_once_and_the_next_when_it_is_due
     2. It reports, and asks for a version with 25 steps behind it: there is none yet.
     3. 20 steps: none yet. 30 steps: there it is. Time is when that version was reached.
     """
-    assert room.evaluate() == [Pin(1), Send("judge", model(0, 0), 1), Release(1)]
+    assert room.evaluate() == [Pin(1, average=True), Send("judge", model(0, 0), 1), Release(1)]
     assert room.happens(Delivered("judge", 1)) == []
     assert room.hears("judge", found(0, 0, 5.5)) == [
         Note(
@@ -79,9 +80,33 @@ def test_an_evaluator_gets_the_first_version_at_once_and_the_next_when_it_is_due
     assert room.hears("judge", Pull(0, 25)) == []
     room.after(1).push("lps-1", update(E1, ((0, 4),), steps=20), -1)
     effects = room.after(1).push("lps-1", update(E2, ((4, 8),), steps=10), -2)
-    assert effects[-3:] == [Pin(4), Send("judge", model(2, 30), 4), Release(4)]
+    assert effects[-3:] == [Pin(4, average=True), Send("judge", model(2, 30), 4), Release(4)]
     room.after(5).hears("judge", found(2, 30))
     assert room.gps.validations == [(0, 0, 5.5), (2 * 10**12, 30, 2.5)]
+
+
+def test_evaluators_get_the_mean_and_regions_never_do(room: Room) -> None:
+    """Who trains goes on from the model itself: first, after an exchange, and asked once more."""
+    pins: dict[str, set[bool]] = {}
+
+    def note_pins(effects: list[Effect]) -> None:
+        pinned = {each.blob: each.average for each in effects if isinstance(each, Pin)}
+        for each in effects:
+            if isinstance(each, Send) and each.blob is not None:
+                pins.setdefault(each.peer, set()).add(pinned[each.blob])
+
+    note_pins(room.hears("lps-1", Pull(0, 0)))
+    note_pins(room.evaluate())
+    room.happens(Delivered("judge", 2))
+    room.hears("judge", Pull(0, 1))
+    note_pins(room.push("lps-1", update(E1, ((0, 4),)), -1))
+    room.happens(PeerLost("lps-1", "cut"))
+    note_pins(room.hears("lps-1", Offer(E1)))
+    room.happens(Delivered("judge", 4))
+    room.hears("judge", Pull(0, 99))
+    note_pins(room.happens(StopRequested("enough")))
+    assert pins == {"lps-1": {False}, "judge": {True}}
+    assert room.gps._next_blob == 7  # Six models were sent: three to each.
 
 
 def test_what_was_sent_before_the_first_lease_was_reached_at_the_start_of_the_run() -> None:
@@ -129,7 +154,7 @@ def test_an_evaluator_before_the_model_is_loaded_asks_again() -> None:
     room = Room()
     assert room.evaluate() == []
     room.load()
-    assert room.hears("judge", Pull(0, 0))[0] == Pin(1)
+    assert room.hears("judge", Pull(0, 0))[0] == Pin(1, average=True)
 
 
 def test_a_finding_before_the_first_lease_is_at_time_zero() -> None:
@@ -296,7 +321,11 @@ def test_the_evaluator_gets_the_last_version_and_the_run_waits_for_it(room: Room
     room.evaluate(after_steps=50)
     room.push("lps-1", update(E1, ((0, 4),)), -1)
     effects = room.happens(StopRequested("enough"))
-    assert effects[-3:] == [Pin(2), Send("judge", model(1, 10, final=True), 2), Release(2)]
+    assert effects[-3:] == [
+        Pin(2, average=True),
+        Send("judge", model(1, 10, final=True), 2),
+        Release(2),
+    ]
     room.hears("lps-1", LEFT)
     assert room.hears("lps-2", LEFT)[-1] == Send("lps-2", Goodbye())
     room.hears("judge", found(1, 10))

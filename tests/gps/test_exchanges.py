@@ -114,6 +114,40 @@ def test_staleness_is_how_many_versions_came_between(room: Room) -> None:
     assert effects[2] == arrival(3, 10, 30, staleness=2)
 
 
+@pytest.mark.parametrize(
+    ("power", "weights"),
+    [
+        (0.0, [1.0, 1.0, 1.0]),
+        (0.5, [1.0, 2**-0.5, 3**-0.5]),
+        (1.0, [1.0, 1 / 2, 1 / 3]),
+        (2.0, [1.0, 1 / 4, 1 / 9]),
+    ],
+)
+def test_an_update_counts_less_the_staler_it_is(power: float, weights: list[float]) -> None:
+    """Two regions take turns, then one is two versions behind. Power 0 is 1.0 to the bit."""
+    room = Room(replace(SETTINGS, staleness_power=power)).load()
+    room.join("lps-1", "eu", samples=40).join("lps-2", "us", samples=20)
+    found = [
+        room.push("lps-2", update(U1, ((40, 44),), base=0), -1)[0],
+        room.push("lps-2", update(PushId(2, 1), ((44, 48),), base=0), -2)[0],
+        room.push("lps-1", update(E1, ((0, 4),), base=0), -3)[0],
+    ]
+    assert found == [
+        Apply("step", blob, pytest.approx(weight, rel=1e-15) if power else weight)
+        for blob, weight in zip((-1, -2, -3), weights, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("base", "weight"), [(2**63, 1.0), (1, 1.0), (-1, 2**-1000.0)])
+def test_a_base_that_never_was_gives_no_update_more_than_its_whole_weight(
+    base: int, weight: float
+) -> None:
+    """What a peer claims may be anything; it never makes the update count more, nor ends us."""
+    room = Room(replace(SETTINGS, staleness_power=1000.0)).load().join("lps-1", "eu", samples=40)
+    effects = room.push("lps-1", update(E1, ((0, 4),), base=base), -1)
+    assert effects[0] == Apply("step", -1, weight)
+
+
 def test_an_offer_of_what_is_being_measured_is_not_answered(room: Room) -> None:
     room.hears("lps-1", Offer(E1))
     room.hears("lps-1", update(E1, ((0, 4),)), -1)

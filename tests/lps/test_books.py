@@ -2,12 +2,13 @@
 
 import pytest
 
+from lps.exchange import InFlight
 from tests.lps.world import World
 
 
-def live_through(seed: int, *, carry: bool, lease_block: int) -> World:
+def live_through(seed: int, *, in_flight: InFlight, lease_block: int) -> World:
     """Forty ticks or more of faults, then peace until everybody is gone."""
-    world = World(seed, carry=carry, lease_block=lease_block, budget=160)
+    world = World(seed, in_flight=in_flight, lease_block=lease_block, budget=160)
     world.run(ticks=world.random.randrange(40, 200))
     world.make_peace()
     for _ in range(75):
@@ -37,18 +38,20 @@ def assert_the_books_balance(world: World) -> None:
 
 
 @pytest.mark.parametrize("lease_block", [1, 3])
-@pytest.mark.parametrize("carry", [False, True], ids=["drop", "carry"])
+@pytest.mark.parametrize("in_flight", ["drop", "carry", "replay"])
 @pytest.mark.parametrize("seed", range(8))
-def test_the_books_balance_whatever_happens(seed: int, carry: bool, lease_block: int) -> None:
-    world = live_through(seed, carry=carry, lease_block=lease_block)
+def test_the_books_balance_whatever_happens(
+    seed: int, in_flight: InFlight, lease_block: int
+) -> None:
+    world = live_through(seed, in_flight=in_flight, lease_block=lease_block)
     assert world.gps.counted_steps >= 160
     assert_the_books_balance(world)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("carry", [False, True], ids=["drop", "carry"])
+@pytest.mark.parametrize("in_flight", ["drop", "carry", "replay"])
 @pytest.mark.parametrize("seed", range(100, 600))
-def test_the_books_balance_in_many_more_worlds(seed: int, carry: bool) -> None:
-    world = live_through(seed, carry=carry, lease_block=1 + seed % 3)
+def test_the_books_balance_in_many_more_worlds(seed: int, in_flight: InFlight) -> None:
+    world = live_through(seed, in_flight=in_flight, lease_block=1 + seed % 3)
     assert world.gps.counted_steps >= 160
     assert_the_books_balance(world)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from lps.exchange import InFlight
 from lps.state import Lps
 from pelago.core.dedupe import Outcome
 from pelago.core.machine import (
@@ -156,19 +157,21 @@ def test_what_a_leaving_worker_had_in_hand_is_fenced(room: Room) -> None:
 
 
 @pytest.mark.parametrize(
-    ("carry", "outcome", "unexchanged", "dropped"),
+    ("in_flight", "outcome", "unexchanged", "dropped"),
     [
-        (False, None, ((0, 8),), ((8, 12),)),
-        (False, "applied", (), ((8, 12),)),
-        (True, None, ((0, 12),), ()),
-        (True, "applied", ((8, 12),), ()),
+        ("drop", None, ((0, 8),), ((8, 12),)),
+        ("drop", "applied", (), ((8, 12),)),
+        ("carry", None, ((0, 12),), ()),
+        ("replay", None, ((0, 12),), ()),
+        ("carry", "applied", ((8, 12),), ()),
+        ("replay", "applied", ((8, 12),), ()),
     ],
 )
 def test_every_sample_is_settled(
-    carry: bool, outcome: Outcome | None, unexchanged: Spans, dropped: Spans
+    in_flight: InFlight, outcome: Outcome | None, unexchanged: Spans, dropped: Spans
 ) -> None:
     """0..8 in the exchange under way, 8..12 applied since, 12..16 leased, 16..24 in the pool."""
-    room = Room(carry=carry).serve().join("w0")
+    room = Room(in_flight=in_flight).serve().join("w0")
     room.updates("w0", 3)
     room.work("w0")
     room.lps.leases.pool.add(((16, 24),))

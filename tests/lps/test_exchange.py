@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from lps.exchange import Exchanges
+from lps.exchange import Exchanges, InFlight
 from pelago.core.machine import (
     Apply,
     Delivered,
     Difference,
     Measured,
     Note,
+    Operation,
     PeerLost,
     Release,
     Send,
@@ -130,10 +131,15 @@ def test_dropped_work_is_named_and_its_steps_are_counted(sent: Room) -> None:
     assert sent.hears("gps", Grant(E2)) == [Send("gps", expected, 7)]
 
 
-def test_carried_work_is_in_the_next_exchange() -> None:
-    room = Room(carry=True).serve().join("w0")
+@pytest.mark.parametrize(
+    ("in_flight", "operation"), [("carry", "merge_carry"), ("replay", "merge_replay")]
+)
+def test_work_that_is_kept_is_in_the_next_exchange(
+    in_flight: InFlight, operation: Operation
+) -> None:
+    room = Room(in_flight=in_flight).serve().join("w0")
     room.updates("w0", 3)
-    assert Apply("merge_carry", -9, 0.25) in room.hears("gps", global_model(5, E1), -9)
+    assert Apply(operation, -9, 0.25) in room.hears("gps", global_model(5, E1), -9)
     room.updates("w0", 2)
     expected = exchange(E2, ((8, 20),), base=5, updates=3)
     assert room.hears("gps", Grant(E2)) == [Send("gps", expected, 7)]
@@ -358,32 +364,35 @@ def worked(spans: Spans) -> Push:
 
 @pytest.mark.parametrize(("versions", "due"), [(0, False), (1, False), (2, True), (3, True)])
 def test_an_exchange_that_was_missed_is_still_due(versions: int, due: bool) -> None:
-    assert Exchanges(2, carry=False).due(versions) == due
+    assert Exchanges(2, "drop").due(versions) == due
 
 
 def test_the_loss_of_an_exchange_is_the_mean_of_its_updates() -> None:
-    books = Exchanges(2, carry=False)
+    books = Exchanges(2, "drop")
     books.record(((0, 4),), worked(((0, 4),)))
     books.record(((4, 8),), Push(E1, Version(0, 0), 2, 1, 64, 2.5, (), (), 0))
     assert books.begin(1, 2).loss == 2.0
 
 
 @pytest.mark.parametrize(
-    ("carry", "outcome", "unexchanged", "dropped"),
+    ("in_flight", "outcome", "unexchanged", "dropped"),
     [
-        (False, None, ((0, 4),), ((4, 8),)),
-        (True, None, ((0, 8),), ()),
-        (False, "applied", (), ((4, 8),)),
-        (True, "applied", ((4, 8),), ()),
-        (False, "rejected", (), ((4, 8),)),
-        (True, "rejected", ((4, 8),), ()),
+        ("drop", None, ((0, 4),), ((4, 8),)),
+        ("carry", None, ((0, 8),), ()),
+        ("replay", None, ((0, 8),), ()),
+        ("drop", "applied", (), ((4, 8),)),
+        ("carry", "applied", ((4, 8),), ()),
+        ("replay", "applied", ((4, 8),), ()),
+        ("drop", "rejected", (), ((4, 8),)),
+        ("carry", "rejected", ((4, 8),), ()),
+        ("replay", "rejected", ((4, 8),), ()),
     ],
 )
 def test_an_exchange_without_an_answer_is_settled_by_what_is_known_of_it(
-    carry: bool, outcome: str | None, unexchanged: Spans, dropped: Spans
+    in_flight: InFlight, outcome: str | None, unexchanged: Spans, dropped: Spans
 ) -> None:
     """0..4 is in the exchange under way, 4..8 was applied since."""
-    books = Exchanges(1, carry)
+    books = Exchanges(1, in_flight)
     books.record(((0, 4),), worked(((0, 4),)))
     books.begin(1, 1)
     books.record(((4, 8),), worked(((4, 8),)))
@@ -395,13 +404,13 @@ def test_an_exchange_without_an_answer_is_settled_by_what_is_known_of_it(
 
 
 def test_what_was_applied_and_never_sent_is_settled_as_such() -> None:
-    books = Exchanges(2, carry=False)
+    books = Exchanges(2, "drop")
     books.record(((0, 4),), worked(((0, 4),)))
     assert books.settle() == (((0, 4),), ())
 
 
 def test_the_books_see_a_sample_in_two_exchanges() -> None:
-    books = Exchanges(1, carry=False)
+    books = Exchanges(1, "drop")
     books.record(((0, 4),), worked(((0, 4),)))
     books.begin(1, 1)
     books.record(((3, 8),), worked(((3, 8),)))
@@ -410,7 +419,7 @@ def test_the_books_see_a_sample_in_two_exchanges() -> None:
 
 
 def test_two_exchanges_cannot_begin() -> None:
-    books = Exchanges(1, carry=False)
+    books = Exchanges(1, "drop")
     books.begin(1, 1)
     with pytest.raises(AssertionError):
         books.begin(1, 1)

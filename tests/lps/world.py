@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from random import Random
 
 from gps.state import Gps, GpsSettings
+from lps.exchange import InFlight
 from lps.state import Lps, LpsSettings
 from pelago.core.machine import (
     PS_PER_MS,
@@ -103,12 +104,12 @@ class Node:
 class World:
     """The run and everything that befalls it, from one seed."""
 
-    def __init__(self, seed: int, *, carry: bool, lease_block: int, budget: int) -> None:
+    def __init__(self, seed: int, *, in_flight: InFlight, lease_block: int, budget: int) -> None:
         self.random = Random(seed)
         self.faults: Faults | None = Faults.swarm(self.random)
         """None: peace."""
         self.now = self.random.randrange(10**18)
-        self._carry, self._lease_block = carry, lease_block
+        self._in_flight, self._lease_block = in_flight, lease_block
         self._heap: list[tuple[int, int, Node, Event]] = []
         self._order = 0
         self._incarnation = 10
@@ -126,6 +127,7 @@ class World:
                 budget_local_steps=budget,
                 budget_ps=0,
                 update_norm_max=10.0,
+                staleness_power=0.5,
                 staged_max=1,
                 tick_ps=TICK,
                 retry_ps=RETRY,
@@ -156,7 +158,7 @@ class World:
             incarnation=self._incarnation,
             updates_per_exchange=3,
             merge_weight=0.5,
-            carry=self._carry,
+            in_flight=self._in_flight,
             lease_block=self._lease_block,
             round_samples_max=STEPS * BATCH,
             update_norm_max=10.0,
@@ -283,7 +285,7 @@ class World:
                     norm = self.random.choice((11.0, 1.0)) if rejected else 1.0
                     fact = Measured(blob, norm, finite=not rejected or norm > 10)
                     self._post(node, fact, self.random.randrange(TICK // 4))
-                case Pin(blob):
+                case Pin(blob, _):
                     assert blob not in node.blobs
                     node.blobs[blob] = SpanSet(node.model)
                 case Difference(blob):
@@ -319,7 +321,7 @@ class World:
             twice = node.model.common(content)
             assert all(span in excused for span in twice), "an update was applied twice"
             node.model.add(content)
-        elif operation == "merge_carry":
+        elif operation in ("merge_carry", "merge_replay"):
             node.model.remove(node.mark)
         else:
             node.model.clear()

@@ -117,9 +117,9 @@ class House:
     """First ports of free pairs; the server of most tests has the first."""
     manifest: Manifest
 
-    def plane(self, seed: int = 0) -> Plane:
+    def plane(self, seed: int = 0, average: float = 0.0) -> Plane:
         """A server's plane, its parameters drawn from a seed."""
-        plane = Plane(self.manifest, DelayedNesterov(0.5, 0.9, 1))
+        plane = Plane(self.manifest, DelayedNesterov(0.5, 0.9, 1), average=average)
         plane.adopt(-1_000_000, self.flat(seed))
         plane.apply("load", -1_000_000)
         plane.release(-1_000_000)

@@ -76,6 +76,7 @@ async def test_arrivals_over_sockets_give_the_golden_bits(house: House) -> None:
         budget_local_steps=10**6,
         budget_ps=0,
         update_norm_max=1e9,
+        staleness_power=0.0,
         staged_max=1,
         tick_ps=100 * PS_PER_MS,
         retry_ps=100 * PS_PER_MS,

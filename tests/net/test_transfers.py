@@ -146,6 +146,27 @@ async def test_a_model_arrives_bit_equal_and_both_sides_hear_of_it(house: House)
     assert below.tensors.payloads == 1
 
 
+async def test_a_pin_of_the_mean_is_the_mean(house: House) -> None:
+    """After a step the two differ, and a peer gets the one that the machine named."""
+
+    def answer(event: Event) -> list[object]:
+        match event:
+            case Started():
+                return [Pin(1), Apply("step", 1), Release(1)]
+            case Received(peer, Pull()) if len(server.messages(Pull)) == 1:
+                return [Pin(2, average=True), Send(peer, a_model(), 2), Release(2)]
+        return []
+
+    server, client = Script(answer), pulling()
+    plane = house.plane(seed=3, average=0.9)
+    house.server(server, plane=plane)
+    below = house.client(client, plane=Plane(house.manifest, None))
+    received = await client.hears(Model)
+    found = below.tensors.plane.flat(received.blob)
+    assert torch.equal(found, plane.average())
+    assert not torch.equal(found, plane.model())
+
+
 async def test_an_update_is_measured_and_applied_and_the_next_model_contains_it(
     house: House,
 ) -> None:

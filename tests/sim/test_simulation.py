@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pelago.core.errors import WireError
 from pelago.core.machine import (
@@ -16,7 +18,6 @@ from pelago.core.machine import (
     Note,
     PeerLost,
     Pin,
-    Progress,
     Received,
     Release,
     Send,
@@ -30,7 +31,7 @@ from pelago.core.machine import (
     Validated,
 )
 from pelago.core.names import Lease, PushId, Version
-from pelago.sim.links import PaperLinks
+from pelago.sim.links import Links
 from pelago.sim.ports import Payload, Plan, Round, TimingPlane
 from pelago.sim.simulation import Node, Simulation
 from pelago.sim.trace import Trace
@@ -62,11 +63,15 @@ class Scripted:
 class SteadyTrainer:
     """Three steps of 1 ms, whatever the lease."""
 
-    def plan(self, lease: Lease) -> Plan:
+    def begin(self, lease: Lease, payload: Payload) -> Plan:
+        self.payload = payload
         return Plan(3, 3 * PS_PER_MS)
 
-    def train(self, lease: Lease, payload: Payload) -> Round:
-        return Round(payload, lease.samples, 0.5)
+    def finish(self, lease: Lease) -> Round:
+        return Round(self.payload, lease.samples, 0.5)
+
+    def cancel(self, lease: Lease) -> None:
+        self.cancelled = lease
 
     def validate(self, payload: Payload) -> tuple[float, int]:
         return 0.25, 7
@@ -76,7 +81,7 @@ def pair(
     one: Scripted, other: Scripted, latency_ms: float = 0.0, trace: Trace | None = None
 ) -> Simulation:
     """`one` at place 0 and `other` at place 1, with 1 Gbps there and 2 Gbps back."""
-    links = PaperLinks(MODEL_BYTES, 2, [[100, 1], [2, 100]], [[0, latency_ms], [latency_ms, 0]])
+    links = Links(MODEL_BYTES, 2, [[100, 1], [2, 100]], [[0, latency_ms], [latency_ms, 0]])
     simulation = Simulation("a-run", links, check=True, trace=trace)
     simulation.add(Node("one", 0, one, TimingPlane(), SteadyTrainer()))
     simulation.add(Node("other", 1, other, TimingPlane()))
@@ -103,14 +108,14 @@ def test_a_payload_takes_its_bytes_at_the_links_rate_and_the_latency(
 
 
 def test_links_have_a_rate_of_their_own_in_each_direction() -> None:
-    links = PaperLinks(281_706_496, 2, [[100, 0.537], [0.127, 100]])
-    assert links.transfer_ps(0, 0) == 22_536_519_680
-    assert links.transfer_ps(0, 1) == round(281_706_496 * 8000 / 0.537)
-    assert links.transfer_ps(1, 0) == round(281_706_496 * 8000 / 0.127)
+    links = Links(281_706_496, 2, [[100, 0.537], [0.127, 100]])
+    assert links.work_ps[0][0] == 22_536_519_680
+    assert links.work_ps[0][1] == round(281_706_496 * 8000 / 0.537)
+    assert links.work_ps[1][0] == round(281_706_496 * 8000 / 0.127)
 
 
 def test_links_without_a_matrix_take_no_time() -> None:
-    assert PaperLinks(1 << 40, 3).transfer_ps(0, 2) == 0
+    assert Links(1 << 40, 3).work_ps[0][2] == 0
 
 
 def test_transfers_do_not_share_a_link() -> None:
@@ -122,13 +127,16 @@ def test_transfers_do_not_share_a_link() -> None:
     assert [now for now, _ in other.heard] == [8 * PS_PER_MS] * 3
 
 
-def test_control_messages_take_no_time_and_keep_their_order() -> None:
+@pytest.mark.parametrize("latency_ms", [0.0, 30.0])
+def test_control_messages_take_the_latency_alone_and_keep_their_order(latency_ms: float) -> None:
     other = Scripted()
     words = [Wait("a"), Offer(PushId(4, 2)), Heartbeat(None)]
     sends = [Send("other", word) for word in words]
-    simulation = pair(Scripted(on(Started, *sends)), other, latency_ms=30.0)
+    simulation = pair(Scripted(on(Started, *sends)), other, latency_ms)
     simulation.start("one", Started())
-    assert other.heard == [(0, Received("one", word)) for word in words]
+    simulation.run(until_ps=PS_PER_MS * 100)
+    at = round(latency_ms * PS_PER_MS)
+    assert other.heard == [(at, Received("one", word)) for word in words]
 
 
 def test_the_receiver_hears_of_a_payload_before_the_sender_and_the_answer_comes_last() -> None:
@@ -169,37 +177,35 @@ def test_what_follows_at_once_comes_before_what_is_due_at_the_same_instant() -> 
 TRAIN = (Pin(1), Train(LEASE, Version(1, 0), 1), Release(1))
 
 
-def test_training_tells_each_step_and_then_its_end() -> None:
+def test_training_ends_when_its_plan_says() -> None:
     one = Scripted(on(Started, *TRAIN))
     simulation = pair(one, Scripted())
     simulation.start("one", Started())
     simulation.run(until_ps=PS_PER_MS * 100)
-    assert one.heard[1:] == [
-        (1 * PS_PER_MS, Progress(LEASE.push, 1)),
-        (2 * PS_PER_MS, Progress(LEASE.push, 2)),
-        (3 * PS_PER_MS, Progress(LEASE.push, 3)),
-        (3 * PS_PER_MS, Trained(LEASE.push, -1, 3, 192, 0.5)),
-    ]
+    assert one.heard[1:] == [(3 * PS_PER_MS, Trained(LEASE.push, -1, 3, 192, 0.5))]
 
 
 def test_cancelled_training_answers_nothing_more() -> None:
+    """The trainer is told, so that it need not finish what nobody asks for."""
+
     def script(event: Event) -> Sequence[Effect]:
         match event:
             case Started():
                 return TRAIN
-            case Progress(push, 2):
-                return (Cancel(push),)
+            case StopRequested():
+                return (Cancel(LEASE.push),)
             case _:
                 return ()
 
     one = Scripted(script)
     simulation = pair(one, Scripted())
+    simulation.at(2 * PS_PER_MS, "one", StopRequested("enough"))
     simulation.start("one", Started())
     simulation.run(until_ps=PS_PER_MS * 100)
-    assert [event for _, event in one.heard[1:]] == [
-        Progress(LEASE.push, 1),
-        Progress(LEASE.push, 2),
-    ]
+    assert one.kinds() == [(0, Started), (2 * PS_PER_MS, StopRequested)]
+    trainer = simulation.nodes["one"].trainer
+    assert isinstance(trainer, SteadyTrainer)
+    assert trainer.cancelled == LEASE
 
 
 def test_a_payload_to_a_node_that_finished_is_lost_to_its_sender() -> None:
@@ -245,6 +251,84 @@ def test_measurement_and_validation_are_answered_at_once() -> None:
     ]
 
 
+def crowd(latency_ms: float, starts_ms: Sequence[float]) -> list[int]:
+    """When payloads arrive (in picoseconds) that start at these times on one shared link of 8 ms."""
+    links = Links(MODEL_BYTES, 2, [[100, 1], [2, 100]], [[0, latency_ms]] * 2, share=True)
+    simulation = Simulation("a-run", links, check=True)
+    other = Scripted()
+    simulation.add(Node("other", 1, other, TimingPlane()))
+    for index, start_ms in enumerate(starts_ms):
+        simulation.add(
+            Node(f"n{index}", 0, Scripted(on(StopRequested, *SEND_MODEL)), TimingPlane())
+        )
+        simulation.at(round(start_ms * PS_PER_MS), f"n{index}", StopRequested("go"))
+    simulation.run(until_ps=PS_PER_MS * 1000)
+    return [now for now, event in other.heard if isinstance(event, Received)]
+
+
+@pytest.mark.parametrize(
+    ("starts_ms", "arrivals_ms"),
+    [
+        ([0], [8]),
+        ([0, 0], [16, 16]),
+        ([0, 0, 0], [24, 24, 24]),
+        # Alone for 4 ms, then half the rate: 4 ms of work left take 8; the other has then had 4.
+        ([0, 4], [12, 16]),
+        ([0, 8], [8, 16]),
+        ([0, 9], [8, 17]),
+        ([0, 2, 4], [19, 23, 24]),
+    ],
+)
+def test_transfers_that_share_a_link_get_equal_shares_of_it(
+    starts_ms: list[float], arrivals_ms: list[float]
+) -> None:
+    assert crowd(0.0, starts_ms) == [each * PS_PER_MS for each in arrivals_ms]
+    assert crowd(5.0, starts_ms) == [(each + 5) * PS_PER_MS for each in arrivals_ms]
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=12))
+def test_a_shared_link_is_never_idle_while_something_waits(starts_ms: list[int]) -> None:
+    """The last arrival is what one server without a pause would reach, whatever the shares."""
+    busy_until = 0
+    for start in sorted(starts_ms):
+        busy_until = max(busy_until, start) + 8
+    last = crowd(0.0, starts_ms)[-1]
+    assert abs(last - busy_until * PS_PER_MS) <= 1000  # picoseconds
+
+
+def test_a_node_that_is_lost_neither_hears_nor_says_anything_more() -> None:
+    """What was on its way to it is lost to the sender, what came from it is lost with it."""
+    one = Scripted(on(StopRequested, *SEND_MODEL))
+    other = Scripted(on(StopRequested, Pin(1), Send("one", MODEL, 1), *TRAIN[1:]))
+    simulation = pair(one, other)
+    simulation.nodes["other"].trainer = SteadyTrainer()
+    for name in ("one", "other"):
+        simulation.at(0, name, StopRequested("go"))
+    simulation.call(2 * PS_PER_MS, lambda: simulation.lose("other"))
+    simulation.run(until_ps=PS_PER_MS * 100)
+    assert other.kinds() == [(0, StopRequested)]
+    assert one.heard[1:] == [(8 * PS_PER_MS, PeerLost("other", "has finished"))]
+
+
+def test_a_later_process_takes_over_what_an_earlier_one_served() -> None:
+    """Clients go on under the name of the service; others know the two processes apart."""
+    client, stranger = Scripted(), Scripted()
+    simulation = Simulation("a-run", Links(1, 1), check=True)
+    simulation.add(Node("client", 0, client, TimingPlane(), server="service"))
+    simulation.add(Node("stranger", 0, stranger, TimingPlane()))
+    sends = (Send("client", Wait("x")), Send("stranger", Wait("x")))
+    for name in ("first", "second"):
+        server = Scripted(on(Started, *sends))
+        simulation.add(Node(name, 0, server, TimingPlane(), serves="service"))
+        simulation.start(name, Started())
+        simulation.lose(name) if name == "first" else None
+    assert [event.peer for _, event in client.heard if isinstance(event, Received)] == [
+        "service"
+    ] * 2
+    seen = [event.peer for _, event in stranger.heard if isinstance(event, Received)]
+    assert seen == ["first", "second"]
+
+
 def test_it_ends_when_every_node_has_finished() -> None:
     simulation = pair(
         Scripted(on(Started, *TRAIN, Finish("done"))), Scripted(on(Started, Finish("done")))
@@ -276,7 +360,7 @@ def test_a_broken_invariant_fails_at_the_event_that_broke_it() -> None:
 
 def test_notes_are_heard_with_their_node_and_time() -> None:
     heard: list[tuple[str, Note, int]] = []
-    simulation = Simulation("a-run", PaperLinks(1, 1), on_note=lambda *each: heard.append(each))
+    simulation = Simulation("a-run", Links(1, 1), on_note=lambda *each: heard.append(each))
     note = Note("kind", {"a": 1})
     simulation.add(Node("one", 0, Scripted(on(StopRequested, note)), TimingPlane()))
     simulation.at(77, "one", StopRequested(""))
@@ -321,7 +405,7 @@ def test_a_plane_without_tensors_minds_the_names_of_payloads() -> None:
 
 
 def test_a_message_that_its_limits_forbid_does_not_pass_the_codec() -> None:
-    simulation = pair(Scripted(on(Started, Send("other", Wait("x" * 2000)))), Scripted())
+    simulation = pair(Scripted(on(Started, Send("other", Wait("x" * 2000)))), Scripted())  # checked
     with pytest.raises(WireError):
         simulation.start("one", Started())
 

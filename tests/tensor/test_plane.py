@@ -173,9 +173,10 @@ class Reference:
     snapshot: np.ndarray = field(init=False)
     sent: np.ndarray | None = None
     t: int = 0
+    decay: float = 0.0
 
     def __post_init__(self):
-        self.snapshot = self.model
+        self.snapshot = self.average = self.model
         self.m = np.zeros_like(self.model)
         self.accumulated = np.zeros_like(self.model)
 
@@ -183,8 +184,11 @@ class Reference:
         if operation == "step":
             self.step(weight * blob)
         elif operation == "load":
-            self.model = self.snapshot = blob
+            self.model = self.snapshot = self.average = blob
             self.sent = None
+        elif operation == "merge_replay" and self.sent is not None:
+            self.snapshot = (1 - weight) * self.sent + weight * blob
+            self.model = self.snapshot + (self.model - self.sent)
         else:
             before = self.model
             self.model = self.snapshot = (1 - weight) * before + weight * blob
@@ -206,6 +210,8 @@ class Reference:
         else:
             self.model = self.model - lr * (c * beta * self.m + g / d)
         self.t += 1
+        decay = min(self.decay, (1 + self.t) / (10 + self.t))
+        self.average = decay * self.average + (1 - decay) * self.model
 
     def difference(self):
         self.sent = self.model
@@ -214,24 +220,39 @@ class Reference:
 
 operations = st.lists(
     st.tuples(
-        st.sampled_from(["step", "step", "load", "merge", "merge_carry", "pin", "difference"]),
-        st.sampled_from([1.0, 0.25, 0.6]),
+        st.sampled_from(
+            [
+                *("step", "step", "load", "merge", "merge_carry", "merge_replay"),
+                *("pin", "pin_average", "difference"),
+            ]
+        ),
+        st.sampled_from([1.0, 0.25, 0.6, 0.0]),
     ),
     max_size=14,
 )
 
 
-@given(operations=operations, delay=st.integers(1, 3), activation=st.sampled_from([0.0, 0.5]))
-def test_any_sequence_of_operations_does_what_the_vocabulary_says(operations, delay, activation):
+@given(
+    operations=operations,
+    delay=st.integers(1, 3),
+    activation=st.sampled_from([0.0, 0.5]),
+    decay=st.sampled_from([0.15, 0.9]),
+)
+def test_any_sequence_of_operations_does_what_the_vocabulary_says(
+    operations, delay, activation, decay
+):
     outer = DelayedNesterov(0.3, 0.9, delay, activation)
-    plane = server(outer=outer, carry=True, dtype=torch.float64)
-    reference = Reference(outer, plane.model().numpy())
+    plane = server(outer=outer, remember=True, dtype=torch.float64, average=decay)
+    reference = Reference(outer, plane.model().numpy(), decay=decay)
     named = {}
     for blob, (operation, weight) in enumerate(operations, start=10):
         match operation:
             case "pin":
                 plane.pin(blob)
                 named[blob] = reference.model
+            case "pin_average":
+                plane.pin(blob, average=True)
+                named[blob] = reference.average
             case "difference":
                 plane.difference(blob)
                 named[blob] = reference.difference()
@@ -241,6 +262,7 @@ def test_any_sequence_of_operations_does_what_the_vocabulary_says(operations, de
                 plane.apply(operation, blob, weight)
                 reference.apply(operation, named[blob], weight)
         np.testing.assert_allclose(plane.model().numpy(), reference.model, rtol=0, atol=1e-13)
+        np.testing.assert_allclose(plane.average().numpy(), reference.average, rtol=0, atol=1e-13)
     for blob, expected in named.items():
         np.testing.assert_allclose(plane.flat(blob).numpy(), expected, rtol=0, atol=1e-13)
 
@@ -257,7 +279,7 @@ def test_without_carry_a_difference_starts_again_from_the_merge():
 
 
 def test_with_carry_the_next_difference_holds_what_moved_in_flight():
-    plane = server(dtype=torch.float64, carry=True)
+    plane = server(dtype=torch.float64, remember=True)
     plane.adopt(10, numbers(10, torch.float64))
     plane.difference(11)
     sent = plane.model()
@@ -266,6 +288,211 @@ def test_with_carry_the_next_difference_holds_what_moved_in_flight():
     plane.apply("merge_carry", 10, 0.25)
     plane.difference(12)
     torch.testing.assert_close(plane.flat(12), moved, rtol=0, atol=1e-15)
+
+
+# --- replay: the merge is made at the send point --------------------------------------------------
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("pinned", ["nothing", "before the send", "before the merge", "always"])
+@pytest.mark.parametrize("moves", [0, 1, 3])
+def test_a_replayed_merge_is_made_where_the_exchange_was_sent(pinned, moves):
+    """
+    snapshot <- (1 - a) * sent + a * G;  model <- snapshot + (model - sent).
+
+    Whether the model's chunks are written in place or, since somebody holds them, elsewhere: the
+    numbers are the same, and what was named before keeps its own.
+    """
+    plane, weight = server(dtype=torch.float64, remember=True), 0.25
+    plane.adopt(10, numbers(10, torch.float64))
+    plane.apply("step", 10)
+    named = {}
+    if pinned in ("before the send", "always"):
+        plane.pin(20)
+        named[20] = plane.model()
+    plane.difference(11)
+    sent = plane.model()
+    for move in range(moves):
+        plane.apply("step", 10)
+        if pinned == "always":
+            plane.pin(30 + move)
+            named[30 + move] = plane.model()
+    if pinned == "before the merge":
+        plane.pin(21)
+        named[21] = plane.model()
+    model, answer = plane.model(), numbers(12, torch.float64)
+    plane.adopt(12, answer)
+    plane.apply("merge_replay", 12, weight)
+
+    snapshot = (1 - weight) * sent + weight * answer
+    close(plane.model(), snapshot + (model - sent))
+    plane.difference(13)
+    close(plane.flat(13), sent - model)
+    assert bits(plane.flat(12)) == bits(answer)
+    for blob, expected in named.items():
+        assert bits(plane.flat(blob)) == bits(expected)
+
+
+def test_with_nothing_in_flight_a_replayed_merge_is_a_merge_to_the_bit():
+    replayed, merged = server(remember=True), server()
+    for plane, operation in ((replayed, "merge_replay"), (merged, "merge")):
+        plane.adopt(10, numbers(10))
+        plane.apply("step", 10)
+        plane.difference(11)
+        plane.apply(operation, 10, 0.25)
+        plane.difference(12)
+    assert bits(replayed.model()) == bits(merged.model())
+    assert not replayed.flat(12).any()
+
+
+def test_before_the_first_exchange_a_replayed_merge_keeps_nothing():
+    """Nothing was sent yet, or a load made it void: what moved since is nobody's to replay."""
+    plane = server(dtype=torch.float64, remember=True)
+    plane.adopt(10, numbers(10, torch.float64))
+    for load in (False, True):
+        if load:
+            plane.difference(11)
+            plane.apply("load", 10)
+        plane.apply("step", 10)
+        model = plane.model()
+        plane.apply("merge_replay", 10, 0.25)
+        close(plane.model(), 0.75 * model + 0.25 * numbers(10, torch.float64))
+
+
+@pytest.mark.parametrize("in_flight", [0, 1, 3])
+def test_replayed_movement_is_sent_once_and_whole(in_flight):
+    """
+    With a = 0 the answers change nothing, so the model is the start minus all movement; and the sum
+    of all differences is that movement: nothing is lost, nothing is sent twice.
+    """
+    plane, alone = (server(dtype=torch.float64, remember=True) for _ in range(2))
+    start, total = plane.model(), torch.zeros(MANIFEST.numel, dtype=torch.float64)
+
+    def move(count, seed):
+        for each in (plane, alone):
+            each.adopt(10, numbers(seed, torch.float64))
+            for _ in range(count):
+                each.apply("step", 10)
+            each.release(10)
+
+    for exchange in range(5):
+        move(2, seed=exchange)
+        plane.difference(11)
+        total += plane.flat(11)
+        move(in_flight, seed=50 + exchange)
+        plane.adopt(12, numbers(99 + exchange, torch.float64))
+        plane.apply("merge_replay", 12, 0.0)
+        close(plane.model(), alone.model())
+        plane.release(11), plane.release(12)
+    plane.difference(11)
+    total += plane.flat(11)
+    torch.testing.assert_close(total, start - plane.model(), rtol=0, atol=1e-14)
+
+
+def test_a_plane_that_forgets_what_it_sent_refuses_to_replay():
+    plane = server()
+    plane.adopt(10, numbers(10))
+    with pytest.raises(AssertionError, match="remember"):
+        plane.apply("merge_replay", 10, 0.25)
+
+
+# --- the running mean -----------------------------------------------------------------------------
+
+
+def test_the_mean_starts_at_the_model_and_forgets_at_its_decay():
+    """e = min(d, (1 + t) / (10 + t)): at first it follows the model closely, later at d."""
+    decay = 0.6
+    plane = server(dtype=torch.float64, average=decay, exchanges=False)
+    expected = plane.model()
+    close(plane.average(), expected)
+    plane.adopt(10, numbers(10, torch.float64))
+    used = []
+    for t in range(1, 21):
+        plane.apply("step", 10, 0.1)
+        used.append(min(decay, (1 + t) / (10 + t)))
+        expected = used[-1] * expected + (1 - used[-1]) * plane.model()
+        close(plane.average(), expected)
+    assert used[0] == 2 / 11
+    assert used[-1] == decay
+    assert not torch.equal(plane.average(), plane.model())
+
+
+def test_a_mean_changes_no_bit_of_the_model():
+    plain, averaged = server(), server(average=0.9)
+    for plane in (plain, averaged):
+        plane.adopt(10, numbers(10))
+        for blob in range(20, 25):
+            plane.apply("step", 10)
+            plane.pin(blob, average=True)
+    assert bits(plain.model()) == bits(averaged.model())
+    assert plain.average() is None
+
+
+def test_without_a_mean_its_pin_is_the_model():
+    plane = server()
+    plane.pin(10, average=True)
+    assert bits(plane.flat(10)) == bits(plane.model())
+
+
+def test_a_pinned_mean_stays_as_it_was():
+    """Pinned before the first step it shares the model's chunks, later only its own."""
+    plane = server(average=0.9, exchanges=False)
+    plane.adopt(10, numbers(10))
+    named = {}
+    for blob in range(20, 26):
+        plane.pin(blob, average=True)
+        named[blob] = plane.average()
+        plane.apply("step", 10)
+        if blob % 2:
+            plane.apply("step", 10)
+    for blob, expected in named.items():
+        assert read_all(plane, blob) == bits(expected)
+    assert bits(named[20]) == bits(numbers(0))
+
+
+def test_a_load_starts_the_mean_again():
+    plane = server(average=0.9)
+    plane.adopt(10, numbers(10))
+    plane.apply("step", 10)
+    plane.apply("load", 10)
+    assert bits(plane.average()) == bits(numbers(10))
+    plane.apply("step", 10)
+    assert bits(plane.flat(10)) == bits(numbers(10))
+
+
+def test_the_digest_sees_the_mean():
+    plain, slow, fast = server(), server(average=0.9), server(average=0.1)
+    for plane in (plain, slow, fast):
+        plane.adopt(10, numbers(10))
+        plane.apply("step", 10)
+    # After one step both are below their decay's reach, but for the one of 0.1.
+    assert len({plain.digest(), slow.digest(), fast.digest()}) == 3
+
+
+def test_a_mean_costs_one_model_and_its_pins_nothing():
+    manifest = Manifest((TensorSpec("a", (64, 64)),), 1024)
+    plane = server(manifest=manifest, exchanges=False, average=0.9)
+    plane.adopt(10, numbers(10, manifest=manifest))
+    assert plane.memory_bytes() == 2 * manifest.bytes  # model and mean in one, update
+    plane.apply("step", 10)
+    before = plane.memory_bytes()
+    # model, mean, momentum, accumulator, update
+    assert before == 5 * manifest.bytes
+    for blob in range(20, 25):
+        plane.pin(blob, average=True)
+    assert plane.memory_bytes() == before
+    plane.apply("step", 10)
+    assert plane.memory_bytes() == before + manifest.bytes  # one old mean for all five pins
+    for blob in range(20, 25):
+        plane.release(blob)
+    for blob in range(30, 40):
+        plane.pin(blob, average=True)
+        plane.apply("step", 10)
+        plane.release(blob)
+    assert plane.memory_bytes() == before + manifest.bytes
 
 
 def test_a_plane_steps_as_the_optimiser_does_on_the_whole_arena():

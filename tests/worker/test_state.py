@@ -168,6 +168,26 @@ def test_steps_tokens_rounds_and_time_are_reported(training: Conversation) -> No
     ]
 
 
+@pytest.mark.parametrize("told", [[1, 2], [2], [1, 1, 2, 2], [2, 1], [1], []], ids=str)
+def test_steps_are_counted_once_however_they_are_told(
+    training: Conversation, told: list[int]
+) -> None:
+    """One by one, all at once, again, late, or by the end of the round only; the next one starts at 0."""
+    steps = lambda: training.machine.report().steps  # type: ignore[attr-defined] # noqa: E731
+    for count in told:
+        training.happens(Progress(PUSH, count))
+    assert steps() == max(told, default=0)
+    training.happens(TRAINED)
+    training.happens(Progress(PUSH, 2))
+    assert steps() == 2
+    training.hears("eu", Ack(PUSH, "applied"))
+    second = Lease(PushId(12, 3), ((24, 32),))
+    training.hears("eu", Model(Version(1, 5), 0, second, None, final=False), -3)
+    for count in told:
+        training.happens(Progress(second.push, count))
+    assert steps() == 2 + max(told, default=0)
+
+
 def test_busy_is_waited_for(uploading: Conversation) -> None:
     """
     1. The server has no place: nothing is sent.
@@ -179,7 +199,7 @@ def test_busy_is_waited_for(uploading: Conversation) -> None:
 
 def test_a_lost_grant_is_asked_for_again(uploading: Conversation) -> None:
     uploading.hears("eu", Busy(PUSH, 1000))
-    beat = Send("eu", Heartbeat(WorkerReport(2, 0, 0, 64, 2000, 2500, 1.5)))
+    beat = Send("eu", Heartbeat(WorkerReport(2, 0, 2, 64, 2000, 2500, 1.5)))
     assert uploading.after(0.5).happens(Tick()) == [beat]
     assert uploading.after(0.5).happens(Tick())[1:] == [Send("eu", Offer(PUSH))]
 

@@ -8,13 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pelago.config import RunFile
+from pelago.config import RunFile, Worker
 from pelago.core.errors import ConfigError
 from pelago.core.names import Lease, PushId, Spans
 from pelago.net.trainer import Result
-from tests.worker.corpora import run_file, write_texts, write_tokens
+from pelago.tensor.manifest import Manifest
+from tests.worker.corpora import TINY, run_file, write_texts, write_tokens
 from worker.data import open_corpus
-from worker.models import build
+from worker.models import LanguageModel, build
+from worker.optimiser import Optimiser, in_blocks
 from worker.schedule import Pace, learning_rate
 from worker.settings import settings
 from worker.trainer import Trainer
@@ -81,6 +83,117 @@ def test_a_round_is_adamw_with_decay_on_matrices_clipping_and_the_global_clock(s
     assert torch.allclose(start - result.delta, expected, rtol=0, atol=2e-6)
     assert result.delta.abs().max() > 1e-3
     assert (result.steps, result.tokens) == (4, 16 * 16)
+
+
+def muon_reference(run: RunFile, batches: list[list[int]], clocks: list[int]) -> torch.Tensor:
+    """The same steps with PyTorch's own parts, tensor by tensor, sorted by name."""
+    corpus = open_corpus(run.data, run.run.seed)
+    model = build(run.model, corpus.vocabulary, run.run.seed, torch.device("cpu"))
+    named = dict(model.module.named_parameters())
+    inside = [p for name, p in named.items() if ".layers." in name and p.dim() == 2]
+    outside = [p for name, p in named.items() if ".layers." not in name and p.dim() >= 2]
+    experts = [p for p in named.values() if p.dim() > 2]
+    vectors = [p for p in named.values() if p.dim() < 2]
+    muon = torch.optim.Muon(inside, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(
+        [
+            {"params": outside + experts, "weight_decay": 0.1},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.95),
+        eps=1e-8,
+        fused=True,
+    )
+    for batch, clock in zip(batches, clocks, strict=True):
+        muon.zero_grad(), adamw.zero_grad()
+        torch.autograd.backward(model.loss(corpus.batch(batch)))
+        torch.nn.utils.clip_grad_norm_(list(named.values()), run.worker.clip_norm)
+        for group in (*muon.param_groups, *adamw.param_groups):
+            group["lr"] = learning_rate(run.worker, clock)
+        muon.step(), adamw.step()
+    return model.flat.clone()
+
+
+TINY_EXPERTS = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "intermediate_size_mlp": 64,
+    "num_hidden_layers": 2,
+}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"preset": "llama3-tiny", "overrides": TINY},
+        {"preset": "llama3-tiny", "overrides": TINY | {"tie_word_embeddings": False}},
+        {"preset": "llama4-tiny", "overrides": TINY_EXPERTS},
+    ],
+    ids=["tied", "head of its own", "experts"],
+)
+def test_muon_steps_the_matrices_of_the_blocks_and_adamw_the_rest(
+    source: str, model: dict[str, object]
+) -> None:
+    """Embeddings, head, experts and vectors as without Muon; the same clock, decay and moments.
+
+    Muon's products are bf16, which magnifies a last bit from step to step. So there are two steps only,
+    nothing is clipped, and the second round starts from exactly what the first one gave.
+    """
+    run = RunFile.model_validate(
+        run_file(source, optimiser="muon", clip_norm=1e9).model_dump() | {"model": model}
+    )
+    trainer = Trainer(run)
+    start = trainer.initial()
+    for spans in (((0, 4),), ((8, 12),)):
+        done(train(trainer, spans))
+    expected = muon_reference(run, [[0, 1, 2, 3], [8, 9, 10, 11]], clocks=[1, 2])
+    assert torch.allclose(trainer.initial(), expected, rtol=0, atol=3e-5)
+    assert (trainer.initial() - start).abs().max() > 1e-3
+
+
+def test_a_step_of_muon_is_as_large_as_one_of_adamw(source: str) -> None:
+    """Root mean square about 0.2 of the learning rate on every matrix inside the blocks, its shape
+    whatever it is. Less where a few tokens span few directions; Muon's own spread is 0.7 to 1.2.
+    """
+    run = run_file(source, optimiser="muon", weight_decay=0.0)
+    trainer = Trainer(run)
+    delta = done(train(trainer, ((0, 4),))).delta
+    rate = learning_rate(run.worker, 1)
+    inside = in_blocks(trainer.model)
+    assert len(inside) == 7
+    for name, view in Manifest(trainer.manifest()).named_views(delta).items():
+        size = float(view.square().mean().sqrt())
+        if name in inside:
+            assert 0.5 < size / (0.2 * rate) < 1.3, name
+        elif view.dim() < 2:
+            assert size == pytest.approx(rate, rel=0.1), name
+
+
+def test_muon_learns(source: str) -> None:
+    trainer = Trainer(run_file(source, optimiser="muon"))
+    done(train(trainer, ((0, 600),)))
+    assert done(train(trainer, ((0, 16),), trainer.initial())).loss < 0.6 * 5.5
+
+
+def test_muon_needs_a_pytorch_that_has_it(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon")
+    Trainer(run_file(source))
+    with pytest.raises(ConfigError, match=r"worker\.optimiser = 'muon': PyTorch .* 'adamw'"):
+        Trainer(run_file(source, optimiser="muon"))
+
+
+def test_muon_needs_matrices_inside_blocks() -> None:
+    class Flat(torch.nn.Module):
+        """A model without blocks."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=4))
+            self.embedding = torch.nn.Embedding(4, 4)
+            self.head = torch.nn.Linear(4, 4)
+
+    with pytest.raises(ConfigError, match="no matrices inside blocks"):
+        Optimiser(Worker(optimiser="muon"), LanguageModel(Flat()))
 
 
 def test_moments_stay_with_the_worker_from_round_to_round(source: str) -> None:

@@ -1,0 +1,106 @@
+"""Does the simulator predict what the daemons do?
+
+    python bench/predict.py [--mbps 10 50 500] [--steps 2400] [--run demo.toml]
+
+Runs a topology for real through `pelago local` at several speeds of the links between its regions, then
+simulates the same run file, with the same machines, the daemons' settings and the step time that the
+workers measured. Prints elapsed time and GPS updates of both and their ratios, simulated over real.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from parts.machine import describe
+
+from convergence.cluster import Cluster
+from pelago import config
+from pelago.config import RunFile, Simulation
+
+
+def with_links(run: RunFile, mbps: float, steps: int) -> RunFile:
+    """The run file with all links between regions at one speed, and another budget."""
+    gbps = [
+        [value if a == b else mbps / 1e3 for b, value in enumerate(row)]
+        for a, row in enumerate(run.network.bandwidth_gbps)
+    ]
+    network = run.network.model_copy(update={"bandwidth_gbps": gbps})
+    limits = {"budget_local_steps": steps, "budget_minutes": 0.0}
+    return run.model_copy(
+        update={"run": run.run.model_copy(update=limits), "network": network, "simulation": None}
+    )
+
+
+def step_ms(run: RunFile, out: Path) -> float:
+    """Measured time of a step at relative speed 1: the median over all rounds of all workers."""
+    times = []
+    for place, region in enumerate(run.region):
+        for group in range(len(region.worker_speeds)):
+            speed = run.relative_speed(place, group)
+            path = out / f"worker-{region.name}-{group}" / "events.jsonl"
+            for line in path.read_text(encoding="utf-8").splitlines():
+                event: dict[str, Any] = json.loads(line)
+                if event["kind"] == "round":
+                    times.append(event["busy_ms"] / event["steps"] * speed)
+    return statistics.median(times)
+
+
+def compare(run: RunFile) -> dict[str, Any]:
+    """Run for real, simulate, and put the two beside each other."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, path = Path(folder) / "out", Path(folder) / "run.toml"
+        path.write_text(config.dump(run), encoding="utf-8")
+        command = [sys.executable, "-m", "pelago.cli.main", "local", str(path), "--out", str(out)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        real: dict[str, Any] = json.loads((out / "result.json").read_text(encoding="utf-8"))
+        measured_ms = step_ms(run, out)
+    simulation = Simulation(
+        problem="timing",
+        model_bytes=4 * real["model"]["parameters"],
+        step_ms=measured_ms,
+        daemons=True,
+    )
+    simulated = Cluster(run.model_copy(update={"simulation": simulation})).replay()
+    pairs = {
+        "elapsed_s": (real["elapsed_ms"] / 1e3, simulated["elapsed_ms"] / 1e3),
+        "gps_updates": (real["gps"]["updates"], simulated["gps"]["updates"]),
+    }
+    return {
+        "mbps": 1e3 * min(value for row in run.network.bandwidth_gbps for value in row),
+        "step_ms": round(measured_ms, 2),
+        **{
+            key: {"real": round(a, 2), "simulated": round(b, 2), "ratio": round(b / a, 4)}
+            for key, (a, b) in pairs.items()
+        },
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", default="demo.toml", help="the run file (default: the demo's)")
+    parser.add_argument("--mbps", type=float, nargs="+", default=[10.0, 50.0, 500.0])
+    parser.add_argument("--steps", type=int, default=2400, help="local steps of each run")
+    options = parser.parse_args()
+    run = config.load(options.run)
+    rows = []
+    for mbps in options.mbps:
+        rows.append(compare(with_links(run, mbps, options.steps)))
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    ratios = [row[key]["ratio"] for row in rows for key in ("elapsed_s", "gps_updates")]
+    figures = {
+        "benchmark": "predict",
+        "runs": rows,
+        "farthest_from_1": max(ratios, key=lambda ratio: abs(ratio - 1)),
+        "machine": describe(),
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

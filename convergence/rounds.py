@@ -1,0 +1,75 @@
+"""The rounds that are under way in a simulation, trained in as large batches as their order allows.
+
+A round's result depends on nothing but its start and its replica's optimiser state, both of which are
+fixed when it begins. So it need not be trained when it begins, nor when its time is over, but any time
+between: rounds wait until the first of them must be known, and then all that wait are trained at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from convergence.problems import Job, Problem
+from pelago.core.names import PushId
+from pelago.sim.ports import Payload, Round
+
+Key = tuple[str, PushId]
+"""A node's name, and the lease that it trains on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The rounds of the jobs that were begun together."""
+
+    rounds: Sequence[Round]
+
+    def mean(self) -> Round:
+        """Deltas averaged with equal weights (DiLoCo, arXiv 2311.08105, algorithm 1, line 12)."""
+        if len(self.rounds) == 1:
+            return self.rounds[0]
+        tokens = sum(each.tokens for each in self.rounds)
+        loss = sum(each.loss * each.tokens for each in self.rounds) / max(1, tokens)
+        return Round(_mean([each.delta for each in self.rounds]), tokens, loss)
+
+
+class Rounds:
+    """Jobs begun and not yet asked for, of all nodes of a simulation."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._waiting: dict[Key, Sequence[Job]] = {}
+        self._found: dict[Key, Result] = {}
+
+    def begin(self, key: Key, jobs: Sequence[Job]) -> None:
+        """Jobs of different replicas, none of which is under way elsewhere."""
+        assert key not in self._waiting, key
+        assert key not in self._found, key
+        self._waiting[key] = jobs
+
+    def finish(self, key: Key) -> Round:
+        """What the jobs of a key gave, averaged over them."""
+        if key not in self._found:
+            self._train()
+        return self._found.pop(key).mean()
+
+    def cancel(self, key: Key) -> None:
+        """Nobody will ask. If they were trained already their optimisers have advanced, as those of a
+        worker have that was stopped at the end of its round."""
+        self._waiting.pop(key, None)
+        self._found.pop(key, None)
+
+    def _train(self) -> None:
+        rounds = iter(self._problem.train([job for jobs in self._waiting.values() for job in jobs]))
+        for key, jobs in self._waiting.items():
+            self._found[key] = Result([next(rounds) for _ in jobs])
+        self._waiting.clear()
+
+
+def _mean(deltas: Sequence[Payload]) -> Payload:
+    """The mean of tensors of one shape; nothing where nothing is trained."""
+    if deltas[0] is None:
+        return None
+    total: Any = deltas[0]
+    for delta in deltas[1:]:
+        total = total + delta
+    return total / len(deltas)

@@ -1,0 +1,145 @@
+"""The inner optimiser: AdamW for everything, or Muon for the matrices inside the blocks.
+
+AdamW: Loshchilov and Hutter, arXiv 1711.05101. Muon: Jordan et al. 2024, with the scale of Liu et al.,
+"Muon is Scalable for LLM Training", arXiv 2502.16982: an update of root mean square 0.2 * lr, about that
+of AdamW, so that learning rate, weight decay and schedule tuned for the one serve the other. Its products
+are bf16: made for accelerators, and slow on a CPU without bf16 units (a step of llama3-tiny took about
+0.3 s on one core with AVX2 that others used too, one of AdamW 0.4 ms).
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Final, assert_never
+
+import torch
+
+from pelago.config import Worker
+from pelago.core.errors import ConfigError
+from worker.models import LanguageModel
+
+MUON_MOMENTUM: Final = 0.95
+NEWTON_SCHULZ_STEPS: Final = 5
+
+
+class Optimiser:
+    """Steps a model's flat parameters along its flat gradient, both in place.
+
+    Its state is the worker's own and lasts as long as the worker. Weight decay on matrices only.
+    Raises `ConfigError` if the model or this PyTorch does not suit ``settings.optimiser``.
+    """
+
+    def __init__(self, settings: Worker, model: LanguageModel) -> None:
+        match settings.optimiser:
+            case "adamw":
+                # AdamW works by element, so two long tensors give what many short ones give, at a
+                # fraction of the overhead.
+                cut = model.matrix_elements
+                decayed, plain = _piece(model, 0, cut), _piece(model, cut, model.elements)
+                self._parts: list[torch.optim.Optimizer] = [_adamw(settings, [decayed], [plain])]
+            case "muon":
+                self._parts = _muon_and_adamw(settings, model)
+            case _:
+                assert_never(settings.optimiser)
+
+    def step(self, rate: float) -> None:
+        """One step at a learning rate."""
+        for part in self._parts:
+            for group in part.param_groups:
+                group["lr"] = rate
+            part.step()
+
+
+def in_blocks(model: LanguageModel) -> frozenset[str]:
+    """Names of the matrices of two dimensions inside the model's blocks, embeddings excepted.
+
+    A block is whatever stands in a list of modules, as the decoder layers of every `transformers`
+    model do. The experts of a mixture are one tensor of three dimensions and not among them.
+    """
+    embedded = {
+        id(parameter)
+        for module in model.module.modules()
+        if isinstance(module, torch.nn.Embedding)
+        for parameter in module.parameters()
+    }
+    return frozenset(
+        f"{path}.{name}"
+        for path, blocks in model.module.named_modules()
+        if isinstance(blocks, torch.nn.ModuleList)
+        for name, parameter in blocks.named_parameters()
+        if parameter.dim() == 2 and id(parameter) not in embedded
+    )
+
+
+def _muon_and_adamw(settings: Worker, model: LanguageModel) -> list[torch.optim.Optimizer]:
+    if not hasattr(torch.optim, "Muon"):
+        raise ConfigError(
+            f"worker.optimiser = 'muon': PyTorch {torch.__version__} has no torch.optim.Muon;"
+            " use 'adamw', or PyTorch 2.9 or later"
+        )
+    inside = in_blocks(model)
+    matrices = [
+        _piece(model, start, stop, shape)
+        for name, start, stop, shape in _places(model)
+        if name in inside
+    ]
+    if not matrices:
+        raise ConfigError(
+            "worker.optimiser = 'muon': this model has no matrices inside blocks; use 'adamw'"
+        )
+    muon = torch.optim.Muon(
+        matrices,
+        lr=settings.max_lr,
+        weight_decay=settings.weight_decay,
+        momentum=MUON_MOMENTUM,
+        nesterov=True,
+        ns_steps=NEWTON_SCHULZ_STEPS,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    decayed = [_piece(model, *run) for run in _others(model, inside)]
+    plain = _piece(model, model.matrix_elements, model.elements)
+    return [muon, _adamw(settings, decayed, [plain])]
+
+
+def _adamw(
+    settings: Worker, decayed: list[torch.nn.Parameter], plain: list[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": settings.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ],
+        lr=settings.max_lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        fused=True,
+    )
+
+
+def _places(model: LanguageModel) -> Iterator[tuple[str, int, int, tuple[int, ...]]]:
+    """Name, first element, end and shape of every parameter in the flat tensor."""
+    start = 0
+    for spec in model.manifest():
+        stop = start + math.prod(spec.shape)
+        yield spec.name, start, stop, spec.shape
+        start = stop
+
+
+def _others(model: LanguageModel, inside: frozenset[str]) -> Iterator[tuple[int, int]]:
+    """The stretches of the matrices' segment between those ``inside``, as long as they come."""
+    first = 0
+    for name, start, stop, _ in _places(model):
+        if name in inside:
+            if first < start:
+                yield first, start
+            first = stop
+    if first < model.matrix_elements:
+        yield first, model.matrix_elements
+
+
+def _piece(
+    model: LanguageModel, start: int, stop: int, shape: tuple[int, ...] = (-1,)
+) -> torch.nn.Parameter:
+    """A stretch of the flat parameters over the model's own memory, gradient included."""
+    piece = torch.nn.Parameter(model.flat[start:stop].view(shape))
+    piece.grad = model.gradient()[start:stop].view(shape)
+    return piece
