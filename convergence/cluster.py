@@ -7,7 +7,7 @@ charged, and one after the other, so that the first leases are handed out in the
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from random import Random
@@ -16,6 +16,7 @@ from typing import Any, Final
 import gps.settings
 import lps.settings
 import worker.settings
+from convergence.gang import Gang
 from convergence.methods import Member, Unit, layout
 from convergence.problems import Job, Part, Problem, build
 from convergence.rounds import Rounds
@@ -70,49 +71,53 @@ class SimulatedTrainer:
         self._random = [Random(derive("jitter", seed, member.worker)) for member in unit.members]
         self._step_ms = settings.step_ms
         self._batch_size = cluster.run.worker.batch_size
-        self.steps = unit.samples // self._batch_size
+        # What is the same in every round is reckoned out once: there may be millions of them.
+        self._samples = unit.samples
+        self.steps = self._samples // self._batch_size
         """Local steps that a round counts, of ``worker.batch_size`` samples each."""
+        self._parts = tuple(_part(member) for member in unit.members)
+        self._wan_bytes = unit.all_reduces * unit.all_reduce_wan_bytes
+        self._steady = None if self._jitter else self._plan([1.0] * len(unit.members))
+        """The plan of every round, if all are equally long."""
 
     def begin(self, lease: Lease, payload: Payload) -> Plan:
         """Start a round; its time is that of its slowest member, see `Unit.duration_ps`."""
         cluster, unit = self._cluster, self._unit
-        assert lease.samples == unit.samples, (lease, unit)
+        assert lease.samples == self._samples, (lease, unit)
         if cluster.on_lease is not None:
             first = unit.members[0].worker
             cluster.on_lease(HandedOut(cluster.simulation.now, first, lease))
         cluster.rounds.begin((unit.name, lease.push), self._jobs(lease, payload))
+        if self._steady is not None:
+            return self._steady
         sigma = self._jitter
         # A mean of one: jitter makes times uneven, not longer.
-        slowness = [
-            random.lognormvariate(-sigma * sigma / 2, sigma) if sigma else 1.0
-            for random in self._random
-        ]
-        duration_ps = unit.duration_ps(self._step_ms, self._batch_size, slowness)
+        return self._plan([each.lognormvariate(-sigma * sigma / 2, sigma) for each in self._random])
+
+    def _plan(self, slowness: Sequence[float]) -> Plan:
+        duration_ps = self._unit.duration_ps(self._step_ms, self._batch_size, slowness)
         return Plan(max(1, self.steps), duration_ps)
 
     def _jobs(self, lease: Lease, payload: Payload) -> list[Job]:
         unit = self._unit
-        if unit.averages == "gradients":
-            parts = tuple(_part(member) for member in unit.members)
+        if unit.averages == "gradients" or len(unit.members) == 1:
             steps = unit.members[0].steps
-            return [Job(self._replica, steps, parts, lease.spans, payload)]
+            return [Job(self._replica, steps, self._parts, lease.spans, payload)]
         samples = SpanSet(lease.spans)
         return [
             Job(
                 self._replica + index,
                 member.steps,
-                (_part(member),),
+                (part,),
                 samples.take(member.steps * member.batch),
                 payload,
             )
-            for index, member in enumerate(unit.members)
+            for index, (member, part) in enumerate(zip(unit.members, self._parts, strict=True))
         ]
 
     def finish(self, lease: Lease) -> Round:
         """What the round gave."""
-        self._cluster.collectives_wan_bytes += (
-            self._unit.all_reduces * self._unit.all_reduce_wan_bytes
-        )
+        self._cluster.collectives_wan_bytes += self._wan_bytes
         return self._cluster.rounds.finish((self._unit.name, lease.push))
 
     def cancel(self, lease: Lease) -> None:
@@ -132,7 +137,8 @@ class Cluster:
     """The nodes of a run file that has a [simulation]. Raises `ConfigError` where it has none.
 
     ``check``: assert every invariant after every event. ``trace``: keep a digest of everything.
-    ``on_arrival``, ``on_lease``: hear of these as they happen.
+    ``on_arrival``, ``on_lease``: hear of these as they happen. ``problem``: instead of the one that the
+    run file names. ``gang``: train together with other clusters.
     """
 
     def __init__(
@@ -142,6 +148,8 @@ class Cluster:
         trace: bool = False,
         on_arrival: Callable[[Arrival], None] | None = None,
         on_lease: Callable[[HandedOut], None] | None = None,
+        problem: Problem | None = None,
+        gang: Gang | None = None,
     ) -> None:
         if run.simulation is None:
             raise ConfigError("simulation: this table is missing, so the run file is no experiment")
@@ -149,8 +157,11 @@ class Cluster:
         self.settings = run.simulation
         self.on_lease = on_lease
         self.layout = layout(run)
-        self.problem: Problem = build(run, self.layout.replicas)
-        self.rounds = Rounds(self.problem)
+        chosen = problem or build(run, self.layout.replicas)
+        self.problem: Problem = chosen
+        self.rounds = Rounds(
+            chosen.train if gang is None else lambda jobs: gang.train(chosen, jobs)
+        )
         self.trace = Trace() if trace else None
         self.arrivals: list[Arrival] = []
         self.staleness: dict[str, Counter[int]] = {"gps": Counter(), "lps": Counter()}

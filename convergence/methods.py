@@ -138,7 +138,7 @@ def layout(run: RunFile) -> Layout:
 
 def _workers(run: RunFile) -> list[Unit]:
     """Every worker on its own, served in its region."""
-    units = []
+    units: list[Unit] = []
     for region, table in enumerate(run.region):
         for group in range(len(table.worker_speeds)):
             speed = run.relative_speed(region, group)

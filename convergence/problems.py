@@ -6,11 +6,12 @@ gradients at every step. Jobs are trained in batches, since on one device many s
 trained together far faster than one after the other; no job depends on another of its batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, assert_never
+from typing import Any, Protocol, assert_never, runtime_checkable
 
 from pelago.config import InFlight, RunFile, Server
+from pelago.core.frozen import frozen
 from pelago.core.names import Spans
 from pelago.sim.ports import Payload, PlanePort, Round, TimingPlane
 from pelago.wire.messages import TensorSpec
@@ -27,7 +28,7 @@ class Part:
     """Of each step; their gradients are averaged over all samples of the step."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Job:
     """Train ``steps`` steps from ``start``, each on the next ``batch`` samples of ``spans``."""
 
@@ -43,7 +44,7 @@ class Job:
     @property
     def batch(self) -> int:
         """Samples of one step."""
-        return sum(part.samples for part in self.parts)
+        return sum([part.samples for part in self.parts])
 
 
 class Problem(Protocol):
@@ -82,6 +83,20 @@ class Problem(Protocol):
 
     def value(self, plane: PlanePort) -> float | None:
         """A server's parameters, if they are one number, for `result.json`."""
+        ...
+
+
+@runtime_checkable
+class Kindred(Problem, Protocol):
+    """A problem that trains faster in larger batches, also of several simulations."""
+
+    @property
+    def kin(self) -> Hashable:
+        """Problems of equal kin may train in one batch."""
+        ...
+
+    def train_kin(self, requests: Sequence[tuple[Any, Sequence[Job]]]) -> list[list[Round]]:
+        """`train` for several problems of this one's kin, each with its own optimiser states."""
         ...
 
 

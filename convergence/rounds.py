@@ -5,11 +5,11 @@ fixed when it begins. So it need not be trained when it begins, nor when its tim
 between: rounds wait until the first of them must be known, and then all that wait are trained at once.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
-from convergence.problems import Job, Problem
+from convergence.problems import Job
 from pelago.core.names import PushId
 from pelago.sim.ports import Payload, Round
 
@@ -17,28 +17,14 @@ Key = tuple[str, PushId]
 """A node's name, and the lease that it trains on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """The rounds of the jobs that were begun together."""
-
-    rounds: Sequence[Round]
-
-    def mean(self) -> Round:
-        """Deltas averaged with equal weights (DiLoCo, arXiv 2311.08105, algorithm 1, line 12)."""
-        if len(self.rounds) == 1:
-            return self.rounds[0]
-        tokens = sum(each.tokens for each in self.rounds)
-        loss = sum(each.loss * each.tokens for each in self.rounds) / max(1, tokens)
-        return Round(_mean([each.delta for each in self.rounds]), tokens, loss)
-
-
 class Rounds:
     """Jobs begun and not yet asked for, of all nodes of a simulation."""
 
-    def __init__(self, problem: Problem) -> None:
-        self._problem = problem
+    def __init__(self, train: Callable[[Sequence[Job]], list[Round]]) -> None:
+        """``train``: rounds of different replicas, in the order of the jobs."""
+        self._train_jobs = train
         self._waiting: dict[Key, Sequence[Job]] = {}
-        self._found: dict[Key, Result] = {}
+        self._found: dict[Key, Sequence[Round]] = {}
 
     def begin(self, key: Key, jobs: Sequence[Job]) -> None:
         """Jobs of different replicas, none of which is under way elsewhere."""
@@ -50,7 +36,8 @@ class Rounds:
         """What the jobs of a key gave, averaged over them."""
         if key not in self._found:
             self._train()
-        return self._found.pop(key).mean()
+        rounds = self._found.pop(key)
+        return rounds[0] if len(rounds) == 1 else _mean(rounds)
 
     def cancel(self, key: Key) -> None:
         """Nobody will ask. If they were trained already their optimisers have advanced, as those of a
@@ -59,13 +46,20 @@ class Rounds:
         self._found.pop(key, None)
 
     def _train(self) -> None:
-        rounds = iter(self._problem.train([job for jobs in self._waiting.values() for job in jobs]))
+        rounds = iter(self._train_jobs([job for jobs in self._waiting.values() for job in jobs]))
         for key, jobs in self._waiting.items():
-            self._found[key] = Result([next(rounds) for _ in jobs])
+            self._found[key] = list(islice(rounds, len(jobs)))
         self._waiting.clear()
 
 
-def _mean(deltas: Sequence[Payload]) -> Payload:
+def _mean(rounds: Sequence[Round]) -> Round:
+    """Deltas averaged with equal weights (DiLoCo, arXiv 2311.08105, algorithm 1, line 12)."""
+    tokens = sum(each.tokens for each in rounds)
+    loss = sum(each.loss * each.tokens for each in rounds) / max(1, tokens)
+    return Round(_mean_delta([each.delta for each in rounds]), tokens, loss)
+
+
+def _mean_delta(deltas: Sequence[Payload]) -> Payload:
     """The mean of tensors of one shape; nothing where nothing is trained."""
     if deltas[0] is None:
         return None

@@ -1,4 +1,4 @@
-"""`experiments list | replay`: the command line of the virtual clock."""
+"""`experiments list | replay | report`: the command line of the virtual clock."""
 
 import argparse
 import sys
@@ -6,13 +6,8 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from convergence.cluster import Arrival
-from experiments import replay, shipped
-from pelago.config import RunFile
-from pelago.core.errors import PelagoError
+from experiments import replay, shipped, study
+from pelago.core.errors import ConfigError, PelagoError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,41 +18,72 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="name the experiments that come with Pelago, a line for each")
-    one = commands.add_parser(
-        "replay",
-        help="replay one run file",
-        description="Replays a run file that has a [simulation] table and writes run.toml (every "
-        "key spelled out), result.json and arrivals.csv (a row per update of the GPS).",
+    _add_replay(commands.add_parser("replay", help="replay one run file, or all runs of a study"))
+    report = commands.add_parser(
+        "report",
+        help="make one page of figures, tables and plots",
+        description="Makes one self-contained HTML page of any number of folders that `experiments "
+        "replay` (runs and studies) or a GPS (runs) wrote.",
     )
-    one.add_argument(
-        "file", metavar="NAME|FILE", help="a run file, or the name of a shipped experiment"
+    report.add_argument("folders", metavar="DIR", nargs="+", help="folder of a run or of a study")
+    report.add_argument(
+        "--out",
+        metavar="FILE",
+        help="the page (default: DIR/report.html, or report.html for several folders)",
     )
-    one.add_argument(
+    report.add_argument("--png", metavar="DIR", help="also write each plot into a folder, as PNG")
+    return top
+
+
+def _add_replay(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Replays a run file that has a [simulation] table and writes run.toml (every key spelled "
+        "out), result.json, arrivals.csv (a row per update of the GPS) and staleness.csv. Or "
+        "replays all runs of a study file, on all cores, and writes runs/, table.csv and "
+        "report.html; what an earlier, interrupted time finished is not done again."
+    )
+    command.add_argument(
+        "file", metavar="NAME|FILE", help="a run file or a study, or the name of a shipped one"
+    )
+    command.add_argument(
         "--out", metavar="DIR", help="folder of the results (default: [run] out, or runs/NAME)"
     )
-    one.add_argument(
+    command.add_argument(
         "--check",
         action="store_true",
         help="assert every invariant after every event (several times slower)",
     )
-    one.add_argument(
+    command.add_argument(
         "--trace",
         action="store_true",
-        help="also print a digest of every event and effect: equal for equal courses (slower)",
+        help="also print a digest of every event and effect: equal for equal courses (slower; not "
+        "of a study)",
     )
-    return top
+    many = command.add_argument_group("for studies")
+    many.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        help="processes of this machine (default), or Ray, of the cluster that RAY_ADDRESS names",
+    )
+    many.add_argument(
+        "--jobs", metavar="N", type=_jobs, help="runs at once on this machine (default: its cores)"
+    )
+    many.add_argument(
+        "--fresh", action="store_true", help="do all runs again, also those that are done"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Console script: 0 if all went well, 2 for what the user got wrong."""
+    """Console script: 0 if all went well, 1 if a run failed, 2 for what the user got wrong."""
     options = parser().parse_args(arguments)
     try:
         if options.command == "list":
-            width = max(len(name) for name, _ in shipped.catalogue())
-            for name, line in shipped.catalogue():
-                print(f"{name:<{width}}  {line}")
+            _list()
+        elif options.command == "report":
+            _report(options)
         else:
-            _replay(options)
+            path = shipped.find(options.file)
+            return _study(path, options) if study.is_study(path) else _replay(path, options)
     except PelagoError as error:
         print(f"experiments: {error}", file=sys.stderr)
         return 2
@@ -66,42 +92,94 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _replay(options: argparse.Namespace) -> None:
-    path = shipped.find(options.file)
+def _list() -> None:
+    every = shipped.catalogue()
+    width = max(len(each.name) for each in every)
+    for each in every:
+        print(f"{each.name:<{width}}  {each.kind:<5}  {each.line}")
+
+
+def _replay(path: Path, options: argparse.Namespace) -> int:
+    import torch
+
+    from experiments.progress import RunBar
+
+    # As in studies: a sum has one order on one thread, so a run gives the same bytes everywhere.
+    torch.set_num_threads(1)
+    for flag in ("engine", "jobs", "fresh"):
+        if getattr(options, flag):
+            raise ConfigError(f"--{flag}: {path} is one run; this is for studies")
     run = replay.load(path)
     folder = Path(options.out) if options.out else run.out
     # Before the run: nobody wants to learn after it that there is no place for its results.
     replay.prepare(folder)
-    bar = _Bar(run) if sys.stderr.isatty() else None
+    bar = RunBar(run) if sys.stderr.isatty() else None
     with bar.progress if bar is not None else nullcontext():
         replayed = replay.replay(
             run,
             check=options.check,
             trace=options.trace,
-            on_arrival=bar.on_arrival if bar is not None else None,
+            on_progress=bar.on_progress if bar is not None else None,
         )
     replay.write(folder, run, replayed)
     print(replay.summary(replayed))
-    print(f"results in {folder}: run.toml, result.json, arrivals.csv")
+    print(f"results in {folder}: {', '.join(replay.FILES)}")
+    return 0
 
 
-class _Bar:
-    """Counted local steps of the budget, while it runs; on stderr, so that stdout stays plain."""
+def _study(path: Path, options: argparse.Namespace) -> int:
+    from experiments import engines, ray_engine
+    from experiments.conduct import Conductor
+    from experiments.plan import Plan
+    from experiments.progress import watch
+    from experiments.report import page, reading, words
 
-    def __init__(self, run: RunFile) -> None:
-        self.progress = Progress(
-            TextColumn(run.run.name, markup=False),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f} local steps"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
+    if options.trace:
+        raise ConfigError(f"--trace: {path} is a study; this is for one run")
+    plan = Plan(study.load(path), path)
+    jobs = options.jobs or engines.processors()
+    engine = ray_engine.engine(jobs) if options.engine == "ray" else engines.local(jobs)
+    out = Path(options.out) if options.out else Path("runs") / plan.study.name
+    conductor = Conductor(plan, out, check=options.check)
+    try:
+        with watch(plan.study.name) as seen:
+            rows = conductor.conduct(engine, seen, fresh=options.fresh)
+    except KeyboardInterrupt:
+        done = sum(row.measured is not None for row in conductor.rows)
+        total = len(plan.runs) + plan.confirmations
+        print(
+            f"experiments: interrupted with {done:,} of {total:,} runs done;"
+            " the same command goes on from there",
+            file=sys.stderr,
         )
-        self._task = self.progress.add_task("", total=run.run.budget_local_steps)
+        return 130
+    found = reading.read(out)
+    page.write(out / "report.html", [found])
+    print(words.summary(found))
+    print(f"results in {out}: study.toml, table.csv, report.html, runs")
+    failed = [row for row in rows if row.error]
+    for row in failed:
+        print(f"experiments: runs/{row.folder} failed: {row.error}", file=sys.stderr)
+    return 1 if failed else 0
 
-    def on_arrival(self, arrival: Arrival) -> None:
-        self.progress.update(self._task, completed=arrival.cumulative_steps)
+
+def _report(options: argparse.Namespace) -> None:
+    from experiments.report import page, reading
+
+    folders = [Path(each) for each in options.folders]
+    default = folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
+    out = Path(options.out) if options.out else default
+    pictures = Path(options.png) if options.png else None
+    written = page.write(out, reading.read_all(folders), pictures)
+    print(f"report in {out}")
+    for path in written:
+        print(path)
+
+
+def _jobs(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 4096:
+        raise argparse.ArgumentTypeError(f"{text!r} must be an integer from 1 to 4096")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,29 @@
 """Replays a run file under the virtual clock and writes what it gave.
 
-run.toml      the run file, every key spelled out
-result.json   as the GPS daemon writes it; for `scalar` also ``final {gps, lps {NAME: value}}``
-arrivals.csv  time_ms, region, counted_steps, cumulative_steps: a row per update of the GPS
+run.toml       the run file, every key spelled out
+result.json    as the GPS daemon writes it; for `scalar` also ``final {gps, lps {NAME: value}}``
+arrivals.csv   time_ms, region, counted_steps, cumulative_steps: a row per update of the GPS
+staleness.csv  level (gps | lps), staleness, count: how many updates were based on a model that was so
+               many versions old when they were applied
 """
 
 import csv
+import io
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from convergence.cluster import Arrival, Cluster
+from convergence.gang import Gang
 from pelago import config
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError
 from pelago.core.machine import PS_PER_MS
+
+FILES: Final = ("run.toml", "result.json", "arrivals.csv", "staleness.csv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +32,8 @@ class Replayed:
 
     result: dict[str, Any]
     arrivals: Sequence[Arrival]
+    staleness: Mapping[str, Mapping[int, int]]
+    """Per level, "gps" and "lps": versions behind -> updates."""
     events: int
     digest: str
     """Of every event and effect; empty if it was not asked for."""
@@ -45,13 +54,25 @@ def replay(
     *,
     check: bool = False,
     trace: bool = False,
-    on_arrival: Callable[[Arrival], None] | None = None,
+    on_progress: Callable[[int, float | None], None] | None = None,
+    gang: Gang | None = None,
 ) -> Replayed:
-    """Run to the budget. ``check``: assert every invariant after every event. ``trace``: digest."""
-    cluster = Cluster(run, check=check, trace=trace, on_arrival=on_arrival)
+    """Run to the budget. ``check``: assert every invariant after every event. ``trace``: digest.
+
+    ``on_progress`` hears of every update of the GPS: steps counted so far, last validation's loss.
+    ``gang``: train together with other runs of this process.
+    """
+
+    def heard(arrival: Arrival) -> None:
+        assert on_progress is not None
+        validations = cluster.gps.validations
+        on_progress(arrival.cumulative_steps, validations[-1][2] if validations else None)
+
+    on_arrival = heard if on_progress else None
+    cluster = Cluster(run, check=check, trace=trace, on_arrival=on_arrival, gang=gang)
     found = cluster.replay()
     digest = cluster.trace.digest() if cluster.trace is not None else ""
-    return Replayed(found, cluster.arrivals, cluster.simulation.events, digest)
+    return Replayed(found, cluster.arrivals, cluster.staleness, cluster.simulation.events, digest)
 
 
 def prepare(folder: Path) -> None:
@@ -63,20 +84,49 @@ def prepare(folder: Path) -> None:
 
 
 def write(folder: Path, run: RunFile, replayed: Replayed) -> None:
-    """Write the three files. Raises `ConfigError` where the folder cannot be written to."""
+    """Write the four files. Raises `ConfigError` where the folder cannot be written to."""
     prepare(folder)
     try:
-        (folder / "run.toml").write_text(config.dump(run), encoding="utf-8")
-        text = json.dumps(replayed.result, indent=1) + "\n"
-        (folder / "result.json").write_text(text, encoding="utf-8")
-        with (folder / "arrivals.csv").open("w", encoding="utf-8", newline="") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(("time_ms", "region", "counted_steps", "cumulative_steps"))
-            for each in replayed.arrivals:
-                time_ms = decimal_ms(each.time_ps)
-                rows.writerow((time_ms, each.region, each.counted_steps, each.cumulative_steps))
+        for name, text in files(run, replayed).items():
+            (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write results to {folder}: {error}") from None
+
+
+def files(run: RunFile, replayed: Replayed) -> dict[str, str]:
+    """The four files: name -> text. Equal runs give equal texts, wherever they ran."""
+    arrivals = [
+        (decimal_ms(each.time_ps), each.region, each.counted_steps, each.cumulative_steps)
+        for each in replayed.arrivals
+    ]
+    staleness = [
+        (level, behind, count)
+        for level, counts in sorted(replayed.staleness.items())
+        for behind, count in sorted(counts.items())
+    ]
+    return {
+        "run.toml": config.dump(run),
+        "result.json": json.dumps(finite(replayed.result), indent=1, allow_nan=False) + "\n",
+        "arrivals.csv": _csv(("time_ms", "region", "counted_steps", "cumulative_steps"), arrivals),
+        "staleness.csv": _csv(("level", "staleness", "count"), staleness),
+    }
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def finite(value: Any) -> Any:
+    """JSON knows no NaN: a number that diverged is null, as in what the GPS daemon writes."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    return [finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def decimal_ms(time_ps: int) -> str:
@@ -104,6 +154,9 @@ def summary(replayed: Replayed) -> str:
         f"payload bytes        {found['bytes']['wan'] / 1e9:,.1f} GB between regions,"
         f" {found['bytes']['lan'] / 1e9:,.1f} GB inside them",
     ]
+    if found["validation"]:
+        at_ms, steps, loss = found["validation"][-1]
+        lines.append(f"validation loss      {loss:.4f} after {steps:,} steps, {at_ms:,.0f} ms")
     if "final" in found:
         regions = ", ".join(f"{name} {value}" for name, value in found["final"]["lps"].items())
         lines.append(f"final value          {found['final']['gps']} (regions: {regions})")

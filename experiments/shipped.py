@@ -1,28 +1,42 @@
-"""The run files that come with Pelago."""
+"""The experiments that come with Pelago: run files and studies."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from experiments import study
 from pelago.core.errors import ConfigError
 
 FOLDER = Path(__file__).parent
 
 
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """An experiment of this folder."""
+
+    name: str
+    kind: str
+    """run | study"""
+    line: str
+    """What it says about itself in its first line."""
+
+
 def find(name: str) -> Path:
-    """A path as it is, or else the shipped run file of that name. Raises `ConfigError`."""
+    """A path as it is, or else the shipped experiment of that name. Raises `ConfigError`."""
     path = Path(name)
     shipped = FOLDER / f"{name}.toml"
     if not path.exists() and shipped in FOLDER.glob("*.toml"):
         return shipped
     if not path.is_file():
-        names = ", ".join(found for found, _ in catalogue())
+        names = ", ".join(each.name for each in catalogue())
         raise ConfigError(f"{name}: no such file, and no shipped experiment; there are {names}")
     return path
 
 
-def catalogue() -> list[tuple[str, str]]:
-    """(name, what it says about itself in its first line), sorted by name."""
+def catalogue() -> list[Shipped]:
+    """Every shipped experiment, sorted by name."""
     found = []
     for path in sorted(FOLDER.glob("*.toml")):
         with path.open(encoding="utf-8") as file:
-            found.append((path.stem, file.readline().lstrip("#").strip()))
+            line = file.readline().lstrip("#").strip()
+        found.append(Shipped(path.stem, "study" if study.is_study(path) else "run", line))
     return found

@@ -2,15 +2,18 @@
 
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from experiments import study
 from experiments.__main__ import main
-from experiments.replay import decimal_ms
+from experiments.plan import Plan
+from experiments.replay import FILES, decimal_ms, finite
 from pelago import config
-from tests.convergence.paper import PAPER, run_file
+from tests.convergence.paper import PAPER, SHIPPED, run_file
 
 SHORT = run_file(replace(PAPER, budget=1_000))
 
@@ -31,6 +34,7 @@ def test_replay_writes_the_resolved_run_file_the_result_and_the_arrivals(
         "arrivals.csv",
         "result.json",
         "run.toml",
+        "staleness.csv",
     ]
     assert config.load(out / "run.toml") == SHORT
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
@@ -57,6 +61,14 @@ def test_replay_writes_the_resolved_run_file_the_result_and_the_arrivals(
     assert rows[1] == ["19544.546923280", "r0", "198", "198"]
     assert len(rows) == 1 + result["gps"]["updates"]
     assert int(rows[-1][3]) == result["counted_steps"]
+    with (out / "staleness.csv").open(encoding="utf-8", newline="") as lines:
+        counts = list(csv.DictReader(lines))
+    assert list(counts[0]) == ["level", "staleness", "count"]
+    for level, updates in (
+        ("gps", result["gps"]["updates"]),
+        ("lps", sum(region["updates"] for region in result["lps"].values())),
+    ):
+        assert sum(int(row["count"]) for row in counts if row["level"] == level) == updates
     said = capsys.readouterr().out
     assert "local steps" in said
     assert "trace digest" in said
@@ -65,7 +77,7 @@ def test_replay_writes_the_resolved_run_file_the_result_and_the_arrivals(
 def test_two_replays_write_the_same_bytes(file: Path, tmp_path: Path) -> None:
     for name in ("one", "other"):
         assert main(["replay", str(file), "--out", str(tmp_path / name)]) == 0
-    for name in ("run.toml", "result.json", "arrivals.csv"):
+    for name in FILES:
         one, other = (tmp_path / folder / name for folder in ("one", "other"))
         assert one.read_bytes() == other.read_bytes()
 
@@ -121,8 +133,34 @@ def test_a_folder_that_cannot_be_is_refused_before_the_run(
     assert "cannot write results" in capsys.readouterr().err
 
 
-def test_list_names_every_shipped_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_number_that_diverged_is_null() -> None:
+    assert finite({"loss": [math.inf, math.nan, 1.5], "name": "x"}) == {
+        "loss": [None, None, 1.5],
+        "name": "x",
+    }
+
+
+def test_what_is_for_studies_is_refused_for_one_run(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flag in (["--jobs", "2"], ["--fresh"], ["--engine", "local"]):
+        assert main(["replay", str(file), *flag]) == 2
+        assert f"{flag[0]}: {file} is one run" in capsys.readouterr().err
+
+
+def test_list_names_every_shipped_experiment_with_its_kind(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["halos_paper", "halos_paper_scalar"]
+    found = {line.split()[0]: line.split()[1] for line in lines}
+    assert found["halos_paper"] == found["halos_paper_scalar"] == "run"
+    assert set(found) == {path.stem for path in SHIPPED.glob("*.toml")}
+    assert set(found.values()) <= {"run", "study"}
     assert all(len(line.split()) > 5 for line in lines)
+
+
+def test_every_shipped_study_resolves() -> None:
+    for path in SHIPPED.glob("*.toml"):
+        if study.is_study(path):
+            assert Plan(study.load(path), path).runs

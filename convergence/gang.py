@@ -1,0 +1,80 @@
+"""Simulations that train together: each in a thread of its own, one batch for all of them.
+
+A device trains a thousand small models in little more time than sixteen, but one simulation has only
+so many workers. So several simulations run side by side until each of them needs a round that is not
+trained yet; then the rounds of all are trained in one batch, and all go on. No simulation sees
+another: what it computes is what it would compute alone, but for the rounding of sums, which a
+device may do in another order for another size of batch.
+"""
+
+import threading
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+from convergence.problems import Job, Kindred, Problem
+from pelago.sim.ports import Round
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """What one simulation waits for."""
+
+    problem: Problem
+    jobs: Sequence[Job]
+    rounds: list[Round] = field(default_factory=list)
+    done: bool = False
+
+
+class Gang:
+    """A meeting point of so many simulations. Every one of them must `leave`, however it ends."""
+
+    def __init__(self, members: int) -> None:
+        self._members = members
+        self._waiting: list[_Request] = []
+        self._changed = threading.Condition()
+        self._failure: BaseException | None = None
+
+    def train(self, problem: Problem, jobs: Sequence[Job]) -> list[Round]:
+        """Wait until everybody needs something, then train all of it. Raises what training raises."""
+        request = _Request(problem, jobs)
+        with self._changed:
+            self._waiting.append(request)
+            self._train_if_complete()
+            while not request.done:
+                self._changed.wait()
+        if self._failure is not None:
+            raise RuntimeError(f"training together failed: {self._failure}") from self._failure
+        return request.rounds
+
+    def leave(self) -> None:
+        """A simulation is over; nobody waits for it any more."""
+        with self._changed:
+            self._members -= 1
+            self._train_if_complete()
+
+    def _train_if_complete(self) -> None:
+        if not self._waiting or len(self._waiting) < self._members:
+            return
+        waiting, self._waiting = self._waiting, []
+        try:
+            self._train(waiting)
+        except BaseException as error:  # the others must not wait for ever
+            self._failure = error
+        for request in waiting:
+            request.done = True
+        self._changed.notify_all()
+
+    @staticmethod
+    def _train(requests: list[_Request]) -> None:
+        groups: dict[Hashable, list[_Request]] = {}
+        for request in requests:
+            if isinstance(request.problem, Kindred):
+                groups.setdefault(request.problem.kin, []).append(request)
+            else:
+                request.rounds = request.problem.train(request.jobs)
+        for group in groups.values():
+            first = group[0].problem
+            assert isinstance(first, Kindred)
+            found = first.train_kin([(each.problem, each.jobs) for each in group])
+            for request, rounds in zip(group, found, strict=True):
+                request.rounds = rounds

@@ -1,0 +1,269 @@
+"""The `lm` problem: a Llama in each worker, trained for real, many workers in one batch."""
+
+import threading
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from typing import Final
+
+import numpy as np
+import torch
+
+from convergence import tensors
+from convergence.lm.heap import keep_freed_memory
+from convergence.lm.optimiser import Moments, Optimiser
+from convergence.lm.samples import Integers, Samples
+from convergence.lm.shape import check_layout, shape_of
+from convergence.lm.stacked import Stacked
+from convergence.problems import Job
+from pelago.config import Data, InFlight, Model, RunFile, Server
+from pelago.sim.ports import Payload, PlanePort, Round
+from pelago.tensor.manifest import Manifest
+from worker import device as devices
+from worker.data import Corpus, open_corpus
+from worker.models import LanguageModel, build
+from worker.models.build import architecture
+from worker.schedule import learning_rate
+
+ACTIVATION_BYTES_MAX: Final = {"cpu": 64 << 20, "cuda": 8 << 30}
+"""Memory for activations; what does not fit is trained in turn. More is no faster on a CPU."""
+ROW_BYTES_MAX: Final = 16 << 30
+"""Memory for the parameters, gradients and scratch of the replicas that are trained at once."""
+_BUILDING: Final = threading.Lock()
+"""The import of `transformers` is not made for several threads at once."""
+RESIDENT_BYTES_MAX: Final = 1 << 30
+"""A corpus up to this size is copied to the device whole."""
+ROW_COPIES: Final = 8
+"""Flat vectors that a replica in training needs beside its optimiser state, about."""
+
+
+class LanguageModelling:
+    """Replicas of one Llama on the daemons' corpus, optimiser settings and schedule.
+
+    The inner loop is that of `worker.trainer.Trainer`: the same samples, clock, clipping and step, in
+    fp32 (on CUDA with TF32 products). Moments stay with a replica from job to job.
+    """
+
+    validates = True
+
+    def __init__(self, run: RunFile, replicas: int) -> None:
+        """Open the corpus, build the model. Raises `ConfigError`, also for what is no plain Llama."""
+        with _BUILDING:
+            self._build(run, replicas)
+
+    def _build(self, run: RunFile, replicas: int) -> None:
+        assert run.simulation is not None
+        self._settings = run.worker
+        self._device = devices.choose(run.worker.device)
+        if self._device.type == "cpu":
+            keep_freed_memory()
+        if self._device.type == "cuda":
+            # Ten bits of mantissa, more than the bf16 that the daemons' workers use there.
+            torch.set_float32_matmul_precision("high")
+        data = run.data.model_dump_json()
+        self._corpus = _opened(data, 0)
+        self._train_tokens = _on_device(data, str(self._device))
+        self._offsets = torch.arange(run.data.sequence_length + 1, device=self._device)
+        self._shape = shape_of(run.model, architecture(run.model, self._corpus.vocabulary))
+        self._corpus.limit_vocabulary(self._shape.vocabulary)
+        model = _built(run.model.model_dump_json(), self._corpus.vocabulary, run.run.seed)
+        check_layout(run.model, self._shape, model.manifest())
+        self._initial = model.flat.clone()
+        self._manifest = Manifest(model.manifest())
+        self.specs = self._manifest.specs
+        self.fingerprint = self._manifest.fingerprint
+        self._samples = Samples(
+            self._corpus, run.run.seed, run.simulation.heterogeneity, len(run.region)
+        )
+        self._stacked = Stacked(self._shape, self._corpus.sequence_length, self._device)
+        self._optimiser = Optimiser(run.worker, self._shape, replicas, self._device)
+        self._replicas = replicas
+        self._tokens_max = max(
+            self._corpus.sequence_length,
+            ACTIVATION_BYTES_MAX[self._device.type] // self._stacked.token_bytes(),
+        )
+        batches = self._corpus.validation_batches(run.data.validation_samples, 1)
+        self._held_out = torch.cat(list(batches)).to(self._device)
+
+    def server_plane(self, server: Server, in_flight: InFlight | None) -> PlanePort:
+        """The daemons' plane, with the run's initial parameters in it."""
+        return tensors.server_plane(self._manifest, server, in_flight, self._initial)
+
+    def client_plane(self) -> PlanePort:
+        """Payloads only."""
+        return tensors.client_plane(self._manifest, torch.float32)
+
+    @property
+    def kin(self) -> Hashable:
+        """Who has the same model and inner optimiser, but for rates and schedule, on the same device."""
+        settings = self._settings
+        inner = (settings.optimiser, settings.clip_norm, settings.weight_decay, settings.epsilon)
+        betas = (settings.beta1, settings.beta2, settings.micro_batch_size)
+        return (self._shape, self._corpus.sequence_length, str(self._device), inner, betas)
+
+    def train(self, jobs: Sequence[Job]) -> list[Round]:
+        """Rounds of different replicas, step by step together, in the order of the jobs.
+
+        Raises `ConfigError` for token ids that the model does not know.
+        """
+        return self.train_kin([(self, jobs)])[0]
+
+    def train_kin(
+        self, requests: Sequence[tuple["LanguageModelling", Sequence[Job]]]
+    ) -> list[list[Round]]:
+        """`train` for problems of this one's kin."""
+        for problem, jobs in requests:
+            replicas = [job.replica for job in jobs]
+            assert len(set(replicas)) == len(jobs), "a replica has one job at a time"
+            assert all(0 <= replica < problem._replicas for replica in replicas)
+        rows = [_Row(problem, job) for problem, jobs in requests for job in jobs]
+        # Longest first, so that those still under way are the first rows of every tensor.
+        order = sorted(rows, key=lambda row: (row.job.batch, -row.job.steps))
+        for batch, members in groupby(order, key=lambda row: row.job.batch):
+            same = list(members)
+            micro, at_once = self._sizes(batch)
+            for first in range(0, len(same), at_once):
+                self._train_chunk(same[first : first + at_once], micro)
+        found = iter(rows)
+        return [[next(found).round() for _ in jobs] for _, jobs in requests]
+
+    def validate(self, payload: Payload) -> tuple[float, int]:
+        """Mean held-out loss in nats per token, and over how many tokens."""
+        assert isinstance(payload, torch.Tensor)
+        flat = payload.to(self._device).unsqueeze(0)
+        size = max(1, self._tokens_max // self._corpus.sequence_length)
+        losses = [
+            self._stacked.loss(flat, part.unsqueeze(0)) * len(part)
+            for part in torch.split(self._held_out, size)
+        ]
+        count = self._held_out.shape[0]
+        return float(torch.cat(losses).sum()) / count, count * self._corpus.sequence_length
+
+    def value(self, plane: PlanePort) -> float | None:
+        """There is none: the parameters are many."""
+        return None
+
+    def _sizes(self, batch: int) -> tuple[int, int]:
+        """Sequences of a replica per pass, and replicas per pass."""
+        sequences = max(1, self._tokens_max // self._corpus.sequence_length)
+        micro = min(self._settings.micro_batch_size or batch, batch, sequences)
+        row_bytes = ROW_COPIES * 4 * self._shape.elements
+        return micro, max(1, min(sequences // micro, ROW_BYTES_MAX // row_bytes))
+
+    def _train_chunk(self, rows: Sequence["_Row"], micro: int) -> None:
+        """Jobs of one batch size, longest first, all at once."""
+        jobs = [row.job for row in rows]
+        flat = torch.stack([_tensor(job.start) for job in jobs]).to(self._device)
+        start = flat.clone()
+        grad = torch.empty_like(flat)
+        moments = Moments.take([row.problem._optimiser.rows(row.job.replica) for row in rows])
+        windows = [row.problem._windows(row.job) for row in rows]
+        rates = _rates(rows).to(self._device)
+        losses = torch.zeros(jobs[0].steps, len(jobs), device=self._device)
+        for step in range(jobs[0].steps):
+            active = sum(job.steps > step for job in jobs)
+            chosen = np.stack([each[step] for each in windows[:active]])
+            losses[step, :active] = self._step(
+                flat[:active],
+                grad[:active],
+                self._tokens(rows, chosen),
+                micro,
+                moments,
+                rates[step, :active],
+            )
+        moments.put()
+        # The only places where the host waits for the device.
+        deltas = start.sub_(flat).cpu()
+        for row, delta, loss in zip(rows, deltas, losses.sum(0).tolist(), strict=True):
+            row.found = (delta, loss / row.job.steps)
+
+    def _step(
+        self,
+        flat: torch.Tensor,
+        grad: torch.Tensor,
+        tokens: torch.Tensor,
+        micro: int,
+        moments: Moments,
+        rates: torch.Tensor,
+    ) -> torch.Tensor:
+        """One step of each row; the losses before it."""
+        losses = self._stacked.gradient(flat, tokens, micro, grad)
+        self._optimiser.step(flat, grad, moments, rates)
+        return losses
+
+    def _windows(self, job: Job) -> Integers:
+        """The training windows of a job, [steps, batch]."""
+        samples = np.concatenate([np.arange(*span) for span in job.spans])
+        shape = (job.steps, job.batch)
+        assert samples.size == job.steps * job.batch, "a job has its steps' samples, no more"
+        regions = np.repeat([p.region for p in job.parts], [p.samples for p in job.parts])
+        return self._samples.windows(samples.reshape(shape), np.broadcast_to(regions, shape))
+
+    def _tokens(self, rows: Sequence["_Row"], windows: Integers) -> torch.Tensor:
+        """Windows of the first rows, [r, batch], as tokens on the device, int64, [r, batch, length + 1]."""
+        length = self._corpus.sequence_length
+        shared = self._train_tokens
+        if shared is not None and all(row.problem._train_tokens is shared for row in rows):
+            first = torch.from_numpy(windows).to(self._device, non_blocking=True) * length
+            return shared[first.unsqueeze(-1) + self._offsets].long()
+        parts = [
+            row.problem._samples.tokens(each, self._shape.vocabulary)
+            for row, each in zip(rows, windows, strict=False)
+        ]
+        return torch.from_numpy(np.stack(parts)).to(self._device)
+
+
+@dataclass(slots=True)
+class _Row:
+    """A job of one of several problems that train together."""
+
+    problem: LanguageModelling
+    job: Job
+    found: tuple[torch.Tensor, float] | None = None
+    """Its delta and its mean loss."""
+
+    def round(self) -> Round:
+        assert self.found is not None
+        delta, loss = self.found
+        tokens = self.job.steps * self.job.batch * self.problem._corpus.sequence_length
+        return Round(delta, tokens, loss)
+
+
+def _tensor(payload: Payload) -> torch.Tensor:
+    assert isinstance(payload, torch.Tensor)
+    return payload
+
+
+def _rates(rows: Sequence[_Row]) -> torch.Tensor:
+    """Learning rates, [steps, rows, 1]; the clock counts samples handed out in the whole run."""
+    rates = np.zeros((rows[0].job.steps, len(rows), 1), dtype=np.float32)
+    for column, row in enumerate(rows):
+        settings = row.problem._settings
+        clock = row.job.spans[0][0] // settings.global_batch_size
+        for step in range(row.job.steps):
+            rates[step, column] = learning_rate(settings, clock + step + 1)
+    return torch.from_numpy(rates)
+
+
+@lru_cache(maxsize=4)
+def _opened(data: str, seed: int) -> Corpus:
+    """Corpora stay open, since runs of one study read the same ones."""
+    return open_corpus(Data.model_validate_json(data), seed)
+
+
+@lru_cache(maxsize=4)
+def _on_device(data: str, device: str) -> torch.Tensor | None:
+    """All training tokens on the device, if they are so few and their ids are known to be right."""
+    corpus = _opened(data, 0)
+    if not corpus.vocabulary or corpus.train.nbytes > RESIDENT_BYTES_MAX:
+        return None
+    dtype = np.uint8 if corpus.train.dtype == np.uint8 else np.int32
+    return torch.from_numpy(np.array(corpus.train, dtype=dtype)).to(device)
+
+
+@lru_cache(maxsize=16)
+def _built(model: str, vocabulary: int, seed: int) -> LanguageModel:
+    """The model on the CPU, with the run's initial parameters."""
+    settings = Model.model_validate_json(model)
+    return build(settings, vocabulary, seed, torch.device("cpu"))

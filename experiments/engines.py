@@ -1,0 +1,187 @@
+"""Where the runs of a study run: processes of this machine.
+
+A `Task` is text and a `Finished` is text, so that an engine moves nothing but bytes and every engine
+gives the same files: `execute` makes them, whoever calls it. ray_engine.py is the other engine.
+"""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Final
+
+from convergence.gang import Gang
+from pelago import config
+from pelago.core.errors import PelagoError
+
+END_S: Final = 5.0
+"""How long a process may take to end when it is told to, before it is killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A run to do."""
+
+    name: str
+    text: str
+    """The run file."""
+    check: bool = False
+    """Assert every invariant after every event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A run that was done, or failed."""
+
+    name: str
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Name -> text; empty if it failed."""
+    error: str = ""
+    """In one line; empty if all went well."""
+    story: str = ""
+    """The traceback of an error that is not the user's."""
+
+
+Engine = Callable[[Sequence[Task]], Generator[Finished, None, None]]
+"""Yields each run as it finishes, in any order; closing the iterator stops what still runs."""
+
+
+def execute(task: Task, gang: Gang | None = None) -> Finished:
+    """Do one run in this process, with one thread of torch; in a ``gang``, training with others."""
+    # Here, since this module is imported to start processes, which is no reason to wait for torch.
+    import torch
+
+    from experiments import replay
+
+    # A sum has one order on one thread, so the results do not depend on how many cores there are.
+    torch.set_num_threads(1)
+    try:
+        run = config.parse(task.text, task.name)
+        files = replay.files(run, replay.replay(run, check=task.check, gang=gang))
+    except PelagoError as error:
+        return Finished(task.name, error=_one_line(str(error)))
+    except Exception as error:  # a study goes on without the run that broke
+        said = _one_line(f"{type(error).__name__}: {error}")
+        return Finished(task.name, error=said, story=traceback.format_exc())
+    return Finished(task.name, files)
+
+
+def processors() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def local(jobs: int) -> Engine:
+    """An engine of ``jobs`` processes at once, each used for many runs."""
+
+    def run(tasks: Sequence[Task]) -> Generator[Finished, None, None]:
+        waiting = deque(tasks)
+        hands: list[_Hand] = []
+        try:
+            while waiting or hands:
+                while waiting and len(hands) < jobs:
+                    hands.append(_Hand())
+                    hands[-1].give(waiting.popleft())
+                ready = multiprocessing.connection.wait([hand.connection for hand in hands])
+                for hand in [each for each in hands if each.connection in ready]:
+                    finished = hand.take()
+                    if not hand.alive or not waiting:
+                        hands.remove(hand)
+                        hand.dismiss()
+                    else:
+                        hand.give(waiting.popleft())
+                    yield finished
+        finally:
+            for hand in hands:
+                hand.end()
+
+    return run
+
+
+class _Hand:
+    """A process that does one task after the other."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process: SpawnProcess = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self.alive = True
+        self._task = ""
+        # Ctrl-C reaches every process of a terminal. Blocked here while the process starts, it stays
+        # blocked there, so that only this process decides and no child prints a traceback.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        # With the child's end closed on this side, its death reads as the end of the file.
+        theirs.close()
+
+    def give(self, task: Task) -> None:
+        self._task = task.name
+        try:
+            self.connection.send(task)
+        except OSError:
+            # It died between two tasks; taking will find that out.
+            self.alive = False
+
+    def take(self) -> Finished:
+        try:
+            finished: Finished = self.connection.recv()
+        except (EOFError, OSError):
+            self.alive = False
+            self.process.join(END_S)
+            return Finished(self._task, error=_how_it_ended(self.process.exitcode))
+        return finished
+
+    def dismiss(self) -> None:
+        """Let it end by itself."""
+        self.connection.close()
+        self.process.join(END_S)
+        self.end()
+
+    def end(self) -> None:
+        """End it, whatever it does."""
+        if self.process.is_alive():
+            self.process.terminate()
+            self.process.join(END_S)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.connection.close()
+        self.process.close()
+
+
+def _serve(connection: Connection) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    while True:
+        try:
+            task = connection.recv()
+        except EOFError:
+            return
+        connection.send(execute(task))
+
+
+def _end_with_parent() -> None:
+    """A killed study must not leave processes behind that nobody waits for."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _how_it_ended(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        return f"its process was ended by {signal.Signals(-exit_code).name}; out of memory?"
+    return f"its process ended with exit code {exit_code}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,311 @@
+"""The study file: many runs of one question, as variants, axes, seeds and a search.
+
+    # One line that says what it shows.
+    [study]
+    base = "halos_paper.toml"        # beside this file, or the name of a shipped experiment
+    seeds = [0, 1, 2]
+    targets_from = "halos"           # time to the mean final loss of this variant; or target_loss = 2.25
+    [study.set]                      # in every run
+    "run.budget_local_steps" = 12288
+    [[study.variant]]
+    name = "halos"
+    [[study.axis]]                   # the full product with the variants
+    key = "lps.updates_per_exchange"
+    label = "K"
+    values = [4, 8, 16, 32]
+    [study.search]                   # the same number of random trials for every variant and axis value
+    trials = 60
+    seed = 7
+    [study.search.space]
+    "worker.max_lr" = {low = 3e-4, high = 1e-2, log = true}
+    [study.confirm]                  # each one's best settings, on seeds that the search never saw
+    seeds = [10, 11, 12]
+    sets = [{name = "other corpus", set = {"data.source" = "text:DIR"}}]
+
+Settings apply in the order set, variant, axis, search, confirm; the later wins. keys.py lists the
+keys that are not plain ones of the run file. Frozen models; unknown keys are refused, and every
+fault is one line with file, key and value.
+"""
+
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from experiments import keys, toml
+from pelago.config import Natural, Positive, Section
+from pelago.core.errors import ConfigError
+
+RUNS_MAX: Final = 20_000
+"""Of one study; more is refused, since it is more likely a slip than a wish."""
+
+Label = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^\S(.*\S)?$")]
+Seeds = Annotated[tuple[Natural, ...], Field(min_length=1)]
+
+
+def _known_keys(settings: dict[str, Any]) -> dict[str, Any]:
+    for key, value in settings.items():
+        if fault := keys.fault(key):
+            raise ValueError(f"{key} = {toml.value(value)}: {fault}")
+    return settings
+
+
+class Space(Section):
+    """The values that a search draws from: a range or choices."""
+
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = False
+    """Draw evenly between the logarithms."""
+    integer: bool = False
+    choices: tuple[Any, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        ranged = self.low is not None or self.high is not None
+        if ranged == bool(self.choices):
+            raise ValueError("must be {low, high} with log or integer, or {choices = [...]}")
+        if self.choices:
+            if self.log or self.integer:
+                raise ValueError("choices take neither log nor integer")
+            return self
+        if self.low is None or self.high is None or not self.low < self.high:
+            raise ValueError(f"low = {self.low} must be below high = {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low = {self.low} must be above 0 where log = true")
+        if self.integer and (self.low % 1 or self.high % 1):
+            raise ValueError(f"low = {self.low} and high = {self.high} must be whole for integer")
+        return self
+
+
+class _Settings(Section):
+    """Whatever sets keys."""
+
+    set: dict[str, Any] = Field(default={})
+
+    @field_validator("set")
+    @classmethod
+    def _known(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return _known_keys(value)
+
+
+class Variant(_Settings):
+    """One line of the comparison."""
+
+    name: Label
+    space: dict[str, Space] = Field(default={})
+    """Adds to the search's space, or replaces what it says of a key."""
+
+    @field_validator("space")
+    @classmethod
+    def _known_space(cls, value: dict[str, Space]) -> dict[str, Space]:
+        _known_keys(dict.fromkeys(value, "{...}"))
+        return value
+
+
+class Axis(Section):
+    """A key, and the values that it takes."""
+
+    key: str
+    values: Annotated[tuple[Any, ...], Field(min_length=1)]
+    label: str = ""
+    """What reports call the key; empty: the key."""
+    names: tuple[Label, ...] = ()
+    """What reports call the values; empty: the values."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if fault := keys.fault(self.key):
+            raise ValueError(f"key = {self.key!r}: {fault}")
+        texts = [toml.value(each) for each in self.values]
+        if len(set(texts)) != len(texts):
+            raise ValueError(f"values = {toml.value(self.values)}: values must differ")
+        if self.names and len(self.names) != len(self.values):
+            raise ValueError(
+                f"names = {list(self.names)}: must be {len(self.values)}, one for each value"
+            )
+        if len(set(self.names)) != len(self.names):
+            raise ValueError(f"names = {list(self.names)}: names must differ")
+        return self
+
+    @property
+    def title(self) -> str:
+        """What reports call the key."""
+        return self.label or self.key
+
+    def name(self, place: int) -> str:
+        """What reports call a value."""
+        if self.names:
+            return self.names[place]
+        value = self.values[place]
+        return value if isinstance(value, str) else toml.value(value)
+
+
+class Search(Section):
+    """Random search, the same number of trials for every variant at every axis value."""
+
+    trials: Positive
+    seed: Natural = 0
+    space: dict[str, Space] = Field(default={})
+
+    @field_validator("space")
+    @classmethod
+    def _known_space(cls, value: dict[str, Space]) -> dict[str, Space]:
+        _known_keys(dict.fromkeys(value, "{...}"))
+        return value
+
+
+class ConfirmSet(_Settings):
+    """A changed setting in which the best of the search is tried too."""
+
+    name: Label
+
+
+class Confirm(Section):
+    """Reruns of each one's best settings: as they are, and once more per set."""
+
+    seeds: Seeds
+    sets: tuple[ConfirmSet, ...] = ()
+
+
+class Study(_Settings):
+    """The [study] table."""
+
+    base: str
+    name: str = ""
+    """What reports call it; empty: the file's name."""
+    description: str = ""
+    """Empty: the file's first line, if that is a comment."""
+    seeds: tuple[Natural, ...] = ()
+    """Empty: the base's seed."""
+    target_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Report the time at which the validation loss reaches this; 0: do not."""
+    targets_from: str = ""
+    """The variant whose mean final loss is the target, at each axis value."""
+    x: Literal["time", "steps"] = "time"
+    """What reports draw the loss over."""
+    variant: tuple[Variant, ...] = ()
+    axis: tuple[Axis, ...] = ()
+    search: Search | None = None
+    confirm: Confirm | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _differ("seeds", self.seeds)
+        _differ("variant.name", [each.name for each in self.variant])
+        _differ("axis.key", [each.key for each in self.axis])
+        names = [each.name for each in self.variant]
+        if self.targets_from and self.targets_from not in names:
+            raise ValueError(
+                f"targets_from = {self.targets_from!r}: no such variant; there are {names}"
+            )
+        if self.targets_from and self.target_loss:
+            raise ValueError(
+                f"target_loss = {self.target_loss}: give this or targets_from, not both"
+            )
+        for axis in self.axis:
+            spaces = [each.space for each in self.variant]
+            spaces += [self.search.space] if self.search is not None else []
+            if any(axis.key in space for space in spaces):
+                raise ValueError(f"axis.key = {axis.key!r}: a search cannot draw what an axis sets")
+            for variant in self.variant:
+                if axis.key in variant.set:
+                    raise ValueError(
+                        f"axis.key = {axis.key!r}: variant {variant.name!r} sets it already"
+                    )
+        self._search_is_whole()
+        return self
+
+    def _search_is_whole(self) -> None:
+        if self.search is None:
+            if any(each.space for each in self.variant):
+                raise ValueError("variant.space: there is no study.search that would draw from it")
+            if self.confirm is not None:
+                raise ValueError("confirm: there is no study.search whose best could be confirmed")
+        if self.confirm is not None:
+            _differ("confirm.seeds", self.confirm.seeds)
+            _differ("confirm.sets.name", [each.name for each in self.confirm.sets])
+
+    def space(self, variant: Variant) -> dict[str, Space]:
+        """What the search draws for a variant."""
+        shared = self.search.space if self.search is not None else {}
+        return {**shared, **variant.space}
+
+
+class _File(Section):
+    study: Study
+
+
+def is_study(path: Path) -> bool:
+    """Whether a file is a study; one that cannot be read is not, and is refused as a run file."""
+    try:
+        return "study" in tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return False
+
+
+def load(path: Path) -> Study:
+    """Read a study file, name and description filled in. Raises `ConfigError`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        tables = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the study {path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    try:
+        study = _File.model_validate_json(json.dumps(tables, default=str), strict=True).study
+    except ValidationError as error:
+        faults = "; ".join(_fault(detail) for detail in error.errors())
+        raise ConfigError(f"{path}: {faults}") from None
+    first = text.partition("\n")[0]
+    said = first.lstrip("#").strip() if first.startswith("#") else ""
+    return study.model_copy(
+        update={
+            "name": study.name or path.stem,
+            "description": study.description or said,
+        }
+    )
+
+
+def dump(study: Study) -> str:
+    """A study as TOML, every key spelled out but the empty ones."""
+    tables = study.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    # The description is the first line as well, so that the file tells about itself wherever it lies.
+    return f"# {study.description}\n\n" + toml.text({"study": tables})
+
+
+_MODELS: Final[dict[str, type[Section]]] = {
+    "study": Study,
+    "variant": Variant,
+    "axis": Axis,
+    "search": Search,
+    "space": Space,
+    "confirm": Confirm,
+    "sets": ConfirmSet,
+}
+
+
+def _fault(detail: Any) -> str:
+    path = detail["loc"]
+    key = ".".join(str(part) for part in path) or "study"
+    if detail["type"] == "extra_forbidden":
+        known = [_MODELS[part] for part in path[:-1] if part in _MODELS]
+        if not known:
+            return f"{key}: no such key; a study file has the table [study] and no other"
+        fields = list(known[-1].model_fields)
+        near = difflib.get_close_matches(str(path[-1]), fields, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {sorted(fields)}"
+        return f"{key} = {detail['input']!r}: no such key; {hint}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] in ("missing", "value_error"):
+        return f"{key}: {message}"
+    return f"{key} = {detail['input']!r}: {message}"
+
+
+def _differ(key: str, values: Any) -> None:
+    if len(set(values)) != len(values):
+        raise ValueError(f"{key} = {list(values)}: must differ from each other")
