@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from experiments import replay, shipped, study
+from pelago.config import RunFile
 from pelago.core.errors import ConfigError, PelagoError
 
 
@@ -69,6 +70,13 @@ def _add_replay(command: argparse.ArgumentParser) -> None:
         "--jobs", metavar="N", type=_jobs, help="runs at once on this machine (default: its cores)"
     )
     many.add_argument(
+        "--together",
+        metavar="N",
+        type=_jobs,
+        help="runs that share a process and train in one batch, for `lm` on a GPU (default: 1); equal "
+        "to runs on their own but for the rounding of sums",
+    )
+    many.add_argument(
         "--fresh", action="store_true", help="do all runs again, also those that are done"
     )
 
@@ -100,20 +108,19 @@ def _list() -> None:
 
 
 def _replay(path: Path, options: argparse.Namespace) -> int:
-    import torch
-
-    from experiments.progress import RunBar
-
-    # As in studies: a sum has one order on one thread, so a run gives the same bytes everywhere.
-    torch.set_num_threads(1)
-    for flag in ("engine", "jobs", "fresh"):
+    for flag in ("engine", "jobs", "together", "fresh"):
         if getattr(options, flag):
             raise ConfigError(f"--{flag}: {path} is one run; this is for studies")
     run = replay.load(path)
     folder = Path(options.out) if options.out else run.out
     # Before the run: nobody wants to learn after it that there is no place for its results.
     replay.prepare(folder)
-    bar = RunBar(run) if sys.stderr.isatty() else None
+    _use_one_thread(run)
+    bar = None
+    if sys.stderr.isatty():
+        from experiments.progress import RunBar
+
+        bar = RunBar(run)
     with bar.progress if bar is not None else nullcontext():
         replayed = replay.replay(
             run,
@@ -127,6 +134,15 @@ def _replay(path: Path, options: argparse.Namespace) -> int:
     return 0
 
 
+def _use_one_thread(run: RunFile) -> None:
+    """As in studies: a sum has one order on one thread, so a run gives the same bytes everywhere."""
+    # torch takes as long to import as a whole run without tensors takes.
+    if run.simulation is not None and run.simulation.problem != "timing":
+        import torch
+
+        torch.set_num_threads(1)
+
+
 def _study(path: Path, options: argparse.Namespace) -> int:
     from experiments import engines, ray_engine
     from experiments.conduct import Conductor
@@ -138,7 +154,12 @@ def _study(path: Path, options: argparse.Namespace) -> int:
         raise ConfigError(f"--trace: {path} is a study; this is for one run")
     plan = Plan(study.load(path), path)
     jobs = options.jobs or engines.processors()
-    engine = ray_engine.engine(jobs) if options.engine == "ray" else engines.local(jobs)
+    if options.engine == "ray":
+        if options.together:
+            raise ConfigError("--together: runs share a process with --engine local only")
+        engine = ray_engine.engine(jobs)
+    else:
+        engine = engines.local(jobs, options.together or 1)
     out = Path(options.out) if options.out else Path("runs") / plan.study.name
     conductor = Conductor(plan, out, check=options.check)
     try:

@@ -11,7 +11,7 @@ import signal
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -78,11 +78,15 @@ def processors() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def local(jobs: int) -> Engine:
-    """An engine of ``jobs`` processes at once, each used for many runs."""
+def local(jobs: int, together: int = 1) -> Engine:
+    """An engine of ``jobs`` processes at once, each used for many runs.
+
+    ``together``: so many runs share a process and train in one batch (`convergence.gang`), which is what
+    a GPU wants. Their results are then those of the runs alone but for the rounding of sums.
+    """
 
     def run(tasks: Sequence[Task]) -> Generator[Finished, None, None]:
-        waiting = deque(tasks)
+        waiting = deque(_packs(tasks, jobs, together))
         hands: list[_Hand] = []
         try:
             while waiting or hands:
@@ -91,13 +95,12 @@ def local(jobs: int) -> Engine:
                     hands[-1].give(waiting.popleft())
                 ready = multiprocessing.connection.wait([hand.connection for hand in hands])
                 for hand in [each for each in hands if each.connection in ready]:
-                    finished = hand.take()
-                    if not hand.alive or not waiting:
+                    yield from hand.take()
+                    if not hand.alive or (hand.idle and not waiting):
                         hands.remove(hand)
                         hand.dismiss()
-                    else:
+                    elif hand.idle:
                         hand.give(waiting.popleft())
-                    yield finished
         finally:
             for hand in hands:
                 hand.end()
@@ -105,15 +108,23 @@ def local(jobs: int) -> Engine:
     return run
 
 
+def _packs(tasks: Sequence[Task], jobs: int, together: int) -> Iterator[Sequence[Task]]:
+    """Evenly filled packs of at most ``together``, one for each process if there are enough tasks."""
+    size = max(1, min(together, -(-len(tasks) // jobs)))
+    for first in range(0, len(tasks), size):
+        yield tasks[first : first + size]
+
+
 class _Hand:
-    """A process that does one task after the other."""
+    """A process that does one pack of tasks after the other."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process: SpawnProcess = context.Process(target=_serve, args=(theirs,), daemon=True)
         self.alive = True
-        self._task = ""
+        self._names: list[str] = []
+        """Of the tasks that it has not answered."""
         # Ctrl-C reaches every process of a terminal. Blocked here while the process starts, it stays
         # blocked there, so that only this process decides and no child prints a traceback.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -124,22 +135,31 @@ class _Hand:
         # With the child's end closed on this side, its death reads as the end of the file.
         theirs.close()
 
-    def give(self, task: Task) -> None:
-        self._task = task.name
+    @property
+    def idle(self) -> bool:
+        """Whether it has answered everything."""
+        return not self._names
+
+    def give(self, pack: Sequence[Task]) -> None:
+        self._names = [task.name for task in pack]
         try:
-            self.connection.send(task)
+            self.connection.send(list(pack))
         except OSError:
-            # It died between two tasks; taking will find that out.
+            # It died between two packs; taking will find that out.
             self.alive = False
 
-    def take(self) -> Finished:
+    def take(self) -> list[Finished]:
+        """The next answer; if the process died, one for every task that it leaves behind."""
         try:
             finished: Finished = self.connection.recv()
         except (EOFError, OSError):
             self.alive = False
             self.process.join(END_S)
-            return Finished(self._task, error=_how_it_ended(self.process.exitcode))
-        return finished
+            error = _how_it_ended(self.process.exitcode)
+            left, self._names = self._names, []
+            return [Finished(name, error=error) for name in left]
+        self._names.remove(finished.name)
+        return [finished]
 
     def dismiss(self) -> None:
         """Let it end by itself."""
@@ -163,10 +183,32 @@ def _serve(connection: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
-            task = connection.recv()
+            pack: list[Task] = connection.recv()
         except EOFError:
             return
-        connection.send(execute(task))
+        _execute_pack(pack, connection)
+
+
+def _execute_pack(pack: Sequence[Task], connection: Connection) -> None:
+    """Do the runs of a pack, all at once if there are several, and send each as it finishes."""
+    if len(pack) == 1:
+        connection.send(execute(pack[0]))
+        return
+    gang, sending = Gang(len(pack)), threading.Lock()
+
+    def work(task: Task) -> None:
+        try:
+            finished = execute(task, gang)
+        finally:
+            gang.leave()
+        with sending:
+            connection.send(finished)
+
+    threads = [threading.Thread(target=work, args=(task,)) for task in pack]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def _end_with_parent() -> None:

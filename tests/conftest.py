@@ -11,6 +11,11 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, settings
 
+from pelago.core import frozen
+
+# Before any of the types is made: here an assignment to a message or an event fails.
+frozen.guarded = True
+
 # OpenMP and MKL read these when torch is first imported, here and in the daemons that tests start.
 # One thread: the cores are shared by many processes, and a sum over one thread has one order.
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

@@ -49,10 +49,10 @@ class Moments:
 
     def put(self) -> None:
         """Write the states back to where they came from."""
-        for index, (first, second, steps) in enumerate(self.rows):
-            first.copy_(self.first[index])
-            second.copy_(self.second[index])
-            steps.copy_(self.steps[index])
+        for old, new in zip(
+            zip(*self.rows, strict=True), (self.first, self.second, self.steps), strict=True
+        ):
+            torch._foreach_copy_(list(old), list(new.unbind()))
 
 
 class Optimiser:
@@ -74,16 +74,24 @@ class Optimiser:
 
     @torch.no_grad()
     def step(
-        self, flat: torch.Tensor, grad: torch.Tensor, moments: Moments, rates: torch.Tensor
+        self,
+        flat: torch.Tensor,
+        grad: torch.Tensor,
+        moments: Moments,
+        rates: torch.Tensor,
+        alive: torch.Tensor | None = None,
     ) -> None:
         """One step of the first r rows of a batch.
 
         ``flat``, ``grad``: fp32, [r, elements]; the gradient is used up. ``rates``: the learning
-        rates, [r, 1]. A row whose gradient is not finite stays as it is, its moments and count too.
+        rates, [r, 1]. A row whose gradient is not finite stays as it is, its moments and count too; so does
+        one that is not ``alive``, bool, [r, 1].
         """
         settings, active = self._settings, flat.shape[0]
         norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
         fine = norm.isfinite()
+        if alive is not None:
+            fine = fine & alive
         # Zero times infinity is no number: such rows are set to 0, and then weigh nothing.
         factor = (settings.clip_norm / (norm + 1e-6)).clamp_(max=1.0)
         grad.masked_fill_(~fine, 0.0).mul_(torch.where(fine, factor, 0.0))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from convergence import tensors
+from convergence.lm.graphs import Graphs
 from convergence.lm.heap import keep_freed_memory
 from convergence.lm.optimiser import Moments, Optimiser
 from convergence.lm.samples import Integers, Samples
@@ -26,12 +27,14 @@ from worker.models import LanguageModel, build
 from worker.models.build import architecture
 from worker.schedule import learning_rate
 
-ACTIVATION_BYTES_MAX: Final = {"cpu": 64 << 20, "cuda": 8 << 30}
-"""Memory for activations; what does not fit is trained in turn. More is no faster on a CPU."""
+ACTIVATION_BYTES_MAX: Final = {"cpu": 64 << 20, "cuda": 512 << 20}
+"""Memory for activations; what does not fit is trained in turn. More is no faster on a CPU, and on a
+GPU many processes may share the memory."""
 ROW_BYTES_MAX: Final = 16 << 30
 """Memory for the parameters, gradients and scratch of the replicas that are trained at once."""
 _BUILDING: Final = threading.Lock()
 """The import of `transformers` is not made for several threads at once."""
+_GRAPHS: Final[dict[Hashable, Graphs]] = {}
 RESIDENT_BYTES_MAX: Final = 1 << 30
 """A corpus up to this size is copied to the device whole."""
 ROW_COPIES: Final = 8
@@ -63,8 +66,6 @@ class LanguageModelling:
             torch.set_float32_matmul_precision("high")
         data = run.data.model_dump_json()
         self._corpus = _opened(data, 0)
-        self._train_tokens = _on_device(data, str(self._device))
-        self._offsets = torch.arange(run.data.sequence_length + 1, device=self._device)
         self._shape = shape_of(run.model, architecture(run.model, self._corpus.vocabulary))
         self._corpus.limit_vocabulary(self._shape.vocabulary)
         model = _built(run.model.model_dump_json(), self._corpus.vocabulary, run.run.seed)
@@ -78,6 +79,7 @@ class LanguageModelling:
         )
         self._stacked = Stacked(self._shape, self._corpus.sequence_length, self._device)
         self._optimiser = Optimiser(run.worker, self._shape, replicas, self._device)
+        self._graphs = self._recorded(data)
         self._replicas = replicas
         self._tokens_max = max(
             self._corpus.sequence_length,
@@ -85,6 +87,17 @@ class LanguageModelling:
         )
         batches = self._corpus.validation_batches(run.data.validation_samples, 1)
         self._held_out = torch.cat(list(batches)).to(self._device)
+
+    def _recorded(self, data: str) -> Graphs | None:
+        """The graphs of this model on a GPU, which all problems of this kin share; None on the CPU."""
+        tokens = _on_device(data, str(self._device)) if self._device.type == "cuda" else None
+        if tokens is None:
+            return None
+        key = (*self._inner(), data)
+        if key not in _GRAPHS:
+            length = self._corpus.sequence_length
+            _GRAPHS[key] = Graphs(self._stacked, self._optimiser, tokens, length)
+        return _GRAPHS[key]
 
     def server_plane(self, server: Server, in_flight: InFlight | None) -> PlanePort:
         """The daemons' plane, with the run's initial parameters in it."""
@@ -97,10 +110,14 @@ class LanguageModelling:
     @property
     def kin(self) -> Hashable:
         """Who has the same model and inner optimiser, but for rates and schedule, on the same device."""
+        return (*self._inner(), str(self._device), id(self._graphs))
+
+    def _inner(self) -> tuple[Hashable, ...]:
+        """What a step depends on, besides its rates."""
         settings = self._settings
-        inner = (settings.optimiser, settings.clip_norm, settings.weight_decay, settings.epsilon)
-        betas = (settings.beta1, settings.beta2, settings.micro_batch_size)
-        return (self._shape, self._corpus.sequence_length, str(self._device), inner, betas)
+        betas = (settings.beta1, settings.beta2, settings.epsilon)
+        rest = (settings.weight_decay, settings.clip_norm, settings.micro_batch_size)
+        return (self._shape, self._corpus.sequence_length, settings.optimiser, betas, rest)
 
     def train(self, jobs: Sequence[Job]) -> list[Round]:
         """Rounds of different replicas, step by step together, in the order of the jobs.
@@ -153,24 +170,23 @@ class LanguageModelling:
 
     def _train_chunk(self, rows: Sequence["_Row"], micro: int) -> None:
         """Jobs of one batch size, longest first, all at once."""
-        jobs = [row.job for row in rows]
-        flat = torch.stack([_tensor(job.start) for job in jobs]).to(self._device)
+        flat = torch.stack([_tensor(row.job.start) for row in rows]).to(self._device)
         start = flat.clone()
-        grad = torch.empty_like(flat)
         moments = Moments.take([row.problem._optimiser.rows(row.job.replica) for row in rows])
-        windows = [row.problem._windows(row.job) for row in rows]
+        windows = _padded([row.problem._windows(row.job) for row in rows])
         rates = _rates(rows).to(self._device)
-        losses = torch.zeros(jobs[0].steps, len(jobs), device=self._device)
-        for step in range(jobs[0].steps):
-            active = sum(job.steps > step for job in jobs)
-            chosen = np.stack([each[step] for each in windows[:active]])
-            losses[step, :active] = self._step(
-                flat[:active],
-                grad[:active],
-                self._tokens(rows, chosen),
-                micro,
+        if self._graphs is None:
+            losses = self._train_eagerly(rows, flat, moments, windows, rates, micro)
+        else:
+            counts = torch.tensor([row.job.steps for row in rows])
+            alive = torch.arange(len(windows)).view(-1, 1) < counts
+            losses = self._graphs.train(
+                flat,
                 moments,
-                rates[step, :active],
+                torch.from_numpy(windows).to(self._device),
+                rates,
+                alive.unsqueeze(2).to(self._device),
+                micro,
             )
         moments.put()
         # The only places where the host waits for the device.
@@ -178,18 +194,25 @@ class LanguageModelling:
         for row, delta, loss in zip(rows, deltas, losses.sum(0).tolist(), strict=True):
             row.found = (delta, loss / row.job.steps)
 
-    def _step(
+    def _train_eagerly(
         self,
+        rows: Sequence["_Row"],
         flat: torch.Tensor,
-        grad: torch.Tensor,
-        tokens: torch.Tensor,
-        micro: int,
         moments: Moments,
+        windows: Integers,
         rates: torch.Tensor,
+        micro: int,
     ) -> torch.Tensor:
-        """One step of each row; the losses before it."""
-        losses = self._stacked.gradient(flat, tokens, micro, grad)
-        self._optimiser.step(flat, grad, moments, rates)
+        """All steps of a chunk, ``flat`` and ``moments`` in place; the losses, [steps, rows]."""
+        grad = torch.empty_like(flat)
+        losses = torch.zeros(len(windows), len(rows), device=self._device)
+        for step, chosen in enumerate(windows):
+            active = sum(row.job.steps > step for row in rows)
+            tokens = self._tokens(rows[:active], chosen[:active])
+            losses[step, :active] = self._stacked.gradient(
+                flat[:active], tokens, micro, grad[:active]
+            )
+            self._optimiser.step(flat[:active], grad[:active], moments, rates[step, :active])
         return losses
 
     def _windows(self, job: Job) -> Integers:
@@ -201,15 +224,11 @@ class LanguageModelling:
         return self._samples.windows(samples.reshape(shape), np.broadcast_to(regions, shape))
 
     def _tokens(self, rows: Sequence["_Row"], windows: Integers) -> torch.Tensor:
-        """Windows of the first rows, [r, batch], as tokens on the device, int64, [r, batch, length + 1]."""
-        length = self._corpus.sequence_length
-        shared = self._train_tokens
-        if shared is not None and all(row.problem._train_tokens is shared for row in rows):
-            first = torch.from_numpy(windows).to(self._device, non_blocking=True) * length
-            return shared[first.unsqueeze(-1) + self._offsets].long()
+        """Windows of rows, [r, batch], as tokens on the device, int64, [r, batch, length + 1]."""
+        vocabulary = self._shape.vocabulary
         parts = [
-            row.problem._samples.tokens(each, self._shape.vocabulary)
-            for row, each in zip(rows, windows, strict=False)
+            row.problem._samples.tokens(each, vocabulary)
+            for row, each in zip(rows, windows, strict=True)
         ]
         return torch.from_numpy(np.stack(parts)).to(self._device)
 
@@ -233,6 +252,14 @@ class _Row:
 def _tensor(payload: Payload) -> torch.Tensor:
     assert isinstance(payload, torch.Tensor)
     return payload
+
+
+def _padded(windows: Sequence[Integers]) -> Integers:
+    """Windows of all rows, [steps, rows, batch], with zeros behind the end of the shorter ones."""
+    found = np.zeros((len(windows[0]), len(windows), windows[0].shape[1]), dtype=np.int64)
+    for column, each in enumerate(windows):
+        found[: len(each), column] = each
+    return found
 
 
 def _rates(rows: Sequence[_Row]) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """Studies run on real processes: the same bytes from every engine, failures recorded, resumed after a kill."""
 
 import csv
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -66,9 +65,16 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_one_job_and_two_write_the_same_bytes(searched: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "flags",
+    [["--jobs", "2"], ["--jobs", "1", "--together", "3"]],
+    ids=["two processes", "three together"],
+)
+def test_however_runs_share_the_machine_they_write_the_same_bytes(
+    flags: list[str], searched: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    assert main(["replay", str(write(tmp_path, SEARCHED)), "--jobs", "2", "--out", str(out)]) == 0
+    assert main(["replay", str(write(tmp_path, SEARCHED)), *flags, "--out", str(out)]) == 0
     assert results(out) == results(searched)
     for name in ("table.csv", "report.html", "base.toml"):
         assert (out / name).read_bytes() == (searched / name).read_bytes()
@@ -95,11 +101,11 @@ def test_the_best_of_a_search_is_confirmed_on_fresh_seeds_and_sets(searched: Pat
     assert len(set(targets.values())) == 3
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed here")
+@pytest.mark.timeout(240)
 def test_ray_writes_the_same_bytes(searched: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = replay(write(tmp_path, SEARCHED), "--engine", "ray", "--jobs", "2", "--out", str(out))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=55, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     assert results(out) == results(searched)
 
@@ -164,6 +170,33 @@ def test_a_process_that_dies_fails_its_run_only(tmp_path: Path) -> None:
     assert not first.files
     assert second.error == ""
     assert not multiprocessing.active_children()
+
+
+def test_a_process_that_dies_fails_all_runs_that_shared_it(tmp_path: Path) -> None:
+    tasks = [Task(run.folder, run.text) for run in plan(tmp_path, TWO_BY_TWO).runs]
+    done = threading.Event()
+
+    def kill_it() -> None:
+        while not multiprocessing.active_children():
+            done.wait(0.005)
+        (child,) = multiprocessing.active_children()
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_it)
+    killer.start()
+    finished = list(local(1, together=len(tasks))(tasks))
+    killer.join()
+    assert [each.name for each in finished] == [task.name for task in tasks]
+    assert all("SIGKILL" in each.error for each in finished)
+
+
+def test_together_is_for_processes_of_this_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, TWO_BY_TWO)
+    assert main(["replay", str(path), "--engine", "ray", "--together", "2"]) == 2
+    assert "--together" in capsys.readouterr().err
 
 
 def test_a_killed_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
