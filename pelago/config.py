@@ -442,12 +442,14 @@ def _fault(detail: Any) -> str:
 def _did_you_mean(location: tuple[str | int, ...]) -> str:
     import difflib
 
+    tables: dict[str, Any] = {
+        "region": Region,
+        "simulation": Simulation,
+        "event": SimulatedEvent,
+    }
     model: Any = RunFile
     for part in location[:-1]:
         if isinstance(part, str) and part in model.model_fields:
-            annotation = model.model_fields[part].annotation
-            model = (
-                Region if part == "region" else Simulation if part == "simulation" else annotation
-            )
+            model = tables.get(part, model.model_fields[part].annotation)
     near = difflib.get_close_matches(str(location[-1]), list(model.model_fields), n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; there are {sorted(model.model_fields)}"

@@ -47,6 +47,16 @@ def test_two_regions_are_all_that_must_be_said() -> None:
         ("[network]\nlost_after_ms = 600\n", "2 * heartbeat_ms (500) <= lost_after_ms (600)"),
         ("[network]\nlatency_ms = [[0, 1]]\n", "network.latency_ms must be 2 x 2"),
         ("[simulation]\nproblem = 'chess'\n", "simulation.problem = 'chess'"),
+        ("[simulation]\nmethod = 'halo'\n", "simulation.method = 'halo'"),
+        ("[simulation]\nstep_jitter = -0.1\n", "simulation.step_jitter = -0.1"),
+        ("[simulation]\nproblem = 'lm'\nheterogeneity = 1.5\n", "heterogeneity = 1.5 must not"),
+        (
+            "[simulation]\ndaemons = true\n[[simulation.event]]\nat_m = 5\nnode = 'eu/0'\nkind = 'lose'\n",
+            "simulation.event.0.at_m = 5: no such key; did you mean 'at_ms'?",
+        ),
+        ("[gps]\naverage = 1.0\n", "gps.average = 1.0"),
+        ("[gps]\nstaleness_power = -1\n", "gps.staleness_power = -1"),
+        ("[worker]\noptimiser = 'sgd'\n", "worker.optimiser = 'sgd'"),
         ("[run\n", "not TOML"),
     ],
 )
@@ -74,6 +84,17 @@ def test_what_is_dumped_is_parsed_back_unchanged(out: str, overrides: dict[str, 
     tables["run"]["out"] = out
     tables["model"]["overrides"] = overrides
     run = config.RunFile.model_validate(tables)
+    assert config.parse(config.dump(run)) == run
+
+
+def test_the_events_of_a_simulation_survive_a_dump() -> None:
+    events = "[simulation]\ndaemons = true\n" + "".join(
+        f'[[simulation.event]]\nat_ms = {at}\nnode = "eu/0"\nkind = "{kind}"\n'
+        for at, kind in ((5, "lose"), (7.5, "join"))
+    )
+    run = config.parse(events + REGIONS)
+    assert run.simulation is not None
+    assert [each.kind for each in run.simulation.event] == ["lose", "join"]
     assert config.parse(config.dump(run)) == run
 
 

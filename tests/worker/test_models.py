@@ -230,6 +230,7 @@ def test_rope_theta_can_be_overridden() -> None:
         ({"overrides": {"num_hidden_layers": -1}}, r"num_hidden_layers = -1: must be a whole"),
         ({"overrides": {"num_attention_heads": 0}}, r"num_attention_heads = 0: must be at least 1"),
         ({"overrides": {"num_key_value_heads": 3}}, r"overrides .*3.*cannot be"),
+        ({"overrides": {"num_attention_heads": 5}}, r"overrides .*5.*cannot be"),
         ({"overrides": {"vocab_size": 100}}, r"vocabulary of 100 is smaller than the corpus's"),
     ],
 )

@@ -71,7 +71,11 @@ def architecture(model: config.Model, vocabulary: int) -> Any:
             settings = _from_preset(dict(preset), model, vocabulary)
         else:
             settings = _from_folder(model)
-    except FAULTS as error:
+    except ConfigError:
+        raise
+    except Exception as error:
+        # The library checks configurations with exceptions of yet other libraries; whatever it says of
+        # them is the user's to hear.
         raise ConfigError(f"{_named(model)}: cannot be configured: {_first_line(error)}") from None
     settings.use_cache = False
     known = settings.get_text_config().vocab_size
