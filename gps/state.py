@@ -118,7 +118,10 @@ class Gps:
     def handle(self, event: Event, now: int) -> list[Effect]:
         """Take one fact, return the wishes that follow from it."""
         self._now = now
+        # What is frequent comes first, and is not taken apart by its pattern: see the LPS's machine.
         match event:
+            case Received():
+                return self._on_message(event.peer, event.message, event.blob)
             case Started():
                 return [SetTick(self.settings.tick_ps)] if self.settings.tick_ps else []
             case Loaded(version):
@@ -127,8 +130,6 @@ class Gps:
                     return []  # The run was ended before it began.
                 self.phase = "serving"
                 return [Note("serving", {"regions": list(self.regions)})]
-            case Received(peer, message, blob):
-                return self._on_message(peer, message, blob)
             case Measured():
                 return self._on_measured(event)
             case Delivered(peer, blob):
@@ -149,16 +150,28 @@ class Gps:
     # --- who talks -----------------------------------------------------------------------------------
 
     def _on_message(self, peer: Peer, message: Message, blob: BlobId | None) -> list[Effect]:
-        drop: list[Effect] = [Release(blob)] if blob is not None else []
+        region = self._served_by(peer)
+        effects: list[Effect]
         if isinstance(message, Hello):
-            return [*self._on_hello(peer, message), *drop]
-        region = next((each for each in self.regions.values() if each.peer == peer), None)
-        if region is not None:
+            effects = self._on_hello(peer, message)
+        elif region is not None:
             region.heard_at = self._now
-            return self._on_region_message(region, peer, message, blob)
-        if self.evaluators.heard(peer, self._now):
-            return [*self._on_evaluator_message(peer, message), *drop]
-        return [Send(peer, Goodbye() if isinstance(message, Leave) else Rejoin()), *drop]
+            if isinstance(message, Push) and blob is not None:
+                return self._on_push(region, peer, message, blob)
+            effects = self._on_region_message(region, peer, message)
+        elif self.evaluators.heard(peer, self._now):
+            effects = self._on_evaluator_message(peer, message)
+        else:
+            effects = [Send(peer, Goodbye() if isinstance(message, Leave) else Rejoin())]
+        if blob is not None:
+            effects.append(Release(blob))
+        return effects
+
+    def _served_by(self, peer: Peer) -> Region | None:
+        for region in self.regions.values():
+            if region.peer == peer:
+                return region
+        return None
 
     def _on_hello(self, peer: Peer, message: Hello) -> list[Effect]:
         if message.protocol != PROTOCOL_VERSION:
@@ -215,29 +228,24 @@ class Gps:
 
     # --- regions -------------------------------------------------------------------------------------
 
-    def _on_region_message(
-        self, region: Region, peer: Peer, message: Message, blob: BlobId | None
-    ) -> list[Effect]:
-        drop: list[Effect] = [Release(blob)] if blob is not None else []
+    def _on_region_message(self, region: Region, peer: Peer, message: Message) -> list[Effect]:
         match message:
+            case LeaseRequest():
+                return self._on_lease_request(region, peer, message)
             case Heartbeat(report):
                 if isinstance(report, RegionReport):
                     region.report = report
                 over = self.phase in ("draining", "finished")
-                return [Send(peer, Stop(self.end_reason) if over else Heartbeat(None)), *drop]
+                return [Send(peer, Stop(self.end_reason) if over else Heartbeat(None))]
             case Pull():
-                return [*self._reply(region, None), *drop]
-            case LeaseRequest():
-                return [*self._on_lease_request(region, peer, message), *drop]
+                return self._reply(region, None)
             case Offer(push):
-                return [*self._on_offer(region, peer, push), *drop]
-            case Push() if blob is not None:
-                return self._on_push(region, peer, message, blob)
+                return self._on_offer(region, peer, push)
             case Leave():
-                return [*self._on_leave(region, peer, message), *drop]
+                return self._on_leave(region, peer, message)
             case _:
                 fields = {"region": region.name, "message": type(message).__name__}
-                return [Note("unexpected", fields), *drop]
+                return [Note("unexpected", fields)]
 
     def _on_lease_request(self, region: Region, peer: Peer, message: LeaseRequest) -> list[Effect]:
         if self.phase != "serving":

@@ -34,6 +34,9 @@ class Members:
 
     def __init__(self) -> None:
         self._members: dict[Peer, Member] = {}
+        self.get: Final = self._members.get
+        """The member behind a connection, if there is one; the dict's own method, since every message
+        asks for it."""
         self._fences: dict[int, int] = {}
         self._past: dict[Peer, WorkerReport] = {}
         """Last reports of processes that are gone, by process: one that comes back counts on."""
@@ -43,10 +46,6 @@ class Members:
 
     def __len__(self) -> int:
         return len(self._members)
-
-    def get(self, peer: Peer) -> Member | None:
-        """The member behind a connection."""
-        return self._members.get(peer)
 
     def holder(self, group: int) -> Member | None:
         """The member that holds a group; none holds group -1."""

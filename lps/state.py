@@ -131,20 +131,22 @@ class Lps:
     def handle(self, event: Event, now: int) -> list[Effect]:
         """Take one fact, return the wishes that follow from it."""
         self._now = now
+        # What is frequent comes first and is not taken apart by its pattern, which takes several times
+        # as long as looking at its fields. It is so wherever a `match` is asked for every event.
         match event:
+            case Received():
+                if event.peer == self.settings.gps:
+                    return self._on_gps_message(event.message, event.blob)
+                return self._on_worker_message(event.peer, event.message, event.blob)
+            case Delivered():
+                return self._on_delivered(event.peer, event.blob)
+            case Measured():
+                return self._on_measured(event)
             case Started():
                 tick: list[Effect] = (
                     [SetTick(self.settings.tick_ps)] if self.settings.tick_ps else []
                 )
                 return [*tick, *self.uplink.join()]
-            case Received(peer, message, blob) if peer == self.settings.gps:
-                return self._on_gps_message(message, blob)
-            case Received(peer, message, blob):
-                return self._on_worker_message(peer, message, blob)
-            case Measured():
-                return self._on_measured(event)
-            case Delivered(peer, blob):
-                return self._on_delivered(peer, blob)
             case PeerLost(peer, _):
                 return self._on_transfer_lost(peer)
             case Tick():
@@ -164,6 +166,8 @@ class Lps:
     def _on_gps_message(self, message: Message, blob: BlobId | None) -> list[Effect]:
         effects: list[Effect] = self.uplink.heard(self._now)
         match message:
+            case LeaseGrant():
+                effects += self._on_lease_grant(message)
             case Welcome() if not self.uplink.joined and self.phase != "gone":
                 effects += self._on_welcome(message)
             case Wait(what):
@@ -173,8 +177,6 @@ class Lps:
                 effects.append(Finish("refused", error=detail))
             case Rejoin():
                 effects += self._on_rejoin()
-            case LeaseGrant():
-                effects += self._on_lease_grant(message)
             case Grant():
                 effects += self.uplink.granted(message, self._now)
             case Busy():
@@ -311,34 +313,34 @@ class Lps:
     # --- the workers' side ---------------------------------------------------------------------------
 
     def _on_worker_message(self, peer: Peer, message: Message, blob: BlobId | None) -> list[Effect]:
-        drop: list[Effect] = [Release(blob)] if blob is not None else []
-        if isinstance(message, Hello):
-            return [*self._on_hello(peer, message), *drop]
         member = self.members.get(peer)
-        if member is None:
-            answer = Goodbye() if isinstance(message, Leave) else Rejoin()
-            return [Send(peer, answer), *drop]
-        member.heard_at = self._now
-        match message:
-            case Heartbeat(report):
-                if isinstance(report, WorkerReport):
-                    member.report = replace(report, group=member.group)
-                stopping = self.phase in ("draining", "leaving")
-                answer_beat = Stop("run finished") if stopping else Heartbeat(None)
-                return [Send(peer, answer_beat), *drop]
-            case Pull():
-                return [*self._on_pull(member, message.samples), *drop]
-            case Offer(push):
-                return [*self._on_offer(member, push), *drop]
-            case Push() if blob is not None:
-                return self._on_push(member, message, blob)
-            case Leave():
-                return [*self._on_leave(member, message), *drop]
-            case _:
-                return [
-                    Note("unexpected", {"peer": peer, "message": type(message).__name__}),
-                    *drop,
-                ]
+        effects: list[Effect]
+        if isinstance(message, Hello):
+            effects = self._on_hello(peer, message)
+        elif member is None:
+            effects = [Send(peer, Goodbye() if isinstance(message, Leave) else Rejoin())]
+        else:
+            member.heard_at = self._now
+            match message:
+                case Offer():
+                    effects = self._on_offer(member, message.push)
+                case Push() if blob is not None:
+                    return self._on_push(member, message, blob)
+                case Pull():
+                    effects = self._on_pull(member, message.samples)
+                case Heartbeat(report):
+                    if isinstance(report, WorkerReport):
+                        member.report = replace(report, group=member.group)
+                    stopping = self.phase in ("draining", "leaving")
+                    effects = [Send(peer, Stop("run finished") if stopping else Heartbeat(None))]
+                case Leave():
+                    effects = self._on_leave(member, message)
+                case _:
+                    fields = {"peer": peer, "message": type(message).__name__}
+                    effects = [Note("unexpected", fields)]
+        if blob is not None:
+            effects.append(Release(blob))
+        return effects
 
     def _on_hello(self, peer: Peer, message: Hello) -> list[Effect]:
         if self.phase in ("draining", "leaving", "gone"):
@@ -380,20 +382,26 @@ class Lps:
         return self._serve()
 
     def _serve(self) -> list[Effect]:
-        """Answer waiting members, first come first served, as far as the samples in hand go."""
+        """Answer waiting members, first come first served, as far as the samples in hand go; ask the
+        GPS for what is missing."""
         effects: list[Effect] = []
-        while self._queue and self.phase == "serving":
-            member = self.members.get(self._queue[0])
-            if member is None or member.wants == 0:
-                self._queue.popleft()
-                continue
-            if member.lease is None:
-                member.lease = self.leases.lend(member.group, member.fence, member.wants)
-            if member.lease is None:
-                break
-            self._queue.popleft()
-            effects += self._answer(member)
-        return [*effects, *self._request_samples()]
+        if self.phase != "serving":
+            return effects
+        queue, wanted = self._queue, 0
+        while queue:
+            member = self.members.get(queue[0])
+            if member is not None and member.wants:
+                if member.lease is None:
+                    member.lease = self.leases.lend(member.group, member.fence, member.wants)
+                if member.lease is None:
+                    wanted = member.wants
+                    break
+                effects += self._answer(member)
+            queue.popleft()
+        request = self._supply.ask(self.leases.pool.total, wanted, self._now)
+        if request is not None:
+            effects.append(Send(self.settings.gps, request))
+        return effects
 
     def _answer(self, member: Member) -> list[Effect]:
         blob = self._new_blob()
@@ -403,19 +411,12 @@ class Lps:
         message = Model(version, 0, member.lease, None, final=False)
         return [Pin(blob), Send(member.peer, message, blob), Release(blob)]
 
-    def _request_samples(self) -> list[Effect]:
-        if self.phase != "serving":
-            return []
-        head = self.members.get(self._queue[0]) if self._queue else None
-        wanted = head.wants if head is not None else 0
-        request = self._supply.ask(self.leases.pool.total, wanted, self._now)
-        return [] if request is None else [Send(self.settings.gps, request)]
-
     def _on_offer(self, member: Member, push: PushId) -> list[Effect]:
-        if self.leases.find(push) is None or self.leases.open[push.lease].group != member.group:
+        held = self.leases.find(push)
+        if held is None or held.group != member.group:
             freed = self._place_free(member.peer, push)
             return [*freed, Send(member.peer, Ack(push, self.leases.outcome(push)))]
-        if any(pending.push == push for _, pending in self._measuring.values()):
+        if self._measures(push):
             return []  # It is here and being measured; the Ack follows.
         if self.staging.ask(member.peer, push):
             return [Send(member.peer, Grant(push))]
@@ -429,10 +430,15 @@ class Lps:
             outcome = self.leases.outcome(message.push)
             freed = self._place_free(member.peer, message.push)
             return [Release(blob), *freed, Send(member.peer, Ack(message.push, outcome))]
-        if any(pending.push == message.push for _, pending in self._measuring.values()):
+        if self._measures(message.push):
             return [Release(blob)]
         self._measuring[blob] = (member.peer, message)
         return [Measure(blob)]
+
+    def _measures(self, push: PushId) -> bool:
+        """Whether an update is here and being measured."""
+        pending = self._measuring.values()
+        return bool(pending) and any(message.push == push for _, message in pending)
 
     def _on_measured(self, event: Measured) -> list[Effect]:
         pending = self._measuring.pop(event.blob, None)
@@ -463,7 +469,8 @@ class Lps:
         spans = self.leases.consume(message.push)
         staleness = self.version - message.base.counter
         self.version += 1
-        self.staleness_max = max(self.staleness_max, staleness)
+        if staleness > self.staleness_max:
+            self.staleness_max = staleness
         self.lan_bytes += self._payload_bytes
         self.exchanges.record(spans, message)
         fields = {

@@ -21,7 +21,9 @@ class Supply:
         """The request to make now, if any; ``wanted``: samples that a worker is waiting for."""
         if self.request is not None:
             return None
-        missing = max(wanted - in_hand, self._block if in_hand < self._block else 0)
+        missing = wanted - in_hand
+        if in_hand < self._block:
+            missing = max(missing, self._block)
         if missing <= 0:
             return None
         self._requests += 1

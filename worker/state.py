@@ -119,17 +119,20 @@ class Worker:
     def handle(self, event: Event, now: int) -> list[Effect]:
         """Take one fact, return the wishes that follow from it."""
         self._now = now
+        # What is frequent comes first, and is not taken apart by its pattern: see the LPS's machine.
         match event:
+            case Received():
+                return self._on_message(event.message, event.blob)
+            case Delivered():
+                self.uplink.delivered(event.blob, now)
+                return []
+            case Trained():
+                return self._on_trained(event)
             case Started():
                 tick: list[Effect] = (
                     [SetTick(self.settings.tick_ps)] if self.settings.tick_ps else []
                 )
                 return [*tick, *self.uplink.join()]
-            case Received(_, message, blob):
-                return self._on_message(message, blob)
-            case Delivered(_, blob):
-                self.uplink.delivered(blob, now)
-                return []
             case PeerLost():
                 self.uplink.lost(now)
                 return []
@@ -139,8 +142,6 @@ class Worker:
                 if self.lease is not None and self.lease.push == push:
                     self._count(steps)
                 return []
-            case Trained():
-                return self._on_trained(event)
             case StopRequested(reason):
                 return self._leave(reason)
             case Loaded() | Measured() | Validated():
@@ -165,6 +166,12 @@ class Worker:
     def _on_message(self, message: Message, blob: BlobId | None) -> list[Effect]:
         effects: list[Effect] = self.uplink.heard(self._now)
         match message:
+            case Grant():
+                effects += self.uplink.granted(message, self._now)
+            case Ack():
+                effects += self._on_ack(message)
+            case Model() if blob is not None:
+                effects += self._on_model(message, blob)
             case Welcome() if self.state == "joining":
                 effects += self._on_welcome(message)
             case Wait(what):
@@ -178,14 +185,8 @@ class Worker:
                 effects.append(Finish("refused", error=detail))
             case Rejoin() if self.state not in ("leaving", "gone"):
                 effects += self._rejoin()
-            case Grant():
-                effects += self.uplink.granted(message, self._now)
             case Busy():
                 pass  # The server grants when a place is free; the tick asks again if that is lost.
-            case Ack():
-                effects += self._on_ack(message)
-            case Model() if blob is not None:
-                effects += self._on_model(message, blob)
             case Stop(reason):
                 effects += self._leave(reason)
             case Rejoin() | Goodbye() if self.state == "leaving" and self.uplink.leaving:
@@ -224,8 +225,9 @@ class Worker:
 
     def _count(self, steps: int) -> None:
         """So many steps of the round in hand are done. Several may be told of at once, or again."""
-        self.steps += max(0, steps - self._round_steps)
-        self._round_steps = max(steps, self._round_steps)
+        if steps > self._round_steps:
+            self.steps += steps - self._round_steps
+            self._round_steps = steps
 
     def _on_trained(self, event: Trained) -> list[Effect]:
         if self.state != "training" or self.lease is None or self.lease.push != event.push:

@@ -53,8 +53,9 @@ class SampleLedger:
 
     def lend(self, region: str, samples: int) -> Spans:
         """Lend so many samples to a region: returned ones first, then fresh ones."""
-        spans = self.free.take(min(samples, self.free.total)) if self.free.total else ()
-        fresh = samples - sum(stop - start for start, stop in spans)
+        returned = min(samples, self.free.total)
+        spans = self.free.take(returned) if returned else ()
+        fresh = samples - returned
         if fresh:
             spans = (*spans, (self.cursor, self.cursor + fresh))
             self.cursor += fresh
@@ -133,13 +134,17 @@ class SampleLedger:
         self.closed = low
 
     def _held(self, region: str) -> SpanSet:
-        return self.held.setdefault(region, SpanSet())
+        held = self.held.get(region)
+        if held is None:
+            held = self.held[region] = SpanSet()
+        return held
 
     def _move(self, region: str, spans: Spans, target: SpanSet) -> None:
         self._held(region).remove(spans)
         self.duplicated += target.add(spans)
         for start, stop in spans:
-            self.duplicated += max(0, min(stop, self.closed) - start)
+            if start < self.closed:
+                self.duplicated += min(stop, self.closed) - start
 
 
 @dataclass(slots=True)

@@ -60,4 +60,7 @@ class Lease:
     @property
     def samples(self) -> int:
         """Number of samples leased."""
-        return sum(stop - start for start, stop in self.spans)
+        samples = 0
+        for start, stop in self.spans:
+            samples += stop - start
+        return samples

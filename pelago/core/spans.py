@@ -17,7 +17,8 @@ class SpanSet:
         self._stops: list[int] = []
         self.total = 0
         """Number of integers in the set."""
-        self.add(spans)
+        if spans:
+            self.add(spans)
 
     def __iter__(self) -> Iterator[Span]:
         return zip(self._starts, self._stops, strict=True)
@@ -32,58 +33,59 @@ class SpanSet:
 
     def spans(self) -> Spans:
         """The set as a tuple of spans, lowest first."""
-        return tuple(self)
+        return tuple(zip(self._starts, self._stops, strict=True))
 
     def add(self, spans: Iterable[Span]) -> int:
         """Add spans; returns how many of their integers were in the set already."""
         overlap = 0
+        starts, stops = self._starts, self._stops
         for start, stop in spans:
-            overlap += self._add(start, stop)
+            assert 0 <= start < stop, (start, stop)
+            # Most often a set grows at its end, by a span of its own or by more of its last one.
+            if not stops or start > stops[-1]:
+                starts.append(start)
+                stops.append(stop)
+                self.total += stop - start
+            elif starts[-1] <= start and stops[-1] <= stop:
+                overlap += stops[-1] - start
+                self.total += stop - stops[-1]
+                stops[-1] = stop
+            else:
+                overlap += self._insert(start, stop)
         return overlap
 
-    def _add(self, start: int, stop: int) -> int:
-        assert 0 <= start < stop, (start, stop)
-        starts, stops = self._starts, self._stops
-        if starts and start >= starts[-1] and start <= stops[-1] <= stop:
-            # Most often a set grows at its end.
-            overlap = stops[-1] - start
-            self.total += stop - stops[-1]
-            stops[-1] = stop
-            return overlap
-        first = bisect_left(stops, start)
-        last = bisect_right(starts, stop)
-        overlap = 0
+    def _insert(self, start: int, stop: int) -> int:
+        """Merge a span with all that it overlaps or touches. Returns the overlap."""
+        starts, stops, given = self._starts, self._stops, stop - start
+        first, last = bisect_left(stops, start), bisect_right(starts, stop)
+        before = sum(stops[first:last]) - sum(starts[first:last])
         if first < last:
-            for index in range(first, last):
-                overlap += max(0, min(stop, self._stops[index]) - max(start, self._starts[index]))
-            start = min(start, self._starts[first])
-            stop = max(stop, self._stops[last - 1])
-            before = sum(self._stops[i] - self._starts[i] for i in range(first, last))
-        else:
-            before = 0
-        self._starts[first:last] = [start]
-        self._stops[first:last] = [stop]
+            start, stop = min(start, starts[first]), max(stop, stops[last - 1])
+        starts[first:last] = [start]
+        stops[first:last] = [stop]
         self.total += stop - start - before
-        return overlap
+        # What the parts have more than the whole, they have twice.
+        return given + before - (stop - start)
 
     def remove(self, spans: Iterable[Span]) -> None:
         """Take spans out. Every one of them must be in the set whole."""
+        starts, stops = self._starts, self._stops
         for start, stop in spans:
-            index = bisect_right(self._starts, start) - 1
+            index = bisect_right(starts, start) - 1
             assert index >= 0, (start, stop)
-            left, right = self._starts[index], self._stops[index]
+            left, right = starts[index], stops[index]
             assert start < stop <= right, (start, stop)
             self.total -= stop - start
             if left < start and stop < right:
-                self._stops[index] = start
-                self._starts.insert(index + 1, stop)
-                self._stops.insert(index + 1, right)
+                stops[index] = start
+                starts.insert(index + 1, stop)
+                stops.insert(index + 1, right)
             elif left < start:
-                self._stops[index] = start
+                stops[index] = start
             elif stop < right:
-                self._starts[index] = stop
+                starts[index] = stop
             else:
-                del self._starts[index], self._stops[index]
+                del starts[index], stops[index]
 
     def common(self, spans: Iterable[Span]) -> Spans:
         """The parts of some spans that are in the set."""
@@ -103,6 +105,8 @@ class SpanSet:
     def take(self, samples: int) -> Spans:
         """Remove and return the lowest ``samples`` integers. The set must hold as many."""
         assert 0 < samples <= self.total, (samples, self.total)
+        if samples == self.total:
+            return self.clear()
         taken: list[Span] = []
         while samples:
             start, stop = self._starts[0], self._stops[0]
@@ -114,10 +118,12 @@ class SpanSet:
 
     def clear(self) -> Spans:
         """Empty the set; returns what was in it."""
+        self.total = 0
+        if len(self._starts) == 1:  # So is every pool that is asked for no more than it was given.
+            return ((self._starts.pop(), self._stops.pop()),)
         spans = self.spans()
         self._starts.clear()
         self._stops.clear()
-        self.total = 0
         return spans
 
     def missing_from(self, start: int) -> int:

@@ -37,6 +37,8 @@ class Staging:
         """The peer needs no place any more, or none for one update. Returns those that get one now."""
         if push is None or self.granted.get(peer) == push:
             self.granted.pop(peer, None)
+        if not self._waiting:
+            return []
         self._waiting = deque(
             each for each in self._waiting if each[0] != peer or push not in (None, each[1])
         )

@@ -8,6 +8,7 @@ tensor plane knows threads; the one without tensors is here.
 from dataclasses import dataclass
 from typing import Protocol
 
+from pelago.core.frozen import frozen
 from pelago.core.machine import Operation
 from pelago.core.names import BlobId, Lease
 
@@ -61,7 +62,7 @@ class Plan:
     """Of all steps together; they are equally long."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Round:
     """What training on a lease gave: ``delta`` is start minus end, ``loss`` a mean in nats."""
 
@@ -107,7 +108,8 @@ class TimingPlane:
 
     def pin(self, blob: BlobId, average: bool = False) -> None:
         """A new name."""
-        self.adopt(blob, None)
+        assert blob not in self.live, blob
+        self.live.add(blob)
 
     def difference(self, blob: BlobId) -> None:
         """A new name."""

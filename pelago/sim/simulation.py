@@ -18,7 +18,7 @@ from a lost node is lost with it; what was on its way to it is lost to its sende
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, Final, TypeAlias, Union, assert_never
 
@@ -79,6 +79,8 @@ class Node:
     training: "Training | None" = None
     timer: "Timer | None" = None
     blobs: int = 0
+    ways: "dict[Peer, Way]" = field(default_factory=dict)
+    """To those that it has sent something, by what it calls them."""
 
     def new_blob(self) -> BlobId:
         """A name for what arrives or is trained: drivers count downwards from -1."""
@@ -87,11 +89,26 @@ class Node:
 
 
 @dataclass(slots=True, eq=False)
-class Transfer:
-    """A message on its way, with a payload or without."""
+class Way:
+    """From one node to another: all that a message needs to know, looked up once and not for each."""
 
     sender: Node
     receiver: Node
+    sender_name: Peer
+    """What the receiver calls the sender."""
+    receiver_name: Peer
+    """What the sender calls the receiver."""
+    places: tuple[int, int]
+    latency_ps: int
+    work_ps: int
+    link: SharedLink | None
+
+
+@dataclass(slots=True, eq=False)
+class Transfer:
+    """A message on its way, with a payload or without."""
+
+    way: Way
     message: Message
     blob: BlobId | None
     payload: Payload
@@ -196,10 +213,12 @@ class Simulation:
         """Make a node known; it hears nothing before `start`, except what others send it. A node that
         serves under the name of an earlier one takes over that one's clients."""
         assert node.name not in self.nodes, node.name
+        for called in filter(None, (node.name, node.serves)):
+            if called in self._reached:
+                for each in self.nodes.values():
+                    each.ways.pop(called, None)
+            self._reached[called] = node
         self.nodes[node.name] = node
-        self._reached[node.name] = node
-        if node.serves:
-            self._reached[node.serves] = node
         self._running += 1
 
     def start(self, name: str, *events: Event) -> None:
@@ -297,23 +316,40 @@ class Simulation:
             self._schedule(due_ps, LinkDue(link, latency_ps, link.generation))
 
     def _on_arrival(self, transfer: Transfer) -> None:
-        sender, receiver, blob = transfer.sender, transfer.receiver, transfer.blob
+        way, blob = transfer.way, transfer.blob
+        sender, receiver = way.sender, way.receiver
         if sender.finished is LOST:
             return
-        name = self._called(sender, receiver)
         if blob is None:
-            self._soon.append((receiver, Received(name, transfer.message)))
+            self._soon.append((receiver, Received(way.sender_name, transfer.message)))
             return
         if receiver.finished is not None:
-            lost = PeerLost(self._called(receiver, sender), "has finished")
-            self._soon.append((sender, lost))
+            self._soon.append((sender, PeerLost(way.receiver_name, "has finished")))
             return
-        way = sender.place, receiver.place
-        self.arrived[way] = self.arrived.get(way, 0) + 1
+        self.arrived[way.places] = self.arrived.get(way.places, 0) + 1
         staged = receiver.new_blob()
         receiver.plane.adopt(staged, transfer.payload)
-        self._soon.append((receiver, Received(name, transfer.message, staged)))
-        self._soon.append((sender, Delivered(self._called(receiver, sender), blob)))
+        self._soon.append((receiver, Received(way.sender_name, transfer.message, staged)))
+        self._soon.append((sender, Delivered(way.receiver_name, blob)))
+
+    def _find_way(self, node: Node, peer: Peer) -> Way | None:
+        """The way from a node to whom it calls ``peer``; None: nobody is there yet."""
+        receiver = self._reached.get(peer)
+        if receiver is None:
+            return None
+        start, end = places = node.place, receiver.place
+        links = self._links
+        way = node.ways[peer] = Way(
+            node,
+            receiver,
+            self._called(node, receiver),
+            self._called(receiver, node),
+            places,
+            links.latency_ps[start][end],
+            links.work_ps[start][end],
+            links.shared[start][end],
+        )
+        return way
 
     @staticmethod
     def _called(node: Node, by: Node) -> Peer:
@@ -321,27 +357,26 @@ class Simulation:
         return node.serves if node.serves and by.server == node.serves else node.name
 
     def _settle(self) -> None:
-        soon = self._soon
+        """Let the machines handle what is due now, and do what they wish."""
+        # All on one level, because this is done for every event.
+        soon, story, performers, now = self._soon, self._story, self._performers, self.now
+        trace, check = self._trace, self._check
         while soon:
             node, event = soon.popleft()
-            self._handle(node, event)
-
-    def _handle(self, node: Node, event: Event) -> None:
-        if node.finished is not None:
-            return
-        try:
-            effects = node.machine.handle(event, self.now)
-            self._story.append((self.now, node.name, event, effects))
-            self.events += 1
-            if self._trace is not None:
-                self._trace.record(self.now, node.name, event, effects)
-            if self._check:
-                node.machine.check()
-            performers = self._performers
-            for effect in effects:
-                performers[type(effect)](node, effect)
-        except AssertionError as error:
-            self._fail(error, node, event)
+            if node.finished is not None:
+                continue
+            try:
+                effects = node.machine.handle(event, now)
+                story.append((now, node.name, event, effects))
+                self.events += 1
+                if trace is not None:
+                    trace.record(now, node.name, event, effects)
+                if check:
+                    node.machine.check()
+                for effect in effects:
+                    performers[type(effect)](node, effect)
+            except AssertionError as error:
+                self._fail(error, node, event)
 
     def _fail(
         self, error: AssertionError, node: Node | None = None, event: Event | None = None
@@ -358,38 +393,28 @@ class Simulation:
     # --- effects: one method each, found by its type ------------------------------------------------
 
     def _send(self, node: Node, effect: Send[Message]) -> None:
-        receiver = self._reached.get(effect.peer)
-        if receiver is None:
-            # Nobody is there yet; on a real socket it would wait, and the sender asks again anyway.
-            assert effect.blob is None, f"{node.name} sends a payload to {effect.peer}: unknown"
+        message, blob = effect.message, effect.blob
+        way = node.ways.get(effect.peer) or self._find_way(node, effect.peer)
+        if way is None:
+            # On a real socket it would wait, and the sender asks again anyway.
+            assert blob is None, f"{node.name} sends a payload to {effect.peer}: unknown"
             return
-        message = self._coded(effect.message)
-        links, start, end = self._links, node.place, receiver.place
-        latency_ps = links.latency_ps[start][end]
-        if effect.blob is None:
-            if latency_ps:
-                transfer = Transfer(node, receiver, message, None, None)
-                self._schedule(self.now + latency_ps, transfer)
-            else:
-                name = self._called(node, receiver)
-                self._soon.append((receiver, Received(name, message)))
-            return
-        payload = node.plane.lend(effect.blob)
-        transfer = Transfer(node, receiver, message, effect.blob, payload)
-        work_ps = links.work_ps[start][end]
-        link = links.shared[start][end]
-        if link is None:
-            self._schedule(self.now + work_ps + latency_ps, transfer)
-        else:
-            link.add(transfer, work_ps, self.now)
-            self._expect(link, latency_ps)
-
-    def _coded(self, message: Message) -> Message:
-        """A message as it comes out of the codec, equal to what went in; see `CODED_EVERY`."""
         self._messages += 1
-        if not self._codes_all and self._messages % CODED_EVERY:
-            return message
-        return decode_message(self._run, encode(self._run, message))
+        if self._codes_all or self._messages % CODED_EVERY == 0:
+            message = decode_message(self._run, encode(self._run, message))
+        if blob is None:
+            if way.latency_ps:
+                transfer = Transfer(way, message, None, None)
+                self._schedule(self.now + way.latency_ps, transfer)
+            else:
+                self._soon.append((way.receiver, Received(way.sender_name, message)))
+            return
+        transfer = Transfer(way, message, blob, node.plane.lend(blob))
+        if way.link is None:
+            self._schedule(self.now + way.work_ps + way.latency_ps, transfer)
+        else:
+            way.link.add(transfer, way.work_ps, self.now)
+            self._expect(way.link, way.latency_ps)
 
     def _train(self, node: Node, effect: Train) -> None:
         assert node.trainer is not None, f"{node.name} cannot train"

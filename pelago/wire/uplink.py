@@ -74,7 +74,7 @@ class Uplink:
     def heard(self, now: int) -> list[Effect]:
         """Any message of the server's came."""
         self._heard_at = now
-        return self.waiting("") if self.joined else []
+        return self.waiting("") if self.joined and self._waiting else []
 
     def waiting(self, what: str) -> list[Effect]:
         """Say for what this node waits, once; an empty ``what`` says that it goes on."""
