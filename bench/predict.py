@@ -3,16 +3,18 @@
     python bench/predict.py [--mbps 10 50 500] [--steps 2400] [--run demo.toml]
 
 Runs a topology for real through `pelago local` at several speeds of the links between its regions, then
-simulates the same run file, with the same machines, the daemons' settings and the step time that the
-workers measured. Prints elapsed time and GPS updates of both and their ratios, simulated over real.
+simulates the same run file, with the same machines and the daemons' settings. Measured, and given to the
+simulation, are the time of a step and how much later than the first the other workers joined: how long a
+process takes to import its libraries is no part of the prediction, so both clocks start when the first
+worker joins. Prints elapsed time and GPS updates of both and their ratios, simulated over real.
 """
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,15 @@ from parts.machine import describe
 
 from convergence.cluster import Cluster
 from pelago import config
-from pelago.config import RunFile, Simulation
+from pelago.config import RunFile, SimulatedEvent, Simulation
 
 
 def with_links(run: RunFile, mbps: float, steps: int) -> RunFile:
     """The run file with all links between regions at one speed, and another budget."""
-    gbps = [
-        [value if a == b else mbps / 1e3 for b, value in enumerate(row)]
+    gbps = tuple(
+        tuple(value if a == b else mbps / 1e3 for b, value in enumerate(row))
         for a, row in enumerate(run.network.bandwidth_gbps)
-    ]
+    )
     network = run.network.model_copy(update={"bandwidth_gbps": gbps})
     limits = {"budget_local_steps": steps, "budget_minutes": 0.0}
     return run.model_copy(
@@ -36,18 +38,39 @@ def with_links(run: RunFile, mbps: float, steps: int) -> RunFile:
     )
 
 
+def events(out: Path, node: str, kind: str) -> list[dict[str, Any]]:
+    """What a node noted of a kind, with ``at_s``: seconds of the clock that all processes share."""
+    lines = (out / node / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    every: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    return [
+        {**each, "at_s": datetime.fromisoformat(each["time"]).timestamp()}
+        for each in every
+        if each["kind"] == kind
+    ]
+
+
+def workers(run: RunFile) -> list[tuple[str, float]]:
+    """(REGION/GROUP, relative speed) of every worker."""
+    return [
+        (f"{region.name}/{group}", run.relative_speed(place, group))
+        for place, region in enumerate(run.region)
+        for group in range(len(region.worker_speeds))
+    ]
+
+
+def log_of(worker: str) -> str:
+    """Folder of a worker below a run's."""
+    return f"worker-{worker.replace('/', '-')}"
+
+
 def step_ms(run: RunFile, out: Path) -> float:
-    """Measured time of a step at relative speed 1: the median over all rounds of all workers."""
-    times = []
-    for place, region in enumerate(run.region):
-        for group in range(len(region.worker_speeds)):
-            speed = run.relative_speed(place, group)
-            path = out / f"worker-{region.name}-{group}" / "events.jsonl"
-            for line in path.read_text(encoding="utf-8").splitlines():
-                event: dict[str, Any] = json.loads(line)
-                if event["kind"] == "round":
-                    times.append(event["busy_ms"] / event["steps"] * speed)
-    return statistics.median(times)
+    """Measured time of a step at relative speed 1: the mean over all steps of all workers."""
+    rounds = [
+        (each["busy_ms"] * speed, each["steps"])
+        for worker, speed in workers(run)
+        for each in events(out, log_of(worker), "round")
+    ]
+    return sum(busy_ms for busy_ms, _ in rounds) / sum(steps for _, steps in rounds)
 
 
 def compare(run: RunFile) -> dict[str, Any]:
@@ -59,20 +82,29 @@ def compare(run: RunFile) -> dict[str, Any]:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         real: dict[str, Any] = json.loads((out / "result.json").read_text(encoding="utf-8"))
         measured_ms = step_ms(run, out)
+        joined = {each: events(out, log_of(each), "joined")[0]["at_s"] for each, _ in workers(run)}
+        first_s = min(joined.values())
+        elapsed_s = events(out, "gps", "draining")[0]["at_s"] - first_s
     simulation = Simulation(
         problem="timing",
         model_bytes=4 * real["model"]["parameters"],
         step_ms=measured_ms,
         daemons=True,
+        event=tuple(
+            SimulatedEvent(at_ms=1e3 * (at_s - first_s), node=each, kind="join")
+            for each, at_s in joined.items()
+            if at_s > first_s
+        ),
     )
     simulated = Cluster(run.model_copy(update={"simulation": simulation})).replay()
     pairs = {
-        "elapsed_s": (real["elapsed_ms"] / 1e3, simulated["elapsed_ms"] / 1e3),
+        "elapsed_s": (elapsed_s, simulated["elapsed_ms"] / 1e3),
         "gps_updates": (real["gps"]["updates"], simulated["gps"]["updates"]),
     }
     return {
         "mbps": 1e3 * min(value for row in run.network.bandwidth_gbps for value in row),
         "step_ms": round(measured_ms, 2),
+        "last_joined_after_s": round(max(joined.values()) - first_s, 2),
         **{
             key: {"real": round(a, 2), "simulated": round(b, 2), "ratio": round(b / a, 4)}
             for key, (a, b) in pairs.items()

@@ -267,6 +267,7 @@ def _links(run: RunFile) -> Links:
         extended(network.bandwidth_gbps, float("inf")),
         extended(network.latency_ms, 0.0),
         network.share_links,
+        control_pays=run.simulation.daemons,
     )
 
 

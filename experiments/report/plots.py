@@ -31,6 +31,8 @@ LINES_MAX: Final = 16
 BARS_MAX: Final = 30
 HISTOGRAMS_MAX: Final = 6
 GRID: Final = 200
+ENDS_LINEAR_MAX: Final = 8.0
+"""Runs of one plot that last longer than others by more than this go on a logarithmic axis of time."""
 """Times at which curves of different seeds are averaged."""
 
 
@@ -67,6 +69,12 @@ def losses(found: Found, chosen: Sequence[Group]) -> Plot | None:
         if len(shown) > 1:
             panel.set_title(_point(found, point))
     x = f"virtual time, {unit.name}" if study.x == "time" else "counted local steps"
+    ends = [
+        curve[0][-1] for group in chosen for run in group.runs if (curve := _curve(found, run))[0]
+    ]
+    if min(ends) > 0 and max(ends) > ENDS_LINEAR_MAX * min(ends):
+        for panel in axes[: len(shown)]:
+            _stretch(panel)
     for panel in axes[len(shown) :]:
         panel.remove()
     for place, panel in enumerate(axes[: len(shown)]):
@@ -224,6 +232,18 @@ def _draw_targets(panel: "Axes", found: Found, groups: Sequence[Group]) -> None:
             color="#555555",
             bbox={"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.7},
         )
+
+
+def _stretch(panel: "Axes") -> None:
+    """A logarithmic axis of time, from the first validation after the start on."""
+    for each in panel.get_lines():
+        x, y = (np.asarray(values, dtype=float) for values in each.get_data())
+        # A target is a line of two points, in other coordinates.
+        if len(x) > 2:
+            each.set_data(x[x > 0], y[x > 0])
+    panel.relim()
+    panel.autoscale_view()
+    logarithmic(panel.xaxis)
 
 
 def _scale_losses(panel: "Axes", values: Sequence[float]) -> None:

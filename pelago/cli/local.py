@@ -23,6 +23,8 @@ from pelago.net.wan import Link, WanProxy
 POLL_S = 0.5
 SETTLE_S = 20.0
 """How long the others may take to end after the GPS has."""
+GOOD_END_S = 5.0
+"""How long after a node ended in good order the GPS's log may take to tell that the run is over."""
 LOG_LINES = 3
 EVALUATORS_MAX = 3
 """How often the evaluator is started; it keeps nothing that the GPS does not know."""
@@ -93,6 +95,8 @@ class _Topology:
         self._stopping = False
         self._failure = ""
         self._evaluators = 0
+        self._ends: dict[str, float] = {}
+        """When nodes were first seen to have ended in good order, by the loop's clock."""
 
     async def run(self) -> int:
         path = self.out / "run.toml"
@@ -184,7 +188,7 @@ class _Topology:
             await asyncio.wait(running, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
             self.progress.update()
             for each in self.processes:
-                if each.ended and each.process.pid not in told:
+                if each.ended and each.process.pid not in told and self._is_clear(each):
                     told.add(each.process.pid)
                     await self._judge(each)
         _, slow_ends = await asyncio.wait([each.end for each in self.processes], timeout=SETTLE_S)
@@ -194,6 +198,14 @@ class _Topology:
                 f"did not end in {SETTLE_S:g} s and will be stopped: {', '.join(slow)}"
             )
         self.progress.update()
+
+    def _is_clear(self, ended: _Process) -> bool:
+        """Whether it can be told what an end means. A node ends in good order most often because the
+        run does, and the GPS's log, which is written once a second, says so a moment later."""
+        if ended.process.returncode or self._stopping or self._draining():
+            return True
+        now = asyncio.get_running_loop().time()
+        return now - self._ends.setdefault(ended.name, now) >= GOOD_END_S
 
     async def _judge(self, ended: _Process) -> None:
         """A process has ended: go on without it, or have the GPS settle and end what cannot go on."""

@@ -19,8 +19,10 @@ class Links:
     the latency. Links are full duplex. Without ``share`` any number of transfers run at full rate
     beside each other, as in the HALoS paper; with it, those that are on a link between two different
     places at the same time get equal shares of it (inside a place every node has a port of its own).
-    Control messages cost the latency and no bandwidth. An empty ``bandwidth_gbps`` means no limit, an
-    empty ``latency_ms`` none (the paper's case).
+    Control messages cost no bandwidth, and the latency only if ``control_pays``: for machines that ask
+    ahead of need, as the daemons do. Those that ask when they need it, as in the paper's simulator,
+    would wait where nobody has to. An empty ``bandwidth_gbps`` means no limit, an empty
+    ``latency_ms`` none (the paper's case).
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class Links:
         bandwidth_gbps: Matrix = (),
         latency_ms: Matrix = (),
         share: bool = False,
+        control_pays: bool = True,
     ) -> None:
         def work_ps(sender: int, receiver: int) -> int:
             # bits / (Gbit/s) are nanoseconds.
@@ -43,7 +46,8 @@ class Links:
         self.work_ps = [[work_ps(a, b) for b in range(places)] for a in range(places)]
         """Picoseconds that a payload occupies a link if it is alone there."""
         self.latency_ps = [[wait_ps(a, b) for b in range(places)] for a in range(places)]
-        """Picoseconds from the last bit sent to the last bit received; a control message's whole way."""
+        """Picoseconds from the last bit sent to the last bit received."""
+        self.control_pays = control_pays
         self.shared: list[list[SharedLink | None]] = [
             [
                 SharedLink() if share and a != b and self.work_ps[a][b] else None

@@ -2,7 +2,7 @@
 
 One run, one order. The heap is ordered by (time, sequence number), so what is due at the same
 instant happens in the order in which it was scheduled. What takes no time (control messages over
-links without latency, measurements) does not go through the heap: it waits in a queue, first in
+links that charge them nothing, measurements) does not go through the heap: it waits in a queue, first in
 first out, that is emptied before the clock moves. So everything that follows at once from one
 occurrence happens before the next occurrence of the same instant, as in HALoS's simulator, where a
 server's reaction is one indivisible call.
@@ -99,6 +99,8 @@ class Way:
     receiver_name: Peer
     """What the sender calls the receiver."""
     places: tuple[int, int]
+    control_ps: int
+    """Latency of a control message."""
     latency_ps: int
     work_ps: int
     link: SharedLink | None
@@ -345,6 +347,7 @@ class Simulation:
             self._called(node, receiver),
             self._called(receiver, node),
             places,
+            links.latency_ps[start][end] if links.control_pays else 0,
             links.latency_ps[start][end],
             links.work_ps[start][end],
             links.shared[start][end],
@@ -403,9 +406,9 @@ class Simulation:
         if self._codes_all or self._messages % CODED_EVERY == 0:
             message = decode_message(self._run, encode(self._run, message))
         if blob is None:
-            if way.latency_ps:
+            if way.control_ps:
                 transfer = Transfer(way, message, None, None)
-                self._schedule(self.now + way.latency_ps, transfer)
+                self._schedule(self.now + way.control_ps, transfer)
             else:
                 self._soon.append((way.receiver, Received(way.sender_name, message)))
             return

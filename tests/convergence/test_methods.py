@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
@@ -80,8 +81,11 @@ def test_the_papers_environment_gives_the_published_values(
 def test_without_communication_the_papers_run_would_take_the_published_bound() -> None:
     """The ideal group divides samples, not fractions of them, so it stays a little above the bound."""
     bound_ms = 2_367_229.480
-    coarse = play(PAPER, "ideal")[1]["elapsed_ms"]
-    fine = play(replace(PAPER, budget=98_304), "ideal", group_batch=64 * 4096)[1]["elapsed_ms"]
+    run = run_file(PAPER, "timing")
+    coarse, fine = (
+        Cluster(with_simulation(run, method="ideal", group_batch=batch)).replay()["elapsed_ms"]
+        for batch in (0, 64 * 4096)
+    )
     assert bound_ms < fine < bound_ms * 1.01
     assert fine < coarse < bound_ms * 1.03
 
@@ -189,6 +193,59 @@ def test_too_many_regions_for_a_ring_are_refused() -> None:
     run = RunFile.model_validate({"region": regions, "simulation": {"method": "diloco"}})
     with pytest.raises(ConfigError, match="at most 12 regions, and there are 13"):
         Cluster(run)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_any_arrangement_in_any_world_ends_with_all_invariants_and_a_balanced_ledger(
+    seed: int,
+) -> None:
+    """One to four uneven regions; links slow, far or shared; ideal servers or the daemons' settings."""
+    draw = Random(seed)
+    n = draw.randint(1, 4)
+    setting = replace(
+        PAPER,
+        speeds=tuple(
+            tuple(draw.uniform(0.1, 1) for _ in range(draw.randint(1, 4))) for _ in range(n)
+        ),
+        bandwidth_gbps=tuple(
+            tuple(100.0 if a == b else draw.uniform(0.05, 2) for b in range(n)) for a in range(n)
+        ),
+        budget=draw.choice([200, 800]),
+        every=draw.choice([1, 2, 8]),
+        carry=draw.random() < 0.5,
+        local_steps=draw.choice([1, 3, 8]),
+        gps_region=draw.randrange(n),
+    )
+    run = run_file(setting, draw.choice(["timing", "scalar"]))
+    latency = [[0 if a == b else draw.choice([0, 5.0, 80.0]) for b in range(n)] for a in range(n)]
+    network = {"share_links": draw.random() < 0.5, "latency_ms": draw.choice([latency, ()])}
+    run = with_simulation(
+        run.model_copy(update={"network": run.network.model_copy(update=network)}),
+        method=draw.choice(
+            ["halos", "async-local-sgd", "regional-groups", "diloco", "synchronous", "ideal"]
+        ),
+        daemons=draw.random() < 0.4,
+        step_jitter=draw.choice([0.0, 0.2]),
+    )
+    found = Cluster(run, check=True).replay()
+    assert found["counted_steps"] >= setting.budget
+    parts = ("applied", "dropped_in_flight", "unexchanged", "returned")
+    assert found["ledger"]["issued"] == sum(found["ledger"][part] for part in parts)
+
+
+def test_a_workers_round_does_not_wait_for_a_far_gps() -> None:
+    """With 200 ms to the GPS, regions train as many steps in a given time as beside it."""
+    far = [[0.0 if a == b else 200.0 for b in range(4)] for a in range(4)]
+    results = []
+    for daemons, latency_ms in ((False, ()), (False, far), (True, ()), (True, far)):
+        run = run_file(replace(PAPER, budget=10**6), "timing", budget_minutes=2)
+        run = run.model_copy(
+            update={"network": run.network.model_copy(update={"latency_ms": latency_ms})}
+        )
+        found = Cluster(with_simulation(run, daemons=daemons)).replay()
+        results.append(sum(each["steps"] for each in found["workers"].values()))
+    assert results[0] == pytest.approx(results[1], rel=0.01)
+    assert results[2] == pytest.approx(results[3], rel=0.01)
 
 
 def test_jitter_makes_rounds_uneven_but_not_longer_and_the_same_for_one_seed() -> None:

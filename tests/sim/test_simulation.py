@@ -139,6 +139,18 @@ def test_control_messages_take_the_latency_alone_and_keep_their_order(latency_ms
     assert other.heard == [(at, Received("one", word)) for word in words]
 
 
+def test_control_messages_may_be_free_of_the_latency_that_payloads_pay() -> None:
+    other = Scripted()
+    links = Links(MODEL_BYTES, 2, [[100, 1], [2, 100]], [[0, 30.0]] * 2, control_pays=False)
+    simulation = Simulation("a-run", links, check=True)
+    one = Scripted(on(Started, Send("other", Wait("a")), *SEND_MODEL))
+    simulation.add(Node("one", 0, one, TimingPlane()))
+    simulation.add(Node("other", 1, other, TimingPlane()))
+    simulation.start("one", Started())
+    simulation.run(until_ps=PS_PER_MS * 100)
+    assert other.kinds() == [(0, Received), (38 * PS_PER_MS, Received)]
+
+
 def test_the_receiver_hears_of_a_payload_before_the_sender_and_the_answer_comes_last() -> None:
     order: list[str] = []
 
