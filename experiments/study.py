@@ -33,7 +33,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from experiments import keys, toml
 from pelago.config import Natural, Positive, Section
@@ -92,18 +92,21 @@ class _Settings(Section):
         return _known_keys(value)
 
 
+def _known_space(space: dict[str, Space]) -> dict[str, Space]:
+    _known_keys(dict.fromkeys(space, "{...}"))
+    return space
+
+
+Spaces = Annotated[dict[str, Space], AfterValidator(_known_space)]
+"""What a search draws from, by key."""
+
+
 class Variant(_Settings):
     """One line of the comparison."""
 
     name: Label
-    space: dict[str, Space] = Field(default={})
+    space: Spaces = Field(default={})
     """Adds to the search's space, or replaces what it says of a key."""
-
-    @field_validator("space")
-    @classmethod
-    def _known_space(cls, value: dict[str, Space]) -> dict[str, Space]:
-        _known_keys(dict.fromkeys(value, "{...}"))
-        return value
 
 
 class Axis(Section):
@@ -149,13 +152,7 @@ class Search(Section):
 
     trials: Positive
     seed: Natural = 0
-    space: dict[str, Space] = Field(default={})
-
-    @field_validator("space")
-    @classmethod
-    def _known_space(cls, value: dict[str, Space]) -> dict[str, Space]:
-        _known_keys(dict.fromkeys(value, "{...}"))
-        return value
+    space: Spaces = Field(default={})
 
 
 class ConfirmSet(_Settings):

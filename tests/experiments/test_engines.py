@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -150,21 +152,28 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(
     assert f"runs/{broken['folder']} failed" in capsys.readouterr().err
 
 
-def test_a_process_that_dies_fails_its_run_only(tmp_path: Path) -> None:
-    tasks = [Task(run.folder, run.text) for run in plan(tmp_path, TWO_BY_TWO).runs[:2]]
+@contextmanager
+def first_child_killed() -> Iterator[None]:
+    """Kills the first process that is started meanwhile, as soon as it is there."""
     done = threading.Event()
 
-    def kill_the_first() -> None:
+    def kill() -> None:
         while not multiprocessing.active_children():
             done.wait(0.005)
         (child,) = multiprocessing.active_children()
         assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)
 
-    killer = threading.Thread(target=kill_the_first)
+    killer = threading.Thread(target=kill)
     killer.start()
-    first, second = local(1)(tasks)
+    yield
     killer.join()
+
+
+def test_a_process_that_dies_fails_its_run_only(tmp_path: Path) -> None:
+    tasks = [Task(run.folder, run.text) for run in plan(tmp_path, TWO_BY_TWO).runs[:2]]
+    with first_child_killed():
+        first, second = local(1)(tasks)
     assert (first.name, second.name) == (tasks[0].name, tasks[1].name)
     assert "SIGKILL" in first.error
     assert not first.files
@@ -174,19 +183,8 @@ def test_a_process_that_dies_fails_its_run_only(tmp_path: Path) -> None:
 
 def test_a_process_that_dies_fails_all_runs_that_shared_it(tmp_path: Path) -> None:
     tasks = [Task(run.folder, run.text) for run in plan(tmp_path, TWO_BY_TWO).runs]
-    done = threading.Event()
-
-    def kill_it() -> None:
-        while not multiprocessing.active_children():
-            done.wait(0.005)
-        (child,) = multiprocessing.active_children()
-        assert child.pid is not None
-        os.kill(child.pid, signal.SIGKILL)
-
-    killer = threading.Thread(target=kill_it)
-    killer.start()
-    finished = list(local(1, together=len(tasks))(tasks))
-    killer.join()
+    with first_child_killed():
+        finished = list(local(1, together=len(tasks))(tasks))
     assert [each.name for each in finished] == [task.name for task in tasks]
     assert all("SIGKILL" in each.error for each in finished)
 
