@@ -13,6 +13,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Final
@@ -125,6 +126,8 @@ class _Hand:
         self.alive = True
         self._names: list[str] = []
         """Of the tasks that it has not answered."""
+        # The first start of a process starts multiprocessing's tracker too, which unblocks what follows.
+        resource_tracker.ensure_running()
         # Ctrl-C reaches every process of a terminal. Blocked here while the process starts, it stays
         # blocked there, so that only this process decides and no child prints a traceback.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PANELS_MAX: Final = 12
 LINES_MAX: Final = 16
-BARS_MAX: Final = 30
+BARS_MAX: Final = 48
 HISTOGRAMS_MAX: Final = 6
 GRID: Final = 200
 ENDS_LINEAR_MAX: Final = 8.0
@@ -96,7 +96,8 @@ def losses(found: Found, chosen: Sequence[Group]) -> Plot | None:
 
 def times(found: Found, chosen: Sequence[Group]) -> Plot | None:
     """Bars: virtual time to the budget, and to the target loss where there is one."""
-    chosen = [group for group in chosen if group.runs][:BARS_MAX]
+    all_of_them = [group for group in chosen if group.runs]
+    chosen = all_of_them[:BARS_MAX]
     if len(chosen) < 2:
         return None
     every = compare.groups(found.rows)
@@ -116,7 +117,10 @@ def times(found: Found, chosen: Sequence[Group]) -> Plot | None:
         panel.set_title(title)
     axes[0].set_yticks(range(len(labels)), labels)
     axes[0].invert_yaxis()
-    return Plot("times", "Virtual time, mean over seeds.", made)
+    left_out = (
+        f"; the first {BARS_MAX} of {len(all_of_them)}" if len(all_of_them) > BARS_MAX else ""
+    )
+    return Plot("times", f"Virtual time, mean over seeds{left_out}.", made)
 
 
 def along(found: Found, chosen: Sequence[Group], place: int) -> Plot | None:
@@ -320,6 +324,8 @@ def _draw_along(
             capsize=3,
             label=", ".join([variant, *_others(found, place, others)]),
         )
+    if unit.name and max(means) > 30 * min(means) > 0:
+        logarithmic(panel.yaxis)
     panel.set_title(f"{title}, {unit.name}" if unit.name else title)
 
 

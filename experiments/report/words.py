@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Final
 
 from experiments import compare, table
@@ -211,7 +212,8 @@ def _ratios(study: Study, chosen: Sequence[Group], times: Sequence[float | None]
 
 def _costs(chosen: Sequence[Group]) -> list[Column]:
     wan = [spread(float(run.wan_bytes) for run in group.runs) for group in chosen]
-    unit = byte_unit(max((each.mean for each in wan if each), default=0.0))
+    # Of a middling run: methods differ by magnitudes, and thousands read better than thousandths.
+    unit = byte_unit(median([each.mean for each in wan if each] or [0.0]))
     found = [
         Column(
             "GPS\nupdates",
@@ -220,6 +222,9 @@ def _costs(chosen: Sequence[Group]) -> list[Column]:
         Column(f"WAN,\n{unit.name}", [with_spread(_scale(each, unit)) for each in wan]),
         Column("busy", [_mean(group, lambda run: run.busy_fraction, "{:.1%}") for group in chosen]),
     ]
+    if any(run.in_flight_updates for group in chosen for run in group.runs):
+        shares = [_mean(group, _in_flight, "{:.0%}") for group in chosen]
+        found.append(Column("in\nflight", shares))
     for level in ("gps", "lps"):
         if any(level in run.staleness for group in chosen for run in group.runs):
             cells = [_staleness(group, level) for group in chosen]
@@ -230,6 +235,11 @@ def _costs(chosen: Sequence[Group]) -> list[Column]:
 def _mean(group: Group, figure: Callable[[Measured], float | None], form: str) -> str:
     found = spread(figure(run) for run in group.runs)
     return form.format(found.mean) if found is not None else NOTHING
+
+
+def _in_flight(run: Measured) -> float | None:
+    """Share of the LPSs' updates that were applied while an exchange was under way."""
+    return run.in_flight_updates / run.lps_updates if run.lps_updates else None
 
 
 def _staleness(group: Group, level: str) -> str:
