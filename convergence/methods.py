@@ -161,7 +161,7 @@ def _regional_groups(run: RunFile, simulation: Simulation) -> list[Unit]:
     for region, table in enumerate(run.region):
         own = [member for member in workers if member.region == region]
         total = simulation.group_batch or run.worker.batch_size * len(own)
-        members = _proportional(own, total, run.worker.local_steps, f"region {table.name!r}")
+        members = _proportional(own, total, run.worker.local_steps, run.worker.batch_size)
         time_ps = 0
         if len(members) > 1 and run.network.bandwidth_gbps:
             gbps = run.network.bandwidth_gbps[region][region]
@@ -171,11 +171,17 @@ def _regional_groups(run: RunFile, simulation: Simulation) -> list[Unit]:
 
 
 def _proportional(
-    members: Sequence[Member], total: int, steps: int, where: str
+    members: Sequence[Member], total: int, steps: int, batch_size: int
 ) -> tuple[Member, ...]:
-    """``total`` samples a step divided by speed, largest remainders first; who gets none is left out."""
-    if total < 1:
-        raise ConfigError(f"simulation.group_batch = {total}: {where} needs a sample a step")
+    """``total`` samples a step divided by speed, largest remainders first; who gets none is left out.
+
+    Raises `ConfigError` where a round is no whole number of local steps, in which the budget counts.
+    """
+    if total * steps % batch_size:
+        raise ConfigError(
+            f"simulation.group_batch = {total}: a round of {steps} steps has {total * steps} samples,"
+            f" which must be a multiple of worker.batch_size = {batch_size}"
+        )
     speeds = sum(member.speed for member in members)
     exact = [total * member.speed / speeds for member in members]
     shares = [int(share) for share in exact]
@@ -201,7 +207,7 @@ def _everybody(
         members = tuple(Member(e.worker, e.region, e.speed, 1, batch) for e in members)
         if ideal or simulation.group_batch:
             total = simulation.group_batch or batch * len(members)
-            members = _proportional(members, total, 1, "the group")
+            members = _proportional(members, total, 1, batch)
     time_ps, wan_bytes = (0, 0) if ideal else ring_of_regions(run, simulation.model_bytes)
     place = len(run.region)
     return Unit("everybody/0", 0, 0, place, members, averages, time_ps, wan_bytes)

@@ -151,7 +151,7 @@ def test_a_regions_group_divides_each_step_in_proportion_to_speed() -> None:
 
 
 def test_a_groups_step_lasts_as_long_as_its_slowest_member_and_an_all_reduce() -> None:
-    run = grouped(GROUPS, group_batch=100)
+    run = grouped(GROUPS, group_batch=96)
     unit = layout(run).units[1]
     assert unit.all_reduce_ps == all_reduce_ps(PAPER.model_bytes, 4, 100.0)
     slowest = max(member.batch / 64 * 238.391 / member.speed for member in unit.members)
@@ -160,9 +160,14 @@ def test_a_groups_step_lasts_as_long_as_its_slowest_member_and_an_all_reduce() -
 
 
 def test_a_group_too_small_for_all_leaves_the_slowest_out() -> None:
-    unit = layout(grouped(GROUPS, group_batch=3)).units[2]
+    unit = layout(grouped(replace(GROUPS, local_steps=64), group_batch=3)).units[2]
     # Speeds .852 .132 .896 .107: exactly 1.29 0.20 1.35 0.16 samples.
     assert [(member.worker, member.batch) for member in unit.members] == [(8, 1), (10, 2)]
+
+
+def test_a_round_of_a_group_is_a_whole_number_of_local_steps() -> None:
+    with pytest.raises(ConfigError, match=r"group_batch = 100: a round of 8 steps has 800 samples"):
+        Cluster(grouped(GROUPS, group_batch=100))
 
 
 def test_regional_groups_lose_no_movement_and_never_wait_for_the_slow_links() -> None:
