@@ -42,7 +42,9 @@ overrides = {{ {overrides} }}
 device = "cpu"
 [lps]
 updates_per_exchange = 1000000000
+durability = "{durability}"
 [gps]
+durability = "none"
 bind = "127.0.0.1:{gps}"
 [[region]]
 name = "here"
@@ -130,10 +132,14 @@ def describe_model(run: RunFile, path: Path) -> Manifest:
     return Manifest(source.manifest())
 
 
-def start_all(
-    folder: Path, stack: ExitStack, run: RunFile, model: Path, ports: list[int], kinds: list[str]
-) -> list[Side]:
-    """Start the daemons, the real worker and the bare pairs; wait until all are ready."""
+def run_of(ports: list[int], durability: str = "none") -> RunFile:
+    """The run file of one region; ``ports``: of the GPS and the LPS."""
+    overrides = ", ".join(f"{key} = {value}" for key, value in OVERRIDES.items())
+    return parse(RUN.format(overrides=overrides, gps=ports[0], lps=ports[1], durability=durability))
+
+
+def start_pelago(name: str, folder: Path, stack: ExitStack, run: RunFile, model: Path) -> Side:
+    """Start the daemons and the real worker."""
     run_path = folder / "run.toml"
     run_path.write_text(dump(run), encoding="utf-8")
     common = ["--run", str(run_path), "--out", str(folder)]
@@ -142,8 +148,14 @@ def start_all(
         process(["-m", "lps", *common, "--region", "here"], folder / "lps.err")
     )
     arguments = [str(PARTS / "real.py"), str(run_path), str(model), str(folder)]
-    client = stack.enter_context(process(arguments, folder / "worker.err"))
-    sides = [Side("pelago", client, lps)]
+    return Side(name, stack.enter_context(process(arguments, folder / "worker.err")), lps)
+
+
+def start_all(
+    folder: Path, stack: ExitStack, run: RunFile, model: Path, ports: list[int], kinds: list[str]
+) -> list[Side]:
+    """Start Pelago and the bare pairs; wait until all are ready."""
+    sides = [start_pelago("pelago", folder, stack, run, model)]
     for kind, port in zip(kinds, ports, strict=True):
 
         def peer(side: str, kind: str = kind, port: int = port) -> subprocess.Popen[str]:
@@ -156,12 +168,14 @@ def start_all(
     return sides
 
 
-def report(sides: list[Side], manifest: Manifest, machine: dict[str, Any]) -> dict[str, Any]:
-    """All figures. A ratio is the median over rounds of (their seconds / ours)."""
+def report(
+    benchmark: str, sides: list[Side], manifest: Manifest, machine: dict[str, Any]
+) -> dict[str, Any]:
+    """All figures. A ratio is the median over rounds of (another's seconds / the first one's)."""
     ours, *others = sides
     kept = {side.name: side.rounds[WARM_UP_ROUNDS:] for side in sides}
     figures: dict[str, Any] = {
-        "benchmark": "push_pull",
+        "benchmark": benchmark,
         "parameters": manifest.numel,
         "model_mb": round(manifest.bytes / 1e6, 2),
         "chunks": len(manifest.chunks),
@@ -189,9 +203,8 @@ def main() -> None:
     options = parser.parse_args()
     kinds = options.kinds.split(",")
     machine = describe()
-    overrides = ", ".join(f"{key} = {value}" for key, value in OVERRIDES.items())
     gps, lps, *ports = free_pairs(2 + len(kinds))
-    run = parse(RUN.format(overrides=overrides, gps=gps, lps=lps))
+    run = run_of([gps, lps])
     with ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
@@ -202,7 +215,7 @@ def main() -> None:
                 side.round()
             times = (f"{side.name} {side.rounds[-1]['seconds']:.3f} s" for side in sides)
             print("  ".join(times), flush=True)
-    print(json.dumps(report(sides, manifest, machine)))
+    print(json.dumps(report("push_pull", sides, manifest, machine)))
 
 
 if __name__ == "__main__":

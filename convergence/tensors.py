@@ -1,5 +1,7 @@
 """The daemons' own tensor plane, as a plane of the virtual driver."""
 
+from collections.abc import Callable, Collection
+
 import torch
 
 from pelago.config import Gps, InFlight, Server
@@ -9,21 +11,24 @@ from pelago.sim.ports import Payload
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
 from pelago.tensor.plane import Plane
+from pelago.tensor.snapshot import PlaneSnapshot
 
 
 class TensorPlane:
     """`pelago.tensor.plane.Plane` as a port; payloads are flat tensors, shape [numel]."""
 
-    def __init__(self, plane: Plane) -> None:
-        self.plane = plane
+    def __init__(self, blank: Callable[[], Plane]) -> None:
+        self.plane = blank()
+        self._blank = blank
 
     @classmethod
-    def loaded(cls, plane: Plane, flat: torch.Tensor) -> "TensorPlane":
+    def loaded(cls, blank: Callable[[], Plane], flat: torch.Tensor) -> "TensorPlane":
         """With ``flat`` as the parameters, as if it had been there before the start."""
-        plane.adopt(0, flat)
-        plane.apply("load", 0)
-        plane.release(0)
-        return cls(plane)
+        made = cls(blank)
+        made.plane.adopt(0, flat)
+        made.plane.apply("load", 0)
+        made.plane.release(0)
+        return made
 
     def apply(
         self,
@@ -59,6 +64,16 @@ class TensorPlane:
         assert isinstance(payload, torch.Tensor)
         self.plane.adopt(blob, payload)
 
+    def image(self, blobs: Collection[BlobId]) -> object:
+        """All of it as it is now, with these payloads."""
+        return self.plane.snapshot(blobs)
+
+    def restore(self, image: object) -> None:
+        """Become the plane that the image was taken of."""
+        assert isinstance(image, PlaneSnapshot)
+        self.plane = self._blank()
+        self.plane.restore(image.layout(), [cell.buffer() for cell in image.chunks])
+
 
 def server_plane(
     manifest: Manifest, server: Server, in_flight: InFlight | None, initial: torch.Tensor
@@ -67,17 +82,20 @@ def server_plane(
     outer = DelayedNesterov.from_eta(
         server.lr, server.momentum, server.momentum_delay, server.momentum_activation
     )
-    plane = Plane(
-        manifest,
-        outer,
-        remember=in_flight in ("carry", "replay"),
-        dtype=initial.dtype,
-        exchanges=in_flight is not None,
-        average=server.average if isinstance(server, Gps) else 0.0,
-    )
-    return TensorPlane.loaded(plane, initial)
+
+    def blank() -> Plane:
+        return Plane(
+            manifest,
+            outer,
+            remember=in_flight in ("carry", "replay"),
+            dtype=initial.dtype,
+            exchanges=in_flight is not None,
+            average=server.average if isinstance(server, Gps) else 0.0,
+        )
+
+    return TensorPlane.loaded(blank, initial)
 
 
 def client_plane(manifest: Manifest, dtype: torch.dtype) -> TensorPlane:
     """The plane of a worker or the evaluator: payloads only."""
-    return TensorPlane(Plane(manifest, None, dtype=dtype, exchanges=False))
+    return TensorPlane(lambda: Plane(manifest, None, dtype=dtype, exchanges=False))

@@ -13,9 +13,10 @@ from pelago.config import RunFile
 from pelago.core.names import Version
 from pelago.net import daemon
 from pelago.net.limits import Limits
-from pelago.net.node import CRASHED, Node, NodeSettings
+from pelago.net.node import CRASHED, PAUSED, Node, NodeSettings
 from pelago.net.ports import require_free
 from pelago.net.sockets import Bind
+from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
 from pelago.tensor.plane import Plane
 
@@ -40,9 +41,11 @@ async def serve(options: argparse.Namespace, run: RunFile) -> int:
     require_free(host, port, "gps.bind")
     out = daemon.out_folder(run, options.out)
     log = daemon.telemetry(out, "gps")
+    memory, name, incarnation = daemon.memory(
+        out, run, "gps", run.gps.durability, uncertain_ok=False
+    )
     log.line("building the initial model")
     start = await initial.build(run)
-    incarnation = daemon.incarnation()
     gps = Gps(
         settings(
             run,
@@ -55,7 +58,11 @@ async def serve(options: argparse.Namespace, run: RunFile) -> int:
     outer = DelayedNesterov.from_eta(
         run.gps.lr, run.gps.momentum, run.gps.momentum_delay, run.gps.momentum_activation
     )
-    plane = Plane(start.manifest, outer, exchanges=False, average=run.gps.average)
+
+    def empty(manifest: Manifest) -> Plane:
+        return Plane(manifest, outer, exchanges=False, average=run.gps.average)
+
+    plane = empty(start.manifest)
     plane.adopt(0, start.flat)
     plane.apply("load", 0, 1.0)
     plane.release(0)
@@ -63,7 +70,7 @@ async def serve(options: argparse.Namespace, run: RunFile) -> int:
         gps,
         NodeSettings(
             run_id=run.run_id,
-            name=daemon.process_name("gps"),
+            name=name,
             server=Bind(host, port, "gps.bind"),
             limits=Limits(incoming_max=run.gps.staged_max),
             loaded=Version(incarnation, 0),
@@ -71,11 +78,14 @@ async def serve(options: argparse.Namespace, run: RunFile) -> int:
         ),
         log,
         plane=plane,
+        plane_factory=empty,
+        memory=memory,
     )
     log.line(f"serving run {run.run_id} at {host}:{port}, {start.manifest.numel:,} parameters")
     finish = await node.run()
-    if finish.reason != CRASHED:
+    if finish.reason not in (CRASHED, PAUSED):
         found = result(gps, run, clock="real", model_parameters=start.manifest.numel)
+        plane = node.tensors.plane
         files.write(out, found, start.manifest, plane.model(), plane.average())
         log.line(f"{finish.reason}; results in {out}")
     return daemon.outcome(finish)

@@ -4,10 +4,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pelago.core.dedupe import Outcome, Outcomes
+from pelago.core.image import durable
 from pelago.core.names import BlobId, Peer, PushId, Spans, Version
 from pelago.wire.messages import RegionReport
 
 
+@durable()
 @dataclass(slots=True)
 class Region:
     """One region of the run file."""
@@ -79,6 +81,7 @@ class Region:
         assert self.replying is None or self.peer is not None
 
 
+@durable()
 @dataclass(slots=True)
 class _Evaluator:
     heard_at: int
@@ -87,6 +90,7 @@ class _Evaluator:
     sent: Version | None = None
 
 
+@durable()
 class Evaluators:
     """Those who measure the global model. There may be none, or several."""
 
@@ -137,6 +141,11 @@ class Evaluators:
         evaluator = self._evaluators.get(peer)
         if evaluator is not None and (blob is None or evaluator.replying == blob):
             evaluator.replying = None
+
+    def restarted(self, now: int) -> None:
+        """What was on its way to them is lost, and they were not heard because nobody listened."""
+        for each in self._evaluators.values():
+            each.replying, each.heard_at = None, now
 
     def silent_since(self, then: int) -> list[Peer]:
         """Those of which nothing was heard after ``then``."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, assert_never
 
 from gps.regions import Evaluators, Region
+from pelago.core.image import durable
 from pelago.core.leases import SampleLedger
 from pelago.core.machine import (
     PS_PER_MS,
@@ -24,6 +25,7 @@ from pelago.core.machine import (
     Progress,
     Received,
     Release,
+    Restarted,
     Send,
     SetTick,
     Started,
@@ -88,6 +90,7 @@ class GpsSettings:
     region_lost_after_ps: int
 
 
+@durable(settings=("settings",))
 class Gps:
     """The one global server of a run."""
 
@@ -124,6 +127,8 @@ class Gps:
                 return self._on_message(event.peer, event.message, event.blob)
             case Started():
                 return [SetTick(self.settings.tick_ps)] if self.settings.tick_ps else []
+            case Restarted():
+                return self._on_restarted()
             case Loaded(version):
                 assert version.incarnation <= self.version.incarnation
                 if self.phase != "loading":
@@ -146,6 +151,20 @@ class Gps:
                 return []
             case _:
                 assert_never(event)
+
+    def _on_restarted(self) -> list[Effect]:
+        """Go on where the process before this one was killed. Its peers ask again for what was lost on
+        the way, and nobody was silent: it was us who did not listen."""
+        for region in self.regions.values():
+            region.replying, region.heard_at = None, self._now
+        self.evaluators.restarted(self._now)
+        effects: list[Effect] = [Measure(blob) for blob in self._measuring]
+        if self.settings.tick_ps:
+            effects.append(SetTick(self.settings.tick_ps))
+        effects.append(Note("restarted", {"phase": self.phase, "version": self.version.counter}))
+        if self.phase == "finished":
+            effects.append(Finish(self.end_reason))
+        return effects
 
     # --- who talks -----------------------------------------------------------------------------------
 
@@ -281,6 +300,8 @@ class Gps:
 
     def _on_push(self, region: Region, peer: Peer, message: Push, blob: BlobId) -> list[Effect]:
         outcome = region.outcome(message.push)
+        if message.base.incarnation != self.version.incarnation:
+            outcome = "fenced"  # Begun with a GPS before this one, whose fences were as low.
         if outcome is not None:
             freed = self._place_free(peer, message.push)
             return [Release(blob), *freed, Send(peer, Ack(message.push, outcome))]
@@ -344,6 +365,10 @@ class Gps:
         fields = {
             "region": region.name,
             "version": self.version.counter,
+            "exchange": message.push.lease,
+            "fence": message.push.fence,
+            "spans": message.spans,
+            "dropped": message.dropped,
             "steps": message.steps,
             "cumulative_steps": self.counted_steps,
             "elapsed_ps": self.elapsed_ps(),

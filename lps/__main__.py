@@ -38,6 +38,10 @@ async def serve(options: argparse.Namespace, run: RunFile) -> int:
     out = daemon.out_folder(run, options.out)
     name = f"lps-{options.region}"
     log = daemon.telemetry(out, name)
+    # The GPS lends anew to a region whose past is uncertain: nothing of it would count.
+    memory, process, incarnation = daemon.memory(
+        out, run, name, run.lps.durability, uncertain_ok=True
+    )
     outer = DelayedNesterov.from_eta(
         run.lps.lr, run.lps.momentum, run.lps.momentum_delay, run.lps.momentum_activation
     )
@@ -46,10 +50,10 @@ async def serve(options: argparse.Namespace, run: RunFile) -> int:
         return Plane(manifest, outer, remember=run.lps.in_flight != "drop")
 
     node = Node(
-        Lps(settings(run, region, incarnation=daemon.incarnation())),
+        Lps(settings(run, region, incarnation=incarnation)),
         NodeSettings(
             run_id=run.run_id,
-            name=daemon.process_name(name),
+            name=process,
             server=Bind(host, port, f"region {options.region}: bind"),
             client=Connect(gps_host, gps_port, "gps", "--connect"),
             # One more place than workers' updates: the global model arrives beside them.
@@ -58,6 +62,7 @@ async def serve(options: argparse.Namespace, run: RunFile) -> int:
         ),
         log,
         plane_factory=plane,
+        memory=memory,
     )
     log.line(
         f"serving region {options.region} at {host}:{port}; the GPS is at {gps_host}:{gps_port}"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, assert_never
 
 from pelago.core.dedupe import Outcome
+from pelago.core.image import durable
 from pelago.core.machine import Difference, Operation
 from pelago.core.names import BlobId, PushId, Spans, Version
 from pelago.core.spans import SpanSet
@@ -24,6 +25,7 @@ InFlight: TypeAlias = Literal["drop", "carry", "replay"]
 """What becomes of movement between the send and the merge; the run file's `lps.in_flight`."""
 
 
+@durable()
 @dataclass(slots=True)
 class Exchange:
     """The exchange under way."""
@@ -34,6 +36,7 @@ class Exchange:
     outcome: Outcome | None = None
 
 
+@durable(settings=("_k", "_in_flight"))
 class Exchanges:
     """At most one exchange is in flight; K updates after the last merge the next one is due."""
 

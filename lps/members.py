@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
+from pelago.core.image import durable
 from pelago.core.names import BlobId, Lease, Peer
 from pelago.wire.messages import COUNT_MAX, PROTOCOL_VERSION, Hello, WorkerReport
 
 GROUPS_MAX: Final = 1 << 16
 
 
+@durable()
 @dataclass(slots=True)
 class Member:
     """One worker process that was welcomed."""
@@ -29,6 +31,7 @@ class Member:
     report: WorkerReport | None = None
 
 
+@durable(settings=("get",))
 class Members:
     """All of them. A group's fence grows each time its holder changes."""
 
@@ -36,7 +39,7 @@ class Members:
         self._members: dict[Peer, Member] = {}
         self.get: Final = self._members.get
         """The member behind a connection, if there is one; the dict's own method, since every message
-        asks for it."""
+        asks for it. An image is restored into the same dict."""
         self._fences: dict[int, int] = {}
         self._past: dict[Peer, WorkerReport] = {}
         """Last reports of processes that are gone, by process: one that comes back counts on."""

@@ -12,6 +12,7 @@ from typing import Literal, assert_never
 from lps.exchange import Exchanges, InFlight
 from lps.members import Member, Members, hello_fault
 from lps.supply import Supply
+from pelago.core.image import durable
 from pelago.core.leases import LeaseTable
 from pelago.core.machine import (
     PS_PER_MS,
@@ -27,6 +28,7 @@ from pelago.core.machine import (
     Progress,
     Received,
     Release,
+    Restarted,
     Send,
     SetTick,
     Started,
@@ -93,6 +95,7 @@ class LpsSettings:
     lost_after_ps: int
 
 
+@durable(settings=("settings",))
 class Lps:
     """One region's server."""
 
@@ -147,6 +150,8 @@ class Lps:
                     [SetTick(self.settings.tick_ps)] if self.settings.tick_ps else []
                 )
                 return [*tick, *self.uplink.join()]
+            case Restarted():
+                return self._on_restarted()
             case PeerLost(peer, _):
                 return self._on_transfer_lost(peer)
             case Tick():
@@ -160,6 +165,20 @@ class Lps:
                 return []
             case _:
                 assert_never(event)
+
+    def _on_restarted(self) -> list[Effect]:
+        """Go on where the process before this one was killed. Peers ask again for what was lost on the
+        way, and so do we; nobody was silent: it was us who did not listen."""
+        for member in self.members:
+            member.replying, member.heard_at = None, self._now
+        self.uplink.restarted(self._now)
+        effects: list[Effect] = [Measure(blob) for blob in self._measuring]
+        if self.settings.tick_ps:
+            effects.append(SetTick(self.settings.tick_ps))
+        effects.append(Note("restarted", {"phase": self.phase, "version": self.version}))
+        if self.phase == "gone":
+            return [*effects, Finish("run finished")]
+        return effects if self.uplink.joined else [*effects, *self.uplink.join()]
 
     # --- the GPS's side ------------------------------------------------------------------------------
 

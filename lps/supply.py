@@ -1,8 +1,10 @@
 """Samples ahead of need: what an LPS asks of the GPS, one request at a time."""
 
+from pelago.core.image import durable
 from pelago.wire.messages import LeaseGrant, LeaseRequest
 
 
+@durable(settings=("_block",))
 class Supply:
     """Keeps ``block_rounds`` of the largest rounds in hand, so that no worker waits for the WAN.
 

@@ -22,6 +22,7 @@ Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Momentum = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 InFlight = Literal["drop", "carry", "replay"]
+Durability = Literal["none", "process", "host"]
 Endpoint = Annotated[str, Field(pattern=r"^[^\s/:]+:[0-9]{1,5}$")]
 
 
@@ -127,6 +128,9 @@ class Server(Section):
     """An update with a larger norm, or one that is not finite, is rejected."""
     staged_max: Positive = 2
     """Updates that may be staged or under way to this server at once."""
+    durability: Durability = "process"
+    """What this server survives without losing anything that it acknowledged: none (nothing is written),
+    process (kill -9 of it), host (loss of power; every acknowledgement waits for the disk)."""
 
     @model_validator(mode="after")
     def _momentum_is_no_more_than_whole(self) -> Self:

@@ -22,6 +22,7 @@ from pelago.core.machine import (
     Progress,
     Received,
     Release,
+    Restarted,
     Send,
     SetTick,
     Started,
@@ -144,7 +145,7 @@ class Worker:
                 return []
             case StopRequested(reason):
                 return self._leave(reason)
-            case Loaded() | Measured() | Validated():
+            case Loaded() | Measured() | Validated() | Restarted():
                 return []
             case _:
                 assert_never(event)
@@ -347,7 +348,15 @@ class Evaluator:
                 return self._on_validated(event)
             case StopRequested(reason):
                 return self._leave(reason)
-            case Loaded() | Delivered() | PeerLost() | Measured() | Progress() | Trained():
+            case (
+                Loaded()
+                | Delivered()
+                | PeerLost()
+                | Measured()
+                | Progress()
+                | Trained()
+                | Restarted()
+            ):
                 return []
             case _:
                 assert_never(event)

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,10 @@ SETTLE_S = 20.0
 GOOD_END_S = 5.0
 """How long after a node ended in good order the GPS's log may take to tell that the run is over."""
 LOG_LINES = 3
-EVALUATORS_MAX = 3
-"""How often the evaluator is started; it keeps nothing that the GPS does not know."""
+KILLED_MAX = 100
+FAILED_MAX = 3
+"""How often a node is started that others can replace: after it was killed, which says nothing about it, and
+after it failed by itself."""
 ONE_THREAD = {
     name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 } | {"TOKENIZERS_PARALLELISM": "false"}
@@ -67,8 +70,11 @@ class _Process:
 
     name: str
     process: asyncio.subprocess.Process
+    command: list[str]
     vital: bool
     """Whether the run cannot go on without it."""
+    lasting: bool
+    """Whether another process can take its place: it keeps nothing, or leaves what it knew."""
     end: asyncio.Task[int]
     """Done when the process has ended."""
 
@@ -94,7 +100,7 @@ class _Topology:
         self.progress = Progress(self.run_file, out, live)
         self._stopping = False
         self._failure = ""
-        self._evaluators = 0
+        self._starts: Counter[str] = Counter()
         self._ends: dict[str, float] = {}
         """When nodes were first seen to have ended in good order, by the loop's clock."""
 
@@ -108,7 +114,7 @@ class _Topology:
             stack.push_async_callback(self._end_all)
             with self.progress:
                 connect = await self._start_links(stack)
-                await self._start_nodes(path, connect)
+                await self._start_nodes(connect)
                 await self._watch()
         return self._summarise()
 
@@ -137,25 +143,32 @@ class _Topology:
         latency_ms = network.latency_ms[source][target] if network.latency_ms else 0.0
         return Link(gbps * 1e9 / 8, latency_ms)
 
-    async def _start_nodes(self, path: Path, connect: dict[str, str]) -> None:
-        await self._start("gps", ["gps"], path, vital=True)
+    async def _start_nodes(self, connect: dict[str, str]) -> None:
+        await self._start("gps", ["gps"], vital=True, lasting=self._lasting(self.run_file.gps))
         for region in self.run_file.region:
             route = ["--connect", connect[region.name]] if region.name in connect else []
             flags = ["--region", region.name, *route]
-            await self._start(f"lps-{region.name}", ["lps", *flags], path, vital=True)
-        await self._start_evaluator(path)
+            await self._start(
+                f"lps-{region.name}",
+                ["lps", *flags],
+                vital=True,
+                lasting=self._lasting(self.run_file.lps),
+            )
+        await self._start("evaluator", ["worker", "--evaluate"], vital=True, lasting=True)
         for region in self.run_file.region:
             for group in range(len(region.worker_speeds)):
                 flags = ["--region", region.name, "--group", str(group), "--paced"]
                 await self._start(
-                    f"worker-{region.name}-{group}", ["worker", *flags], path, vital=False
+                    f"worker-{region.name}-{group}", ["worker", *flags], vital=False, lasting=False
                 )
 
-    async def _start_evaluator(self, path: Path) -> None:
-        self._evaluators += 1
-        await self._start("evaluator", ["worker", "--evaluate"], path, vital=True)
+    @staticmethod
+    def _lasting(server: config.Server) -> bool:
+        return server.durability != "none"
 
-    async def _start(self, name: str, command: list[str], path: Path, *, vital: bool) -> None:
+    async def _start(self, name: str, command: list[str], *, vital: bool, lasting: bool) -> None:
+        """Start a node, or another process for one that has ended."""
+        self._starts[name] += 1
         folder = self.out / name
         folder.mkdir(parents=True, exist_ok=True)
         role, *flags = command
@@ -165,7 +178,7 @@ class _Topology:
                 "-m",
                 role,
                 "--run",
-                str(path),
+                str(self.out / "run.toml"),
                 *flags,
                 "--out",
                 str(self.out),
@@ -177,15 +190,20 @@ class _Topology:
                 start_new_session=True,
             )
         end = asyncio.create_task(process.wait())
-        self.processes.append(_Process(name, process, vital, end))
+        started = _Process(name, process, command, vital, lasting, end)
+        names = [each.name for each in self.processes]
+        if name in names:
+            self.processes[names.index(name)] = started
+        else:
+            self.processes.append(started)
 
     async def _watch(self) -> None:
         """Follow the run until the GPS has ended and the others with it."""
-        gps = self.processes[0]
         told: set[int] = set()
-        while not gps.ended:
+        while not (self.processes[0].ended and self.processes[0].process.pid in told):
             running = [each.end for each in self.processes if not each.ended]
-            await asyncio.wait(running, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
+            if running:
+                await asyncio.wait(running, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
             self.progress.update()
             for each in self.processes:
                 if each.ended and each.process.pid not in told and self._is_clear(each):
@@ -202,7 +220,9 @@ class _Topology:
     def _is_clear(self, ended: _Process) -> bool:
         """Whether it can be told what an end means. A node ends in good order most often because the
         run does, and the GPS's log, which is written once a second, says so a moment later."""
-        if ended.process.returncode or self._stopping or self._draining():
+        if ended is self.processes[0] or ended.process.returncode or self._stopping:
+            return True
+        if self._draining():
             return True
         now = asyncio.get_running_loop().time()
         return now - self._ends.setdefault(ended.name, now) >= GOOD_END_S
@@ -210,22 +230,29 @@ class _Topology:
     async def _judge(self, ended: _Process) -> None:
         """A process has ended: go on without it, or have the GPS settle and end what cannot go on."""
         code, gps = ended.process.returncode, self.processes[0]
+        said = f"{ended.name} ended with exit code {code}"
+        killed = code is not None and code < 0
+        again = ended.lasting and self._starts[ended.name] < (KILLED_MAX if killed else FAILED_MAX)
         if ended is gps:
-            if code:
-                raise PelagoError(f"gps ended with exit code {code}: {self._log('gps')}")
+            if killed and again:
+                await self._start_again(ended, said)
+            elif code:
+                raise PelagoError(f"{said}: {self._log('gps')}")
             return
         if self._stopping or self._draining():
             return
-        said = f"{ended.name} ended with exit code {code}"
-        if ended.name == "evaluator" and self._evaluators < EVALUATORS_MAX:
-            self.progress.say(f"{said}; starting it again")
-            await self._start_evaluator(self.out / "run.toml")
+        if again and (killed or ended.name == "evaluator"):
+            await self._start_again(ended, said)
         elif ended.vital:
             self._fail(f"{said}, and the run cannot go on: {self._log(ended.name)}")
         elif all(each.ended for each in self.processes if not each.vital):
             self._fail(f"{said}, the last worker: {self._log(ended.name)}")
         else:
             self.progress.say(f"{said}; the others go on")
+
+    async def _start_again(self, ended: _Process, said: str) -> None:
+        self.progress.say(f"{said}; starting it again")
+        await self._start(ended.name, ended.command, vital=ended.vital, lasting=ended.lasting)
 
     def _fail(self, why: str) -> None:
         self._failure, self._stopping = why, True

@@ -44,6 +44,14 @@ def parser() -> argparse.ArgumentParser:
         "fit. Starts nothing.",
     )
     check.add_argument("run", metavar="RUN.toml", help="the run file")
+
+    audit = commands.add_parser(
+        "audit",
+        help="prove that nothing was lost or applied twice",
+        description="Read what the servers of a run wrote down of every update, and prove that each range of "
+        "samples was applied once, or name the exceptions. Exit code 0: clean, 1: exceptions.",
+    )
+    audit.add_argument("out", metavar="DIR", help="folder of the run's results")
     return top
 
 
@@ -51,6 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code. An error that is not ours is one line on stderr."""
     options = parser().parse_args(arguments)
     try:
+        if options.command == "audit":
+            from pelago.cli.audit import audit
+
+            return audit(Path(options.out))
         run = config.load(options.run)
         if options.command == "check":
             from pelago.cli.check import check

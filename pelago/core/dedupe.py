@@ -3,12 +3,15 @@
 from collections import OrderedDict
 from typing import Final, Literal
 
+from pelago.core.image import durable
+
 Outcome = Literal["applied", "rejected", "fenced"]
 
 OUTCOMES_MAX: Final = 4096
 """A client has one update under way and asks about no other, so this is generous."""
 
 
+@durable(settings=("_limit",))
 class Outcomes:
     """The last `OUTCOMES_MAX` outcomes by number. Numbers are given out upwards and never reused, so one
     that is neither open nor here was finished long ago: it is answered ``fenced`` (never apply it)."""

@@ -8,6 +8,8 @@ this code assigns to none, so the guard stands in the tests only.
 from dataclasses import dataclass
 from typing import TypeVar, dataclass_transform
 
+from pelago.core.image import durable
+
 T = TypeVar("T")
 
 guarded = False
@@ -16,7 +18,7 @@ guarded = False
 
 @dataclass_transform(frozen_default=True)
 def frozen(kind: type[T]) -> type[T]:
-    """``@dataclass(frozen=True, slots=True)``, as type checkers see it."""
+    """``@dataclass(frozen=True, slots=True)``, as type checkers see it; a value that may stand in an image."""
     if guarded:
-        return dataclass(frozen=True, slots=True)(kind)
-    return dataclass(unsafe_hash=True, slots=True)(kind)
+        return durable()(dataclass(frozen=True, slots=True)(kind))
+    return durable()(dataclass(unsafe_hash=True, slots=True)(kind))

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Final
 
 from pelago.core.dedupe import Outcome, Outcomes
+from pelago.core.image import durable
 from pelago.core.names import Lease, PushId, Spans
 from pelago.core.spans import SpanSet
 
@@ -32,6 +33,7 @@ SPENT_SPANS_MAX: Final = 4096
 """So many spans of spent samples are kept before the oldest are added up; see `SampleLedger.closed`."""
 
 
+@durable()
 class SampleLedger:
     """All samples of the run: lent to regions, consumed by their exchanges, given back, lent again.
 
@@ -147,6 +149,7 @@ class SampleLedger:
                 self.duplicated += min(stop, self.closed) - start
 
 
+@durable()
 @dataclass(slots=True)
 class OpenLease:
     """A lease that somebody holds."""
@@ -155,6 +158,7 @@ class OpenLease:
     group: int
 
 
+@durable()
 class LeaseTable:
     """A region's samples: in the pool, in open leases, or spent. Numbers start above those of every
     earlier incarnation of the server, so an old push can never name a new lease."""

@@ -31,6 +31,12 @@ class Started:
 
 
 @frozen
+class Restarted:
+    """The process was gone and another one has its state, bit for bit; first event of a machine that
+    was restored. What was on its way to and from it is lost, and so is the time in between."""
+
+
+@frozen
 class Loaded:
     """The parameters are in the arena already (made from a seed, or read from a file)."""
 
@@ -123,7 +129,9 @@ Event: TypeAlias = Union[
     Trained,
     Validated,
     StopRequested,
+    Restarted,
 ]
+"""Append only: an event's place in this union is its tag in journals."""
 
 
 # --- effects: wishes -----------------------------------------------------------------------------

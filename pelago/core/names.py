@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from pelago.core.frozen import frozen
+from pelago.core.image import durable
 
 Peer = str
 """What a driver calls the other end of a connection: one running process, never reused."""
@@ -26,6 +27,7 @@ class Address:
     rank: int = 0
 
 
+@durable()
 class Version(NamedTuple):
     """A state of some server's parameters: grows for ever, also across restarts of the server."""
 
@@ -33,6 +35,7 @@ class Version(NamedTuple):
     counter: int
 
 
+@durable()
 class PushId(NamedTuple):
     """The name of an update: the lease that it was trained on, and the holder's fence.
 

@@ -4,9 +4,11 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
+from pelago.core.image import durable
 from pelago.core.names import Span, Spans
 
 
+@durable()
 class SpanSet:
     """A set of non-negative integers as spans start <= i < stop that neither overlap nor touch."""
 

@@ -3,12 +3,14 @@
 from collections import deque
 from typing import Final
 
+from pelago.core.image import durable
 from pelago.core.names import Peer, PushId
 
 WITHOUT_LIMIT: Final = 1 << 30
 """A limit for a server that has room for everyone, as the paper's have."""
 
 
+@durable(settings=("_limit",))
 class Staging:
     """At most ``limit`` updates hold a place; the others wait in the order in which they asked."""
 

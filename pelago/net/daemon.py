@@ -13,11 +13,12 @@ from typing import Any, Final
 import uvloop
 
 import pelago
-from pelago.config import RunFile, endpoint, load
-from pelago.core.errors import ConfigError, PeerRefused, PelagoError
+from pelago.config import Durability, RunFile, endpoint, load
+from pelago.core.errors import CheckpointError, ConfigError, PeerRefused, PelagoError
 from pelago.core.machine import Finish
 from pelago.net.memory import keep_what_is_freed
-from pelago.net.node import FAILED, exit_code
+from pelago.net.node import FAILED, Memory, exit_code
+from pelago.net.store import Store, boot_id
 from pelago.net.telemetry import Telemetry
 
 EXIT_USER: Final = 2
@@ -60,17 +61,57 @@ def process_id() -> int:
     return os.getpid()
 
 
+def process_age_s() -> float:
+    """How long ago this process was started, its imports included; 0 where the system does not tell."""
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    ticks = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks
+
+
 def incarnation() -> int:
     """Seconds since 1970: later for a process that is started later."""
     return int(time.time())
 
 
+def memory(
+    folder: Path, run: RunFile, name: str, durability: Durability, *, uncertain_ok: bool
+) -> tuple[Memory | None, str, int]:
+    """Where a server keeps its state, with its process name and incarnation: those of the life that it
+    finds there and goes on with, or new ones.
+
+    ``uncertain_ok``: begin anew where the past may have lost its end. Raises `ConfigError` and
+    `CheckpointError`.
+    """
+    process, born = process_name(name), incarnation()
+    if durability == "none":
+        return None, process, born
+    store = Store(folder / name / "state", run.run_id, name)
+    past = store.past()
+    if past is not None and durability != "host" and past.header.boot != boot_id():
+        if not uncertain_ok:
+            raise CheckpointError(
+                f"{store.folder}: this machine was started again since, and durability = 'process' does not"
+                " outlive that: what was acknowledged last may be missing; remove the folder to begin anew"
+            )
+        store.clear()
+        past = None
+    if past is not None:
+        process, born = past.header.process, past.header.incarnation
+    found = Memory(store=store, durability=durability, name=name, incarnation=born, past=past)
+    return found, process, born
+
+
 def telemetry(folder: Path, node: str) -> Telemetry:
     """The node's event log in the run's folder. Raises `ConfigError` if it cannot be written."""
     try:
-        return Telemetry(node, folder / node / "events.jsonl")
+        log = Telemetry(node, folder / node / "events.jsonl")
     except OSError as error:
         raise ConfigError(f"cannot write to the folder of results {folder}: {error}") from None
+    log.event("started", process_s=round(process_age_s(), 3))
+    return log
 
 
 def outcome(finish: Finish) -> int:

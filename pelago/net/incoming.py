@@ -75,6 +75,10 @@ class Incoming:
         """Payloads under way."""
         return len(self._transfers)
 
+    def arriving(self) -> list[BlobId]:
+        """Payloads of which some chunks are here."""
+        return [one.blob for one in self._transfers.values()]
+
     def on_begin(self, peer: Peer, frame: Begin) -> None:
         """A payload is announced, or its sender asks what of it has arrived."""
         one = self._transfers.get(peer)
@@ -175,13 +179,16 @@ class Incoming:
             return
         batch, one.waiting = one.waiting, []
         one.staging = True
-        plane, blob = self._tensors.plane, one.blob
+        plane, blob, keep = self._tensors.plane, one.blob, self._tensors.keep
 
         def stage(each: Begin | tuple[Chunk, memoryview]) -> bool:
             if isinstance(each, Begin):
                 return True
             chunk, payload = each
-            return plane.stage(blob, chunk.index, payload, chunk.checksum)
+            sound = plane.stage(blob, chunk.index, payload, chunk.checksum)
+            if sound and keep is not None:
+                keep(blob, chunk.index, payload, chunk.checksum)
+            return sound
 
         def job() -> list[bool]:
             return [stage(each) for each in batch]

@@ -11,7 +11,7 @@ Everything here but the jobs themselves runs on the event loop's thread.
 import asyncio
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final, TypeVar, assert_never
 
 from pelago.core.machine import Apply, Difference, Measure, Measured, Pin, Release
@@ -23,6 +23,19 @@ JOIN_S: Final = 5.0
 
 T = TypeVar("T")
 TensorEffect = Pin | Difference | Apply | Measure | Release
+
+
+def perform(plane: Plane, effect: Pin | Difference | Apply) -> None:
+    """Do what a machine wished of the parameters; in the lane, or where there is none yet."""
+    match effect:
+        case Pin(blob, average):
+            plane.pin(blob, average)
+        case Difference(blob):
+            plane.difference(blob)
+        case Apply(operation, blob, weight):
+            plane.apply(operation, blob, weight)
+        case _:
+            assert_never(effect)
 
 
 class Lane:
@@ -86,8 +99,13 @@ class Tensors:
     ) -> None:
         self._plane = plane
         self._on_measured = on_measured
+        self.held: set[BlobId] = set()
+        """Payloads that the machine needs."""
+        self.last_blob: BlobId = 0
+        """The lowest name that was given to a payload from outside."""
+        self.keep: Callable[[BlobId, int, memoryview, int], None] | None = None
+        """Takes (payload, index, bytes, checksum) of every chunk that arrives, in the staging thread."""
         self._uses: dict[BlobId, int] = {}
-        self._last_blob = 0
         self._outstanding = 0
         self.lane = Lane("tensors", on_fault)
         self.staging = Lane("staging", on_fault)
@@ -113,17 +131,16 @@ class Tensors:
         """Queue what the machine wished, in its order."""
         plane = self.plane
         match effect:
-            case Pin(blob, average):
+            case Pin(blob) | Difference(blob):
                 self.created(blob)
-                self._submit(lambda: plane.pin(blob, average))
-            case Difference(blob):
-                self.created(blob)
-                self._submit(lambda: plane.difference(blob))
-            case Apply(operation, blob, weight):
-                self._submit(lambda: plane.apply(operation, blob, weight))
+                self.held.add(blob)
+                self._submit(lambda: perform(plane, effect))
+            case Apply():
+                self._submit(lambda: perform(plane, effect))
             case Measure(blob):
                 self._submit(lambda: Measured(blob, *plane.measure(blob)), self._on_measured)
             case Release(blob):
+                self.held.discard(blob)
                 self.drop(blob)
             case _:
                 assert_never(effect)
@@ -137,8 +154,15 @@ class Tensors:
 
     def new_blob(self) -> BlobId:
         """A name for a payload that arrives from the network or the trainer: -1, -2, ..."""
-        self._last_blob -= 1
-        return self._last_blob
+        self.last_blob -= 1
+        return self.last_blob
+
+    def restored(self, held: Collection[BlobId], last_blob: BlobId) -> None:
+        """The plane has these payloads from before, and the machine needs them."""
+        for blob in held:
+            self.created(blob)
+        self.held = set(held)
+        self.last_blob = last_blob
 
     def created(self, blob: BlobId) -> None:
         """A payload exists, and one holder needs it: the machine, or a transfer receiving it."""

@@ -4,4 +4,11 @@ links.py       how long a payload takes from place to place
 ports.py       what a node computes with: the plane and the trainer, as seen from here
 trace.py       a digest of everything that happened
 simulation.py  the heap, the clock, and the performing of effects
+
+Where not all goes well:
+
+hardship.py    loss, delay, cuts, clocks that differ, crashes and restarts
+weather.py     how often what goes wrong, and how the clocks go
+disk.py        what a durable server has written down, and what a crash leaves of it
+recovery.py    from there back to its machine and its plane
 """

@@ -5,6 +5,7 @@ another and never looks inside. The real ports with tensors live above (`converg
 tensor plane knows threads; the one without tensors is here.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,6 +51,18 @@ class PlanePort(Protocol):
 
     def adopt(self, blob: BlobId, payload: Payload) -> None:
         """Name a payload that another plane lent or the trainer made."""
+        ...
+
+
+class DurablePlane(PlanePort, Protocol):
+    """A plane of a server that keeps its state."""
+
+    def image(self, blobs: Collection[BlobId]) -> object:
+        """All of it as it is now, with these payloads: what later operations do does not touch it."""
+        ...
+
+    def restore(self, image: object) -> None:
+        """Become the plane that the image was taken of; this one is fresh."""
         ...
 
 
@@ -133,3 +146,13 @@ class TimingPlane:
         """A new name."""
         assert blob not in self.live, blob
         self.live.add(blob)
+
+    def image(self, blobs: Collection[BlobId]) -> object:
+        """The names."""
+        assert self.live.issuperset(blobs)
+        return tuple(blobs)
+
+    def restore(self, image: object) -> None:
+        """The names again."""
+        assert isinstance(image, tuple)
+        self.live = set(image)

@@ -14,13 +14,15 @@ between.
 
 Nodes may come late, be lost without a word, and come back as another process. What was on its way
 from a lost node is lost with it; what was on its way to it is lost to its sender.
+
+Where more than that may go wrong, a `Fate` (`pelago.sim.hardship`) handles the events instead.
 """
 
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from typing import Any, Final, TypeAlias, Union, assert_never
+from typing import Any, Final, Protocol, TypeAlias, Union, assert_never
 
 from pelago.core.machine import (
     Apply,
@@ -160,6 +162,14 @@ class Call:
 Occurrence: TypeAlias = Union[Training, Transfer, LinkDue, Timer, Fact, Call]
 
 
+class Fate(Protocol):
+    """What befalls nodes in a world where not all goes well."""
+
+    def handle(self, node: Node, event: Event) -> None:
+        """Let a node's machine handle an event, and do of its wishes what comes to be done."""
+        ...
+
+
 class Simulation:
     """Nodes, links and a clock.
 
@@ -181,11 +191,13 @@ class Simulation:
         self.events = 0
         """Events that machines have handled."""
         self.nodes: dict[str, Node] = {}
+        self.fate: Fate | None = None
+        """None: all goes well, but for nodes that the experiment loses."""
         self.arrived: dict[tuple[int, int], int] = {}
         """Payloads that arrived, by (place they left, place they reached)."""
         self._reached: dict[Peer, Node] = {}
         self._run = run
-        self._links = links
+        self.links = links
         self._check = check
         self._codes_all = check or trace is not None
         self._messages = 0
@@ -244,6 +256,31 @@ class Simulation:
         if node.finished is None:
             self._finish(node, LOST)
 
+    def find(self, peer: Peer) -> Node | None:
+        """The process that goes by this name now, or serves under it."""
+        return self._reached.get(peer)
+
+    def give(self, node: Node, event: Event) -> None:
+        """Let a node hear something now, after all that is due already."""
+        self._soon.append((node, event))
+
+    def revive(self, node: Node, machine: Machine[Message], plane: PlanePort) -> None:
+        """A node that was lost is there again: a new process that goes on where the old one was."""
+        assert node.finished is not None, node.name
+        node.machine, node.plane, node.finished = machine, plane, None
+        self._running += 1
+
+    def note(self, now: int, node: Node, event: Event, effects: list[Effect]) -> None:
+        """Remember what a machine did at an event (for a `Fate`)."""
+        self._story.append((now, node.name, event, effects))
+        self.events += 1
+        if self._trace is not None:
+            self._trace.record(now, node.name, event, effects)
+
+    def perform(self, node: Node, effect: Effect) -> None:
+        """Do what a machine wishes."""
+        self._performers[type(effect)](node, effect)
+
     def run(self, until_ps: int | None = None, last: str = "") -> None:
         """Let time pass until every node has finished, or the node ``last`` has, or until the clock
         shows ``until_ps``.
@@ -252,7 +289,10 @@ class Simulation:
         finished.
         """
         heap, end = self._heap, self.nodes.get(last)
-        while heap and self._running and (end is None or end.finished is None):
+        self._settle()
+        # Where there is a fate, somebody may come back when all are gone.
+        fate = self.fate is not None
+        while heap and (self._running or fate) and (end is None or end.finished is None):
             if until_ps is not None and heap[0][0] > until_ps:
                 break
             self.now, _, occurrence = heappop(heap)
@@ -340,12 +380,12 @@ class Simulation:
         if receiver is None:
             return None
         start, end = places = node.place, receiver.place
-        links = self._links
+        links = self.links
         way = node.ways[peer] = Way(
             node,
             receiver,
-            self._called(node, receiver),
-            self._called(receiver, node),
+            self.called(node, receiver),
+            self.called(receiver, node),
             places,
             links.latency_ps[start][end] if links.control_pays else 0,
             links.latency_ps[start][end],
@@ -355,12 +395,15 @@ class Simulation:
         return way
 
     @staticmethod
-    def _called(node: Node, by: Node) -> Peer:
+    def called(node: Node, by: Node) -> Peer:
         """What a node is to another: a client knows its server by what it serves as."""
         return node.serves if node.serves and by.server == node.serves else node.name
 
     def _settle(self) -> None:
         """Let the machines handle what is due now, and do what they wish."""
+        if self.fate is not None:
+            self._settle_by(self.fate)
+            return
         # All on one level, because this is done for every event.
         soon, story, performers, now = self._soon, self._story, self._performers, self.now
         trace, check = self._trace, self._check
@@ -378,6 +421,16 @@ class Simulation:
                     node.machine.check()
                 for effect in effects:
                     performers[type(effect)](node, effect)
+            except AssertionError as error:
+                self._fail(error, node, event)
+
+    def _settle_by(self, fate: Fate) -> None:
+        while self._soon:
+            node, event = self._soon.popleft()
+            if node.finished is not None:
+                continue
+            try:
+                fate.handle(node, event)
             except AssertionError as error:
                 self._fail(error, node, event)
 
@@ -438,7 +491,7 @@ class Simulation:
 
     def _finish(self, node: Node, effect: Finish) -> None:
         self._break_off(node)
-        node.finished = effect
+        node.finished, node.timer = effect, None
         self._running -= 1
 
     def _validate(self, node: Node, effect: Validate) -> None:

@@ -6,7 +6,7 @@ bits however the arena is cut. ``x + alpha * y`` is rounded once where torch fin
 multiply-add (x86 since AVX2), and twice where it finds none: there the last bits differ.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Final, NamedTuple, Self
@@ -89,11 +89,21 @@ class DelayedNesterov:
         """From a run file's ``lr``, which is eta: each g is divided by d, so lr = eta * d."""
         return cls(eta * delay, momentum, delay, activation)
 
+    @property
+    def keeps_momentum(self) -> bool:
+        """Whether these settings need m."""
+        return self.momentum > 0
+
+    @property
+    def keeps_accumulator(self) -> bool:
+        """Whether these settings need D."""
+        return self.keeps_momentum and self.delay > 1
+
     def init(self, numel: int, dtype: torch.dtype) -> State:
         """m = 0, D = 0, t = 0 for an arena of ``numel`` elements, without what is not needed."""
         return State(
-            torch.zeros(numel, dtype=dtype) if self.momentum else None,
-            torch.zeros(numel, dtype=dtype) if self.momentum and self.delay > 1 else None,
+            torch.zeros(numel, dtype=dtype) if self.keeps_momentum else None,
+            torch.zeros(numel, dtype=dtype) if self.keeps_accumulator else None,
         )
 
     def factors(self, t: int) -> Factors:
@@ -110,24 +120,30 @@ class DelayedNesterov:
         factors: Factors,
         weight: float = 1.0,
         out: torch.Tensor | None = None,
+        out_slots: Slots | None = None,
     ) -> None:
         """One step along ``weight * gradient`` on a piece: flat tensors of one shape and dtype.
 
-        The new parameters are written to ``out`` (default: over the old ones), the state in place.
+        The new parameters are written to ``out``, the new state to ``out_slots`` (default: over the
+        old ones). D is new after every step, m after those that absorb it; others leave the m of
+        ``out_slots`` as it is.
         """
+        new_slots = slots if out_slots is None else out_slots
         rows = zip(
             _blocks(parameters),
             _blocks(gradient),
-            _blocks(slots.momentum) if slots.momentum is not None else repeat(None),
-            _blocks(slots.accumulator) if slots.accumulator is not None else repeat(None),
+            _blocks_or_none(slots.momentum),
+            _blocks_or_none(slots.accumulator),
             _blocks(parameters if out is None else out),
+            _blocks_or_none(new_slots.momentum),
+            _blocks_or_none(new_slots.accumulator),
             strict=False,
         )
-        for old, g, m, accumulator, new in rows:
+        for old, g, m, accumulator, new, new_m, new_accumulator in rows:
             if accumulator is not None:
-                accumulator.add_(g, alpha=weight)
+                accumulator = torch.add(accumulator, g, alpha=weight, out=new_accumulator)
             if factors.absorbs and m is not None:
-                m.mul_(self.momentum)
+                m = torch.mul(m, self.momentum, out=new_m)
                 if accumulator is None:
                     m.add_(g, alpha=weight)  # d = 1, so D/d is g
                 else:
@@ -164,3 +180,7 @@ def _blocks(flat: torch.Tensor) -> Sequence[torch.Tensor]:
     if flat.numel() <= BLOCK_ELEMENTS:
         return (flat,)
     return flat.split(BLOCK_ELEMENTS)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _blocks_or_none(flat: torch.Tensor | None) -> Iterable[torch.Tensor | None]:
+    return repeat(None) if flat is None else _blocks(flat)

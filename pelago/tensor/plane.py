@@ -3,29 +3,33 @@
 A plane does what a machine wishes (`pelago.core.machine`: Apply, Pin, Difference, Release, Measure)
 and holds what travels. It takes no decisions and does no I/O.
 
-Threads. What touches the parameters (`apply`, `pin`, `difference`, `model`, `digest`) takes turns,
-in one lane. What touches payloads (`adopt`, `open`, `stage`, `complete`, `measure`, `read`, `flat`,
-`release`) runs beside it in any number of threads and never waits for it, because a chunk that
-anybody can see is never written again: `apply` writes in place only where nobody holds the chunk;
-otherwise it writes the new chunk elsewhere and leaves the old one to those who have it. So a pin
-costs nothing, nobody copies what is pinned, and replies stream out while the next update goes in.
+Threads. What touches the parameters (`apply`, `pin`, `difference`, `model`, `digest`, `snapshot`,
+`restore`) takes turns, in one lane. What touches payloads (`adopt`, `open`, `stage`, `complete`,
+`measure`, `read`, `flat`, `release`) runs beside it in any number of threads and never waits for it,
+because a chunk that anybody can see is never written again: `apply` writes in place only where nobody
+holds the chunk; otherwise it writes the new chunk elsewhere and leaves the old one to those who have
+it. So a pin costs nothing, nobody copies what is pinned, and replies stream out while the next update
+goes in. Optimiser state and mean are chunks too, so a snapshot of everything costs nothing either,
+and the disk may take its time.
 """
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import assert_never
+from typing import Any, assert_never
 
 import torch
 import xxhash
 
+from pelago.core.errors import CheckpointError
 from pelago.core.machine import Operation
 from pelago.core.names import BlobId
 from pelago.tensor.checksum import Bytes, checksum
-from pelago.tensor.manifest import Manifest, Piece
-from pelago.tensor.optim import DelayedNesterov, State, merge
-from pelago.tensor.payload import Cell, CellPool, Payload, bytes_of, tensor_over
+from pelago.tensor.manifest import Manifest
+from pelago.tensor.optim import DelayedNesterov, Slots, merge
+from pelago.tensor.payload import Cell, CellPool, Payload, tensor_over
+from pelago.tensor.snapshot import ARENAS, PlaneSnapshot
 
 
 class Plane:
@@ -45,7 +49,8 @@ class Plane:
 
     Holders that share chunks cost nothing, so the memory is at most: model, snapshot, momentum,
     accumulator, difference, with ``remember`` the model as sent, with ``average`` the mean, and one
-    for each payload staged or pinned.
+    for each payload staged or pinned. A `PlaneSnapshot` that is held keeps what it shared when that is
+    no longer the plane's: model, momentum, accumulator and mean once more, however many steps run.
     """
 
     def __init__(
@@ -68,7 +73,6 @@ class Plane:
         self._lane = threading.RLock()
         self._registry = threading.Lock()
         self._payloads: dict[BlobId, Payload] = {}
-        self._state: State | None = None
         self._model: list[Cell] | None = None
         self._snapshot: list[Cell] | None = None
         self._sent: list[Cell] | None = None
@@ -76,6 +80,11 @@ class Plane:
         self._decay = average
         self._average: list[Cell] | None = None
         self._average_is_shared = True
+        self._counter = 0
+        self._momentum: list[Cell] | None = None
+        self._momentum_is_shared = True
+        self._accumulator: list[Cell] | None = None
+        self._accumulator_is_shared = True
 
     # --- payloads: any thread ---------------------------------------------------------------------
 
@@ -124,6 +133,11 @@ class Plane:
     def complete(self, blob: BlobId) -> bool:
         """Whether all chunks are here. Raises `KeyError` for an unknown blob."""
         return not self._payloads[blob].missing
+
+    def arrived(self, blob: BlobId) -> list[tuple[int, Cell]]:
+        """The chunks of a payload that are here, each with its index. Raises `KeyError`."""
+        cells = self._payloads[blob].cells
+        return [(index, cell) for index, cell in enumerate(list(cells)) if cell is not None]
 
     def measure(self, blob: BlobId) -> tuple[float, bool]:
         """Euclidean norm of a complete payload, and whether every element is finite.
@@ -230,23 +244,75 @@ class Plane:
             digest = xxhash.xxh3_128(f"{self.dtype} {self.manifest.fingerprint}".encode())
             for cell in chain(self._parameters(), self._average or ()):
                 digest.update(cell.buffer())
-            if self._state is not None:
-                digest.update(str(self._state.counter).encode())
-                for tensor in (self._state.momentum, self._state.accumulator):
-                    if tensor is not None:
-                        digest.update(bytes_of(tensor))
+            if self._counter:
+                digest.update(str(self._counter).encode())
+                for cell in chain(self._momentum or (), self._accumulator or ()):
+                    digest.update(cell.buffer())
             return digest.hexdigest()
 
     def memory_bytes(self) -> int:
         """Bytes of all tensors held, chunks that several payloads share counted once."""
         with self._lane, self._registry:
-            lists = [self._model, self._snapshot, self._sent, self._average]
             named = (payload.cells for payload in self._payloads.values())
-            held = chain(*(cells or () for cells in lists), *named)
+            held = chain(*self._arenas().values(), *named)
             cells = {id(cell): cell.bytes for cell in held if cell}
-            state = (self._state.momentum, self._state.accumulator) if self._state else ()
-            slots = sum(slot.numel() * slot.element_size() for slot in state if slot is not None)
-            return sum(cells.values()) + slots + self._pool.free_bytes()
+            return sum(cells.values()) + self._pool.free_bytes()
+
+    # --- all of it: the lane ----------------------------------------------------------------------
+
+    def snapshot(self, payloads: Collection[BlobId] = ()) -> PlaneSnapshot:
+        """Everything as it is now, with these complete payloads; nothing is copied.
+
+        What the next operations write, they write elsewhere, each chunk once, as after a `pin`. Raises
+        `KeyError` for an unknown blob.
+        """
+        with self._lane:
+            named = {blob: self._payloads[blob].complete_cells() for blob in payloads}
+            arenas = {name: list(cells) for name, cells in self._arenas().items()}
+            self._share_everything()
+            return PlaneSnapshot(self.manifest, self.dtype, self._counter, arenas, named)
+
+    def restore(self, layout: Mapping[str, Any], chunks: Sequence[Bytes]) -> None:
+        """Become the plane whose `snapshot` had this layout and these chunks; this one is fresh.
+
+        The buffers themselves become the plane's memory and may not change any more; nothing is
+        copied, and no operation ever writes to them. All that follows has the bits it would have had
+        on the plane that was, if the settings are the same. If they changed: a momentum or
+        accumulator that is missing starts at zero, and the mean as the model; a momentum,
+        accumulator or model as sent that is no longer needed is dropped.
+
+        Raises `CheckpointError`, and changes nothing, if this is not of a plane of this manifest,
+        dtype and use: a mean or a snapshot that this one does not keep, no snapshot though it keeps
+        one, steps though it has no optimiser.
+        """
+        found = PlaneSnapshot.of(layout, chunks, self.manifest, self.dtype)
+        arenas = {name: list(cells) for name, cells in found.arenas.items()}
+        if "model" not in arenas and (arenas or found.counter):
+            raise CheckpointError("tensors of a plane that has everything but a model")
+        if found.counter and self._outer is None:
+            raise CheckpointError("tensors of a plane that takes steps; this one takes none")
+        if "snapshot" in arenas and not self._exchanges:
+            raise CheckpointError("tensors of a plane that exchanges; this one does not")
+        if arenas and "snapshot" not in arenas and self._exchanges:
+            raise CheckpointError("tensors of a plane that never exchanges; this one does")
+        if "average" in arenas and not self._decay:
+            raise CheckpointError("tensors of a plane that keeps a mean; this one keeps none")
+        with self._lane:
+            assert self._model is None, "only a fresh plane is restored"
+            for blob, cells in found.payloads.items():
+                self._name(blob, Payload(list(cells)))
+            self._counter = found.counter
+            self._model = arenas.get("model")
+            self._snapshot = arenas.get("snapshot")
+            if self._remember:
+                self._sent = arenas.get("sent")
+            if self._decay and self._model is not None:
+                self._average = arenas.get("average") or list(self._model)
+            if self._outer is not None and self._outer.keeps_momentum:
+                self._momentum = arenas.get("momentum")
+            if self._outer is not None and self._outer.keeps_accumulator:
+                self._accumulator = arenas.get("accumulator")
+            self._share_everything()
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -254,6 +320,16 @@ class Plane:
         with self._registry:
             assert blob not in self._payloads, f"blob {blob} exists already"
             self._payloads[blob] = payload
+
+    def _arenas(self) -> dict[str, list[Cell]]:
+        """Those that exist, in the order of `ARENAS`."""
+        models = (self._model, self._snapshot, self._sent, self._average)
+        every = zip(ARENAS, (*models, self._momentum, self._accumulator), strict=True)
+        return {name: cells for name, cells in every if cells is not None}
+
+    def _share_everything(self) -> None:
+        self._model_is_shared = self._average_is_shared = True
+        self._momentum_is_shared = self._accumulator_is_shared = True
 
     def _parameters(self) -> list[Cell]:
         assert self._model is not None, "no parameters yet: `load` some"
@@ -269,39 +345,69 @@ class Plane:
         if self._exchanges:
             self._snapshot = list(self._parameters())
 
-    def _rewrite(self) -> Iterator[tuple[int, Piece, torch.Tensor, torch.Tensor]]:
-        """For each chunk: index, place, old parameters, and where to write the new ones.
+    def _rewrite(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """For each chunk: index, old parameters, and where to write the new ones.
 
         The two are one tensor if nobody else holds the chunk. Afterwards the new ones are the
         model, and nobody else holds them.
         """
         model = self._parameters()
-        for index, piece in enumerate(self.manifest.chunks):
-            old = model[index].tensor
-            new = self._pool.take(old.numel()) if self._model_is_shared else old
-            yield index, piece, old, new
+        for index, cell in enumerate(model):
+            new = self._beside(cell, self._model_is_shared)
+            yield index, cell.tensor, new
             model[index] = Cell(new)
         self._model_is_shared = False
 
+    def _beside(self, cell: Cell, is_shared: bool) -> torch.Tensor:
+        """Where to write what this chunk becomes: over it, unless somebody else holds it."""
+        return self._pool.take(cell.tensor.numel()) if is_shared else cell.tensor
+
     def _step(self, cells: list[Cell], weight: float) -> None:
         assert self._outer is not None, "this plane has no optimiser"
-        if self._state is None:
-            self._state = self._outer.init(self.manifest.numel, self.dtype)
-        factors = self._outer.factors(self._state.counter)
-        self._state.counter += 1
-        decay = min(self._decay, (1 + self._state.counter) / (10 + self._state.counter))
-        for index, (start, stop), old, new in self._rewrite():
-            gradient, slots = cells[index].tensor, self._state.piece(start, stop)
-            self._outer.step_piece(old, gradient, slots, factors, weight, new)
+        if self._momentum is None and self._outer.keeps_momentum:
+            self._momentum, self._momentum_is_shared = self._zeros(), False
+        if self._accumulator is None and self._outer.keeps_accumulator:
+            self._accumulator, self._accumulator_is_shared = self._zeros(), False
+        factors = self._outer.factors(self._counter)
+        self._counter += 1
+        decay = min(self._decay, (1 + self._counter) / (10 + self._counter))
+        for index, old, new in self._rewrite():
+            slots, new_slots = self._slots(index, factors.absorbs)
+            gradient = cells[index].tensor
+            self._outer.step_piece(old, gradient, slots, factors, weight, new, new_slots)
             if self._average is not None:  # At once, while the chunk is in the cache.
-                mean = self._average[index].tensor
-                into = self._pool.take(mean.numel()) if self._average_is_shared else mean
-                merge(mean, new, 1 - decay, into)
-                self._average[index] = Cell(into)
-        self._average_is_shared = False
+                mean = self._average[index]
+                new_mean = self._beside(mean, self._average_is_shared)
+                merge(mean.tensor, new, 1 - decay, new_mean)
+                self._average[index] = Cell(new_mean)
+        self._average_is_shared = self._accumulator_is_shared = False
+        if factors.absorbs:
+            self._momentum_is_shared = False
+
+    def _zeros(self) -> list[Cell]:
+        return [Cell(self._pool.take(stop - start).zero_()) for start, stop in self.manifest.chunks]
+
+    def _slots(self, index: int, absorbs: bool) -> tuple[Slots, Slots]:
+        """The state of a chunk, and where to write the new one, which already counts as the state.
+
+        A step that does not absorb writes no momentum, so it leaves it shared.
+        """
+        old_m = new_m = old_accumulator = new_accumulator = None
+        if self._momentum is not None:
+            cell = self._momentum[index]
+            old_m = new_m = cell.tensor
+            if absorbs:
+                new_m = self._beside(cell, self._momentum_is_shared)
+                self._momentum[index] = Cell(new_m)
+        if self._accumulator is not None:
+            cell = self._accumulator[index]
+            old_accumulator = cell.tensor
+            new_accumulator = self._beside(cell, self._accumulator_is_shared)
+            self._accumulator[index] = Cell(new_accumulator)
+        return Slots(old_m, old_accumulator), Slots(new_m, new_accumulator)
 
     def _merge(self, cells: list[Cell], weight: float) -> None:
-        for index, _, old, new in self._rewrite():
+        for index, old, new in self._rewrite():
             merge(old, cells[index].tensor, weight, new)
 
     def _merge_and_keep(self, cells: list[Cell], weight: float, replay: bool) -> None:
@@ -312,7 +418,7 @@ class Plane:
         """
         sent = self._sent or list(self._share_model())
         snapshot = []
-        for index, _, old, new in self._rewrite():
+        for index, old, new in self._rewrite():
             moved = self._pool.take(old.numel())
             torch.sub(sent[index].tensor, old, out=moved)
             if replay:

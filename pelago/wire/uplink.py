@@ -8,6 +8,7 @@ the owner asks for are repeated on the tick until they are answered.
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+from pelago.core.image import durable
 from pelago.core.machine import Finish, Note, Send
 from pelago.core.names import BlobId, Peer, PushId
 from pelago.wire.messages import (
@@ -26,6 +27,7 @@ LEAVE_TICKS_MAX: Final = 20
 """How often a leaving node says so before it goes without an answer."""
 
 
+@durable()
 @dataclass(slots=True)
 class Upload:
     """One update on its way: offered, then sent, then (all of it arrived) awaiting its fate."""
@@ -42,6 +44,7 @@ class Upload:
         return self.message.push
 
 
+@durable(settings=("server", "_retry_ps", "_lost_after_ps"))
 class Uplink:
     """State of the conversation. The owner holds at most one update in it at a time."""
 
@@ -120,6 +123,11 @@ class Uplink:
         """The driver gave up on sending to the server: ask again on the tick."""
         if self.upload is not None and self.upload.state == "sending":
             self.upload.state, self.upload.asked_at = "offered", now
+
+    def restarted(self, now: int) -> None:
+        """The process is another one: what it was sending is lost, and it does not know of a silence."""
+        self.lost(now)
+        self._heard_at = now
 
     def finished(self, push: PushId) -> Upload | None:
         """The update's fate is known: forget it and return it, once."""

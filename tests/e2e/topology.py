@@ -152,7 +152,7 @@ class Daemons:
     def kill(self, node: str) -> None:
         """kill -9."""
         self.processes[node].send_signal(signal.SIGKILL)
-        self.processes[node].wait(DEADLINE_S)
+        self.processes[node].communicate(timeout=DEADLINE_S)
 
     def wait(self, node: str) -> tuple[int, str]:
         """Until a process ends by itself: its exit code, and what it printed."""

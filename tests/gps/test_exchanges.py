@@ -41,6 +41,10 @@ def arrival(version: int, steps: int, cumulative: int, **changed: object) -> Not
     fields = {
         "region": "eu",
         "version": version,
+        "exchange": E1.lease,
+        "fence": E1.fence,
+        "spans": ((0, 24),),
+        "dropped": ((24, 32),),
         "steps": steps,
         "cumulative_steps": cumulative,
         "elapsed_ps": 0,
@@ -111,7 +115,7 @@ def test_staleness_is_how_many_versions_came_between(room: Room) -> None:
     room.push("lps-2", update(U1, ((40, 44),)), -1)
     room.push("lps-2", update(PushId(2, 1), ((44, 48),), base=1), -2)
     effects = room.push("lps-1", update(E1, ((0, 4),)), -3)
-    assert effects[2] == arrival(3, 10, 30, staleness=2)
+    assert effects[2] == arrival(3, 10, 30, staleness=2, spans=((0, 4),), dropped=())
 
 
 @pytest.mark.parametrize(
@@ -274,6 +278,19 @@ def test_samples_are_not_spent_twice_under_two_names(room: Room) -> None:
 
 
 # --- fences -----------------------------------------------------------------------------------
+
+
+def test_an_update_begun_with_the_gps_before_this_one_is_void(room: Room) -> None:
+    """
+    The fuzzer's seed 56: a GPS without durability dies and another one comes, whose fences begin anew.
+
+    1. A region was sending an exchange of fence 1, and its driver goes on sending it.
+    2. By then it has joined the new GPS, which gave it fence 1 and samples that are numbered alike.
+    """
+    assert E1.fence == room.gps.regions["eu"].fence
+    old = replace(update(E1, ((0, 4),)), base=Version(8, 5))
+    assert room.hears("lps-1", old, -1) == [Release(-1), Send("lps-1", Ack(E1, "fenced"))]
+    assert room.push("lps-1", update(E1, ((0, 4),)), -2)[-4] == Send("lps-1", Ack(E1, "applied"))
 
 
 def test_what_was_being_measured_when_its_sender_was_replaced_is_dropped(room: Room) -> None:

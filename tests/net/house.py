@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,13 @@ from typing import Any
 import torch
 import zmq
 
-from pelago.core.machine import Finish, Received, StopRequested
+from pelago.config import Durability
+from pelago.core.machine import Finish, Machine, Received, StopRequested
 from pelago.core.names import Lease, PushId, Version
 from pelago.net.limits import Limits
-from pelago.net.node import Node, NodeSettings
+from pelago.net.node import Memory, Node, NodeSettings
 from pelago.net.sockets import Bind, Connect
+from pelago.net.store import Store
 from pelago.net.telemetry import Telemetry
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
@@ -128,12 +130,12 @@ class House:
     def flat(self, seed: int) -> torch.Tensor:
         return torch.randn(self.manifest.numel, generator=torch.Generator().manual_seed(seed))
 
-    def server(self, machine: Script, name: str = "gps", **more: Any) -> Node:
+    def server(self, machine: Machine[Any], name: str = "gps", **more: Any) -> Node:
         """Start a node that listens."""
         return self.start(machine, name, server=self.bind(), **more)
 
     def client(
-        self, machine: Script, name: str = "lps-1", port: int | None = None, **more: Any
+        self, machine: Machine[Any], name: str = "lps-1", port: int | None = None, **more: Any
     ) -> Node:
         """Start a node that connects to the server, or to what stands at ``port``."""
         return self.start(machine, name, client=self.connect(port or self.ports[0]), **more)
@@ -144,9 +146,10 @@ class House:
     def connect(self, port: int) -> Connect:
         return Connect("127.0.0.1", port, "gps")
 
-    def start(self, machine: Script, name: str, **more: Any) -> Node:
+    def start(self, machine: Machine[Any], name: str, **more: Any) -> Node:
         """Start a node; what `Node` does not take itself is a setting."""
-        own = {key: more.pop(key) for key in ("plane", "plane_factory", "trainer") if key in more}
+        taken = ("plane", "plane_factory", "trainer", "memory")
+        own = {key: more.pop(key) for key in taken if key in more}
         settings = NodeSettings(
             run_id=RUN,
             name=name,
@@ -163,6 +166,25 @@ class House:
         )
         self.nodes[name] = (node, asyncio.create_task(node.run()))
         return node
+
+    def memory(self, name: str = "gps", durability: Durability = "process") -> Memory:
+        """What a node of this name left in its folder, and where it goes on."""
+        store = Store(self.folder / name / "state", RUN, name)
+        past = store.past()
+        incarnation = 1 if past is None else past.header.incarnation
+        return Memory(
+            store=store, durability=durability, name=name, incarnation=incarnation, past=past
+        )
+
+    async def kill(self, name: str) -> None:
+        """End a node at once, as far as that is possible inside a process: what its journal did not write
+        yet is never written, and nothing leaves any more."""
+        node, task = self.nodes.pop(name)
+        if node._journal is not None:
+            node._journal._write = lambda *_: None  # type: ignore[method-assign]
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
     async def finish(self, name: str) -> Finish:
         """Wait for a node's end."""

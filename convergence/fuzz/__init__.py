@@ -1,0 +1,9 @@
+"""Whole clusters in bad weather, each drawn from one seed: `python -m convergence.fuzz --seed 7`.
+
+draw.py      topology, settings and faults of a seed
+world.py     its nodes in the virtual driver, and who starts them again
+witness.py   what must hold of the whole: nothing lost, nothing twice, no promise broken
+books.py     what servers noted of their own history
+trial.py     one seed: faults, then fair weather, and a verdict
+__main__.py  many seeds, on all cores
+"""

@@ -1,0 +1,147 @@
+"""`python -m convergence.fuzz`: whole clusters in bad weather, one from each seed.
+
+Exit status: 0 nothing was found, 1 something was wrong that must never be, 2 usage, 3 in fair weather
+something did not happen that should, 4 a machine or this program itself failed. The last line says how
+to run the seed that failed (or the last one) again.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from itertools import count, islice
+from multiprocessing import cpu_count, get_context
+from typing import Final
+
+from convergence.fuzz.trial import Outcome, Verdict, trial
+
+PS_PER_HOUR: Final = 3_600 * 10**12
+PROGRESS_S: Final = 0.2
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="python -m convergence.fuzz",
+        description="Runs whole clusters under loss, delay, cuts, crashes and full disks, all drawn "
+        "from seeds, and checks what must hold.",
+    )
+    top.add_argument("--seed", type=int, default=1, metavar="N", help="the first seed (default 1)")
+    top.add_argument("--seeds", type=int, metavar="K", help="so many seeds (default 1)")
+    top.add_argument("--minutes", type=float, metavar="M", help="seeds from N on, for so long")
+    top.add_argument("--jobs", type=int, metavar="J", help="processes (default: one for each core)")
+    top.add_argument("--keep-going", action="store_true", help="do not end with the first finding")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line. Returns the exit status."""
+    top = parser()
+    options = top.parse_args(arguments)
+    if options.minutes is not None and options.seeds is not None:
+        top.error("--minutes and --seeds exclude each other")
+    for name in ("seeds", "minutes", "jobs"):
+        given = getattr(options, name)
+        if given is not None and given <= 0:
+            top.error(f"--{name} = {given}: must be above 0")
+    if options.seed < 0:
+        top.error(f"--seed = {options.seed}: must not be negative")
+    begin = time.monotonic()
+    deadline = None if options.minutes is None else begin + 60 * options.minutes
+    seeds: Iterator[int] = count(options.seed)
+    if options.minutes is None:
+        seeds = islice(seeds, options.seeds or 1)
+    tally = Tally(begin)
+    for outcome in _outcomes(seeds, options.jobs or cpu_count(), deadline):
+        tally.add(outcome)
+        if outcome.verdict is not Verdict.SOUND and not options.keep_going:
+            break
+    return tally.conclude()
+
+
+def _outcomes(seeds: Iterator[int], jobs: int, deadline: float | None) -> Iterator[Outcome]:
+    """What the seeds came to, as they end, but of a seed before the next only with one process."""
+
+    def over() -> bool:
+        return deadline is not None and time.monotonic() >= deadline
+
+    if jobs == 1:
+        for seed in seeds:
+            yield trial(seed)
+            if over():
+                return
+        return
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        pending: set[Future[Outcome]] = set()
+        try:
+            while True:
+                if not over():
+                    pending |= {
+                        pool.submit(trial, each) for each in islice(seeds, 2 * jobs - len(pending))
+                    }
+                if not pending:
+                    return
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (each.result() for each in done)
+        finally:
+            for each in pending:
+                each.cancel()
+
+
+class Tally:
+    """What was found so far."""
+
+    def __init__(self, begin: float) -> None:
+        self.seeds = self.events = self.virtual_ps = self.last = 0
+        self.found: list[Outcome] = []
+        self.counts: dict[str, int] = {}
+        self._begin = self._told = begin
+
+    def add(self, outcome: Outcome) -> None:
+        """A seed has ended."""
+        self.seeds += 1
+        self.last = max(self.last, outcome.seed)
+        self.events += outcome.events
+        self.virtual_ps += outcome.virtual_ps
+        for what, many in outcome.counts.items():
+            self.counts[what] = self.counts.get(what, 0) + many
+        now = time.monotonic()
+        if outcome.verdict is not Verdict.SOUND:
+            self.found.append(outcome)
+            self._clear()
+            print(f"{outcome.story.rstrip()}\nseed {outcome.seed}: {outcome.verdict.name.lower()}")
+        elif sys.stderr.isatty() and now - self._told >= PROGRESS_S:
+            self._told = now
+            rate = self.events / (now - self._begin)
+            told = f"\r{self.seeds} seeds, {self.events:,} events, {rate:,.0f} events/s, seed {self.last} "
+            print(told, end="", file=sys.stderr, flush=True)
+
+    def conclude(self) -> int:
+        """Say what came of it. Returns the exit status: that of the first finding."""
+        self._clear()
+        seconds = time.monotonic() - self._begin
+        if self.seeds != 1:
+            told = {
+                "seeds": self.seeds,
+                "found": [each.seed for each in self.found],
+                "events": self.events,
+                "virtual_hours": round(self.virtual_ps / PS_PER_HOUR, 3),
+                "seconds": round(seconds, 1),
+                "events_per_second": round(self.events / seconds),
+                **dict(sorted(self.counts.items())),
+            }
+            print(json.dumps(told))
+        print(
+            f"python -m convergence.fuzz --seed {self.found[0].seed if self.found else self.last}"
+        )
+        return self.found[0].verdict if self.found else Verdict.SOUND
+
+    def _clear(self) -> None:
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

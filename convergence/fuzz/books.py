@@ -1,0 +1,100 @@
+"""What a server's notes say of its history: samples trained, exchanges begun, updates that arrived.
+
+A book is kept by an entry for each note that matters, so that it can be told anew from the entries that
+a crash left.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from pelago.core.machine import Note
+from pelago.core.names import PushId
+from pelago.core.spans import SpanSet
+from pelago.wire.messages import Push
+
+KEPT: Final = ("update", "exchange", "rejoining", "arrival")
+"""Kinds of notes that books keep."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A note, the record of its event, and the update that it is about."""
+
+    number: int
+    note: Note
+    push: Push | None
+    peer: str
+    """Whose update it is; empty: this server's own, or none."""
+
+
+@dataclass(slots=True)
+class LocalBook:
+    """Of an LPS."""
+
+    updates: dict[PushId, Push] = field(default_factory=dict)
+    """Updates that it applied."""
+    begun: dict[PushId, Push] = field(default_factory=dict)
+    """Exchanges that it began."""
+    fresh: SpanSet = field(default_factory=SpanSet)
+    """Samples that it trained on and that are in no exchange yet."""
+
+    def keep(self, entry: Entry) -> None:
+        """Something happened."""
+        push = entry.push
+        match entry.note.kind:
+            case "update":
+                assert push is not None
+                assert push.push not in self.updates, f"{push.push} was applied twice"
+                assert self.fresh.add(push.spans) == 0, f"{push.spans} were trained on twice"
+                self.updates[push.push] = push
+            case "exchange":
+                assert push is not None
+                assert push.push not in self.begun, f"{push.push} was begun twice"
+                inside = SpanSet()
+                assert inside.add((*push.spans, *push.dropped)) == 0
+                assert inside.spans() == self.fresh.spans(), (
+                    f"an exchange holds {inside.spans()}, trained were {self.fresh.spans()}"
+                )
+                self.fresh.clear()
+                self.begun[push.push] = push
+            case "rejoining":
+                self.fresh.clear()
+
+    def has(self, _peer: str, push: PushId) -> bool:
+        """Whether an update of a peer was applied."""
+        return push in self.updates
+
+
+@dataclass(slots=True)
+class GlobalBook:
+    """Of a GPS. Updates bear the name of their region's process beside their own."""
+
+    updates: dict[tuple[str, PushId], Push] = field(default_factory=dict)
+    applied: SpanSet = field(default_factory=SpanSet)
+    dropped: SpanSet = field(default_factory=SpanSet)
+    steps: int = 0
+    tokens: int = 0
+    regions: dict[str, int] = field(default_factory=dict)
+    """Updates of each region."""
+
+    def keep(self, entry: Entry) -> None:
+        """Something happened."""
+        push, peer = entry.push, entry.peer
+        if entry.note.kind != "arrival":
+            return
+        assert push is not None
+        assert (peer, push.push) not in self.updates, f"{push.push} of {peer} was applied twice"
+        for spans in (push.spans, push.dropped):
+            assert not self.applied.common(spans), f"{spans} were applied before"
+            assert not self.dropped.common(spans), f"{spans} were dropped before"
+        self.applied.add(push.spans)
+        self.dropped.add(push.dropped)
+        self.updates[peer, push.push] = push
+        self.steps += push.steps
+        self.tokens += push.tokens
+        region = entry.note.fields["region"]
+        self.regions[region] = self.regions.get(region, 0) + 1
+
+    def has(self, peer: str, push: PushId) -> bool:
+        """Whether an update of a peer was applied."""
+        return (peer, push) in self.updates

@@ -1,0 +1,187 @@
+"""A seed's topology, settings and faults."""
+
+import math
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from pelago.core.machine import PS_PER_MS
+from pelago.core.prng import derive
+from pelago.sim.weather import Weather
+
+REGIONS: Final = ("eu", "us", "asia", "africa")
+PS_PER_S: Final = 1000 * PS_PER_MS
+ENDLESS: Final = 1 << 40
+"""A budget of local steps that no trial reaches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mischief:
+    """How often, in picoseconds on average, each of these befalls the cluster; 0: never."""
+
+    kill_ps: int
+    """A node, at a moment between two events."""
+    cut_ps: int
+    one_way: float
+    """Share of the cuts that hold back one direction only."""
+    full_ps: int
+    """All disks, for a while."""
+    jump_ps: int
+    """A clock."""
+    stop_ps: int
+    """A node is asked to end in good order."""
+    lasts_ps: int
+    """At most so long does a cut or a full disk last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """All that follows from a seed."""
+
+    seed: int
+    toml: str
+    workers: tuple[int, ...]
+    """Of each region."""
+    endless: bool
+    evaluator: bool
+    durable_gps: bool
+    durable_lps: bool
+    scalar: bool
+    anonymous: bool
+    """Workers let their server choose their group."""
+    ends_early: bool
+    """The GPS is asked to end while it is bad weather."""
+    skewed: bool
+    """Clocks go at different rates."""
+    safety_ps: int
+    """How long it is bad weather."""
+    weather: Weather
+    mischief: Mischief
+
+
+def draw(seed: int) -> Draw:
+    """Equal for equal seeds."""
+    random = Random(derive("fuzz", seed))
+    workers = tuple(random.randint(1, 4) for _ in range(random.randint(1, 4)))
+    endless, scalar = random.random() < 0.6, random.random() < 0.1
+    lost_after_ms = random.randint(3, 12) * 100
+    toml = _TOML.format(
+        budget=ENDLESS if endless else random.randint(20, 2000),
+        seed=seed,
+        local_steps=random.randint(1, 4),
+        batch_size=random.randint(1, 3),
+        exchange=random.randint(1, 8),
+        in_flight=random.choice(("drop", "carry", "replay")),
+        lease_block=random.choice((1, 2, 4, 8)),
+        lps_staged=random.randint(1, 3),
+        gps_staged=random.randint(1, 2),
+        validation=random.choice((10, 50, 200)),
+        lost_after_ms=lost_after_ms,
+        region_lost_after_ms=random.choice((1, 2, 8)) * lost_after_ms,
+        problem="scalar" if scalar else "timing",
+        step_ms=random.choice((10.0, 20.0, 40.0)),
+        rescale=random.choice(("true", "false")),
+        bandwidth=_matrix(random, len(workers), 0.02, 1.0, inside=10.0),
+        latency=_matrix(random, len(workers), 1.0, 100.0, inside=0.5),
+    ) + "".join(
+        _REGION.format(name=name, speeds=[round(random.uniform(0.3, 1.0), 2) for _ in range(count)])
+        for name, count in zip(REGIONS, workers, strict=False)
+    )
+    late_ps = round(math.exp(random.uniform(math.log(1), math.log(2000))) * PS_PER_MS)
+    down_ps = random.randint(1, 3 * lost_after_ms) * PS_PER_MS
+    weather = Weather(
+        control_lost=_chance(random, 0.3),
+        control_repeated=_chance(random, 0.3),
+        control_late=_chance(random, 0.5),
+        late_ps=late_ps,
+        payload_lost=_chance(random, 0.3),
+        payload_unconfirmed=_chance(random, 0.2),
+        payload_repeated=_chance(random, 0.2),
+        crash=_chance(random, 0.005),
+        down_ps=down_ps,
+        snapshot=_chance(random, 0.1),
+        disk_ps=random.choice((0, 1, 20, 300)) * PS_PER_MS,
+        damage=_chance(random, 0.5),
+        unfit=_chance(random, 0.05),
+    )
+    mischief = Mischief(
+        kill_ps=_interval(random),
+        cut_ps=_interval(random),
+        one_way=random.choice((0.0, 0.5, 1.0)),
+        full_ps=_interval(random),
+        jump_ps=_interval(random),
+        stop_ps=_interval(random) * 3,
+        lasts_ps=random.randint(1, 4 * lost_after_ms) * PS_PER_MS,
+    )
+    return Draw(
+        seed,
+        toml,
+        workers,
+        endless=endless,
+        evaluator=random.random() < 0.7,
+        durable_gps=random.random() < 0.7,
+        durable_lps=random.random() < 0.7,
+        scalar=scalar,
+        # From a stream of its own, so that the seeds of old findings keep their course.
+        anonymous=Random(derive("anonymous", seed)).random() < 0.15,
+        ends_early=seed % 8 == 7,
+        skewed=random.random() < 0.5,
+        safety_ps=random.randint(2, 12) * PS_PER_S,
+        weather=weather,
+        mischief=mischief,
+    )
+
+
+def _chance(random: Random, most: float) -> float:
+    """Nothing half of the time; else between a hundredth of the most and the most."""
+    if random.random() < 0.5:
+        return 0.0
+    return most * math.exp(random.uniform(math.log(0.01), 0.0))
+
+
+def _interval(random: Random) -> int:
+    if random.random() < 0.5:
+        return 0
+    return round(math.exp(random.uniform(math.log(0.2), math.log(10.0))) * PS_PER_S)
+
+
+def _matrix(random: Random, size: int, low: float, high: float, inside: float) -> list[list[float]]:
+    return [
+        [inside if a == b else round(random.uniform(low, high), 3) for b in range(size)]
+        for a in range(size)
+    ]
+
+
+_TOML: Final = """
+[run]
+budget_local_steps = {budget}
+seed = {seed}
+[worker]
+local_steps = {local_steps}
+batch_size = {batch_size}
+rescale = {rescale}
+[lps]
+updates_per_exchange = {exchange}
+in_flight = "{in_flight}"
+lease_block = {lease_block}
+staged_max = {lps_staged}
+[gps]
+staged_max = {gps_staged}
+validation_interval_steps = {validation}
+[network]
+bandwidth_gbps = {bandwidth}
+latency_ms = {latency}
+heartbeat_ms = 100
+lost_after_ms = {lost_after_ms}
+region_lost_after_ms = {region_lost_after_ms}
+[simulation]
+problem = "{problem}"
+model_bytes = 1000000
+step_ms = {step_ms}
+daemons = true
+"""
+_REGION: Final = """
+[[region]]
+name = "{name}"
+worker_speeds = {speeds}
+"""

@@ -1,0 +1,151 @@
+"""One seed: bad weather first, in which nothing may be wrong, then fair weather, in which all must go on."""
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from convergence.fuzz.books import GlobalBook
+from convergence.fuzz.draw import PS_PER_S, draw
+from convergence.fuzz.witness import check_payloads
+from convergence.fuzz.world import World
+from gps.state import Gps
+from lps.state import Lps
+from pelago.core.machine import StopRequested
+from pelago.sim.simulation import Node
+
+EXCHANGES: Final = 2
+"""So many updates of every region must arrive in fair weather."""
+CATCH_UP_PS: Final = 60 * PS_PER_S
+END_PS: Final = 60 * PS_PER_S
+LOCAL_STEP_PS: Final = PS_PER_S // 4
+"""More than a local step takes on the slowest worker, all told."""
+STEP_PS: Final = PS_PER_S // 2
+"""How often it is looked whether they did."""
+STORY_CHARACTERS: Final = 20_000
+
+
+class Verdict(IntEnum):
+    """Exit codes."""
+
+    SOUND = 0
+    WRONG = 1
+    USAGE = 2
+    STUCK = 3
+    CRASHED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a seed came to."""
+
+    seed: int
+    verdict: Verdict
+    events: int
+    virtual_ps: int
+    counts: dict[str, int]
+    story: str = ""
+    digest: str = ""
+
+
+class StuckError(Exception):
+    """In fair weather something did not happen that should."""
+
+
+def trial(seed: int, trace: bool = False) -> Outcome:
+    """Run a seed."""
+    world: World | None = None
+    verdict, story = Verdict.SOUND, ""
+    try:
+        world = World(draw(seed), trace)
+        _run(world)
+    except AssertionError as error:
+        verdict, story = Verdict.WRONG, _story(error)
+    except StuckError as error:
+        verdict, story = Verdict.STUCK, str(error)
+    except Exception as error:
+        verdict, story = Verdict.CRASHED, _story(error)
+    if world is None:
+        return Outcome(seed, verdict, 0, 0, {}, story)
+    simulation, digest = world.simulation, world.trace.digest() if world.trace else ""
+    counts = world.hardship.counts
+    return Outcome(seed, verdict, simulation.events, simulation.now, counts, story, digest)
+
+
+def _story(error: Exception) -> str:
+    return "".join(traceback.format_exception(error))[-STORY_CHARACTERS:]
+
+
+def _run(world: World) -> None:
+    drawn, simulation = world.drawn, world.simulation
+    world.begin()
+    simulation.run(until_ps=drawn.safety_ps)
+    world.heal()
+    _catch_up(world)
+    check_payloads(_present(world))
+    if drawn.endless and world.gps.phase != "finished":
+        simulation.give(world.node("gps"), StopRequested("the trial is over"))
+    left = max(0, world.run.run.budget_local_steps - world.gps.counted_steps)
+    end_ps = END_PS + (0 if drawn.endless else left * LOCAL_STEP_PS)
+    _wait(world, end_ps, lambda: world.over, "the GPS does not finish")
+    check_payloads(_present(world))
+    gps = world.node("gps")
+    world.witness.check_end(gps, [gps, *_present(world)])
+
+
+def _catch_up(world: World) -> None:
+    """Every region's updates arrive, unless the run is over before."""
+    before = dict(_arrived(world))
+    gps = world.seats["gps"]
+
+    def all_did() -> bool:
+        if world.gps.phase in ("draining", "finished"):
+            return True
+        now = _arrived(world)
+        # A GPS that came anew counts anew.
+        since = before if world.seats["gps"] == gps else {}
+        names = [region.name for region in world.run.region]
+        return all(now.get(name, 0) - since.get(name, 0) >= EXCHANGES for name in names)
+
+    _wait(world, CATCH_UP_PS, all_did, "some region's updates do not arrive")
+
+
+def _present(world: World) -> list[Node]:
+    nodes = [world.node(seat) for seat in world.seats]
+    return [each for each in nodes if each.finished is None]
+
+
+def _arrived(world: World) -> dict[str, int]:
+    book = world.witness.servers[world.seats["gps"]].book
+    assert isinstance(book, GlobalBook)
+    return book.regions
+
+
+def _wait(world: World, within_ps: int, done: Callable[[], bool], otherwise: str) -> None:
+    simulation = world.simulation
+    until_ps = simulation.now + within_ps
+    while not done():
+        if simulation.now >= until_ps:
+            raise StuckError(f"{otherwise}\n{_scene(world)}")
+        simulation.run(until_ps=simulation.now + STEP_PS)
+
+
+def _scene(world: World) -> str:
+    """Who is where."""
+    lines = [f"GPS: {world.gps.phase}, {world.gps.counted_steps} steps, {_arrived(world)}"]
+    for seat, name in world.seats.items():
+        node = world.node(seat)
+        machine = node.machine
+        state = getattr(machine, "state", None) or getattr(machine, "phase", "")
+        told = f"{name}: {state}, {node.finished}"
+        if isinstance(machine, Lps):
+            told += (
+                f", {machine.version} updates, pool {machine.leases.pool.total}, {machine.uplink}"
+            )
+        if isinstance(machine, Gps):
+            told += (
+                f", {[(each.name, each.peer, each.replying) for each in machine.regions.values()]}"
+            )
+        lines.append(told)
+    return "\n".join(lines)

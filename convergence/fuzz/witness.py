@@ -1,0 +1,318 @@
+"""What must hold of a whole cluster, whatever befalls it; each is asserted as soon as it can be seen.
+
+C1  A server applies an update at most once, and just what its client made.
+C2  A sample is in one applied update of a region at most between two resets, in one exchange at most,
+    and once at most in the GPS's books: applied or dropped.
+C3  An exchange holds what its region was trained on since the last one, all of it.
+C4  What a server answered once about an update it never contradicts: not after a restart either.
+C5  Versions that leave for a peer never go back.
+C6  A lease names one set of samples, of one holder, and an update counts from the model that came with it.
+C7  An honest update is never rejected but for what it was measured to be, and nobody is refused.
+C8  A server that comes back noted what it noted before, as far as its disk goes.
+C9  The GPS's books are those of the updates that arrived, and balance.
+C10 A server's parameters are those of the operations that it ordered and its disk kept.
+C11 An evaluator that went in good order was heard.
+C12 Nobody ends unasked while the run goes on.
+C13 No payload is kept that no machine needs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from convergence.fuzz.books import KEPT, Entry, GlobalBook, LocalBook
+from gps.state import Gps
+from lps.state import Lps
+from pelago.core.machine import (
+    Apply,
+    Difference,
+    Finish,
+    Machine,
+    Note,
+    Operation,
+    Received,
+    Send,
+    Trained,
+)
+from pelago.core.names import Lease, PushId, Version
+from pelago.sim.ports import DurablePlane, Payload, PlanePort, TimingPlane
+from pelago.sim.recovery import Recovered
+from pelago.sim.simulation import Node
+from pelago.wire.messages import Ack, Effect, Event, Goodbye, Message, Model, Outcome, Push, Stop
+from worker.state import Evaluator, Worker
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A tensor operation that a machine ordered; ``operation`` None: a difference was taken."""
+
+    number: int
+    operation: Operation | None
+    payload: Payload
+    weight: float
+
+
+@dataclass(slots=True)
+class Server:
+    """What was seen of a server's process."""
+
+    make: Callable[[], tuple[Machine[Message], DurablePlane]]
+    book: LocalBook | GlobalBook
+    entries: list[Entry] = field(default_factory=list)
+    done: list[Done] = field(default_factory=list)
+    answered: dict[tuple[str, PushId], Outcome] = field(default_factory=dict)
+    """By client and update."""
+    received: dict[tuple[str, PushId], Push] = field(default_factory=dict)
+    sent: dict[str, Version] = field(default_factory=dict)
+    """Newest version that left, by peer."""
+    lent: dict[PushId, tuple[str, Lease, Version]] = field(default_factory=dict)
+    """What left with a model."""
+
+
+class Witness:
+    """Watches a cluster. ``find``: the node behind a process's name. ``value``: a server's parameters,
+    if they are one number. ``unfit``: whether payloads may be measured as not finite."""
+
+    def __init__(
+        self,
+        find: Callable[[str], Node],
+        value: Callable[[PlanePort], float | None],
+        unfit: bool,
+    ) -> None:
+        self.servers: dict[str, Server] = {}
+        self._find = find
+        self._value = value
+        self._unfit = unfit
+        self._made: dict[tuple[str, PushId], Push] = {}
+        """Updates that workers made, by process."""
+        self._asked: dict[str, None] = {}
+        """Processes that were asked to stop, or were told so by one that was."""
+
+    # --- what it hears ---------------------------------------------------------------------------
+
+    def begins(self, node: Node, make: Callable[[], tuple[Machine[Message], DurablePlane]]) -> None:
+        """A server's process begins."""
+        book = GlobalBook() if isinstance(node.machine, Gps) else LocalBook()
+        self.servers[node.name] = Server(make, book)
+
+    def asked_to_stop(self, name: str) -> None:
+        """A process is asked to end in good order."""
+        self._asked[name] = None
+
+    def handled(self, node: Node, number: int, event: Event, effects: list[Effect]) -> None:
+        """A machine handled an event."""
+        server = self.servers.get(node.name)
+        if server is not None:
+            if type(event) is Received and isinstance(event.message, Push):
+                server.received[event.peer, event.message.push] = event.message
+            self._watch_server(node, server, number, effects)
+        elif type(event) is Trained and isinstance(node.machine, Worker):
+            upload = node.machine.uplink.upload
+            if upload is not None:
+                self._made[node.name, upload.push] = upload.message
+        for effect in effects:
+            if type(effect) is Finish:
+                self._ends(node, event, effect)
+
+    def departed(self, node: Node, peer: str, message: Message) -> None:
+        """A message left a node."""
+        server = self.servers.get(node.name)
+        if server is None:
+            return
+        if isinstance(message, Ack):
+            self._answers(node, server, peer, message)
+        elif isinstance(message, Model):
+            newest = server.sent.get(peer)
+            assert newest is None or message.version >= newest, (newest, message)  # C5
+            server.sent[peer] = message.version
+            lease = message.lease
+            if lease is not None:  # C6
+                known = server.lent.setdefault(lease.push, (peer, lease, message.version))
+                assert known[:2] == (peer, lease), (known, peer, lease)
+                server.lent[lease.push] = (peer, lease, message.version)
+        elif isinstance(message, Stop) and node.name in self._asked:
+            self._asked[peer] = None
+
+    def arrived(self, node: Node, sender: Node, message: Message) -> None:
+        """A node is about to hear a message."""
+
+    def restarted(self, node: Node, number: int, recovered: Recovered) -> None:
+        """A durable server is back."""
+        server = self.servers[node.name]
+        first = recovered.told[0][0] if recovered.told else number + 1
+        kept = [each for each in server.entries if each.number <= number]
+        before = [(each.number, each.note) for each in kept if each.number >= first]
+        again = [pair for pair in recovered.notes if pair[1].kind in KEPT]
+        assert again == before, (again, before)  # C8
+        lost = len(server.entries) - len(kept)
+        server.entries = kept
+        server.done = [each for each in server.done if each.number <= number]
+        if lost:
+            server.book = type(server.book)()
+            for entry in kept:
+                server.book.keep(entry)
+        for (client, push), outcome in server.answered.items():
+            self._agrees(server, client, push, outcome)
+        self._check_parameters(node, server)
+
+    # --- servers ---------------------------------------------------------------------------------
+
+    def _watch_server(self, node: Node, server: Server, number: int, effects: list[Effect]) -> None:
+        about, peer = None, ""
+        for effect in effects:
+            if isinstance(effect, Send) and isinstance(effect.message, Ack):
+                if effect.message.outcome != "applied":
+                    continue
+                about, peer = effect.message.push, effect.peer
+        for effect in effects:
+            match effect:
+                case Note(kind, _) if kind in KEPT:
+                    self._keep(node, server, number, effect, about, peer)
+                case Note("update_rejected", fields):  # C7
+                    finite = fields.get("finite", fields.get("why") != "not finite")
+                    assert self._unfit, effect
+                    assert not finite, effect
+                case Apply(operation, blob, weight):
+                    payload = node.plane.lend(blob)
+                    server.done.append(Done(number, operation, payload, weight))
+                case Difference():
+                    server.done.append(Done(number, None, None, 0.0))
+                case _:
+                    pass
+
+    def _keep(
+        self, node: Node, server: Server, number: int, note: Note, about: PushId | None, peer: str
+    ) -> None:
+        machine, push = node.machine, None
+        if note.kind == "exchange":
+            assert isinstance(machine, Lps)
+            assert machine.uplink.upload is not None
+            push, peer = machine.uplink.upload.message, ""
+        elif note.kind in ("update", "arrival"):
+            assert about is not None, "an update was applied and not acknowledged"
+            push = server.received[peer, about]
+            self._is_honest(node, server, peer, push)
+            denied = server.answered.get((peer, about), "applied")
+            assert denied == "applied", f"{about} of {peer} was {denied}, and is applied"  # C4
+        entry = Entry(number, note, push, peer)
+        server.entries.append(entry)
+        server.book.keep(entry)
+
+    def _is_honest(self, node: Node, server: Server, peer: str, push: Push) -> None:
+        """C1, C6: an update is what its client made, from the model that it was lent."""
+        if isinstance(server.book, GlobalBook):
+            region = self.servers[peer].book
+            assert isinstance(region, LocalBook)
+            made = region.begun.get(push.push)
+        else:
+            made = self._made.get((peer, push.push))
+            holder, lease, version = server.lent[push.push]
+            assert (holder, lease.spans) == (peer, push.spans), (holder, lease, peer, push)
+            assert push.base.incarnation == version.incarnation, (push, version)
+        assert made == push, f"{peer} made {made}, and {node.name} applies {push}"
+
+    def _answers(self, node: Node, server: Server, peer: str, message: Ack) -> None:
+        """C4."""
+        known = server.answered.setdefault((peer, message.push), message.outcome)
+        if (
+            known == "applied"
+            and message.outcome == "fenced"
+            and self._is_past(node, peer, message)
+        ):
+            return  # Outcomes are forgotten with their fence, and their client knows that it is another.
+        assert known == message.outcome, f"{message} to {peer}, which was {known}"
+        self._agrees(server, peer, message.push, message.outcome)
+
+    @staticmethod
+    def _is_past(node: Node, peer: str, message: Ack) -> bool:
+        if not isinstance(node.machine, Gps):
+            return False
+        serving = [each for each in node.machine.regions.values() if each.peer == peer]
+        return not serving or message.push.fence < serving[0].fence
+
+    def _agrees(self, server: Server, peer: str, push: PushId, outcome: Outcome) -> None:
+        applied = server.book.has(peer, push)
+        assert applied == (outcome == "applied"), f"{push} of {peer} was {outcome}, not so here"
+
+    # --- ends ------------------------------------------------------------------------------------
+
+    def _ends(self, node: Node, event: Event, finish: Finish) -> None:
+        assert not finish.error, f"{node.name} ends: {finish.error}"  # C7
+        machine = node.machine
+        if isinstance(machine, Evaluator):
+            found = machine._found
+            if found is None or not isinstance(event, Received):
+                return
+            if isinstance(event.message, Goodbye):
+                self._was_heard(node, found.version, found.counted_steps)
+        elif isinstance(machine, Worker | Lps) and node.name not in self._asked:
+            gps = self._find(self._newest_gps()).machine
+            assert isinstance(gps, Gps)
+            over = gps.phase in ("draining", "finished") or len(self._all_gps()) > 1
+            assert over, f"{node.name} ends unasked: {finish.reason}"  # C12
+
+    def _was_heard(self, node: Node, version: Version, counted_steps: int) -> None:
+        """C11."""
+        gps = self._find(self._newest_gps()).machine
+        assert isinstance(gps, Gps)
+        if version.incarnation == gps.settings.incarnation and version == gps.version:
+            known = [steps for _, steps, _ in gps.validations]
+            assert counted_steps in known, f"{node.name} went, and {counted_steps} is not known"
+
+    def _all_gps(self) -> list[str]:
+        return [name for name, each in self.servers.items() if isinstance(each.book, GlobalBook)]
+
+    def _newest_gps(self) -> str:
+        return self._all_gps()[-1]
+
+    def check_end(self, gps: Node, nodes: list[Node]) -> None:
+        """What must hold when all is over; ``nodes``: those that are there."""
+        machine, seen = gps.machine, self.servers[gps.name]
+        assert isinstance(machine, Gps)
+        book = seen.book
+        assert isinstance(book, GlobalBook)
+        totals = machine.ledger.totals()  # C9
+        spent = totals.applied + totals.dropped_in_flight + totals.unexchanged
+        assert totals.issued == spent + totals.returned + totals.held, totals
+        assert totals.duplicated == 0, totals
+        assert totals.applied == book.applied.total, (totals, book.applied.total)
+        # Regions name what they dropped in their last exchange only when they leave.
+        assert totals.dropped_in_flight >= book.dropped.total, (totals, book.dropped.total)
+        counted = (machine.counted_steps, machine.tokens, machine.updates)
+        assert counted == (book.steps, book.tokens, len(book.updates)), counted
+        for node in nodes:
+            server = self.servers.get(node.name)
+            if server is None:
+                continue
+            for (client, push), outcome in server.answered.items():
+                self._agrees(server, client, push, outcome)
+            self._check_parameters(node, server)
+
+    def _check_parameters(self, node: Node, server: Server) -> None:
+        """C10: a server that never crashed, and was ordered the same, has the same parameters."""
+        theirs = self._value(node.plane)
+        if theirs is None:
+            return
+        _, fresh = server.make()
+        for blob, each in enumerate(server.done, 1):
+            if each.operation is None:
+                fresh.difference(blob)
+            else:
+                fresh.adopt(blob, each.payload)
+                fresh.apply(each.operation, blob, each.weight)
+            fresh.release(blob)
+        ours = self._value(fresh)
+        assert ours == theirs, f"{node.name} has {theirs}, and would have {ours}"
+
+
+def check_payloads(nodes: list[Node]) -> None:
+    """C13, between two events."""
+    for node in nodes:
+        if isinstance(node.plane, TimingPlane) and isinstance(node.machine, Gps | Lps | Worker):
+            _check_payloads(node, node.machine, node.plane)
+
+
+def _check_payloads(node: Node, machine: Gps | Lps | Worker, plane: TimingPlane) -> None:
+    needed = set() if isinstance(machine, Worker) else set(machine._measuring)
+    if not isinstance(machine, Gps) and machine.uplink.upload is not None:
+        needed.add(machine.uplink.upload.blob)
+    assert plane.live == needed, f"{node.name} keeps {plane.live}, needed are {needed}"

@@ -1,0 +1,304 @@
+"""A drawn cluster in the virtual driver: its processes, seat after seat, and who starts them again.
+
+A seat is a place in the run: "gps", "lps/eu", "eu/0", "evaluator". The process that takes it first is
+called like it, later ones "eu/0#2" and so on. What a process is not durable for dies with it.
+"""
+
+from collections.abc import Callable
+from random import Random
+from typing import Final, Literal
+
+import gps.settings
+import lps.settings
+import worker.settings
+from convergence.fuzz.draw import PS_PER_S, Draw
+from convergence.fuzz.witness import Witness
+from convergence.problems import Job, Part, build
+from gps.state import Gps
+from lps.state import Lps
+from pelago import config
+from pelago.core.machine import PS_PER_MS, Loaded, Machine, Started, StopRequested
+from pelago.core.names import Lease, Version
+from pelago.core.prng import derive
+from pelago.sim.disk import Disk
+from pelago.sim.hardship import DOWN, Hardship, Memory
+from pelago.sim.links import Links
+from pelago.sim.ports import DurablePlane, Payload, Plan, Round
+from pelago.sim.simulation import Node, Simulation
+from pelago.sim.trace import Trace
+from pelago.sim.weather import Clock
+from pelago.wire.messages import Message
+from worker.state import Evaluator, Worker
+
+TEND_PS: Final = 100 * PS_PER_MS
+"""How often somebody looks for seats that nobody holds."""
+CLOCK_BITS: Final = 50
+"""Clocks begin anywhere below 2 to this power, as the daemons' do."""
+
+Kind = Literal["kill", "cut", "full", "jump", "stop"]
+
+
+class Drill:
+    """Trains a worker's rounds on the problem."""
+
+    def __init__(self, world: "World", region: int, index: int, speed: float) -> None:
+        self._world, self._region, self._index = world, region, index
+        self._speed = speed
+        self._start: Payload = None
+
+    def begin(self, lease: Lease, payload: Payload) -> Plan:
+        """A round begins."""
+        self._start = payload
+        settings = self._world.run.simulation
+        assert settings is not None
+        steps = lease.samples // self._world.run.worker.batch_size
+        jitter = self._world.random.uniform(0.8, 1.2)
+        step_ps = settings.step_ms * PS_PER_MS / self._speed * jitter
+        return Plan(steps, max(1, round(steps * step_ps)))
+
+    def finish(self, lease: Lease) -> Round:
+        """What it gave."""
+        batch = self._world.run.worker.batch_size
+        part = Part(self._index, self._region, batch)
+        job = Job(self._index, lease.samples // batch, (part,), lease.spans, self._start)
+        return self._world.problem.train([job])[0]
+
+    def cancel(self, lease: Lease) -> None:
+        """It is not wanted any more."""
+
+    def validate(self, payload: Payload) -> tuple[float, int]:
+        """A loss of any kind."""
+        return 0.5, 1
+
+
+class World:
+    """The cluster of a draw. ``trace``: keep a digest of everything."""
+
+    def __init__(self, drawn: Draw, trace: bool = False) -> None:
+        self.drawn = drawn
+        self.run = config.parse(drawn.toml)
+        self.problem = build(self.run, sum(drawn.workers))
+        self.random = Random(derive("world", drawn.seed))
+        self.trace = Trace() if trace else None
+        settings, network = self.run.simulation, self.run.network
+        assert settings is not None
+        links = Links(
+            settings.model_bytes, len(drawn.workers), network.bandwidth_gbps, network.latency_ms
+        )
+        self.simulation = Simulation(self.run.run_id, links, trace=self.trace)
+        self.witness = Witness(
+            lambda name: self.hardship.states[name].node,
+            self.problem.value,
+            drawn.weather.unfit > 0,
+        )
+        self.hardship = Hardship(
+            self.simulation,
+            self.run.run_id,
+            Random(derive("fate", drawn.seed)),
+            drawn.weather,
+            self.witness,
+        )
+        self.seats: dict[str, str] = {}
+        """The newest process of each seat."""
+        self.calm = False
+        self._lives: dict[str, int] = {}
+        self._speeds = [speed for region in self.run.region for speed in region.worker_speeds]
+
+    def begin(self) -> None:
+        """Everybody starts, and trouble is arranged."""
+        for seat in self._all_seats():
+            self._take(seat)
+        self.simulation.call(TEND_PS, self._tend)
+        if self.drawn.ends_early:
+            self.simulation.call(self.drawn.safety_ps * 3 // 5, self._stop_gps)
+        mischief = self.drawn.mischief
+        kinds: tuple[tuple[Kind, int], ...] = (
+            ("kill", mischief.kill_ps),
+            ("cut", mischief.cut_ps),
+            ("full", mischief.full_ps),
+            ("jump", mischief.jump_ps),
+            ("stop", mischief.stop_ps),
+        )
+        for kind, every_ps in kinds:
+            if every_ps:
+                self._arrange(kind, every_ps)
+
+    def heal(self) -> None:
+        """No more trouble from now on."""
+        self.calm = True
+        self.hardship.heal()
+
+    def machine(self, seat: str) -> Machine[Message]:
+        """The machine that has a seat now."""
+        return self.node(seat).machine
+
+    def node(self, seat: str) -> Node:
+        """The newest process of a seat."""
+        return self.hardship.states[self.seats[seat]].node
+
+    @property
+    def gps(self) -> Gps:
+        """The newest GPS."""
+        machine = self.machine("gps")
+        assert isinstance(machine, Gps)
+        return machine
+
+    @property
+    def over(self) -> bool:
+        """Whether the GPS has ended for good."""
+        return self.gps.phase == "finished" and self.node("gps").finished not in (None, DOWN)
+
+    def servers(self) -> list[str]:
+        """Seats of the servers."""
+        return ["gps", *(f"lps/{region.name}" for region in self.run.region)]
+
+    # --- who is where ----------------------------------------------------------------------------
+
+    def _all_seats(self) -> list[str]:
+        workers = [
+            f"{region.name}/{group}"
+            for region, count in zip(self.run.region, self.drawn.workers, strict=True)
+            for group in range(count)
+        ]
+        return [*self.servers(), *workers, *(["evaluator"] if self.drawn.evaluator else [])]
+
+    def _tend(self) -> None:
+        """Start again what ended, but not after the run."""
+        self.simulation.call(self.simulation.now + TEND_PS, self._tend)
+        if self.over:
+            return
+        patience_ps = 0 if self.calm else self.hardship.weather.down_ps
+        for seat in self._all_seats():
+            finished = self.node(seat).finished
+            if finished is None or finished is DOWN:
+                continue
+            if self.random.random() < TEND_PS / (TEND_PS + patience_ps):
+                self._take(seat)
+
+    def _take(self, seat: str) -> None:
+        """A new process takes a seat."""
+        life = self._lives[seat] = self._lives.get(seat, 0) + 1
+        name = seat if life == 1 else f"{seat}#{life}"
+        self.seats[seat] = name
+        role, _, place = seat.partition("/")
+        if seat == "gps":
+            self._add_server(seat, name, life, 0, lambda: self._gps(life))
+        elif role == "lps":
+            region = self.run.region_index(place)
+            self._add_server(seat, name, life, region, lambda: self._lps(region, life))
+        else:
+            self._add_client(seat, name, life)
+
+    def _add_server(
+        self,
+        seat: str,
+        name: str,
+        life: int,
+        place: int,
+        make: Callable[[], tuple[Machine[Message], DurablePlane]],
+    ) -> None:
+        is_gps = seat == "gps"
+        machine, plane = make()
+        first = (Loaded(Version(life, 0)),) if is_gps else ()
+        memory = None
+        if self.drawn.durable_gps if is_gps else self.drawn.durable_lps:
+            disk = Disk(self.run.run_id, seat, name, life)
+            memory = Memory(disk, plane, make, first)
+        serves = "gps" if is_gps else f"{seat.partition('/')[2]}/lps"
+        server = "" if is_gps else "gps"
+        node = Node(name, place, machine, plane, serves=serves, server=server)
+        self.hardship.add(node, seat, self._clock(), memory)
+        self.witness.begins(node, make)
+        for event in (Started(), *first):
+            self.simulation.give(node, event)
+
+    def _gps(self, life: int) -> tuple[Machine[Message], DurablePlane]:
+        settings = gps.settings.settings(
+            self.run,
+            incarnation=life,
+            manifest=self.problem.specs,
+            fingerprint=self.problem.fingerprint,
+            corpus="",
+        )
+        return Gps(settings), self._plane(self.problem.server_plane(self.run.gps, None))
+
+    def _lps(self, region: int, life: int) -> tuple[Machine[Message], DurablePlane]:
+        settings = lps.settings.settings(self.run, region, incarnation=life)
+        plane = self.problem.server_plane(self.run.lps, self.run.lps.in_flight)
+        return Lps(settings), self._plane(plane)
+
+    @staticmethod
+    def _plane(plane: object) -> DurablePlane:
+        assert hasattr(plane, "image")
+        return plane  # type: ignore[return-value]
+
+    def _add_client(self, seat: str, name: str, life: int) -> None:
+        evaluates = seat == "evaluator"
+        region_name, _, group = seat.partition("/")
+        region = None if evaluates else self.run.region_index(region_name)
+        server = "gps" if evaluates else f"{region_name}/lps"
+        settings = worker.settings.settings(
+            self.run,
+            region,
+            -1 if evaluates or self.drawn.anonymous else int(group),
+            incarnation=life,
+            fingerprint=self.problem.fingerprint,
+            corpus="",
+            server=server,
+        )
+        index = 0 if region is None else sum(self.drawn.workers[:region]) + int(group)
+        drill = Drill(self, region or 0, index, self._speeds[index])
+        machine: Machine[Message] = Evaluator(settings) if evaluates else Worker(settings)
+        plane = self.problem.client_plane()
+        node = Node(name, region or 0, machine, plane, drill, server=server)
+        self.hardship.add(node, seat, self._clock())
+        self.simulation.give(node, Started())
+
+    def _clock(self) -> Clock:
+        permille = self.random.randint(700, 1500) if self.drawn.skewed else 1000
+        clock = Clock(permille=permille)
+        clock.set(self.simulation.now, self.random.getrandbits(CLOCK_BITS))
+        return clock
+
+    # --- trouble ---------------------------------------------------------------------------------
+
+    def _arrange(self, kind: Kind, every_ps: int) -> None:
+        after_ps = max(1, round(self.random.expovariate(1.0) * every_ps))
+
+        def strike() -> None:
+            if not self.calm:
+                self._strike(kind)
+                self._arrange(kind, every_ps)
+
+        self.simulation.call(self.simulation.now + after_ps, strike)
+
+    def _strike(self, kind: Kind) -> None:
+        random, mischief = self.random, self.drawn.mischief
+        until_ps = self.simulation.now + random.randint(1, mischief.lasts_ps)
+        seat = random.choice(self._all_seats())
+        name = self.seats[seat]
+        if kind == "kill":
+            self.hardship.crash(name)
+        elif kind == "full":
+            self.hardship.fill_disks(until_ps)
+        elif kind == "jump":
+            self.hardship.states[name].clock.jump(random.randint(1, 20 * PS_PER_S))
+        elif kind == "cut":
+            other = self._server_of(seat)
+            ways = [(seat, other), (other, seat)]
+            random.shuffle(ways)
+            for way in ways[: 1 if random.random() < mischief.one_way else 2]:
+                self.hardship.cut(*way, until_ps)
+        elif seat != "gps":
+            self.witness.asked_to_stop(name)
+            self.simulation.give(self.node(seat), StopRequested("asked to"))
+
+    def _stop_gps(self) -> None:
+        node = self.node("gps")
+        if node.finished is None:
+            self.simulation.give(node, StopRequested("asked to"))
+
+    @staticmethod
+    def _server_of(seat: str) -> str:
+        role, _, _ = seat.partition("/")
+        return "gps" if seat == "evaluator" or role in ("lps", "gps") else f"lps/{role}"

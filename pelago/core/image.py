@@ -1,0 +1,232 @@
+"""The state of a machine as plain data, and back: what a durable server writes down.
+
+An image is made of what msgpack packs. All that is no plain value is a list that begins with the name
+of its class, and a class of ours names its fields, so that what another version of Pelago wrote is
+refused and never misread:
+
+    ["tuple", 0, 8]                                   so are a list and a deque
+    ["dict", "eu", 1, "us", 2]                        so is an OrderedDict; the order is kept
+    ["Version", "incarnation", 9, "counter", 4]
+
+Only classes marked with `durable` take part, of two sorts. *Records*, dataclasses and named tuples,
+are made anew from their fields. All others are *parts*: the fresh machine has them, with the settings
+of its run file, and they are filled in place; one that it lacks is made without arguments.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import is_dataclass
+from types import NoneType, UnionType
+from typing import (
+    Any,
+    Final,
+    Literal,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from pelago.core.errors import CheckpointError
+
+T = TypeVar("T")
+
+Plain: TypeAlias = Union[bool, int, float, str, bytes, list["Plain"], None]
+"""What an image is made of."""
+
+Pairs: TypeAlias = Iterable[tuple[Plain, Plain]]
+
+INTEGER_MIN: Final = -(2**63)
+INTEGER_MAX: Final = 2**64 - 1
+"""Of the integers that msgpack packs."""
+
+_PLAIN: Final = (NoneType, bool, int, float, str, bytes)
+_SEQUENCES: Final[dict[str, type]] = {"list": list, "tuple": tuple, "deque": deque}
+_MAPPINGS: Final[dict[str, type]] = {"dict": dict, "OrderedDict": OrderedDict}
+
+_kinds: dict[str, type] = {}
+_settings: dict[type, tuple[str, ...]] = {}
+_types: dict[type, dict[str, Any]] = {}
+
+
+def durable(*, settings: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
+    """Mark a class whose objects are state. The attributes ``settings`` are not: they belong to the
+    run file or follow from other attributes, and keep the fresh object's values."""
+
+    def mark(kind: type[T]) -> type[T]:
+        name = kind.__qualname__
+        known = _kinds.get(name, kind)
+        assert known.__module__ == kind.__module__, f"two durable classes are called {name}"
+        assert not (settings and _is_record(kind)), f"{name} is made from all its fields"
+        _kinds[name], _settings[kind] = kind, settings
+        return kind
+
+    return mark
+
+
+def take(machine: object) -> Plain:
+    """The state of a machine as it is now; the same state gives the same image."""
+    return _write(machine)
+
+
+def restore(machine: object, image: Plain) -> None:
+    """Put a state into a machine that was just constructed, of the class that it was taken from.
+
+    The machine keeps its own settings. Entries of its dicts that the image does not know stay, behind
+    those of the image: they come from its settings too. Raises `CheckpointError` for an image that
+    does not fit; the machine is of no use then.
+    """
+    _read(image, machine, type(machine).__qualname__)
+
+
+# --- out -----------------------------------------------------------------------------------------
+
+
+def _write(value: Any) -> Plain:
+    kind = type(value)
+    if kind in _PLAIN:
+        assert kind is not int or INTEGER_MIN <= value <= INTEGER_MAX, value
+        return value  # type: ignore[no-any-return]
+    name = kind.__qualname__
+    if kind in _SEQUENCES.values():
+        assert kind is not deque or value.maxlen is None, value
+        return [name, *map(_write, value)]
+    if kind in _MAPPINGS.values():
+        return [name, *(_write(each) for pair in value.items() for each in pair)]
+    assert _kinds.get(name) is kind, f"{kind} is not durable: {value!r}"
+    fields = {field: getattr(value, field) for field in _fields(value)}
+    if _is_record(kind):
+        for field, annotation in _hints(kind).items():
+            assert _fits(fields[field], annotation), (name, field, fields[field])
+    return [name, *(each for field, held in fields.items() for each in (field, _write(held)))]
+
+
+# --- and back ------------------------------------------------------------------------------------
+
+
+def _read(image: Plain, fresh: Any, where: str) -> Any:
+    """A value. ``fresh``: what stands in its place; None: nothing, or it is not known yet what."""
+    name = type(image).__qualname__
+    if type(image) is list:
+        if not image or type(image[0]) is not str:
+            raise _misfit(f"{where} holds a list without a class")
+        name = image[0]
+    elif type(image) not in _PLAIN:
+        raise _misfit(f"{where} holds a {name}")
+    if fresh is not None and name != type(fresh).__qualname__:
+        raise _misfit(f"{where} should be {type(fresh).__qualname__}, not {name}")
+    if type(image) is not list:
+        return image
+    items = image[1:]
+    if name in _SEQUENCES:
+        return _SEQUENCES[name](_read(each, None, where) for each in items)
+    if len(items) % 2:
+        raise _misfit(f"{where} has a {name} in which something lacks its value")
+    pairs = zip(items[::2], items[1::2], strict=True)
+    if name in _MAPPINGS:
+        return _read_mapping(pairs, _MAPPINGS[name]() if fresh is None else fresh, where)
+    kind = _kinds.get(name)
+    if kind is None:
+        raise _misfit(f"{where} is of class {name!r}, which is not known")
+    if _is_record(kind):
+        return _read_record(kind, pairs, where)
+    return _read_part(_blank(kind, where) if fresh is None else fresh, pairs, where)
+
+
+def _read_mapping(pairs: Pairs, fresh: dict[Any, Any], where: str) -> dict[Any, Any]:
+    # In place: an object may keep a method of its dict.
+    stays = dict(fresh)
+    fresh.clear()
+    for plain_key, plain in pairs:
+        key = _read(plain_key, None, where)
+        try:
+            hash(key)
+        except TypeError:
+            raise _misfit(f"{where} has a {type(key).__qualname__} as a key") from None
+        fresh[key] = _read(plain, stays.pop(key, None), f"{where}[{key!r}]")
+    fresh.update(stays)
+    return fresh
+
+
+def _read_record(kind: type, pairs: Pairs, where: str) -> Any:
+    hints = _hints(kind)
+    fields = _named(pairs, tuple(hints), where)
+    values = {field: _read(plain, None, f"{where}.{field}") for field, plain in fields.items()}
+    for field, annotation in hints.items():
+        if not _fits(values[field], annotation):
+            raise _misfit(f"{where}.{field} has a value of another type or shape")
+    return kind(**values)
+
+
+def _read_part(part: Any, pairs: Pairs, where: str) -> Any:
+    for field, plain in _named(pairs, _fields(part), where).items():
+        setattr(part, field, _read(plain, getattr(part, field), f"{where}.{field}"))
+    return part
+
+
+def _blank(kind: type, where: str) -> Any:
+    try:
+        return kind()
+    except TypeError:
+        raise _misfit(f"{where} is a {kind.__qualname__}, where there is none") from None
+
+
+def _named(pairs: Pairs, expected: tuple[str, ...], where: str) -> dict[str, Plain]:
+    """Fields by name, each of those expected once."""
+    fields: dict[str, Plain] = {}
+    for name, plain in pairs:
+        if type(name) is not str or name not in expected:
+            raise _misfit(f"{where} has no field {name!r}")
+        fields[name] = plain
+    for name in expected:
+        if name not in fields:
+            raise _misfit(f"{where}.{name} is missing")
+    return fields
+
+
+def _misfit(what: str) -> CheckpointError:
+    return CheckpointError(f"the image does not fit this version of Pelago: {what}")
+
+
+# --- classes -------------------------------------------------------------------------------------
+
+
+def _is_record(kind: type) -> bool:
+    return is_dataclass(kind) or issubclass(kind, tuple)
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    """A record's fields and their types."""
+    # Not when it is marked: a type may be named that is made only later.
+    if kind not in _types:
+        _types[kind] = get_type_hints(kind)
+    return _types[kind]
+
+
+def _fields(value: Any) -> tuple[str, ...]:
+    """Names of the attributes of a durable object that are its state."""
+    kind = type(value)
+    if _is_record(kind):
+        return tuple(_hints(kind))
+    names = getattr(kind, "__slots__", None) or vars(value)
+    settings = _settings[kind]
+    assert all(each in names for each in settings), (kind, settings)
+    return tuple(each for each in names if each not in settings)
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value is of the type that a record's field has."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return value in arguments
+    if origin in (Union, UnionType):
+        return any(_fits(value, each) for each in arguments)
+    if annotation is float:
+        return type(value) in (float, int)  # As type checkers have it.
+    if origin is tuple and type(value) is tuple:
+        if arguments[-1] is Ellipsis:
+            return all(_fits(each, arguments[0]) for each in value)
+        return len(value) == len(arguments) and all(map(_fits, value, arguments))
+    return type(value) is annotation

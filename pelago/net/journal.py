@@ -1,0 +1,406 @@
+"""A node's journal: everything its machine is told is on disk before anybody hears what came of it.
+
+A machine is a function of what it was told, so the events, with the payloads that came with some of
+them, are all there is to keep: told again to a new machine, they give the same state, bit for bit. The
+rule that makes it exact is the one of output commit (Strom and Yemini, Optimistic Recovery in
+Distributed Systems, 1985): events are handled at once, but a message leaves only when the journal
+holds every event up to the one that caused it.
+
+`event` and `chunk` queue records, from the event loop and from the staging thread; one thread writes
+them in that order. A disk that is full or slow holds back messages, never the event loop or the tensor
+lane, and loses nothing: the writer waits for room and goes on.
+"""
+
+import asyncio
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pelago.config import Durability
+from pelago.core.errors import CheckpointError
+from pelago.core.names import BlobId
+from pelago.net.store import PART, Store, boot_id
+from pelago.tensor.payload import Cell
+from pelago.wire import record
+from pelago.wire.messages import Event
+from pelago.wire.record import Header, Kind
+
+BATCH_BYTES: Final = 8 << 20
+"""So much is written with one call."""
+RETRY_S: Final = 0.5
+"""How often a disk that took nothing is tried again."""
+CLOSE_S: Final = 10.0
+SNAPSHOT_BYTES: Final = 64 << 20
+SNAPSHOT_EVENTS: Final = 200_000
+SNAPSHOT_MODELS: Final = 8
+"""A snapshot is due when the journal has grown by this many models, and by `SNAPSHOT_BYTES`, or by this
+many events: what a restart reads and does again is bounded by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rotate:
+    """From here on records go into the next journal."""
+
+    index: int
+    header: bytes
+    begun: threading.Event = field(default_factory=threading.Event)
+    """The next journal exists."""
+
+
+@dataclass(frozen=True, slots=True)
+class _History:
+    """A record for the history."""
+
+    record: bytes
+
+
+_Item = tuple[bytes, Any] | _Rotate | _History
+"""Head and body of a record of the journal, or something else to do in between."""
+
+
+class Journal:
+    """Writes what a node is told. Call from the event loop's thread, but `chunk` from any.
+
+    ``on_written`` hears, on the loop, that all records up to a number are as durable as they get;
+    ``on_trouble(text)`` that the disk takes nothing (empty: it does again); ``on_fault`` of what cannot be
+    waited for.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        durability: Durability,
+        header: Header,
+        *,
+        index: int,
+        number: int,
+        grown_bytes: int,
+        on_written: Callable[[int], None],
+        on_trouble: Callable[[str], None],
+        on_fault: Callable[[BaseException], None],
+    ) -> None:
+        self.durable = number - 1
+        """Number of the last record that is on disk."""
+        self.bytes = grown_bytes
+        """Written or queued since the last snapshot."""
+        self.events = 0
+        self._store = store
+        self._sync = durability == "host"
+        self._header = header
+        self._index = index
+        self._number = number
+        self._loop = asyncio.get_running_loop()
+        self._on_written, self._on_trouble, self._on_fault = on_written, on_trouble, on_fault
+        self._lock = threading.Lock()
+        self._items: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        """Of the journal that is being written; guarded by the condition."""
+        self._newest = _Rotate(index, self._packed_header(number))
+        self._items.put(self._newest)
+        self._writer = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._writer.start()
+        self._snapshotting = False
+        self._snapshot_writer: threading.Thread | None = None
+
+    @property
+    def last(self) -> int:
+        """Number of the last record that was queued."""
+        return self._number - 1
+
+    def event(self, run: str, event: Event, now: int) -> int:
+        """Queue an event. Returns the number of its record. Raises `WireError`."""
+        body = record.pack_event(run, event)
+        self.events += 1
+        return self._put(Kind.EVENT, body, 0, now, -1)
+
+    def chunk(self, blob: BlobId, place: int, body: memoryview, checksum: int) -> None:
+        """Queue a chunk of a payload; its bytes may not change any more. From any thread."""
+        self._put(Kind.CHUNK, body, blob, place, checksum)
+
+    def history(self, number: int, kind: str, fields: dict[str, Any]) -> None:
+        """Queue a line of the history, which follows from the event of that number."""
+        body = record.pack([kind, fields])
+        self._items.put(_History(record.head(Kind.HISTORY, number, body) + body))
+
+    def due(self, model_bytes: int) -> bool:
+        """Whether it is time for a snapshot, and none is being written."""
+        if self._snapshotting:
+            return False
+        grown = self.bytes >= max(SNAPSHOT_BYTES, SNAPSHOT_MODELS * model_bytes)
+        return grown or self.events >= SNAPSHOT_EVENTS
+
+    def rotate(self) -> tuple[int, int]:
+        """Begin the next journal, for which `snapshot` is called then.
+
+        Returns its index, and the number of the last record before it.
+        """
+        self._snapshotting = True
+        with self._lock:
+            self._index += 1
+            self.bytes = self.events = 0
+            self._newest = _Rotate(self._index, self._packed_header(self._number))
+            self._items.put(self._newest)
+            return self._index, self._number - 1
+
+    def snapshot(
+        self,
+        index: int,
+        number: int,
+        now: int,
+        image: bytes,
+        layout: bytes | None,
+        chunks: Callable[[], Iterator[Cell]],
+        then: Callable[[int], None],
+    ) -> None:
+        """Write the snapshot that belongs to a journal, and remove what it makes needless.
+
+        In a thread of its own; ``then`` hears, on the loop, how many bytes were written, 0 if that failed.
+        """
+
+        def records() -> Iterator[tuple[bytes, Any]]:
+            header = record.pack_header(self._header)
+            yield record.head(Kind.HEADER, 0, header), header
+            yield record.head(Kind.STATE, 0, image, number, now), image
+            if layout is not None:
+                yield record.head(Kind.LAYOUT, 0, layout), layout
+            for place, cell in enumerate(chunks()):
+                body = cell.buffer()
+                yield record.head(Kind.CHUNK, 0, body, 0, place, cell.checksum()), body
+            yield record.head(Kind.END, 0, b""), b""
+
+        if self._closing.is_set():
+            return
+        begun = self._newest.begun
+
+        def job() -> None:
+            # The writer may have much to write before it: no snapshot is without its journal.
+            while not begun.wait(RETRY_S):
+                if self._closing.is_set():
+                    return
+            try:
+                size = _write_snapshot(self._store, index, records(), self._sync)
+                self._store.drop_before(index)
+            except OSError as error:
+                self._post(self._on_trouble, f"cannot write a snapshot: {error}")
+                size = 0
+            except BaseException as error:
+                self._post(self._on_fault, error)
+                return
+            self._post(finished, size)
+
+        def finished(size: int) -> None:
+            self._snapshotting = False
+            then(size)
+
+        self._snapshot_writer = threading.Thread(target=job, name="snapshot", daemon=True)
+        self._snapshot_writer.start()
+
+    def close(self) -> None:
+        """Write what is queued, if the disk takes it."""
+        self._closing.set()
+        self._items.put(None)
+        self._writer.join(CLOSE_S)
+        if self._snapshot_writer is not None:
+            self._snapshot_writer.join(CLOSE_S)
+
+    # --- queueing --------------------------------------------------------------------------------
+
+    def _put(
+        self, kind: Kind, body: bytes | memoryview, first: int, second: int, known: int
+    ) -> int:
+        of_body = record.checksum(body) if known < 0 else known
+        with self._lock:
+            number = self._number
+            self._number += 1
+            head = record.head(kind, number, body, first, second, of_body)
+            self.bytes += len(head) + len(body)
+            self._items.put((head, body))
+        return number
+
+    def _packed_header(self, number: int) -> bytes:
+        body = record.pack_header(self._header)
+        return record.head(Kind.HEADER, number - 1, body) + body
+
+    def _post(self, call: Callable[[Any], None], argument: Any) -> None:
+        if not self._closing.is_set():
+            self._loop.call_soon_threadsafe(self._tell, call, argument)
+
+    def _tell(self, call: Callable[[Any], None], argument: Any) -> None:
+        # Since it was posted the node may have closed, and its sockets with it.
+        if not self._closing.is_set():
+            call(argument)
+
+    # --- the writer's thread ---------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            with _File(self._sync, self._wait) as file, _File(self._sync, self._wait) as history:
+                history.append_to(self._store.history)
+                while (item := self._items.get()) is not None:
+                    self._write(file, history, item)
+                    # A chunk may be megabytes; do not hold it while waiting for the next.
+                    item = None
+        except BaseException as error:
+            self._post(self._on_fault, error)
+
+    def _write(self, file: "_File", history: "_File", item: _Item | None) -> None:
+        """Write an item, and with it whatever else is queued by then."""
+        while item is not None:
+            if isinstance(item, _Rotate):
+                file.begin(self._store, item.index, item.header)
+                item.begun.set()
+                return
+            if isinstance(item, _History):
+                history.write([item.record])
+                return
+            batch: list[Any] = []
+            size = written = 0
+            while isinstance(item, tuple):
+                head, body = item
+                batch += [head, body] if len(body) else [head]
+                size += len(head) + len(body)
+                written += 1
+                item = None
+                if size >= BATCH_BYTES:
+                    break
+                try:
+                    item = self._items.get_nowait()
+                except queue.Empty:
+                    break
+                if item is None:
+                    self._items.put(None)
+            file.write(batch)
+            self.durable += written
+            self._post(self._on_written, self.durable)
+
+    def _wait(self, trouble: str) -> bool:
+        """Tell of trouble with the disk, or that it is over; whether to try again."""
+        self._post(self._on_trouble, trouble)
+        if not trouble:
+            return True
+        return not self._closing.wait(RETRY_S)
+
+
+class _File:
+    """The journal being written: whole batches, whatever the disk says in between."""
+
+    def __init__(self, sync: bool, wait: Callable[[str], bool]) -> None:
+        self._sync, self._wait = sync, wait
+        self._descriptor = -1
+        self._path = Path()
+
+    def __enter__(self) -> "_File":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    def begin(self, store: Store, index: int, header: bytes) -> None:
+        """Go on in another file: an old one that is written over, if there is one. What is left of it behind
+        our end has lower numbers, and so is never taken for ours."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        self._path = store.journal(index)
+
+        def open_it() -> None:
+            store.spare(self._path)
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            if self._sync:
+                _sync_folder(self._path.parent)
+
+        self._patiently(open_it)
+        self.write([header])
+
+    def append_to(self, path: Path) -> None:
+        """Go on at the end of a file."""
+        self._path = path
+
+        def open_it() -> None:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            self._descriptor = os.open(path, flags, 0o644)
+
+        self._patiently(open_it)
+
+    def write(self, parts: list[Any]) -> None:
+        """Append all parts; what a full disk took already is not written again."""
+        left = [memoryview(part).cast("B") for part in parts]
+
+        def some() -> None:
+            while left:
+                taken = os.writev(self._descriptor, left[:512])
+                while left and taken >= left[0].nbytes:
+                    taken -= left.pop(0).nbytes
+                if taken:
+                    left[0] = left[0][taken:]
+
+        self._patiently(some)
+        if self._sync:
+            # Not patiently: after an error the kernel may have dropped what it could not write.
+            os.fdatasync(self._descriptor)
+
+    def _patiently(self, action: Callable[[], None]) -> None:
+        troubled = False
+        while True:
+            try:
+                action()
+            except OSError as error:
+                troubled = True
+                if not self._wait(f"cannot write to {self._path}: {error}"):
+                    raise CheckpointError(f"cannot write to {self._path}: {error}") from None
+                continue
+            if troubled:
+                self._wait("")
+            return
+
+
+def _write_snapshot(
+    store: Store, index: int, records: Iterator[tuple[bytes, Any]], sync: bool
+) -> int:
+    """Write beside, then rename: a snapshot that exists is whole. Returns its bytes."""
+    path = store.snapshot(index)
+    part = path.with_name(path.name + PART)
+    size = 0
+    try:
+        store.spare(part)
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            for head, body in records:
+                for piece in (head, body):
+                    view = memoryview(piece).cast("B")
+                    while view.nbytes:
+                        taken = os.write(descriptor, view)
+                        size += taken
+                        view = view[taken:]
+            os.ftruncate(descriptor, size)
+            if sync:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        part.rename(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    if sync:
+        _sync_folder(path.parent)
+    return size
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def header(run: str, node: str, process: str, incarnation: int) -> Header:
+    """The header of the files that this process writes."""
+    wall_ms = time.time_ns() // 10**6
+    return Header(record.FORMAT, run, node, process, incarnation, boot_id(), wall_ms)

@@ -1,0 +1,176 @@
+"""From what a store holds back to the machine and the tensors of the process that wrote it.
+
+The last snapshot, then everything the machine was told since: the machine answers as it did then, and
+of its answers those are done again that change tensors. What was sent was sent, or is asked for again.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pelago.core import image
+from pelago.core.errors import CheckpointError
+from pelago.core.machine import Apply, Difference, Machine, Note, Pin, Received, Release
+from pelago.core.names import BlobId
+from pelago.net.lane import perform
+from pelago.net.store import Past, Told
+from pelago.tensor.manifest import Manifest
+from pelago.tensor.plane import Plane
+from pelago.wire import record
+from pelago.wire.messages import Message, TensorSpec, Welcome
+from pelago.wire.record import Kind
+
+HISTORY_KINDS: Final = frozenset(
+    {
+        "arrival",
+        "update",
+        "update_rejected",
+        "worker_left",
+        "region_joined",
+        "region_left",
+        "rejoining",
+    }
+)
+"""Notes that a node never forgets: what became of samples."""
+
+
+@dataclass(slots=True)
+class Restored:
+    """A node as the process before it left it."""
+
+    plane: Plane | None
+    now: int = 0
+    """The machine's clock at its last event."""
+    last_blob: BlobId = 0
+    """The lowest number that the driver gave a payload."""
+    held: set[BlobId] = field(default_factory=set)
+    """Payloads that the machine still needs."""
+    events: int = 0
+    """That were told again."""
+    told: list[Told] = field(default_factory=list)
+    """What of it belongs into the history."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What the parts of it took."""
+
+
+def restore(
+    past: Past,
+    run: str,
+    machine: Machine[Message],
+    plane: Plane | None,
+    make_plane: Callable[[Manifest], Plane] | None,
+) -> Restored:
+    """Bring a fresh machine, and its plane if it has one yet, to where the past ends.
+
+    ``plane``: of a server that makes its own model, as at its first start, for a past without a
+    snapshot. ``make_plane`` makes an empty one. Raises `CheckpointError`.
+    """
+    started = time.perf_counter()
+    found = Restored(plane)
+    if past.snapshot is not None:
+        _restore_snapshot(past, machine, found, make_plane)
+    found.seconds["snapshot"] = time.perf_counter() - started
+    _replay(past, run, machine, found, make_plane)
+    found.seconds["journal"] = time.perf_counter() - started - found.seconds["snapshot"]
+    return found
+
+
+def state(machine: Machine[Message], manifest: Manifest | None, last_blob: BlobId) -> bytes:
+    """The body of a snapshot's STATE."""
+    specs = None if manifest is None else [[spec.name, list(spec.shape)] for spec in manifest.specs]
+    chunk_bytes = None if manifest is None else manifest.chunk_bytes
+    return record.pack([image.take(machine), specs, chunk_bytes, last_blob])
+
+
+def _restore_snapshot(
+    past: Past,
+    machine: Machine[Message],
+    found: Restored,
+    make_plane: Callable[[Manifest], Plane] | None,
+) -> None:
+    snapshot = past.snapshot
+    assert snapshot is not None
+    try:
+        taken, specs, chunk_bytes, found.last_blob = snapshot.image
+        manifest = None if specs is None else _manifest(specs, chunk_bytes)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"a snapshot's state is not one of this Pelago: {error}") from None
+    image.restore(machine, taken)
+    found.now = snapshot.now
+    if manifest is None or snapshot.layout is None:
+        return
+    assert make_plane is not None, "a server that keeps its state knows how to make a plane"
+    found.plane = make_plane(manifest)
+    found.plane.restore(snapshot.layout, snapshot.chunks)
+    found.held = {blob for blob, _ in snapshot.layout["payloads"]}
+
+
+def _manifest(specs: Any, chunk_bytes: int) -> Manifest:
+    return Manifest(tuple(TensorSpec(name, tuple(shape)) for name, shape in specs), chunk_bytes)
+
+
+def _replay(
+    past: Past,
+    run: str,
+    machine: Machine[Message],
+    found: Restored,
+    make_plane: Callable[[Manifest], Plane] | None,
+) -> None:
+    bodies: dict[BlobId, dict[int, tuple[memoryview, int]]] = {}
+    for each in past.records:
+        head = each.head
+        if head.kind is Kind.CHUNK:
+            bodies.setdefault(head.first, {})[head.second] = (each.body, head.checksum)
+            found.last_blob = min(found.last_blob, head.first)
+            continue
+        if head.kind is not Kind.EVENT:
+            raise CheckpointError(f"record {head.number} of a journal is a {head.kind.name}")
+        event = record.unpack_event(run, each.body)
+        if isinstance(event, Received):
+            if event.blob is not None:
+                _stage(found, event.blob, bodies.pop(event.blob, {}), head.number)
+            elif found.plane is None and isinstance(event.message, Welcome):
+                _meet(found, event.message, make_plane)
+        found.now = head.second
+        for effect in machine.handle(event, head.second):
+            match effect:
+                case Pin() | Difference():
+                    assert found.plane is not None
+                    perform(found.plane, effect)
+                    found.held.add(effect.blob)
+                case Apply():
+                    assert found.plane is not None
+                    perform(found.plane, effect)
+                case Release(blob):
+                    assert found.plane is not None
+                    found.held.discard(blob)
+                    found.plane.release(blob)
+                case Note(kind, fields) if kind in HISTORY_KINDS:
+                    found.told.append(Told(head.number, kind, fields))
+                case _:
+                    pass
+        found.events += 1
+
+
+def _meet(
+    found: Restored, message: Welcome, make_plane: Callable[[Manifest], Plane] | None
+) -> None:
+    """The server told what its model looks like."""
+    if message.manifest and make_plane is not None:
+        found.plane = make_plane(Manifest(message.manifest))
+
+
+def _stage(
+    found: Restored, blob: BlobId, chunks: dict[int, tuple[memoryview, int]], number: int
+) -> None:
+    plane = found.plane
+    if plane is None:
+        raise CheckpointError(f"record {number}: a payload before the model is known")
+    plane.open(blob)
+    for place, (body, checksum) in chunks.items():
+        plane.stage(blob, place, body, checksum)
+    if not plane.complete(blob):
+        raise CheckpointError(f"record {number}: chunks of payload {blob} are missing")
+    found.held.add(blob)
+    found.last_blob = min(found.last_blob, blob)

@@ -1,0 +1,374 @@
+"""The files of a durable node: journals, snapshots, and what is left of them after a crash.
+
+A node's folder holds::
+
+    lock                 held by the process whose state this is
+    snapshot-00000003    the whole state after some event
+    journal-00000003     what the machine was told since, with the payloads that it was sent
+    history              what became of updates, for ever: a note for each, with its samples
+    spare-...            an old file, to be written over
+
+Snapshot and journal of one number belong together. Journal 0 begins at the machine's first event, so
+it has no snapshot. A snapshot is written beside its place and renamed, so one that exists is whole;
+until it exists the journal before it stays, and recovery reads on from one journal into the next.
+"""
+
+import fcntl
+import mmap
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pelago.core.errors import CheckpointError, ConfigError
+from pelago.wire import record
+from pelago.wire.record import Head, Header, Kind
+
+PART: Final = ".part"
+HISTORY: Final = "history"
+SPARES_MAX: Final = 2
+"""Files of each kind that are kept to be written over: to write over pages that the kernel has costs a
+fraction of what new ones cost."""
+_NAME: Final = re.compile(r"(journal|snapshot)-(\d{8})")
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+def boot_id() -> str:
+    """A name for the time since this machine was started; empty where the system has none."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+@dataclass(slots=True)
+class Record:
+    """One record of a file."""
+
+    head: Head
+    body: memoryview
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """A whole snapshot, as it lies in its file."""
+
+    header: Header
+    number: int
+    """Of the last record whose event is inside."""
+    now: int
+    image: Any
+    layout: Any
+    """None: the node had no tensors yet."""
+    chunks: list[memoryview]
+    bytes: int
+
+
+@dataclass(slots=True)
+class Past:
+    """What a node's folder says about its past."""
+
+    header: Header
+    """Of the newest file that could be read."""
+    snapshot: Snapshot | None
+    records: list[Record]
+    """Of the journals after the snapshot, in order, without their headers."""
+    next_index: int
+    next_number: int
+    bytes: int
+    """Of the journals."""
+    torn_bytes: int
+    """At the end of the last journal: a record that was being written. If that is the header, the
+    journal has not begun, and its index is the next one."""
+    written_at: float
+    """Seconds since 1970 of the last write."""
+    maps: list[mmap.mmap] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A line of a node's history."""
+
+    number: int
+    """Of the event from which it follows."""
+    kind: str
+    fields: dict[str, Any]
+
+
+class Store:
+    """The folder of one node, locked. Raises `ConfigError` if another process has it."""
+
+    def __init__(self, folder: Path, run: str, node: str) -> None:
+        self.folder = folder
+        self._run, self._node = run, node
+        self._mapped: set[Path] = set()
+        """Files that were read: their bytes may be a plane's memory, and may not change."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (folder / "lock").open("a")
+        except OSError as error:
+            raise ConfigError(f"cannot write to the folder of state {folder}: {error}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise ConfigError(
+                f"{folder}: another process of {node} is running with this state"
+            ) from None
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        self._lock.close()
+
+    def journal(self, index: int) -> Path:
+        """Path of a journal."""
+        return self.folder / f"journal-{index:08d}"
+
+    def snapshot(self, index: int) -> Path:
+        """Path of a snapshot."""
+        return self.folder / f"snapshot-{index:08d}"
+
+    @property
+    def history(self) -> Path:
+        """Path of the history."""
+        return self.folder / HISTORY
+
+    def clear(self) -> None:
+        """Forget the past, but for the history."""
+        for path in [*self._files(), *self.folder.glob("spare-*")]:
+            path.unlink()
+
+    def drop_before(self, index: int) -> None:
+        """Set aside what a snapshot has made needless. From any thread."""
+        for path in self._files():
+            found = _NAME.fullmatch(path.name)
+            if found is not None and int(found[2]) < index:
+                spares = len(list(self.folder.glob(f"spare-{found[1]}-*")))
+                if spares < SPARES_MAX and path not in self._mapped:
+                    path.rename(self.folder / f"spare-{path.name}")
+                else:
+                    path.unlink()
+
+    def spare(self, path: Path) -> None:
+        """Put an old file in the place of one that is to be written, if there is one and none is there."""
+        kind = path.name.partition("-")[0]
+        for old in sorted(self.folder.glob(f"spare-{kind}-*")):
+            if not path.exists():
+                old.rename(path)
+            return
+
+    def past(self) -> Past | None:
+        """What the folder holds, verified; None if nothing began here.
+
+        Raises `CheckpointError`, naming file and place, for what is damaged or is another run's.
+        """
+        snapshots, journals = self._numbers("snapshot"), self._numbers("journal")
+        if not snapshots and not journals:
+            return None
+        first = max(snapshots, default=0)
+        snapshot = self._read_snapshot(first) if snapshots else None
+        past: Past | None = None
+        number = snapshot.number if snapshot is not None else 0
+        wanted = [each for each in journals if each >= first]
+        if wanted != list(range(first, first + len(wanted))) or not wanted:
+            raise CheckpointError(f"{self.folder}: journal {first} or one after it is missing")
+        for index in wanted:
+            path, last = self.journal(index), index == wanted[-1]
+            view, mapped = _map(path)
+            self._mapped.add(path)
+            header, begins, records, end = self._read_journal(path, view, number)
+            if header is not None and begins < number and last:
+                header = None  # An old file, to be written over, and not begun.
+            if header is not None and begins != number:
+                raise CheckpointError(
+                    f"{path}: begins after record {begins}, and what is before it ends with {number}:"
+                    " a part of it is damaged or missing"
+                )
+            begun = header is not None
+            if not begun and not last:
+                raise CheckpointError(f"{path}: has no header")
+            if header is None:
+                # Killed while this journal was begun: nothing in it was acknowledged.
+                if past is None and snapshot is None:
+                    return None
+                header = past.header if past is not None else _header_of(snapshot)
+            number += len(records)
+            earlier = past.records if past is not None else []
+            past = Past(
+                header=header,
+                snapshot=snapshot,
+                records=[*earlier, *records],
+                next_index=index + begun,
+                next_number=number + 1,
+                bytes=end + (past.bytes if past is not None else 0),
+                torn_bytes=len(view) - end,
+                written_at=path.stat().st_mtime,
+                maps=[*(past.maps if past is not None else []), *mapped],
+            )
+        return past
+
+    def cut_history(self, size: int) -> None:
+        """Remove a line of the history that was being written: what is behind so many bytes."""
+        if self.history.exists():
+            os.truncate(self.history, size)
+
+    def cut(self, past: Past) -> None:
+        """Remove what was being written: the torn end of the last journal, so that the next one can
+        follow, and snapshots that never got their name."""
+        for path in self._files():
+            if path.name.endswith(PART):
+                path.unlink()
+        if past.torn_bytes and not self.journal(past.next_index).exists():
+            with self.journal(past.next_index - 1).open("r+b") as file:
+                file.truncate(file.seek(0, os.SEEK_END) - past.torn_bytes)
+                os.fsync(file.fileno())  # Before a journal after it makes a torn end a damage.
+
+    def _files(self) -> list[Path]:
+        """Journals and snapshots, those too that are not whole."""
+        return [path for path in sorted(self.folder.iterdir()) if _NAME.match(path.name)]
+
+    def _numbers(self, kind: str) -> list[int]:
+        found = (_NAME.fullmatch(path.name) for path in self._files())
+        return sorted(int(each[2]) for each in found if each and each[1] == kind)
+
+    def _read_journal(
+        self, path: Path, view: memoryview, number: int
+    ) -> tuple[Header | None, int, list[Record], int]:
+        """Header, the number of the record before the file, its records, and where they end."""
+        records: list[Record] = []
+        header: Header | None = None
+        end = begins = 0
+        for each, stop in _scan(view):
+            if header is None:
+                header, begins = self._read_header(path, each), each.head.number
+                if begins != number:
+                    return header, begins, [], 0
+            elif each.head.number != number + len(records) + 1:
+                break  # Left over from another time.
+            else:
+                records.append(each)
+            end = stop
+        if end < len(view):
+            # Behind the end lies what was being written, or what the file held at another time.
+            following = number + len(records) + 1
+            later = _find_later(view, end, following)
+            if later is not None:
+                raise CheckpointError(
+                    f"{path}: damaged at byte {end}, where record {following} should begin, and sound again"
+                    f" at byte {later}"
+                )
+        return header, begins, records, end
+
+    def _read_header(self, path: Path, found: Record) -> Header:
+        if found.head.kind is not Kind.HEADER:
+            raise CheckpointError(f"{path}: begins with {found.head.kind.name}, not with a header")
+        try:
+            header = record.unpack_header(found.body)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        if (header.run, header.node) != (self._run, self._node):
+            raise CheckpointError(
+                f"{path}: is of {header.node} of run {header.run}, not of {self._node} of run"
+                f" {self._run}: the run file was changed; give another --out, or remove {self.folder}"
+                " to begin anew"
+            )
+        return header
+
+    def _read_snapshot(self, index: int) -> Snapshot:
+        path = self.snapshot(index)
+        view, _ = _map(path)
+        self._mapped.add(path)
+        found = list(_scan(view))
+        kinds = [each.head.kind for each, _ in found]
+        if not found or kinds[-1] is not Kind.END or kinds[:2] != [Kind.HEADER, Kind.STATE]:
+            end = found[-1][1] if found else 0
+            raise CheckpointError(f"{path}: damaged at byte {end}")
+        header = self._read_header(path, found[0][0])
+        state = found[1][0]
+        layout = [record.unpack(each.body) for each, _ in found if each.head.kind is Kind.LAYOUT]
+        chunks = [each.body for each, _ in found if each.head.kind is Kind.CHUNK]
+        return Snapshot(
+            header=header,
+            number=state.head.first,
+            now=state.head.second,
+            image=record.unpack(state.body),
+            layout=layout[0] if layout else None,
+            chunks=chunks,
+            bytes=len(view),
+        )
+
+
+def read_history(path: Path) -> tuple[list[Told], int]:
+    """A node's history, and how many of the file's bytes are sound; the rest is a line that was being
+    written. Raises `CheckpointError` for damage before that."""
+    if not path.exists():
+        return [], 0
+    view, _ = _map(path)
+    told: list[Told] = []
+    end = 0
+    for each, stop in _scan(view):
+        try:
+            kind, fields = record.unpack(each.body)
+        except (CheckpointError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{path}: damaged at byte {end}: {error}") from None
+        told.append(Told(each.head.number, kind, fields))
+        end = stop
+    later = _find_later(view, end, 0)
+    if later is not None:
+        raise CheckpointError(f"{path}: damaged at byte {end}, and sound again at byte {later}")
+    return told, end
+
+
+def _header_of(snapshot: Snapshot | None) -> Header:
+    assert snapshot is not None
+    return snapshot.header
+
+
+def _map(path: Path) -> tuple[memoryview, list[mmap.mmap]]:
+    """A file's bytes, which stay readable when it is removed."""
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                return memoryview(b""), []
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from None
+    return memoryview(mapped), [mapped]
+
+
+def _scan(view: memoryview) -> Iterator[tuple[Record, int]]:
+    """Sound records from the start on, each with where it ends."""
+    place = 0
+    while True:
+        found = _at(view, place)
+        if found is None:
+            return
+        place += record.HEAD_BYTES + found.head.length
+        yield found, place
+
+
+def _at(view: memoryview, place: int) -> Record | None:
+    head = record.parse_head(view[place : place + record.HEAD_BYTES])
+    if head is None:
+        return None
+    start = place + record.HEAD_BYTES
+    body = view[start : start + head.length]
+    if len(body) != head.length or record.checksum(body) != head.checksum:
+        return None
+    return Record(head, body)
+
+
+def _find_later(view: memoryview, place: int, number: int) -> int | None:
+    """Where behind ``place`` a sound record lies that must have been written after the damaged one."""
+    head = record.parse_head(view[place : place + record.HEAD_BYTES])
+    if head is not None and head.number == number:
+        place += record.HEAD_BYTES + head.length  # What lies in its body is a peer's.
+    data: Any = view.obj
+    while (place := data.find(record.MAGIC, place)) >= 0:
+        head = record.parse_head(view[place : place + record.HEAD_BYTES])
+        if head is not None and head.number >= number and _at(view, place) is not None:
+            return place
+        place += 1
+    return None

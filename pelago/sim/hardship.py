@@ -1,0 +1,433 @@
+"""A world in which messages are lost, repeated and late, links are cut, clocks differ and processes die.
+
+`Hardship` handles the events of a simulation in place of its own loop. Everything is drawn from one
+`Random`, so one seed gives one course. What it promises the machines is what the real driver does:
+
+- A payload's sender hears `Delivered` or `PeerLost`, unless it dies itself; the receiver may have it
+  all the same, or twice.
+- What a client says to its server reaches whoever serves when it arrives. What a process that is dead
+  by now said may still arrive, but not its payloads.
+- A durable server's messages leave when its disk holds their cause, but for those in `UNCOMMITTED`.
+  After a crash it comes back under its name, from what its disk holds, and hears `Restarted`.
+- Any other process that dies stays dead; who supervises it may add another one.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Final, Protocol
+
+from pelago.core import image
+from pelago.core.errors import CheckpointError
+from pelago.core.machine import (
+    Delivered,
+    Difference,
+    Finish,
+    Machine,
+    Measure,
+    Measured,
+    PeerLost,
+    Pin,
+    Received,
+    Release,
+    Restarted,
+    Send,
+    SetTick,
+)
+from pelago.core.names import BlobId, Peer
+from pelago.sim.disk import Disk
+from pelago.sim.ports import DurablePlane, Payload
+from pelago.sim.recovery import Recovered, recover
+from pelago.sim.simulation import Node, Simulation
+from pelago.sim.weather import Clock, Weather
+from pelago.wire.codec import decode_message, encode
+from pelago.wire.messages import Busy, Effect, Event, Heartbeat, Message, Refuse, Wait
+
+UNCOMMITTED: Final = (Heartbeat, Wait, Busy, Refuse)
+"""Messages that promise nothing, and so leave at once, as in the real driver."""
+CODED_EVERY: Final = 8
+"""One message of so many goes through the codec: the journals code all that a durable server hears."""
+DOWN: Final = Finish("down", error="down")
+"""How a durable server ends that will be back."""
+TRIES_MAX: Final = 6
+"""So often a payload is tried again whose receiver cannot be reached."""
+
+
+class Observer(Protocol):
+    """Who watches everything, and says what was wrong by `AssertionError`."""
+
+    def handled(self, node: Node, number: int, event: Event, effects: list[Effect]) -> None:
+        """A machine handled an event; ``number``: of its record, 0 where none is kept."""
+        ...
+
+    def departed(self, node: Node, peer: Peer, message: Message) -> None:
+        """A message left a node."""
+        ...
+
+    def arrived(self, node: Node, sender: Node, message: Message) -> None:
+        """A node is about to hear a message."""
+        ...
+
+    def restarted(self, node: Node, number: int, recovered: Recovered) -> None:
+        """A durable server is back, with all that was recorded up to a number."""
+        ...
+
+
+@dataclass(slots=True)
+class Memory:
+    """What a durable server has besides its machine."""
+
+    disk: Disk
+    plane: DurablePlane
+    make: Callable[[], tuple[Machine[Message], DurablePlane]]
+    """A fresh machine and its plane, as at the very start."""
+    first: tuple[Event, ...] = ()
+    """What it hears after `Started` or `Restarted`."""
+
+
+@dataclass(slots=True)
+class State:
+    """What befell a process so far. ``seat``: whose place it takes in the run, process after process."""
+
+    node: Node
+    seat: str
+    clock: Clock
+    memory: Memory | None = None
+    life: int = 0
+    """Grows when it dies."""
+    held: deque[tuple[int, Callable[[], None]]] = field(default_factory=deque)
+    """What waits for the disk: (number of its cause, how to send it)."""
+    writing: bool = False
+    blobs: dict[BlobId, None] = field(default_factory=dict)
+    """Payloads that the machine of a durable server holds."""
+
+
+class Hardship:
+    """The fate of a simulation's nodes. ``run``: its run id."""
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        run: str,
+        random: Random,
+        weather: Weather,
+        observer: Observer,
+    ) -> None:
+        self.simulation = simulation
+        self.weather = weather
+        self.states: dict[Peer, State] = {}
+        self.counts: dict[str, int] = {}
+        """How often what happened."""
+        self._run = run
+        self._random = random
+        self._observer = observer
+        self._cuts: dict[tuple[str, str], int] = {}
+        """Until when nothing gets from one seat to another."""
+        self._full_until = 0
+        self._sent = 0
+        simulation.fate = self
+
+    # --- what the experiment arranges ------------------------------------------------------------
+
+    def add(self, node: Node, seat: str, clock: Clock, memory: Memory | None = None) -> None:
+        """Make a node known, with a clock of its own."""
+        self.simulation.add(node)
+        self.states[node.name] = State(node, seat, clock, memory)
+        if memory is not None:
+            memory.disk.begin()
+
+    def cut(self, sender: str, receiver: str, until_ps: int) -> None:
+        """Let nothing through from one seat to another for a while."""
+        self._count("cuts")
+        self._cuts[sender, receiver] = until_ps
+
+    def fill_disks(self, until_ps: int) -> None:
+        """No disk takes anything for a while."""
+        self._count("full_disks")
+        self._full_until = until_ps
+
+    def heal(self) -> None:
+        """From now on all goes well."""
+        self.weather = Weather(late_ps=0)
+        self._cuts.clear()
+        self._full_until = 0
+
+    def crash(self, name: Peer) -> None:
+        """A process is gone at once, as with kill -9."""
+        state = self.states[name]
+        node = state.node
+        if node.finished is not None:
+            return
+        self._count("crashes")
+        state.life += 1
+        state.held.clear()
+        self.simulation.lose(name)
+        if state.memory is None:
+            return
+        node.finished, state.writing = DOWN, False
+        state.memory.disk.crash(self._random)
+        after_ps = self._random.randint(1, max(1, self.weather.down_ps))
+        self.simulation.call(self.simulation.now + after_ps, lambda: self._restart(state))
+
+    # --- events and effects ----------------------------------------------------------------------
+
+    def handle(self, node: Node, event: Event) -> None:
+        """As the real driver does: handle, write down, do."""
+        simulation, state = self.simulation, self.states[node.name]
+        now, memory = state.clock.read(simulation.now), state.memory
+        payload = None
+        if memory is not None and isinstance(event, Received) and event.blob is not None:
+            payload = node.plane.lend(event.blob)
+            state.blobs[event.blob] = None
+        effects = node.machine.handle(event, now)
+        simulation.note(now, node, event, effects)
+        node.machine.check()
+        number = 0 if memory is None else memory.disk.event(event, now, payload)
+        self._observer.handled(node, number, event, effects)
+        stop = len(effects) + 1
+        if self.weather.crash and self._random.random() < self.weather.crash:
+            stop = self._random.randrange(len(effects) + 1)
+        for done, effect in enumerate(effects):
+            if done == stop:
+                break
+            self._do(state, effect, number)
+            _track(state.blobs, effect)
+        if stop <= len(effects):
+            self.crash(node.name)
+        elif memory is not None:
+            self._keep(state, memory, now)
+
+    def _do(self, state: State, effect: Effect, number: int) -> None:
+        match effect:
+            case Send():
+                self._send(state, effect, number)
+            case SetTick(interval_ps):
+                self.simulation.perform(state.node, SetTick(state.clock.last(interval_ps)))
+            case Measure(blob) if self._happens(self.weather.unfit):
+                self._count("unfit")
+                self.simulation.give(state.node, Measured(blob, float("inf"), False))
+            case _:
+                self.simulation.perform(state.node, effect)
+
+    def _send(self, state: State, effect: Send[Message], number: int) -> None:
+        message, blob, memory = effect.message, effect.blob, state.memory
+        self._sent += 1
+        if self._sent % CODED_EVERY == 0:
+            message = decode_message(self._run, encode(self._run, message))
+        payload = None if blob is None else state.node.plane.lend(blob)
+
+        def depart() -> None:
+            self._observer.departed(state.node, effect.peer, message)
+            if blob is None:
+                self._post(state, effect.peer, message)
+            else:
+                self._ship(_Shipment(state, state.life, effect.peer, message, blob, payload))
+
+        if memory is None or isinstance(message, UNCOMMITTED) or memory.disk.durable >= number:
+            depart()
+        else:
+            state.held.append((number, depart))
+
+    # --- the disk --------------------------------------------------------------------------------
+
+    def _keep(self, state: State, memory: Memory, now: int) -> None:
+        """Write down what was queued; begin a snapshot now and then."""
+        disk = memory.disk
+        if self._happens(self.weather.snapshot) and not disk.snapshotting:
+            self._count("snapshots")
+            taken = [image.take(state.node.machine), state.node.blobs]
+            disk.snapshot(taken, memory.plane.image(state.blobs), tuple(state.blobs), now)
+            self._later(self.weather.disk_ps, state, disk.finish_snapshot)
+        if not state.writing:
+            self._write(state, memory)
+
+    def _write(self, state: State, memory: Memory) -> None:
+        disk, through = memory.disk, memory.disk.last
+        state.writing = disk.durable < through
+        if not state.writing:
+            return
+
+        def written() -> None:
+            disk.written(through)
+            while state.held and state.held[0][0] <= through:
+                state.held.popleft()[1]()
+            self._write(state, memory)
+
+        full_ps = max(0, self._full_until - self.simulation.now)
+        if not self.weather.disk_ps and not full_ps:
+            written()
+        else:
+            self._later(self.weather.disk_ps, state, written, full_ps)
+
+    def _restart(self, state: State) -> None:
+        """A durable server comes back."""
+        node, memory = state.node, state.memory
+        assert memory is not None
+        if self._happens(self.weather.damage):
+            self._damage(memory.disk)
+        past = memory.disk.read()
+        machine, memory.plane = memory.make()
+        recovered = recover(past, self._run, machine, memory.plane)
+        state.blobs = recovered.blobs
+        machine.check()
+        self._count("restarts")
+        self.simulation.revive(node, machine, memory.plane)
+        node.blobs = recovered.last_blob
+        gone_ps = self._random.randint(0, max(1, self.weather.down_ps))
+        state.clock.set(self.simulation.now, recovered.now + gone_ps)
+        self._observer.restarted(node, past.number, recovered)
+        for event in (Restarted(), *memory.first):
+            self.simulation.give(node, event)
+
+    def _damage(self, disk: Disk) -> None:
+        mend = disk.damage(self._random)
+        if mend is None:
+            return
+        self._count("damages")
+        try:
+            disk.read()
+        except CheckpointError:
+            mend()
+        else:
+            raise AssertionError("a damaged journal was taken for a sound one")
+
+    # --- on the way ------------------------------------------------------------------------------
+
+    def _post(self, state: State, peer: Peer, message: Message) -> None:
+        """A control message leaves: it comes once, several times or never."""
+        weather, copies = self.weather, 1
+        if self._happens(weather.control_lost):
+            self._count("lost")
+            copies = 0
+        elif self._happens(weather.control_repeated):
+            self._count("repeated")
+            copies = 2
+        for _ in range(copies):
+            late_ps = 0
+            if self._happens(weather.control_late):
+                late_ps = self._random.randint(0, weather.late_ps)
+            latency_ps = self._latency_ps(state, peer)
+            if latency_ps + late_ps:
+                at_ps = self.simulation.now + latency_ps + late_ps
+                self.simulation.call(at_ps, lambda: self._arrive(state, peer, message, 0))
+            else:
+                self._arrive(state, peer, message, 0)
+
+    def _arrive(self, state: State, peer: Peer, message: Message, tries: int) -> None:
+        receiver = self.simulation.find(peer)
+        if receiver is None or self._is_cut(state, receiver):
+            return
+        if receiver.finished is DOWN:
+            # It waits in the sender's socket, or was lost on a connection that broke.
+            if tries < TRIES_MAX and self._happens(0.5):
+                at_ps = self.simulation.now + self._random.randint(1, max(1, self.weather.down_ps))
+                self.simulation.call(at_ps, lambda: self._arrive(state, peer, message, tries + 1))
+            return
+        if receiver.finished is None:
+            self._observer.arrived(receiver, state.node, message)
+            called = self.simulation.called(state.node, receiver)
+            self.simulation.give(receiver, Received(called, message))
+
+    def _ship(self, shipment: "_Shipment", wait_ps: int = 0) -> None:
+        """A payload leaves."""
+        state, peer = shipment.state, shipment.peer
+        duration_ps = self._work_ps(state, peer) + self._latency_ps(state, peer) + wait_ps
+        if self._happens(self.weather.control_late):
+            duration_ps += self._random.randint(0, self.weather.late_ps)
+        self.simulation.call(self.simulation.now + duration_ps, lambda: self._unload(shipment))
+
+    def _unload(self, shipment: "_Shipment") -> None:
+        state, weather = shipment.state, self.weather
+        sender = state.node
+        if state.life != shipment.life or sender.finished is not None:
+            return
+        receiver = self.simulation.find(shipment.peer)
+        reached = receiver is not None and not self._is_cut(state, receiver)
+        if receiver is None or not reached or receiver.finished is not None:
+            shipment.tries += 1
+            if shipment.tries < TRIES_MAX and self._happens(0.5):
+                self._ship(shipment, self._random.randint(1, max(1, weather.down_ps)))
+            else:
+                self.simulation.give(sender, PeerLost(shipment.peer, "out of reach"))
+            return
+        if self._happens(weather.payload_lost):
+            self._count("payloads_lost")
+            self.simulation.give(sender, PeerLost(shipment.peer, "cut"))
+            return
+        self._observer.arrived(receiver, sender, shipment.message)
+        staged = receiver.new_blob()
+        receiver.plane.adopt(staged, shipment.payload)
+        called = self.simulation.called(sender, receiver)
+        self.simulation.give(receiver, Received(called, shipment.message, staged))
+        if self._happens(weather.payload_repeated):
+            # The receiver did not know any more that it had it.
+            self._count("payloads_repeated")
+            self._ship(shipment, self._random.randint(0, weather.late_ps))
+        elif self._happens(weather.payload_unconfirmed):
+            self._count("unconfirmed")
+            self.simulation.give(sender, PeerLost(shipment.peer, "cut"))
+        else:
+            self.simulation.give(sender, Delivered(shipment.peer, shipment.blob))
+
+    def _is_cut(self, state: State, receiver: Node) -> bool:
+        if not self._cuts:
+            return False
+        until = self._cuts.get((state.seat, self.states[receiver.name].seat), 0)
+        return until > self.simulation.now
+
+    def _latency_ps(self, state: State, peer: Peer) -> int:
+        receiver = self.simulation.find(peer)
+        if receiver is None:
+            return 0
+        return self.simulation.links.latency_ps[state.node.place][receiver.place]
+
+    def _work_ps(self, state: State, peer: Peer) -> int:
+        receiver = self.simulation.find(peer)
+        if receiver is None:
+            return 0
+        return self.simulation.links.work_ps[state.node.place][receiver.place]
+
+    # --- chance ----------------------------------------------------------------------------------
+
+    def _happens(self, chance: float) -> bool:
+        return chance > 0.0 and self._random.random() < chance
+
+    def _later(
+        self, within_ps: int, state: State, action: Callable[[], None], after_ps: int = 0
+    ) -> None:
+        """Do something after a while, unless the process is gone by then."""
+        life = state.life
+        at_ps = self.simulation.now + after_ps + self._random.randint(0, max(0, within_ps))
+
+        def act() -> None:
+            if state.life == life:
+                action()
+
+        self.simulation.call(at_ps, act)
+
+    def _count(self, what: str) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+
+@dataclass(slots=True)
+class _Shipment:
+    """A payload on its way."""
+
+    state: State
+    life: int
+    peer: Peer
+    message: Message
+    blob: BlobId
+    payload: Payload
+    tries: int = 0
+
+
+def _track(blobs: dict[BlobId, None], effect: Effect) -> None:
+    match effect:
+        case Pin() | Difference():
+            blobs[effect.blob] = None
+        case Release(blob):
+            blobs.pop(blob, None)
+        case _:
+            pass

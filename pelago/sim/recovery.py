@@ -1,0 +1,81 @@
+"""From what a disk holds back to a server's machine and plane, as `pelago.net.restore` does it.
+
+The last snapshot, then everything the machine was told since; of what it answers that is done again
+which changes tensors.
+"""
+
+from dataclasses import dataclass, field
+
+from pelago.core import image
+from pelago.core.machine import Apply, Difference, Machine, Note, Pin, Received, Release
+from pelago.core.names import BlobId
+from pelago.sim.disk import Past
+from pelago.sim.ports import DurablePlane, Payload
+from pelago.wire import record
+from pelago.wire.messages import Effect, Event, Message
+from pelago.wire.record import HEAD_BYTES, Kind
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What a server was told again."""
+
+    now: int = 0
+    """Its clock at its last event."""
+    last_blob: BlobId = 0
+    """The lowest number that the driver gave a payload."""
+    blobs: dict[BlobId, None] = field(default_factory=dict)
+    """Payloads that its machine holds."""
+    told: list[tuple[int, Event, list[Effect]]] = field(default_factory=list)
+    """Number, event and what the machine answered."""
+
+    @property
+    def notes(self) -> list[tuple[int, Note]]:
+        """What it noted, with the number of the event."""
+        return [(n, each) for n, _, effects in self.told for each in effects if type(each) is Note]
+
+
+def recover(past: Past, run: str, machine: Machine[Message], plane: DurablePlane) -> Recovered:
+    """Bring a fresh machine and a fresh plane to where the past ends. Raises `CheckpointError`."""
+    found = Recovered()
+    if past.snapshot is not None:
+        head = record.parse_head(past.snapshot.state)
+        assert head is not None
+        state, found.last_blob = record.unpack(past.snapshot.state[HEAD_BYTES:])
+        image.restore(machine, state)
+        found.now = head.second
+        plane.restore(past.snapshot.plane)
+        found.blobs = dict.fromkeys(past.snapshot.blobs)
+    payloads: dict[BlobId, Payload] = {}
+    for each in past.records:
+        if each.head.kind is Kind.CHUNK:
+            payloads[each.head.first] = each.payload
+            found.last_blob = min(found.last_blob, each.head.first)
+            continue
+        event = record.unpack_event(run, each.body)
+        if isinstance(event, Received) and event.blob is not None:
+            plane.adopt(event.blob, payloads.pop(event.blob))
+            found.blobs[event.blob] = None
+        found.now = each.head.second
+        effects = machine.handle(event, found.now)
+        for effect in effects:
+            _do_again(plane, found.blobs, effect)
+        found.told.append((each.head.number, event, effects))
+    return found
+
+
+def _do_again(plane: DurablePlane, blobs: dict[BlobId, None], effect: Effect) -> None:
+    match effect:
+        case Pin(blob, average):
+            plane.pin(blob, average)
+            blobs[blob] = None
+        case Difference(blob):
+            plane.difference(blob)
+            blobs[blob] = None
+        case Apply(operation, blob, weight):
+            plane.apply(operation, blob, weight)
+        case Release(blob):
+            plane.release(blob)
+            del blobs[blob]
+        case _:
+            pass

@@ -1,0 +1,144 @@
+"""What a plane held at one moment: its chunks, each once, and which of them lie where.
+
+A `PlaneSnapshot` copies no tensor. It holds cells, and nobody writes to a cell that another holds, so
+it may be read for as long as it takes, in any thread, while the plane goes on.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from operator import index
+from typing import Any, Final, Self, TypeAlias
+
+import torch
+
+from pelago.core.errors import CheckpointError
+from pelago.core.names import BlobId
+from pelago.tensor.checksum import Bytes
+from pelago.tensor.manifest import Manifest
+from pelago.tensor.payload import Cell, tensor_over
+
+ARENAS: Final = ("model", "snapshot", "sent", "average", "momentum", "accumulator")
+"""All that a plane may keep besides payloads, in the order in which a snapshot names it."""
+
+Layout: TypeAlias = dict[str, Any]
+"""Which chunk lies where, as strings, integers and lists: msgpack and JSON keep it as it is::
+
+    dtype     "float32" or "float64"
+    model     the manifest's fingerprint
+    counter   steps so far
+    arenas    [[name, [number of a chunk, ...]], ...]
+    payloads  [[blob, [number of a chunk, ...]], ...]
+
+An arena or a payload is a chunk for each of the manifest's, in its order. A number is an index into
+`PlaneSnapshot.chunks`; what is shared bears one number.
+"""
+
+
+class PlaneSnapshot:
+    """Arenas by name, in the order of `ARENAS`, payloads by blob, and the number of steps so far.
+
+    Its chunks stay as they are for as long as it is held; dropping it gives back the memory of those
+    that nobody else holds.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        dtype: torch.dtype,
+        counter: int,
+        arenas: Mapping[str, Sequence[Cell]],
+        payloads: Mapping[BlobId, Sequence[Cell]],
+    ) -> None:
+        self.manifest = manifest
+        self.dtype = dtype
+        self.counter = counter
+        self.arenas = arenas
+        self.payloads = payloads
+
+    @cached_property
+    def chunks(self) -> Sequence[Cell]:
+        """The distinct chunks, in the order in which arenas and then payloads first name them."""
+        named = (*self.arenas.values(), *self.payloads.values())
+        return tuple({id(cell): cell for cells in named for cell in cells}.values())
+
+    def layout(self) -> Layout:
+        """What `of` needs to know, besides the bytes of `chunks`, to make this snapshot again."""
+        number_of = {id(cell): number for number, cell in enumerate(self.chunks)}
+
+        def numbers(cells: Sequence[Cell]) -> list[int]:
+            return [number_of[id(cell)] for cell in cells]
+
+        return {
+            "dtype": _name_of(self.dtype),
+            "model": self.manifest.fingerprint,
+            "counter": self.counter,
+            "arenas": [[name, numbers(cells)] for name, cells in self.arenas.items()],
+            "payloads": [[blob, numbers(cells)] for blob, cells in self.payloads.items()],
+        }
+
+    @classmethod
+    def of(
+        cls,
+        layout: Mapping[str, Any],
+        chunks: Sequence[Bytes],
+        manifest: Manifest,
+        dtype: torch.dtype,
+    ) -> Self:
+        """The snapshot of a plane of this manifest and dtype that had this layout and these bytes.
+
+        The buffers themselves become the memory of its cells and may not change any more. Raises
+        `CheckpointError` where they are not those of such a plane.
+        """
+        model, found, counter, arenas, payloads = _fields(layout)
+        if model != manifest.fingerprint:
+            raise CheckpointError(f"tensors of another model: {model}, not {manifest.fingerprint}")
+        if found != _name_of(dtype):
+            raise CheckpointError(f"tensors are {found}, not {_name_of(dtype)}")
+        sizes = [(stop - start) * dtype.itemsize for start, stop in manifest.chunks]
+        given = [memoryview(buffer).nbytes for buffer in chunks]
+        missing = set(range(len(chunks)))
+        for what, numbers in [*arenas.items(), *payloads.items()]:
+            if len(numbers) != len(sizes):
+                raise CheckpointError(f"{what!r} has {len(numbers)} chunks, not {len(sizes)}")
+            for place, (number, size) in enumerate(zip(numbers, sizes, strict=True)):
+                if not 0 <= number < len(given):
+                    raise CheckpointError(f"chunk {place} of {what!r}: {number} of {len(given)}")
+                if given[number] != size:
+                    raise CheckpointError(
+                        f"chunk {place} of {what!r} has {given[number]} bytes, not {size}"
+                    )
+            missing.difference_update(numbers)
+        if missing:
+            raise CheckpointError(f"{len(missing)} of {len(chunks)} chunks belong to nothing")
+        cells = [Cell(tensor_over(buffer, dtype)) for buffer in chunks]
+        return cls(
+            manifest,
+            dtype,
+            counter,
+            {name: [cells[number] for number in numbers] for name, numbers in arenas.items()},
+            {blob: [cells[number] for number in numbers] for blob, numbers in payloads.items()},
+        )
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _fields(
+    layout: Mapping[str, Any],
+) -> tuple[str, str, int, dict[str, list[int]], dict[BlobId, list[int]]]:
+    """The parts of a layout: model, dtype, counter, arenas, payloads. Raises `CheckpointError`."""
+    try:
+        model, dtype, counter = layout["model"], layout["dtype"], layout["counter"]
+        arenas = {str(name): list(map(index, numbers)) for name, numbers in layout["arenas"]}
+        payloads = {index(blob): list(map(index, numbers)) for blob, numbers in layout["payloads"]}
+        named = len(layout["arenas"]) + len(layout["payloads"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"no layout of tensors: {error!r}") from None
+    if not isinstance(counter, int) or counter < 0:
+        raise CheckpointError(f"no layout of tensors: counter = {counter!r}")
+    if unknown := arenas.keys() - set(ARENAS):
+        raise CheckpointError(f"unknown tensors: {', '.join(sorted(unknown))}")
+    if named != len(arenas) + len(payloads):
+        raise CheckpointError("no layout of tensors: a name twice")
+    return str(model), str(dtype), counter, arenas, payloads

@@ -1,0 +1,246 @@
+"""Bugs to plant in the real code: what the fuzzer must find. Each is put in by a `pytest.MonkeyPatch`."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gps.regions import Evaluators, Region
+from gps.state import Gps
+from lps.exchange import Exchanges
+from lps.state import Lps
+from lps.supply import Supply
+from pelago.core import image
+from pelago.core.leases import LeaseTable, SampleLedger
+from pelago.core.machine import Measure
+from pelago.core.names import Version
+from pelago.core.staging import Staging
+from pelago.sim import hardship
+from pelago.sim.disk import Disk
+from pelago.wire.messages import Ack, Model
+from pelago.wire.uplink import Uplink
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+PLANTS: dict[str, Plant] = {}
+
+
+def plant(put: Plant) -> Plant:
+    """One of them."""
+    PLANTS[put.__name__] = put
+    return put
+
+
+def around(patch: pytest.MonkeyPatch, kind: type, name: str, wrapped: Callable[..., Any]) -> None:
+    """Let ``wrapped(original, self, ...)`` stand for a method."""
+    original = getattr(kind, name)
+
+    def method(self: Any, *args: Any, **named: Any) -> Any:
+        return wrapped(original, self, *args, **named)
+
+    patch.setattr(kind, name, method)
+
+
+def forget(patch: pytest.MonkeyPatch, kind: type, *fields: str) -> None:
+    """Leave fields out of the images of a class."""
+    patch.setitem(image._settings, kind, (*image._settings[kind], *fields))
+
+
+@plant
+def an_lps_applies_a_repeated_update_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(LeaseTable, "consume", lambda self, push: self.open[push.lease].lease.spans)
+
+
+@plant
+def a_gps_applies_a_repeated_update_again(patch: pytest.MonkeyPatch) -> None:
+    def outcome(original: Any, self: Region, push: Any) -> Any:
+        return "fenced" if push.fence != self.fence else None
+
+    around(patch, Region, "outcome", outcome)
+
+
+@plant
+def a_gps_counts_a_repeated_update_again(patch: pytest.MonkeyPatch) -> None:
+    def on_push(
+        original: Any, self: Gps, region: Region, peer: Any, message: Any, blob: Any
+    ) -> Any:
+        if region.outcome(message.push) == "applied":
+            self.counted_steps += message.steps
+        return original(self, region, peer, message, blob)
+
+    around(patch, Gps, "_on_push", on_push)
+
+
+@plant
+def answers_leave_before_the_journal_has_their_cause(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(hardship, "UNCOMMITTED", (*hardship.UNCOMMITTED, Ack, Model))
+
+
+@plant
+def an_image_forgets_what_no_exchange_holds_yet(patch: pytest.MonkeyPatch) -> None:
+    forget(patch, Exchanges, "_fresh", "_flight")
+
+
+@plant
+def an_image_forgets_the_number_of_the_next_lease(patch: pytest.MonkeyPatch) -> None:
+    forget(patch, LeaseTable, "_next")
+
+
+@plant
+def an_image_forgets_the_number_of_the_last_request(patch: pytest.MonkeyPatch) -> None:
+    forget(patch, Supply, "_requests")
+
+
+@plant
+def an_image_forgets_the_number_of_the_last_exchange(patch: pytest.MonkeyPatch) -> None:
+    forget(patch, Exchanges, "_number")
+
+
+@plant
+def lease_numbers_begin_again_with_every_process(patch: pytest.MonkeyPatch) -> None:
+    around(patch, LeaseTable, "__init__", lambda original, self, _: original(self, 0))
+
+
+@plant
+def a_lease_is_lent_twice(patch: pytest.MonkeyPatch) -> None:
+    def lend(original: Any, self: LeaseTable, *args: int) -> Any:
+        lease = original(self, *args)
+        if lease is not None:
+            self.pool.add(lease.spans)
+        return lease
+
+    around(patch, LeaseTable, "lend", lend)
+
+
+@plant
+def a_gps_minds_no_fence(patch: pytest.MonkeyPatch) -> None:
+    def outcome(original: Any, self: Region, push: Any) -> Any:
+        return original(self, replace_fence(push, self.fence))
+
+    around(patch, Region, "outcome", outcome)
+
+
+def replace_fence(push: Any, fence: int) -> Any:
+    return push._replace(fence=fence)
+
+
+@plant
+def a_gps_minds_no_earlier_life(patch: pytest.MonkeyPatch) -> None:
+    """What the fuzzer found: a GPS that came anew took an update meant for the one before it."""
+
+    def on_push(original: Any, self: Gps, region: Any, peer: Any, message: Any, blob: Any) -> Any:
+        base = Version(self.version.incarnation, message.base.counter)
+        return original(self, region, peer, replace(message, base=base), blob)
+
+    around(patch, Gps, "_on_push", on_push)
+
+
+@plant
+def a_restarted_lps_believes_its_models_to_be_on_their_way(patch: pytest.MonkeyPatch) -> None:
+    def on_restarted(original: Any, self: Lps) -> Any:
+        replying = [(member, member.replying) for member in self.members]
+        effects = original(self)
+        for member, blob in replying:
+            member.replying = blob
+        return effects
+
+    around(patch, Lps, "_on_restarted", on_restarted)
+
+
+@plant
+def a_restarted_gps_believes_its_models_to_be_on_their_way(patch: pytest.MonkeyPatch) -> None:
+    def on_restarted(original: Any, self: Gps) -> Any:
+        replying = [(region, region.replying) for region in self.regions.values()]
+        effects = original(self)
+        for region, blob in replying:
+            region.replying = blob
+        return effects
+
+    around(patch, Gps, "_on_restarted", on_restarted)
+
+
+@plant
+def a_restarted_lps_believes_its_update_to_be_on_its_way(patch: pytest.MonkeyPatch) -> None:
+    def restarted(original: Any, self: Uplink, now: int) -> None:
+        self._heard_at = now
+
+    around(patch, Uplink, "restarted", restarted)
+
+
+@plant
+def a_restarted_server_does_not_measure_what_it_had(patch: pytest.MonkeyPatch) -> None:
+    def on_restarted(original: Any, self: Any) -> Any:
+        return [each for each in original(self) if not isinstance(each, Measure)]
+
+    around(patch, Lps, "_on_restarted", on_restarted)
+    around(patch, Gps, "_on_restarted", on_restarted)
+
+
+@plant
+def a_lost_workers_lease_is_not_given_back(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(LeaseTable, "give_back", lambda self, push, outcome: None)
+
+
+@plant
+def a_lost_regions_samples_are_not_taken_back(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SampleLedger, "reclaim", lambda self, region: 0)
+
+
+@plant
+def an_evaluator_goes_before_its_last_finding_is_heard(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Evaluators, "sent", lambda self, peer: None)
+
+
+@plant
+def a_region_that_rejoins_keeps_its_movement(patch: pytest.MonkeyPatch) -> None:
+    def void(original: Any, self: Exchanges) -> None:
+        self.current = None
+
+    around(patch, Exchanges, "void", void)
+
+
+@plant
+def a_rejected_exchange_keeps_its_samples(patch: pytest.MonkeyPatch) -> None:
+    def acknowledge(original: Any, self: Exchanges, outcome: Any) -> None:
+        assert self.current is not None
+        self.current.outcome = outcome
+
+    around(patch, Exchanges, "acknowledge", acknowledge)
+
+
+@plant
+def a_place_is_never_free_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Staging, "free", lambda self, peer, push=None: [])
+
+
+@plant
+def a_lost_transfer_is_not_noticed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Uplink, "lost", lambda self, now: None)
+
+
+@plant
+def a_snapshot_removes_the_journal_before_it_is_whole(patch: pytest.MonkeyPatch) -> None:
+    def snapshot(original: Any, self: Disk, *args: Any) -> None:
+        original(self, *args)
+        for index in [each for each in self._files if each < self._index]:
+            del self._files[index]
+
+    around(patch, Disk, "snapshot", snapshot)
+
+
+@plant
+def a_damaged_record_ends_a_journal_quietly(patch: pytest.MonkeyPatch) -> None:
+    from pelago.sim import disk
+
+    patch.setattr(disk, "_is_sound_later", lambda data, place, number: False)
+
+
+@plant
+def a_restored_plane_has_forgotten_its_momentum(patch: pytest.MonkeyPatch) -> None:
+    from pelago.tensor.plane import Plane
+
+    def restore(original: Any, self: Plane, *args: Any) -> None:
+        original(self, *args)
+        self._momentum = self._accumulator = None
+
+    around(patch, Plane, "restore", restore)

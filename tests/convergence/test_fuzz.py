@@ -1,0 +1,162 @@
+"""The fuzzer: it finds nothing in the code as it is, and every bug that is planted in it."""
+
+import json
+import re
+import subprocess
+import sys
+from typing import Final
+
+import pytest
+
+from convergence.fuzz import __main__ as command
+from convergence.fuzz.draw import draw
+from convergence.fuzz.trial import Outcome, Verdict, trial
+from tests.convergence.planted import PLANTS
+
+CLEAN: Final = (*range(1, 11), 56, 83, 88)
+"""With seeds that found something once, and one with tensors and restarts."""
+FOUND: Final = {
+    "an_lps_applies_a_repeated_update_again": 1,
+    "a_gps_applies_a_repeated_update_again": 1,
+    "a_gps_counts_a_repeated_update_again": 1,
+    "answers_leave_before_the_journal_has_their_cause": 10,
+    "an_image_forgets_what_no_exchange_holds_yet": 2,
+    "an_image_forgets_the_number_of_the_next_lease": 1,
+    "an_image_forgets_the_number_of_the_last_request": 2,
+    "an_image_forgets_the_number_of_the_last_exchange": 1,
+    "lease_numbers_begin_again_with_every_process": 148,
+    "a_lease_is_lent_twice": 1,
+    "a_gps_minds_no_fence": 72,
+    "a_gps_minds_no_earlier_life": 6,
+    "a_restarted_lps_believes_its_models_to_be_on_their_way": 58,
+    "a_restarted_gps_believes_its_models_to_be_on_their_way": 28,
+    "a_restarted_lps_believes_its_update_to_be_on_its_way": 2,
+    "a_restarted_server_does_not_measure_what_it_had": 73,
+    "a_lost_workers_lease_is_not_given_back": 1,
+    "a_lost_regions_samples_are_not_taken_back": 1,
+    "an_evaluator_goes_before_its_last_finding_is_heard": 455,
+    "a_region_that_rejoins_keeps_its_movement": 1,
+    "a_rejected_exchange_keeps_its_samples": 160,
+    "a_place_is_never_free_again": 2,
+    "a_lost_transfer_is_not_noticed": 2,
+    "a_snapshot_removes_the_journal_before_it_is_whole": 32,
+    "a_damaged_record_ends_a_journal_quietly": 32,
+    "a_restored_plane_has_forgotten_its_momentum": 88,
+}
+"""The first seed that finds each planted bug."""
+SLOW: Final = (
+    "a_restarted_lps_believes_its_models_to_be_on_their_way",
+    "a_restarted_gps_believes_its_models_to_be_on_their_way",
+    "a_restarted_lps_believes_its_update_to_be_on_its_way",
+    "a_restarted_server_does_not_measure_what_it_had",
+    "an_evaluator_goes_before_its_last_finding_is_heard",
+    "a_place_is_never_free_again",
+    "a_lost_transfer_is_not_noticed",
+)
+"""Those that take a while."""
+QUICK: Final = [name for name in FOUND if name not in SLOW]
+
+
+@pytest.mark.parametrize("seed", CLEAN)
+def test_nothing_is_found_in_the_code_as_it_is(seed: int) -> None:
+    found = trial(seed)
+    assert found.verdict is Verdict.SOUND, found.story
+
+
+def test_one_seed_gives_one_course() -> None:
+    first, again = trial(5, trace=True), trial(5, trace=True)
+    assert first == again
+    assert first.digest
+    assert first.digest != trial(6, trace=True).digest
+
+
+def test_a_course_does_not_depend_on_the_hashes_of_strings() -> None:
+    digests = set()
+    for hash_seed in ("1", "2"):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "from convergence.fuzz.trial import trial; print(trial(5, trace=True).digest)",
+            ],
+            env={"PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=True,
+        )
+        digests.add(done.stdout)
+    assert len(digests) == 1
+
+
+def test_draws_differ_and_cover_what_there_is() -> None:
+    draws = [draw(seed) for seed in range(200)]
+    assert draws[7] == draw(7)
+    assert {len(each.workers) for each in draws} == {1, 2, 3, 4}
+    for name in ("endless", "evaluator", "durable_gps", "durable_lps", "scalar", "skewed"):
+        assert {getattr(each, name) for each in draws} == {True, False}
+    for mode in ("drop", "carry", "replay"):
+        assert any(f'in_flight = "{mode}"' in each.toml for each in draws)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_planted_bug_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    PLANTS[name](monkeypatch)
+    assert trial(FOUND[name]).verdict is not Verdict.SOUND
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", SLOW)
+def test_every_planted_bug_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    PLANTS[name](monkeypatch)
+    assert trial(FOUND[name]).verdict is not Verdict.SOUND
+
+
+def test_every_planted_bug_has_a_seed() -> None:
+    assert list(FOUND) == list(PLANTS)
+
+
+@pytest.mark.parametrize("verdict", [Verdict.SOUND, Verdict.WRONG, Verdict.STUCK, Verdict.CRASHED])
+def test_the_exit_status_is_the_verdict_and_the_last_line_runs_it_again(
+    verdict: Verdict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def some_trial(seed: int) -> Outcome:
+        bad = verdict if seed == 4 else Verdict.SOUND
+        return Outcome(seed, bad, 100, 10**12, {"crashes": 1}, "what happened")
+
+    monkeypatch.setattr(command, "trial", some_trial)
+    assert command.main(["--seed", "3", "--seeds", "3", "--jobs", "1"]) == verdict
+    *before, told, last = capsys.readouterr().out.splitlines()
+    failing = verdict is not Verdict.SOUND
+    assert last == f"python -m convergence.fuzz --seed {4 if failing else 5}"
+    found = json.loads(told)
+    assert found["seeds"] == (2 if failing else 3)
+    assert found["found"] == ([4] if failing else [])
+    assert (found["events"], found["crashes"]) == (100 * found["seeds"], found["seeds"])
+    assert before == (["what happened", f"seed 4: {verdict.name.lower()}"] if failing else [])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["--seeds 0", "--minutes -1", "--seeds 1 --minutes 1", "--seed -1", "--jobs 0", "--seed x"],
+)
+def test_wrong_arguments_are_usage_errors(
+    arguments: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(arguments.split())
+    assert ended.value.code == Verdict.USAGE
+    assert "error: " in capsys.readouterr().err
+
+
+def test_many_seeds_run_in_processes_of_their_own() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "convergence.fuzz", "--seeds", "3", "--jobs", "2"],
+        capture_output=True,
+        text=True,
+        timeout=55,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.fullmatch(r'\{"seeds": 3, "found": \[\], .*\}', done.stdout.splitlines()[-2])

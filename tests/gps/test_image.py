@@ -1,0 +1,111 @@
+"""A GPS that was restored from its image goes on as if it had never been gone."""
+
+from dataclasses import replace
+
+import pytest
+
+from gps.state import Gps
+from pelago.core.errors import CheckpointError
+from pelago.core.image import restore, take
+from pelago.core.machine import Measured, Note, Received, Send
+from pelago.core.names import PushId
+from pelago.wire.messages import Heartbeat, Offer, Refuse, Stop
+from tests.gps.room import REPORT, SETTINGS, Room, hello, update, welcome
+from tests.lps.world import World
+from tests.restoring import Doubles, restored
+
+E1 = PushId(1, 1)
+
+
+def used() -> Room:
+    """One region was served and pushed, the other is served, and an evaluator waits."""
+    room = Room().load().join("lps-1", "eu", samples=8).join("lps-2", "us", samples=8)
+    room.hears("lps-1", Heartbeat(REPORT))
+    room.push("lps-1", update(E1, ((0, 4),), steps=30), -1)
+    room.evaluate(after_steps=50)
+    return room
+
+
+def push_on(gps: Gps, room: Room) -> list[object]:
+    """Us's first exchange: what a GPS wishes when it is measured."""
+    gps.handle(Received("lps-2", Offer(E1)), room.now)
+    gps.handle(Received("lps-2", update(E1, ((8, 16),), steps=30), -2), room.now)
+    return list(gps.handle(Measured(-2, 1.0, True), room.now))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_in_the_middle_of_any_run_it_can_be_restored(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubles = Doubles(monkeypatch, Gps, seed, chance=0.05)
+    world = World(seed, in_flight="carry", lease_block=3, budget=160)
+    world.run(ticks=100)
+    world.make_peace()
+    world.run(ticks=300)
+    assert world.nodes["gps"].finish is not None
+    doubles.assert_all_are_alike()
+    assert doubles.count > 10
+    assert doubles.classes >= {
+        "Region",
+        "RegionReport",
+        "Evaluators",
+        "_Evaluator",
+        "SpanSet",
+        "Push",
+    }
+
+
+def test_a_larger_budget_counts_for_a_restored_run_and_a_smaller_one_too() -> None:
+    room = used()
+    smaller = restored(room.gps, replace(SETTINGS, budget_local_steps=60))
+    larger = restored(room.gps, replace(SETTINGS, budget_local_steps=61))
+    over = Send("lps-1", Stop("budget of local steps reached"))
+    assert over in push_on(smaller, room)
+    assert over not in push_on(larger, room)
+    assert larger.counted_steps == smaller.counted_steps == 60
+    for gps in (smaller, larger):
+        gps.check()
+
+
+def test_a_region_may_be_added_to_the_run_file_and_another_be_struck_from_it() -> None:
+    """The added one is let in; the struck one stays, with what it did."""
+    room = used()
+    gps = restored(room.gps, replace(SETTINGS, regions=("us", "asia")))
+    gps.check()
+    assert list(gps.regions) == ["eu", "us", "asia"]
+    assert gps.regions["eu"] == replace(room.gps.regions["eu"], outcomes=gps.regions["eu"].outcomes)
+    assert gps.regions["eu"].outcome(E1) == "applied"
+    assert gps.handle(Received("lps-3", hello("lps", "asia")), room.now) == [
+        Note("region_joined", {"region": "asia", "fence": 1, "returned": 0}),
+        Send("lps-3", welcome(1)),
+    ]
+    refused = gps.handle(Received("lps-4", hello("lps", "africa")), room.now)
+    known = "region 'africa' is not in the run; there are ['eu', 'us', 'asia']"
+    assert refused == [Send("lps-4", Refuse(known))]
+
+
+@pytest.mark.parametrize("content", [set(), object(), lambda: None])
+def test_an_attribute_that_is_neither_state_nor_a_setting_is_noticed(content: object) -> None:
+    room = used()
+    for part in (room.gps, room.gps.ledger, room.gps.evaluators, room.gps.regions["eu"].outcomes):
+        take(room.gps)
+        part._added = content  # type: ignore[attr-defined]
+        with pytest.raises(AssertionError, match="not durable"):
+            take(room.gps)
+        del part._added  # type: ignore[attr-defined]
+
+
+def test_the_image_of_another_version_is_refused() -> None:
+    """One that had no evaluators; one that called an exchange's number otherwise."""
+    image = take(used().gps)
+    assert isinstance(image, list)
+    place = image.index("evaluators")
+    with pytest.raises(CheckpointError, match=r"Gps\.evaluators is missing"):
+        restore(Gps(SETTINGS), [*image[:place], *image[place + 2 :]])
+    regions = image[image.index("regions") + 1]
+    assert isinstance(regions, list)
+    eu = regions[regions.index("eu") + 1]
+    assert isinstance(eu, list)
+    eu[eu.index("newest")] = "last"
+    with pytest.raises(CheckpointError, match=r"Gps\.regions\['eu'\] has no field 'last'"):
+        restore(Gps(SETTINGS), image)

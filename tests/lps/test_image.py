@@ -1,0 +1,132 @@
+"""An LPS that was restored from its image goes on as if it had never been gone."""
+
+from copy import deepcopy
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from lps.exchange import InFlight
+from lps.state import Lps
+from pelago.core.errors import CheckpointError
+from pelago.core.image import Plain, restore, take
+from pelago.core.machine import Apply, Loaded, Received, StopRequested, Tick
+from pelago.core.names import PushId, Version
+from pelago.wire.messages import Ack, Heartbeat, Offer, Pull
+from tests.lps.room import REPORT, SETTINGS, Room, global_model, hello, update
+from tests.lps.world import World
+from tests.restoring import Doubles, restored
+
+E1 = PushId(1, 1)
+
+
+def used() -> Room:
+    """An exchange is in flight, one worker holds a lease and the staging place, another one waits."""
+    room = Room().serve().join("w-1").join("w-2")
+    room.hears("w-1", Heartbeat(REPORT))
+    room.updates("w-1", 3)
+    lease = room.work("w-1")
+    room.hears("w-1", Offer(lease.push))
+    room.hears("w-1", update(lease, base=3), -7)
+    room.hears("w-2", Pull(4, 0))
+    assert room.lps.exchanges.current is not None
+    return room
+
+
+@pytest.mark.parametrize(
+    ("seed", "in_flight", "lease_block"), [(10, "drop", 1), (11, "carry", 3), (12, "replay", 1)]
+)
+def test_in_the_middle_of_any_run_it_can_be_restored(
+    seed: int, in_flight: InFlight, lease_block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubles = Doubles(monkeypatch, Lps, seed, chance=0.05)
+    world = World(seed, in_flight=in_flight, lease_block=lease_block, budget=160)
+    world.run(ticks=100)
+    world.make_peace()
+    world.run(ticks=300)
+    assert world.nodes["gps"].finish is not None
+    doubles.assert_all_are_alike()
+    assert doubles.count > 10
+    assert doubles.classes >= {
+        *("Uplink", "Hello", "Upload", "Push", "Exchange", "OpenLease", "Lease", "OrderedDict"),
+        *("Member", "WorkerReport", "deque", "tuple"),
+    }
+
+
+def test_the_run_file_may_say_otherwise_than_before() -> None:
+    """Movement in flight is kept now, two updates may be under way, and the GPS has another name."""
+    room = used()
+    settings = replace(SETTINGS, gps="gps-2", in_flight="replay", staged_max=2, merge_weight=0.5)
+    lps = restored(room.lps, settings)
+    assert (lps.settings, lps.uplink.server) == (settings, "gps-2")
+    lps.handle(Received("gps-2", Ack(E1, "applied")), room.now)
+    effects = lps.handle(Received("gps-2", global_model(1, E1), -8), room.now)
+    assert Apply("merge_replay", -8, 0.5) in effects
+    assert lps.staging.ask("w-2", PushId(9, 1))
+    lps.check()
+
+
+def test_a_restored_server_knows_its_members() -> None:
+    room = used()
+    lps = restored(room.lps)
+    member = lps.members.get("w-1")
+    assert member is not room.lps.members.get("w-1")
+    assert member == room.lps.members.get("w-1")
+    lps.handle(Received("w-3", hello()), room.now)
+    assert lps.members.get("w-3").group == 2
+
+
+def test_states_of_a_moment_come_back_too() -> None:
+    """Between the start and the Welcome; while a farewell is not answered."""
+    starting, leaving = Room(), Room().serve()
+    starting.happens(Loaded(Version(9, 0)))
+    leaving.happens(StopRequested("enough"))
+    leaving.happens(Tick())
+    for room in (starting, leaving):
+        restored(room.lps)
+
+
+@pytest.mark.parametrize("content", [set(), object(), lambda: None])
+def test_an_attribute_that_is_neither_state_nor_a_setting_is_noticed(content: object) -> None:
+    lps = used().lps
+    parts = (lps, lps.uplink, lps.leases, lps.leases.outcomes, lps.members, lps.staging)
+    for part in (*parts, lps.exchanges, lps._supply):
+        take(lps)
+        part._added = content  # type: ignore[attr-defined]
+        with pytest.raises(AssertionError, match="not durable"):
+            take(lps)
+        del part._added  # type: ignore[attr-defined]
+
+
+def test_an_image_that_was_altered_is_restored_or_refused_in_words() -> None:
+    """Whatever becomes of an image: never a `KeyError`."""
+    random, sound, refused = Random(0), take(used().lps), 0
+    others: tuple[Plain, ...] = (
+        None,
+        True,
+        -1,
+        0.5,
+        "tuple",
+        "list",
+        "dict",
+        "Staging",
+        "Lease",
+        [],
+    )
+    for _ in range(400):
+        image = deepcopy(sound)
+        place = image
+        while isinstance(place, list) and place:
+            within = place
+            index = random.randrange(len(place))
+            place = place[index]
+        if random.random() < 0.3:
+            del within[index]
+        else:
+            within[index] = random.choice(others)
+        try:
+            restore(Lps(SETTINGS), image)
+        except CheckpointError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert 200 < refused < 400

@@ -1,0 +1,419 @@
+"""A durable node's folder: read back whole, cut where a write was torn, refused where it is damaged."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from pelago.core.errors import CheckpointError, ConfigError
+from pelago.net.store import Store
+from pelago.wire.record import FORMAT, HEAD_BYTES, Kind
+from tests.net.books import (
+    NODE,
+    RUN,
+    a_header,
+    a_piece,
+    a_store,
+    assert_reads,
+    event_piece,
+    header_piece,
+    journal_pieces,
+    names,
+    past_of,
+    snapshot_pieces,
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    found = a_store(tmp_path / "state")
+    yield found
+    found.close()
+
+
+def refused(store: Store, path: Path, words: str = "") -> str:
+    """The text of the refusal, which is one line and names the file."""
+    with pytest.raises(CheckpointError, match=words) as refusal:
+        store.past()
+    text = str(refusal.value)
+    assert str(path) in text
+    assert "\n" not in text
+    return text
+
+
+def edges(pieces: list[bytes]) -> list[int]:
+    """Where each piece begins, and where the last one ends."""
+    found = [0]
+    for piece in pieces:
+        found.append(found[-1] + len(piece))
+    return found
+
+
+# --- what is whole -------------------------------------------------------------------------------
+
+
+def test_an_empty_folder_has_no_past(store: Store) -> None:
+    assert store.past() is None
+
+
+def test_a_journal_is_read_back(store: Store) -> None:
+    store.journal(0).write_bytes(b"".join(journal_pieces(1, 5)))
+    past = past_of(store)
+    assert_reads(past, 5)
+    assert (past.header.process, past.header.incarnation) == ("gps@here:1:abc", 7)
+    assert (past.next_index, past.torn_bytes, past.snapshot) == (1, 0, None)
+    assert past.bytes == store.journal(0).stat().st_size
+
+
+def test_a_snapshot_and_the_journals_after_it_are_read_back(store: Store) -> None:
+    """Older files are of no interest, not even whether they are sound."""
+    store.journal(1).write_bytes(b"damaged")
+    store.snapshot(1).write_bytes(b"damaged")
+    store.snapshot(2).write_bytes(b"".join(snapshot_pieces(40, chunks=3)))
+    store.journal(2).write_bytes(b"".join(journal_pieces(41, 43)))
+    store.journal(3).write_bytes(b"".join(journal_pieces(44, 47)))
+    past = past_of(store)
+    assert_reads(past, 47, first=41)
+    assert past.snapshot is not None
+    assert (past.snapshot.number, past.snapshot.now) == (40, 1040)
+    assert past.snapshot.image == ["image", 40]
+    assert past.snapshot.layout == {"payloads": []}
+    assert [bytes(chunk) for chunk in past.snapshot.chunks] == [bytes([i]) * 8 for i in range(3)]
+    assert past.next_index == 4
+
+
+def test_a_snapshot_before_the_tensors_has_no_layout(store: Store) -> None:
+    header, state, *_, end = snapshot_pieces(4)
+    store.snapshot(1).write_bytes(header + state + end)
+    store.journal(1).write_bytes(header_piece(4))
+    past = past_of(store)
+    assert past.snapshot is not None
+    assert past.snapshot.layout is None
+    assert past.snapshot.chunks == []
+    assert past.next_number == 5
+
+
+def test_what_was_read_stays_readable_when_the_files_are_gone(store: Store) -> None:
+    store.journal(0).write_bytes(b"".join(journal_pieces(1, 5)))
+    past = past_of(store)
+    store.clear()
+    assert store.past() is None
+    assert_reads(past, 5)
+
+
+# --- what was being written ----------------------------------------------------------------------
+
+
+def test_a_record_torn_at_any_byte_is_cut_and_the_next_journal_follows(store: Store) -> None:
+    """1. The last record ends after each number of its bytes in turn: what is before it is there.
+    2. The torn end is cut, another journal follows, and both are read."""
+    *whole, last = journal_pieces(1, 4)
+    for taken in range(len(last)):
+        store.clear()
+        store.journal(0).write_bytes(b"".join(whole) + last[:taken])
+        past = past_of(store)
+        assert_reads(past, 3)
+        assert (past.torn_bytes, past.next_index) == (taken, 1)
+        store.cut(past)
+        assert store.journal(0).read_bytes() == b"".join(whole)
+        store.journal(1).write_bytes(b"".join(journal_pieces(4, 6)))
+        assert_reads(past_of(store), 6)
+
+
+def test_a_journal_torn_in_its_header_has_not_begun(store: Store) -> None:
+    """1. A second journal ends at each byte of its header, the file that was just made included.
+    2. The first one stays as it is, and the second is begun anew."""
+    first = b"".join(journal_pieces(1, 3))
+    header, *_ = journal_pieces(4, 4)
+    for taken in range(len(header)):
+        store.journal(0).write_bytes(first)
+        store.journal(1).write_bytes(header[:taken])
+        past = past_of(store)
+        assert_reads(past, 3)
+        assert (past.torn_bytes, past.next_index) == (taken, 1)
+        store.cut(past)
+        assert store.journal(0).read_bytes() == first
+        store.journal(1).write_bytes(b"".join(journal_pieces(4, 6)))
+        assert_reads(past_of(store), 6)
+
+
+def test_a_journal_torn_in_its_header_after_a_snapshot_has_not_begun(store: Store) -> None:
+    """The journal before it, which the snapshot has made needless, may still be there."""
+    before = b"".join(journal_pieces(1, 8))
+    for taken in (0, 1, 60, len(header_piece()) - 1):
+        store.journal(0).write_bytes(before)
+        store.snapshot(1).write_bytes(b"".join(snapshot_pieces(8)))
+        store.journal(1).write_bytes(header_piece(8)[:taken])
+        past = past_of(store)
+        assert (past.header, past.records, past.next_number) == (past.header, [], 9)
+        assert past.next_index == 1
+        store.cut(past)
+        assert store.journal(0).read_bytes() == before
+
+
+def test_the_first_journal_torn_in_its_header_is_no_past(store: Store) -> None:
+    for taken in range(len(header_piece())):
+        store.journal(0).write_bytes(header_piece()[:taken])
+        assert store.past() is None
+
+
+def test_a_torn_record_may_hold_what_looks_like_records(store: Store) -> None:
+    """A peer chose the bytes of a chunk; what is in its body says nothing about the disk."""
+    whole = journal_pieces(1, 3)
+    body = b"".join(event_piece(number) for number in range(4, 40))
+    torn = a_piece(Kind.CHUNK, 4, body, -1, 0)
+    for taken in (len(torn) // 2, len(torn) - 1):
+        store.journal(0).write_bytes(b"".join(whole) + torn[:taken])
+        past = past_of(store)
+        assert_reads(past, 3)
+        assert past.torn_bytes == taken
+
+
+def test_records_of_another_time_are_not_taken_for_the_next_ones(store: Store) -> None:
+    old = event_piece(2) + event_piece(3)
+    store.journal(0).write_bytes(b"".join(journal_pieces(1, 3)) + old)
+    past = past_of(store)
+    assert_reads(past, 3)
+    assert past.torn_bytes == len(old)
+    store.cut(past)
+    store.journal(1).write_bytes(b"".join(journal_pieces(4, 5)))
+    assert_reads(past_of(store), 5)
+
+
+def test_a_snapshot_that_was_being_written_is_ignored_and_removed(store: Store) -> None:
+    store.journal(0).write_bytes(b"".join(journal_pieces(1, 3)))
+    store.journal(1).write_bytes(b"".join(journal_pieces(4, 5)))
+    part = store.folder / (store.snapshot(1).name + ".part")
+    part.write_bytes(b"".join(snapshot_pieces(3))[:-1])
+    past = past_of(store)
+    assert_reads(past, 5)
+    assert past.snapshot is None
+    store.cut(past)
+    assert names(store.folder) == ["journal-00000000", "journal-00000001", "lock"]
+
+
+def test_killed_before_the_old_files_were_removed(store: Store) -> None:
+    """1. Both snapshots and all journals are there: the newest snapshot counts.
+    2. Removing goes on later, and leaves what is not the store's."""
+    for index, number in ((1, 3), (2, 6)):
+        store.snapshot(index).write_bytes(b"".join(snapshot_pieces(number)))
+    for index in range(3):
+        pieces = journal_pieces(1 + 3 * index, 3 + 3 * index)
+        store.journal(index).write_bytes(b"".join(pieces))
+    (store.folder / "notes.txt").write_text("mine")
+    past = past_of(store)
+    assert past.snapshot is not None
+    assert past.snapshot.number == 6
+    assert_reads(past, 9, first=7)
+    store.drop_before(2)
+    left = [name for name in names(store.folder) if not name.startswith("spare-")]
+    assert left == ["journal-00000002", "lock", "notes.txt", "snapshot-00000002"]
+    assert_reads(past_of(store), 9, first=7)
+    store.clear()
+    assert names(store.folder) == ["lock", "notes.txt"]
+
+
+def test_an_old_file_is_written_over_and_nothing_of_it_is_taken_for_new(tmp_path: Path) -> None:
+    """1. A snapshot makes a journal needless, whose file becomes that of the next one.
+    2. The next one is torn at each byte of its header, its record, and what was behind them."""
+    old = b"".join(journal_pieces(1, 6))
+    new = b"".join(journal_pieces(7, 8))
+    last = len(new) - len(event_piece(8))
+    for taken in range(len(new) + 1):
+        folder = tmp_path / str(taken)
+        store = a_store(folder)
+        store.journal(0).write_bytes(old)
+        store.snapshot(1).write_bytes(b"".join(snapshot_pieces(6)))
+        store.drop_before(1)
+        store.spare(store.journal(1))
+        assert store.journal(1).read_bytes() == old
+        with store.journal(1).open("r+b") as file:
+            file.write(new[:taken])
+        past = past_of(store)
+        whole = 8 if taken == len(new) else 7 if taken >= last else 6
+        assert_reads(past, whole, first=7)
+        store.cut(past)
+        assert store.journal(past.next_index).exists() == (
+            taken < HEAD_BYTES
+        )  # All but its number is as it was.
+        store.journal(past.next_index).write_bytes(b"".join(journal_pieces(whole + 1, 9)))
+        assert_reads(past_of(store), 9, first=7)
+        store.close()
+
+
+def test_a_file_that_was_read_is_never_written_over(store: Store) -> None:
+    """Its bytes are the memory of the plane that was made of it."""
+    store.snapshot(1).write_bytes(b"".join(snapshot_pieces(3, chunks=2)))
+    store.journal(1).write_bytes(b"".join(journal_pieces(4, 6)))
+    past = past_of(store)
+    store.drop_before(2)
+    for path in (store.journal(2), store.snapshot(2)):
+        store.spare(path)
+        path.write_bytes(bytes(4096))
+    assert past.snapshot is not None
+    assert [bytes(chunk) for chunk in past.snapshot.chunks] == [bytes([i]) * 8 for i in range(2)]
+    assert_reads(past, 6, first=4)
+
+
+# --- what is damaged -----------------------------------------------------------------------------
+
+
+def test_a_flipped_byte_before_a_sound_record_is_refused(store: Store) -> None:
+    """At every byte of every record but the last: nothing that was acknowledged is ever dropped."""
+    pieces = journal_pieces(1, 3)
+    starts, whole, path = edges(pieces), b"".join(pieces), store.journal(0)
+    for start, stop in pairwise(starts[:-1]):
+        for place in range(start, stop):
+            damaged = bytearray(whole)
+            damaged[place] ^= 0x10
+            path.write_bytes(damaged)
+            text = refused(store, path, f"damaged at byte {start}, ")
+            assert re.search(r"sound again at byte (\d+)$", text)
+
+
+def test_a_torn_journal_before_one_that_counts_on_more_is_refused(store: Store) -> None:
+    *whole, last = journal_pieces(1, 3)
+    for taken in (0, 1, len(last) - 1):
+        store.journal(0).write_bytes(b"".join(whole) + last[:taken])
+        store.journal(1).write_bytes(b"".join(journal_pieces(4, 5)))
+        refused(store, store.journal(1), "begins after record 3, and what is before .* ends with 2")
+
+
+def test_an_empty_journal_before_another_one_is_refused(store: Store) -> None:
+    store.journal(0).write_bytes(b"")
+    store.journal(1).write_bytes(b"".join(journal_pieces(1, 2)))
+    refused(store, store.journal(0), "has no header")
+
+
+def test_a_flipped_byte_in_a_snapshot_is_refused(store: Store) -> None:
+    pieces = snapshot_pieces(3)
+    whole, path = b"".join(pieces), store.snapshot(1)
+    store.journal(1).write_bytes(b"".join(journal_pieces(4, 5)))
+    for start, stop in pairwise(edges(pieces)):
+        for place in range(start, stop):
+            damaged = bytearray(whole)
+            damaged[place] ^= 0x10
+            path.write_bytes(damaged)
+            refused(store, path, f"damaged at byte {start}$")
+
+
+def test_a_snapshot_without_its_end_is_refused(store: Store) -> None:
+    whole, path = b"".join(snapshot_pieces(3)), store.snapshot(1)
+    store.journal(1).write_bytes(b"".join(journal_pieces(4, 5)))
+    for taken in range(len(whole)):
+        path.write_bytes(whole[:taken])
+        refused(store, path, "damaged at byte")
+
+
+@pytest.mark.parametrize("there", [[], [0], [1, 3]])
+def test_a_missing_journal_is_refused(store: Store, there: list[int]) -> None:
+    store.snapshot(1).write_bytes(b"".join(snapshot_pieces(3)))
+    for index in there:
+        store.journal(index).write_bytes(b"".join(journal_pieces(4, 5)))
+    refused(store, store.folder, "journal 1 or one after it is missing")
+
+
+def test_a_journal_that_begins_without_a_header_is_refused(store: Store) -> None:
+    store.journal(0).write_bytes(event_piece(1) + event_piece(2))
+    refused(store, store.journal(0), "begins with EVENT, not with a header")
+
+
+@pytest.mark.parametrize("file", ["journal", "snapshot"])
+def test_files_of_another_format_are_refused(store: Store, file: str) -> None:
+    header = header_piece(0, replace(a_header(), format=FORMAT + 1))
+    store.journal(1).write_bytes(b"".join(journal_pieces(4, 5)))
+    store.snapshot(1).write_bytes(b"".join(snapshot_pieces(3)))
+    path = getattr(store, file)(1)
+    pieces = snapshot_pieces(3) if file == "snapshot" else journal_pieces(4, 5)
+    path.write_bytes(b"".join([header, *pieces[1:]]))
+    refused(store, path, f"format {FORMAT + 1} is not {FORMAT}")
+
+
+@pytest.mark.parametrize(("run", "node"), [("run-other", NODE), (RUN, "lps-eu")])
+@pytest.mark.parametrize("file", ["journal", "snapshot"])
+def test_another_runs_folder_is_refused(store: Store, run: str, node: str, file: str) -> None:
+    header = header_piece(0, a_header(run, node))
+    store.journal(1).write_bytes(b"".join(journal_pieces(4, 5)))
+    store.snapshot(1).write_bytes(b"".join(snapshot_pieces(3)))
+    path = getattr(store, file)(1)
+    pieces = snapshot_pieces(3) if file == "snapshot" else journal_pieces(4, 5)
+    path.write_bytes(b"".join([header, *pieces[1:]]))
+    refused(store, path, f"is of {node} of run {run}, not of {NODE} of run {RUN}")
+
+
+# --- whose it is ---------------------------------------------------------------------------------
+
+HOLDER = f"""
+import sys
+from pathlib import Path
+from pelago.core.errors import ConfigError
+from pelago.net.store import Store
+try:
+    store = Store(Path(sys.argv[1]), "{RUN}", "{NODE}")
+except ConfigError as error:
+    sys.exit(str(error))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_belongs_to_one_process(tmp_path: Path) -> None:
+    """1. A process holds the folder: this one is refused, in words. 2. It is killed: this one may."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match=f"another process of {NODE} is running with this"):
+            a_store(tmp_path)
+        holder.kill()
+        holder.wait(timeout=20)
+    store = a_store(tmp_path)
+    with pytest.raises(ConfigError, match="another process"):
+        a_store(tmp_path)  # Of the same process, but no less another.
+    store.close()
+    a_store(tmp_path).close()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match=r"^cannot write to the folder of state .*file/state: "):
+        a_store(tmp_path / "file" / "state")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_read_only_folder_is_named(tmp_path: Path, there: bool) -> None:
+    """In a process that is not root, to whom every folder is open."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    if there:
+        (folder / "state").mkdir(mode=0o555)
+    folder.chmod(0o555)
+
+    def attempt() -> None:
+        os.chdir(folder)
+        if os.geteuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        with pytest.raises(ConfigError, match=r"^cannot write to the folder of state state: "):
+            a_store(Path("state"))
+
+    assert in_a_child(attempt) == 0
+
+
+def in_a_child(work: Callable[[], None]) -> int:
+    """Exit code of a forked process that does some work; 0 if it raised nothing."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -1,0 +1,119 @@
+"""The disk of a virtual server: what a crash leaves, and what is not to be believed."""
+
+from random import Random
+
+import pytest
+
+from pelago.core.errors import CheckpointError
+from pelago.core.machine import Received, Restarted, Started, Tick
+from pelago.core.names import PushId
+from pelago.sim.disk import Disk
+from pelago.wire.messages import Offer
+from pelago.wire.record import Kind
+
+ASKS = Received("worker", Offer(PushId(3, 1)))
+GETS = Received("worker", Offer(PushId(3, 1)), -1)
+
+
+def begun() -> Disk:
+    disk = Disk("a-run", "gps", "gps-1", 9)
+    disk.begin()
+    return disk
+
+
+def full(events: int = 6) -> Disk:
+    """All of it is durable."""
+    disk = begun()
+    for now in range(events):
+        disk.event(Tick(), now, None)
+    disk.written(disk.last)
+    return disk
+
+
+def test_what_was_written_is_read_again_with_its_payload() -> None:
+    disk, payload = begun(), object()
+    assert [disk.event(Started(), 5, None), disk.event(GETS, 7, payload)] == [1, 3]
+    disk.written(3)
+    past = disk.read()
+    kinds = [(each.head.kind, each.head.number, each.head.second) for each in past.records]
+    assert kinds == [(Kind.EVENT, 1, 5), (Kind.CHUNK, 2, 0), (Kind.EVENT, 3, 7)]
+    assert past.records[1].payload is payload
+    assert past.number == disk.last == disk.durable == 3
+
+
+def test_a_crash_leaves_all_that_was_durable_and_a_prefix_of_the_rest() -> None:
+    left = []
+    for seed in range(40):
+        disk = full(3)
+        for now in range(4):
+            disk.event(ASKS, now, None)
+        disk.crash(Random(seed))
+        left.append(disk.read().number)
+    assert sorted(set(left)) == [3, 4, 5, 6, 7]
+
+
+def test_a_journal_goes_on_behind_its_torn_end() -> None:
+    for seed in range(20):
+        disk = full(3)
+        disk.event(ASKS, 3, None)
+        disk.crash(Random(seed))
+        number = disk.read().number
+        assert disk.event(Restarted(), 4, None) == number + 1
+        disk.written(disk.last)
+        assert disk.read().number == number + 1
+
+
+def test_a_damaged_record_before_the_last_is_found() -> None:
+    found = 0
+    for seed in range(200):
+        disk = full()
+        mend = disk.damage(Random(seed))
+        assert mend is not None
+        with pytest.raises(CheckpointError):
+            disk.read()
+        mend()
+        found += disk.read().number == 6
+    assert found == 200
+
+
+def test_nothing_of_a_disk_with_one_record_can_be_told_from_a_torn_end() -> None:
+    disk = begun()
+    disk.written(0)
+    assert disk.damage(Random(1)) is None
+
+
+def test_a_whole_snapshot_takes_the_place_of_what_is_before_it() -> None:
+    disk = full(3)
+    disk.snapshot(["state"], "plane", (4,), 2)
+    disk.event(ASKS, 3, None)
+    disk.finish_snapshot()
+    disk.written(disk.last)
+    past = disk.read()
+    assert past.snapshot is not None
+    assert (past.snapshot.number, past.snapshot.plane, past.snapshot.blobs) == (3, "plane", (4,))
+    assert [each.head.number for each in past.records] == [4]
+
+
+def test_a_snapshot_that_is_not_whole_does_not_exist_and_costs_nothing() -> None:
+    disk = full(3)
+    disk.snapshot(["state"], "plane", (), 2)
+    disk.event(ASKS, 3, None)
+    disk.written(disk.last)
+    disk.crash(Random(1))
+    past = disk.read()
+    assert past.snapshot is None
+    assert [each.head.number for each in past.records] == [1, 2, 3, 4]
+
+
+def test_a_snapshot_may_be_whole_before_its_journal_has_begun() -> None:
+    """The disk is slow: the journal's header was still queued when the process died."""
+    disk = full(3)
+    disk.event(ASKS, 3, None)
+    disk.snapshot(["state"], "plane", (), 3)
+    disk.finish_snapshot()
+    disk._queue.clear()
+    past = disk.read()
+    assert (past.snapshot is not None, past.records, past.number) == (True, [], 4)
+    assert disk.event(Restarted(), 4, None) == 5
+    disk.written(5)
+    assert disk.read().number == 5

@@ -1,0 +1,214 @@
+"""The virtual driver where not all goes well, with machines that follow a script."""
+
+from random import Random
+
+from pelago.core.image import durable
+from pelago.core.machine import (
+    PS_PER_MS,
+    Delivered,
+    Machine,
+    Note,
+    PeerLost,
+    Pin,
+    Received,
+    Release,
+    Restarted,
+    Send,
+    SetTick,
+    Started,
+    Tick,
+)
+from pelago.core.names import PushId, Version
+from pelago.sim.disk import Disk
+from pelago.sim.hardship import Hardship, Memory
+from pelago.sim.links import Links
+from pelago.sim.ports import DurablePlane, TimingPlane
+from pelago.sim.recovery import Recovered
+from pelago.sim.simulation import Node, Simulation
+from pelago.sim.weather import Clock, Weather
+from pelago.wire.messages import Ack, Effect, Event, Heartbeat, Message, Model, Offer
+
+MODEL = Model(Version(1, 0), 0, None, None, final=False)
+SHIP: tuple[Effect, ...] = (Pin(1), Send("other", MODEL, 1), Release(1))
+OFFER, ACK = Offer(PushId(3, 1)), Ack(PushId(3, 1), "applied")
+
+
+@durable(settings=("settings", "script", "heard"))
+class Scripted:
+    """Answers by the script, counts what it hears, and remembers it."""
+
+    def __init__(self, **script: tuple[Effect, ...]) -> None:
+        self.settings = script
+        self.script = script
+        self.count = 0
+        self.heard: list[tuple[int, Event]] = []
+
+    def handle(self, event: Event, now: int) -> list[Effect]:
+        self.count += 1
+        self.heard.append((now, event))
+        answer = list(self.script.get(type(event).__name__, ()))
+        return [*answer, Note("count", {"count": self.count})]
+
+    def check(self) -> None:
+        assert self.count < 10_000
+
+    def kinds(self) -> list[type]:
+        return [type(event) for _, event in self.heard]
+
+
+class Nobody:
+    """Remembers what left and who came back."""
+
+    def __init__(self) -> None:
+        self.left: list[Message] = []
+        self.back: list[tuple[str, int, Recovered]] = []
+
+    def handled(self, node: Node, number: int, event: Event, effects: list[Effect]) -> None:
+        """Nothing."""
+
+    def departed(self, node: Node, peer: str, message: Message) -> None:
+        self.left.append(message)
+
+    def arrived(self, node: Node, sender: Node, message: Message) -> None:
+        """Nothing."""
+
+    def restarted(self, node: Node, number: int, recovered: Recovered) -> None:
+        self.back.append((node.name, number, recovered))
+
+
+class Pair:
+    """`one`, perhaps durable, and `other`, a millisecond apart; a payload takes eight more."""
+
+    def __init__(
+        self,
+        weather: Weather,
+        one: Scripted,
+        other: Scripted | None = None,
+        is_durable: bool = False,
+        clock: Clock | None = None,
+        seed: int = 1,
+    ) -> None:
+        self.one, self.other, self.nobody = one, other or Scripted(), Nobody()
+        links = Links(1_000_000, 2, [[100, 1], [1, 100]], [[0, 1.0], [1.0, 0]])
+        self.simulation = Simulation("a-run", links)
+        self.hardship = Hardship(self.simulation, "a-run", Random(seed), weather, self.nobody)
+        plane = TimingPlane()
+        memory = Memory(Disk("a-run", "one", "one", 1), plane, self._make) if is_durable else None
+        self.hardship.add(Node("one", 0, one, plane), "one", clock or Clock(), memory)
+        self.hardship.add(Node("other", 1, self.other, TimingPlane()), "other", Clock())
+        self.simulation.give(self.hardship.states["one"].node, Started())
+
+    def _make(self) -> tuple[Machine[Message], DurablePlane]:
+        self.one = Scripted(**self.one.script)
+        return self.one, TimingPlane()
+
+    def run(self, until_ms: float) -> "Pair":
+        self.simulation.run(until_ps=round(until_ms * PS_PER_MS))
+        return self
+
+    def tells(self, message: Message) -> None:
+        """`other` says something to `one`, without delay."""
+        self.simulation.give(self.hardship.states["one"].node, Received("other", message))
+
+
+def test_in_calm_weather_all_arrives_once() -> None:
+    pair = Pair(Weather(), Scripted(Started=(Send("other", OFFER), *SHIP))).run(20)
+    assert pair.other.heard == [
+        (PS_PER_MS, Received("one", OFFER)),
+        (9 * PS_PER_MS, Received("one", MODEL, -1)),
+    ]
+    assert pair.one.kinds() == [Started, Delivered]
+
+
+def test_control_messages_are_lost_repeated_and_late() -> None:
+    offers = tuple(Send("other", Offer(PushId(each, 1))) for each in range(200))
+    weather = Weather(control_lost=0.2, control_repeated=0.2, control_late=0.5, late_ps=PS_PER_MS)
+    heard = Pair(weather, Scripted(Started=offers)).run(20).other.heard
+    numbers = [event.message.push.lease for _, event in heard]  # type: ignore[union-attr]
+    assert 120 < len(set(numbers)) < 190
+    assert len(numbers) > len(set(numbers))
+    assert numbers != sorted(numbers)
+    assert heard[-1][0] <= 2 * PS_PER_MS
+
+
+def test_the_sender_of_a_lost_payload_hears_so() -> None:
+    pair = Pair(Weather(payload_lost=1.0), Scripted(Started=SHIP)).run(20)
+    assert (pair.one.kinds(), pair.other.heard) == ([Started, PeerLost], [])
+
+
+def test_a_payload_may_arrive_though_its_sender_hears_that_it_is_lost() -> None:
+    pair = Pair(Weather(payload_unconfirmed=1.0), Scripted(Started=SHIP)).run(20)
+    assert (pair.one.kinds(), pair.other.kinds()) == ([Started, PeerLost], [Received])
+
+
+def test_a_cut_holds_back_one_direction_for_a_while() -> None:
+    tick = SetTick(2 * PS_PER_MS)
+    one = Scripted(Started=(tick,), Tick=(Send("other", Heartbeat(None)),))
+    other = Scripted(Received=(Send("one", ACK),))
+    pair = Pair(Weather(), one, other)
+    pair.hardship.cut("other", "one", 7 * PS_PER_MS)
+    pair.run(9.5)
+    assert [now // PS_PER_MS for now, _ in other.heard] == [3, 5, 7, 9]
+    assert [now // PS_PER_MS for now, event in one.heard if type(event) is Received] == [8]
+
+
+def test_clocks_go_at_their_own_rates_jump_and_never_go_back() -> None:
+    clock = Clock()
+    clock.set(0, 500)
+    clock.permille = 2000
+    one = Scripted(Started=(SetTick(2 * PS_PER_MS),))
+    pair = Pair(Weather(), one, clock=clock).run(2.5)
+    clock.jump(7)
+    pair.run(3.5)
+    ticks = [now - 500 for now, event in one.heard if type(event) is Tick]
+    assert ticks == [2 * PS_PER_MS, 4 * PS_PER_MS, 6 * PS_PER_MS + 7]
+    clock.jump(-PS_PER_MS)
+    assert clock.read(pair.simulation.now - 1) >= ticks[-1] + 500
+
+
+def test_a_node_may_die_at_any_of_its_effects_and_the_rest_is_not_done() -> None:
+    left = set()
+    for seed in range(30):
+        offers = tuple(Send("other", Offer(PushId(each, 1))) for each in range(3))
+        pair = Pair(Weather(crash=1.0), Scripted(Started=offers), seed=seed).run(20)
+        left.add(len(pair.nobody.left))
+        assert pair.one.kinds() == [Started]
+    assert left == {0, 1, 2, 3}
+
+
+def test_messages_of_a_durable_node_wait_for_its_disk_but_for_those_that_promise_nothing() -> None:
+    one = Scripted(Started=(Send("other", ACK), Send("other", Heartbeat(None))))
+    pair = Pair(Weather(disk_ps=PS_PER_MS), one, is_durable=True)
+    pair.hardship.fill_disks(5 * PS_PER_MS)
+    pair.run(4.9)
+    assert pair.nobody.left == [Heartbeat(None)]
+    pair.run(6.1)
+    assert pair.nobody.left == [Heartbeat(None), ACK]
+
+
+def test_a_durable_node_comes_back_as_it_was_and_hears_so() -> None:
+    for snapshot in (0.0, 1.0):
+        pair = Pair(Weather(down_ps=PS_PER_MS, snapshot=snapshot), Scripted(), is_durable=True)
+        pair.run(1)
+        pair.tells(OFFER)
+        pair.run(2)
+        pair.hardship.crash("one")
+        pair.run(4)
+        ((_, number, recovered),) = pair.nobody.back
+        assert number == 2
+        assert pair.one.count == 3
+        assert pair.one.kinds()[-1] is Restarted
+        assert len(recovered.told) == (0 if snapshot else 2)
+
+
+def test_what_was_not_durable_was_not_said() -> None:
+    for seed in range(20):
+        one = Scripted(Received=(Send("other", ACK),))
+        pair = Pair(Weather(disk_ps=PS_PER_MS, down_ps=1), one, is_durable=True, seed=seed)
+        pair.run(3)
+        pair.tells(OFFER)
+        pair.run(3.0001)
+        pair.hardship.crash("one")
+        pair.run(9)
+        assert pair.nobody.left == []
+        assert pair.one.count in (2, 3)

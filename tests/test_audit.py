@@ -1,0 +1,142 @@
+"""`pelago audit` on histories made by hand: what is right passes, and each fault is named."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pelago.cli.audit import Audit, examine, histories
+from pelago.cli.main import main
+from pelago.core.errors import CheckpointError, ConfigError
+from pelago.net.store import HISTORY, Told
+from pelago.wire import record
+from pelago.wire.record import Kind
+
+Histories = dict[str, list[Told]]
+
+
+def update(number: int, version: int, lease: int, *spans: tuple[int, int]) -> Told:
+    return Told(
+        number, "update", {"version": version, "lease": lease, "spans": [*map(list, spans)]}
+    )
+
+
+def arrival(number: int, version: int, exchange: int, spans: Any, dropped: Any = ()) -> Told:
+    fields = {"region": "eu", "version": version, "exchange": exchange, "fence": 1}
+    lists = {"spans": [*map(list, spans)], "dropped": [*map(list, dropped)]}
+    return Told(number, "arrival", fields | lists)
+
+
+def sound() -> Histories:
+    """Three updates; two exchanges of them, one with samples that were dropped; one left over."""
+    return {
+        "gps": [arrival(5, 1, 1, [(0, 8)]), arrival(9, 2, 2, [(16, 24)], [(8, 16)])],
+        "lps-eu": [
+            update(2, 1, 100, (0, 8)),
+            update(3, 2, 101, (8, 16)),
+            update(6, 3, 102, (16, 24)),
+            update(7, 4, 103, (24, 32)),
+        ],
+    }
+
+
+def test_a_sound_run_is_clean() -> None:
+    assert examine(sound()) == Audit(
+        updates=4, exchanges=2, applied=16, dropped=8, waiting=8, doubled=0, exceptions=[]
+    )
+
+
+FAULTS: dict[str, tuple[Callable[[Histories], object], str]] = {
+    "a lease twice": (
+        lambda told: told["lps-eu"].append(update(8, 5, 103, (32, 40))),
+        "lps-eu: lease 103 was applied twice",
+    ),
+    "samples twice in a region": (
+        lambda told: told["lps-eu"].append(update(8, 5, 104, (28, 36))),
+        "lps-eu: lease 104 has 4 samples that were applied before",
+    ),
+    "a version left out": (
+        lambda told: told["lps-eu"].pop(1),
+        "lps-eu: version 3 follows 1",
+    ),
+    "an exchange twice": (
+        lambda told: told["gps"].append(arrival(10, 3, 2, [(24, 32)])),
+        "gps: exchange 2 of eu (fence 1) was applied twice",
+    ),
+    "samples twice in the global model": (
+        lambda told: told["gps"].append(arrival(10, 3, 3, [(0, 8)])),
+        "gps: exchange 3 of eu (fence 1) has 8 samples that were applied before",
+    ),
+    "samples dropped and applied": (
+        lambda told: told["gps"].append(arrival(10, 3, 3, [(8, 16)])),
+        "gps: exchange 3 of eu (fence 1) has 8 samples that were applied before",
+    ),
+    "samples from nowhere": (
+        lambda told: told["gps"].append(arrival(10, 3, 3, [(40, 48)])),
+        "gps: exchange 3 of eu (fence 1) has samples that no update of eu has",
+    ),
+    "a global version left out": (lambda told: told["gps"].pop(0), "gps: version 2 follows 0"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_named(fault: str) -> None:
+    plant, wanted = FAULTS[fault]
+    told = sound()
+    plant(told)
+    assert wanted in examine(told).exceptions
+
+
+def test_a_region_that_joined_again_may_train_its_samples_again() -> None:
+    told = sound()
+    told["lps-eu"] += [Told(8, "rejoining", {}), update(9, 5, 200, (24, 32))]
+    assert not examine(told).exceptions
+
+
+def test_a_region_that_began_anew_counts_its_versions_anew() -> None:
+    told = sound()
+    told["lps-eu"] += [Told(0, "begun", {"process": "lps"}), update(4, 1, 200, (24, 32))]
+    assert not examine(told).exceptions
+
+
+def write(out: Path, told: Histories) -> None:
+    for node, lines in told.items():
+        path = out / node / "state" / HISTORY
+        path.parent.mkdir(parents=True)
+        for line in lines:
+            body = record.pack([line.kind, line.fields])
+            with path.open("ab") as file:
+                file.write(record.head(Kind.HISTORY, line.number, body) + body)
+
+
+def test_the_command_reads_a_folder_and_compares_the_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, sound())
+    assert histories(tmp_path) == sound()
+    result = {"ledger": {"applied": 16, "duplicated": 0}}
+    (tmp_path / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    assert main(["audit", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.endswith("clean\n")
+    result["ledger"]["applied"] = 24
+    (tmp_path / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    assert main(["audit", str(tmp_path)]) == 1
+    assert "result.json: applied = 24, and the histories say 16" in capsys.readouterr().out
+
+
+def test_a_line_that_was_being_written_is_left_out_and_damage_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, sound())
+    path = tmp_path / "lps-eu" / "state" / HISTORY
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3])
+    assert histories(tmp_path)["lps-eu"] == sound()["lps-eu"][:-1]
+    path.write_bytes(whole[:80] + bytes([whole[80] ^ 1]) + whole[81:])
+    with pytest.raises(CheckpointError, match=r"history: damaged at byte 0, and sound again"):
+        histories(tmp_path)
+
+
+def test_a_folder_without_histories_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="durability = 'none'"):
+        histories(tmp_path)
