@@ -1,6 +1,7 @@
 # demo   train a small model across two emulated regions and write runs/demo
 # test   everything that must hold before a change lands: check, then the tests
 # check  lint, format, types, import contracts, spelling
+# fuzz   one seed after the other through simulated faults, for MINUTES (5)
 # bench  side-by-side benchmarks; bench/README.md says what they measure
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check bench coverage
+.PHONY: demo test check fuzz bench coverage
 
 demo: $(INSTALLED)
 	$(BIN)/pelago local demo.toml --out runs/demo --overwrite
@@ -22,6 +23,12 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+
+MINUTES ?= 5
+SEED ?= 1
+
+fuzz: $(INSTALLED)
+	$(BIN)/python -m convergence.fuzz --seed $(SEED) --minutes $(MINUTES)
 
 bench: $(INSTALLED)
 	@echo "What these measure, and on which machines: bench/README.md"

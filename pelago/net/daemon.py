@@ -16,8 +16,9 @@ import pelago
 from pelago.config import Durability, RunFile, endpoint, load
 from pelago.core.errors import CheckpointError, ConfigError, PeerRefused, PelagoError
 from pelago.core.machine import Finish
+from pelago.net.keeper import Memory
 from pelago.net.memory import keep_what_is_freed
-from pelago.net.node import FAILED, Memory, exit_code
+from pelago.net.node import FAILED, exit_code
 from pelago.net.store import Store, boot_id
 from pelago.net.telemetry import Telemetry
 

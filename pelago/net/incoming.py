@@ -187,7 +187,7 @@ class Incoming:
             chunk, payload = each
             sound = plane.stage(blob, chunk.index, payload, chunk.checksum)
             if sound and keep is not None:
-                keep(blob, chunk.index, payload, chunk.checksum)
+                keep(blob, chunk.index)
             return sound
 
         def job() -> list[bool]:

@@ -81,7 +81,11 @@ class Lane:
         """From the thread: call something on the event loop, in order with the results."""
         # Once the node closes, nobody listens any more, and its loop may be gone.
         if not self._closing:
-            self._loop.call_soon_threadsafe(call, argument)
+            self._loop.call_soon_threadsafe(self._deliver, call, argument)
+
+    def _deliver(self, call: Callable[[T], None], argument: T) -> None:
+        if not self._closing:
+            call(argument)
 
 
 class Tensors:
@@ -103,8 +107,8 @@ class Tensors:
         """Payloads that the machine needs."""
         self.last_blob: BlobId = 0
         """The lowest name that was given to a payload from outside."""
-        self.keep: Callable[[BlobId, int, memoryview, int], None] | None = None
-        """Takes (payload, index, bytes, checksum) of every chunk that arrives, in the staging thread."""
+        self.keep: Callable[[BlobId, int], None] | None = None
+        """Hears of every chunk that is here, (payload, index), in the staging thread."""
         self._uses: dict[BlobId, int] = {}
         self._outstanding = 0
         self.lane = Lane("tensors", on_fault)
@@ -182,6 +186,12 @@ class Tensors:
             del self._uses[blob]
             plane = self.plane
             self._submit(lambda: plane.release(blob))
+
+    async def idle(self) -> None:
+        """Wait until everything that was wished of tensors so far is done."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.lane.submit(lambda: None, lambda _: None if done.done() else done.set_result(None))
+        await done
 
     @property
     def payloads(self) -> int:

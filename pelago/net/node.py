@@ -12,14 +12,13 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, assert_never
 
 import zmq
 
-from pelago.config import Durability
 from pelago.core.errors import OtherProtocol, OtherRun, PelagoError, WireError
 from pelago.core.machine import (
     Apply,
@@ -44,31 +43,23 @@ from pelago.core.machine import (
     Validate,
 )
 from pelago.core.names import BlobId, Peer, Version
-from pelago.net import journal
-from pelago.net.journal import Journal
+from pelago.net.keeper import Keeper, Memory
 from pelago.net.lane import Tensors
 from pelago.net.limits import Limits
-from pelago.net.restore import HISTORY_KINDS, Restored, restore, state
+from pelago.net.restore import Restored, restore
 from pelago.net.ring import Ring
 from pelago.net.sockets import Bind, Connect, Side, dial, serve
-from pelago.net.store import Past, Store, read_history
 from pelago.net.telemetry import Telemetry
 from pelago.net.trainer import TrainerPort, Training
 from pelago.net.transfers import Transfers
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
-from pelago.tensor.snapshot import PlaneSnapshot
-from pelago.wire import record
 from pelago.wire.codec import decode_message, encode, encode_refusal, peek_hello
 from pelago.wire.messages import (
     PROTOCOL_VERSION,
-    Busy,
     Effect,
     Event,
-    Heartbeat,
     Message,
-    Refuse,
-    Wait,
     Welcome,
 )
 
@@ -83,30 +74,11 @@ PS_PER_S: Final = 10**12
 CRASHED: Final = "crashed"
 """`Finish.reason` of a node that broke an invariant of its own."""
 
-COMMITTED_S: Final = 10.0
-"""How long a node that is done waits for the disk to take its last events."""
-UNCOMMITTED: Final = (Heartbeat, Wait, Busy, Refuse)
-"""Messages that promise nothing, and so leave at once."""
-
 PAUSED: Final = "paused"
 """`Finish.reason` of a durable server that was stopped to be started again: the run goes on."""
 
 FAILED: Final = "failed"
 """`Finish.reason` of a node that cannot go on through no fault of its own."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
-    """Where a node keeps what it must not forget, and what it finds there.
-
-    ``name``: of the node in the run. ``incarnation``: of the life that goes on, or begins.
-    """
-
-    store: Store
-    durability: Durability
-    name: str
-    incarnation: int
-    past: Past | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,13 +127,7 @@ class Node:
         self._plane_factory = plane_factory
         self._trainer = trainer
         self._memory = memory
-        self._journal: Journal | None = None
-        self._number = 0
-        """Of the record of the event that is being handled."""
-        self._held: deque[tuple[int, Callable[[], None]]] = deque()
-        """What waits for the journal: (number of the record, how to send it)."""
-        self._settled = asyncio.Event()
-        """Set when everything is written."""
+        self.keeper: Keeper | None = None
         # A random origin: nothing can take this clock for another machine's, or for the wall's.
         self._origin_ps = random.SystemRandom().getrandbits(50) * 1000
         self._ring = Ring()
@@ -193,11 +159,14 @@ class Node:
             if self.settings.loaded is not None:
                 self.post(Loaded(self.settings.loaded))
             finish = await self._finished
-            await self._committed()
+            if self.keeper is not None and not self._crashed:
+                await self.keeper.settle()
             if self._server is not None and not finish.error:
                 # A connection that is closed takes with it what its client has not read yet. So a
                 # server stays a moment, and answers clients that say goodbye again.
                 await asyncio.sleep(FAREWELL_S)
+            if not self._crashed:
+                await self.tensors.idle()
             return finish
 
     def post(self, event: Event) -> None:
@@ -265,9 +234,18 @@ class Node:
         if restored is not None:
             self.tensors.restored(restored.held, restored.last_blob)
         if self._memory is not None:
-            self._journal = self._begin_journal(self._memory, restored)
-            self.tensors.keep = self._keep_chunk
-            resources.callback(self._journal.close)
+            self.keeper = Keeper(
+                self._memory,
+                settings.run_id,
+                settings.name,
+                self.machine,
+                self.tensors,
+                restored,
+                self._arriving,
+                telemetry,
+                self._crash,
+            )
+            resources.callback(self.keeper.journal.close)
         self.transfers = Transfers(
             settings.run_id,
             self.tensors,
@@ -299,16 +277,14 @@ class Node:
             entry.effects = effects
             if self.settings.check_invariants:
                 self.machine.check()
-            if self._journal is not None:
-                # After the machine, so that an event that breaks it is not told to it again for ever;
-                # before anything leaves.
-                self._number = self._journal.event(self.settings.run_id, event, now)
+            if self.keeper is not None:
+                self.keeper.event(event, now)
             if isinstance(event, Received) and event.blob is not None:
                 self.tensors.held.add(event.blob)
             for effect in effects:
                 self._execute(effect)
-            if self._journal is not None:
-                self._keep_snapshots(self._journal, now)
+            if self.keeper is not None:
+                self.keeper.snapshot_if_due(now)
         except Exception as error:  # Whatever it is, it is a fault of our own.
             self._crash(error)
 
@@ -343,21 +319,10 @@ class Node:
             if blob is not None:
                 self.post(PeerLost(peer, "unencodable"))
             return
-        if self._journal is None or isinstance(message, UNCOMMITTED):
+        if self.keeper is None:
             self._send_now(peer, encoded, blob)
-            return
-        if blob is not None:
-            self.tensors.use(blob)  # The machine may let go of it before it leaves.
-
-        def send() -> None:
-            self._send_now(peer, encoded, blob)
-            if blob is not None:
-                self.tensors.drop(blob)
-
-        if not self._held and self._journal.durable >= self._number:
-            send()
         else:
-            self._held.append((self._number, send))
+            self.keeper.commit(message, blob, lambda: self._send_now(peer, encoded, blob))
 
     def _send_now(self, peer: Peer, encoded: bytes, blob: BlobId | None) -> None:
         if blob is None:
@@ -365,105 +330,18 @@ class Node:
         else:
             self.transfers.send(peer, encoded, blob)
 
-    # --- memory ----------------------------------------------------------------------------------
-
-    def _begin_journal(self, memory: Memory, restored: Restored | None) -> Journal:
-        past = memory.past
-        told, sound = read_history(memory.store.history)
-        memory.store.cut_history(sound)
-        if past is not None:
-            memory.store.cut(past)
-        begun = Journal(
-            memory.store,
-            memory.durability,
-            journal.header(
-                self.settings.run_id, memory.name, self.settings.name, memory.incarnation
-            ),
-            index=0 if past is None else past.next_index,
-            number=1 if past is None else past.next_number,
-            grown_bytes=0 if past is None else past.bytes,
-            on_written=self._on_written,
-            on_trouble=self._on_disk_trouble,
-            on_fault=self._crash,
-        )
-        if past is None:
-            begun.history(0, "begun", {"process": self.settings.name})
-        # The process before may have been killed between an event and its lines in the history.
-        last = told[-1].number if told else 0
-        known = sum(each.number == last for each in told)
-        for each in () if restored is None else restored.told:
-            if each.number == last and known:
-                known -= 1
-            elif each.number >= last:
-                begun.history(each.number, each.kind, each.fields)
-        return begun
-
-    def _keep_chunk(self, blob: BlobId, place: int, _received: memoryview, _claimed: int) -> None:
-        # What the plane holds: what came may be a repeat with other bytes, which it did not look at.
-        assert self._journal is not None
-        self._journal.chunk(blob, place, *self.tensors.plane.read(blob, place))
-
-    def _on_written(self, number: int) -> None:
-        while self._held and self._held[0][0] <= number:
-            self._held.popleft()[1]()
-        if self._journal is not None and number >= self._journal.last:
-            self._settled.set()
-
-    def _on_disk_trouble(self, trouble: str) -> None:
-        if trouble:
-            self.telemetry.event("disk_trouble", why=trouble, held=len(self._held))
-        else:
-            self.telemetry.event("disk_well", held=len(self._held))
-
-    async def _committed(self) -> None:
-        """Wait until what the node said last may leave."""
-        if self._journal is None or self._crashed:
-            return
-        self._settled.clear()
-        if self._journal.durable < self._journal.last:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(COMMITTED_S):
-                    await self._settled.wait()
-        self._on_written(self._journal.durable)
-
-    def _keep_snapshots(self, journal: Journal, now: int) -> None:
-        """Begin a snapshot if one is due: of this moment, whenever it is written."""
-        plane = self.tensors.plane if self.tensors.ready else None
-        if not journal.due(0 if plane is None else plane.manifest.bytes):
-            return
-        index, number = journal.rotate()
-        manifest = None if plane is None else plane.manifest
-        taken = state(self.machine, manifest, self.tensors.last_blob)
-        arriving = self.transfers.incoming.arriving()
-        arriving += [each.blob for each in self._inbox if isinstance(each, Received) and each.blob]
-        if plane is None:
-            journal.snapshot(index, number, now, taken, None, lambda: iter(()), self._on_snapshot)
-            return
-        # The journal before this one goes, and what has arrived of a payload is in it.
-        for blob in arriving:
-            for place, cell in plane.arrived(blob):
-                journal.chunk(blob, place, cell.buffer(), cell.checksum())
-        held = frozenset(self.tensors.held)
-
-        def write(found: PlaneSnapshot) -> None:
-            layout = record.pack(found.layout())
-            journal.snapshot(
-                index, number, now, taken, layout, lambda: iter(found.chunks), self._on_snapshot
-            )
-
-        self.tensors.lane.submit(lambda: plane.snapshot(held), write)
-
-    def _on_snapshot(self, size: int) -> None:
-        if size:
-            self.telemetry.event("snapshot", bytes=size)
+    def _arriving(self) -> list[BlobId]:
+        """Payloads that have arrived in part, or are still to be told to the machine."""
+        told = [each.blob for each in self._inbox if isinstance(each, Received) and each.blob]
+        return [*self.transfers.incoming.arriving(), *told]
 
     def _need_trainer(self) -> Training:
         assert self._training is not None, "this node has no trainer"
         return self._training
 
     def _note(self, kind: str, fields: dict[str, Any]) -> None:
-        if self._journal is not None and kind in HISTORY_KINDS:
-            self._journal.history(self._number, kind, fields)
+        if self.keeper is not None:
+            self.keeper.note(kind, fields)
         connect = self.settings.client
         if kind == "waiting" and connect is not None:
             fields = {**fields, "server": f"{connect.peer} at {connect.host}:{connect.port}"}

@@ -46,10 +46,8 @@ FOUND: Final = {
 """The first seed that finds each planted bug."""
 SLOW: Final = (
     "a_restarted_lps_believes_its_models_to_be_on_their_way",
-    "a_restarted_gps_believes_its_models_to_be_on_their_way",
     "a_restarted_lps_believes_its_update_to_be_on_its_way",
     "a_restarted_server_does_not_measure_what_it_had",
-    "an_evaluator_goes_before_its_last_finding_is_heard",
     "a_place_is_never_free_again",
     "a_lost_transfer_is_not_noticed",
 )

@@ -36,8 +36,9 @@ from pelago.core.machine import Finish, Started, StopRequested
 from pelago.net import journal, sockets
 from pelago.net import node as nodes
 from pelago.net.journal import Journal
+from pelago.net.keeper import Memory
 from pelago.net.limits import Limits
-from pelago.net.node import Memory, Node, NodeSettings
+from pelago.net.node import Node, NodeSettings
 from pelago.net.ports import free_pairs
 from pelago.net.sockets import Bind, Connect
 from pelago.net.store import Store
@@ -273,7 +274,7 @@ async def serve(folder: Path, port: int, durability: Durability, stop: int) -> N
     await asyncio.wait((task, over), return_when="FIRST_COMPLETED")
     loop.remove_reader(stop)
     if not task.done():
-        await eventually(lambda: node._number > 0 or task.done())
+        await eventually(lambda: node.keeper is not None and node.keeper._number > 0 or task.done())
         await settled(node)
         node.post(StopRequested("all is acknowledged"))
     finish = await task

@@ -13,8 +13,9 @@ import zmq
 from pelago.config import Durability
 from pelago.core.machine import Finish, Machine, Received, StopRequested
 from pelago.core.names import Lease, PushId, Version
+from pelago.net.keeper import Memory
 from pelago.net.limits import Limits
-from pelago.net.node import Memory, Node, NodeSettings
+from pelago.net.node import Node, NodeSettings
 from pelago.net.sockets import Bind, Connect
 from pelago.net.store import Store
 from pelago.net.telemetry import Telemetry
@@ -180,8 +181,8 @@ class House:
         """End a node at once, as far as that is possible inside a process: what its journal did not write
         yet is never written, and nothing leaves any more."""
         node, task = self.nodes.pop(name)
-        if node._journal is not None:
-            node._journal._write = lambda *_: None  # type: ignore[method-assign]
+        if node.keeper is not None:
+            node.keeper.journal._write = lambda *_: None  # type: ignore[method-assign]
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task

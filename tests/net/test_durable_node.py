@@ -69,7 +69,7 @@ async def a_gps(house: House, durability: Durability = "process") -> Node:
         memory=house.memory("gps", durability),
     )
     _, task = house.nodes["gps"]
-    await eventually(lambda: node._number > 0 or task.done())
+    await eventually(lambda: node.keeper is not None and node.keeper._number > 0 or task.done())
     return node
 
 
@@ -130,20 +130,20 @@ async def test_a_disk_that_takes_nothing_holds_back_what_promises_something(
         region = Region()
         machine = await a_region(house, region)
         path = house.folder / "gps" / "state" / "journal-00000000"
-        await eventually(lambda: bool(server._held) and path.stat().st_size == full)
+        await eventually(lambda: bool(server.keeper.held) and path.stat().st_size == full)
         # What rests on what is written may still be on its way.
         await eventually(lambda: server.transfers.outgoing.active == 0)
         await machine.hears(Heartbeat, len(machine.messages(Heartbeat)) + 3)
         told = promises(machine)
         assert len(region.outcomes) == 2
-        durable = server._journal.durable  # type: ignore[union-attr]
+        durable = server.keeper.journal.durable  # type: ignore[union-attr]
         await machine.hears(Heartbeat, len(machine.messages(Heartbeat)) + 10)
         assert promises(machine) == told
-        assert server._held
-        assert server._journal.durable == durable  # type: ignore[union-attr]
+        assert server.keeper.held
+        assert server.keeper.journal.durable == durable  # type: ignore[union-attr]
         space_returns()
         await machine.until(lambda: len(region.outcomes) == 7)
-    assert not server._held
+    assert not server.keeper.held
     await house.kill("gps")
     server = await a_gps(house)
     await machine.hears(Heartbeat, len(machine.messages(Heartbeat)) + 2)
@@ -158,15 +158,15 @@ async def test_what_waits_for_the_disk_is_not_overtaken(
     machine = Script()
     server = house.server(machine, memory=house.memory())
     await machine.hears(Started)
-    written = server._journal
+    written = server.keeper.journal
     assert written is not None
     await eventually(lambda: written.durable == written.last)
     sent: list[str] = []
-    server._held.append((written.last, lambda: sent.append("first")))
+    server.keeper.held.append((written.last, lambda: sent.append("first")))
     monkeypatch.setattr(server, "_send_now", lambda *_: sent.append("second"))
     server._send("lps-1", a_model(), None)
     assert sent == []
-    server._on_written(written.last)
+    server.keeper._on_written(written.last)
     assert sent == ["first", "second"]
 
 

@@ -1,0 +1,191 @@
+"""What a durable node does about its memory: everything between its machine and its journal.
+
+Events are journalled as they are handled, messages wait until the journal holds their cause, snapshots are
+begun when they are due, and the history gets its lines. See `pelago.net.journal` for the rules.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pelago.config import Durability
+from pelago.core.machine import Machine
+from pelago.core.names import BlobId, Peer
+from pelago.net import journal
+from pelago.net.journal import Journal
+from pelago.net.lane import Tensors
+from pelago.net.restore import HISTORY_KINDS, Restored, state
+from pelago.net.store import Past, Store, read_history
+from pelago.net.telemetry import Telemetry
+from pelago.tensor.snapshot import PlaneSnapshot
+from pelago.wire import record
+from pelago.wire.messages import Busy, Event, Heartbeat, Message, Refuse, Wait
+
+COMMITTED_S: Final = 10.0
+"""How long a node that is done waits for the disk to take its last events."""
+UNCOMMITTED: Final = (Heartbeat, Wait, Busy, Refuse)
+"""Messages that promise nothing, and so leave at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Where a node keeps what it must not forget, and what it finds there.
+
+    ``name``: of the node in the run. ``incarnation``: of the life that goes on, or begins.
+    """
+
+    store: Store
+    durability: Durability
+    name: str
+    incarnation: int
+    past: Past | None = None
+
+
+class Keeper:
+    """Keeps the memory of one node; on the event loop's thread, but `chunk`, which is the staging thread's.
+
+    ``arriving`` tells which payloads have arrived in part, or are still to be told to the machine;
+    ``on_fault`` takes what ends the node.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        run: str,
+        process: Peer,
+        machine: Machine[Message],
+        tensors: Tensors,
+        restored: Restored | None,
+        arriving: Callable[[], list[BlobId]],
+        telemetry: Telemetry,
+        on_fault: Callable[[BaseException], None],
+    ) -> None:
+        self.held: deque[tuple[int, Callable[[], None]]] = deque()
+        """What waits for the journal: (number of the record, how to send it)."""
+        self._run, self._process = run, process
+        self._machine, self._tensors = machine, tensors
+        self._arriving = arriving
+        self._telemetry = telemetry
+        self._number = 0
+        """Of the record of the event that was handled last."""
+        self._settled = asyncio.Event()
+        """Set when everything is written."""
+        self.journal = self._begin(memory, restored, on_fault)
+        tensors.keep = self._chunk
+
+    def event(self, event: Event, now: int) -> None:
+        """The machine has handled an event; nothing of what it wished has been done."""
+        # After the machine, so that an event that breaks it is not told to it again for ever; before
+        # anything leaves.
+        self._number = self.journal.event(self._run, event, now)
+
+    def commit(self, message: Message, blob: BlobId | None, send: Callable[[], None]) -> None:
+        """Send a message of the event that was handled last, as soon as that is durable."""
+        if isinstance(message, UNCOMMITTED) or (
+            not self.held and self.journal.durable >= self._number
+        ):
+            send()
+        elif blob is None:
+            self.held.append((self._number, send))
+        else:
+            self._tensors.use(blob)  # The machine may let go of it before it leaves.
+
+            def send_and_drop() -> None:
+                send()
+                self._tensors.drop(blob)
+
+            self.held.append((self._number, send_and_drop))
+
+    def note(self, kind: str, fields: dict[str, Any]) -> None:
+        """What the machine noted belongs into the history, or does not."""
+        if kind in HISTORY_KINDS:
+            self.journal.history(self._number, kind, fields)
+
+    def snapshot_if_due(self, now: int) -> None:
+        """Begin a snapshot if it is time: of this moment, whenever it is written."""
+        written, tensors = self.journal, self._tensors
+        plane = tensors.plane if tensors.ready else None
+        if not written.due(0 if plane is None else plane.manifest.bytes):
+            return
+        index, number = written.rotate()
+        manifest = None if plane is None else plane.manifest
+        taken = state(self._machine, manifest, tensors.last_blob)
+        if plane is None:
+            written.snapshot(index, number, now, taken, None, lambda: iter(()), self._on_snapshot)
+            return
+        # The journal before this one goes, and what has arrived of a payload is in it.
+        for blob in self._arriving():
+            for place, cell in plane.arrived(blob):
+                written.chunk(blob, place, cell.buffer(), cell.checksum())
+        held = frozenset(tensors.held)
+
+        def write(found: PlaneSnapshot) -> None:
+            layout = record.pack(found.layout())
+            written.snapshot(
+                index, number, now, taken, layout, lambda: iter(found.chunks), self._on_snapshot
+            )
+
+        tensors.lane.submit(lambda: plane.snapshot(held), write)
+
+    async def settle(self) -> None:
+        """Wait until what the node said last may leave, but not for ever."""
+        self._settled.clear()
+        if self.journal.durable < self.journal.last:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(COMMITTED_S):
+                    await self._settled.wait()
+        self._on_written(self.journal.durable)
+
+    def _begin(
+        self, memory: Memory, restored: Restored | None, on_fault: Callable[[BaseException], None]
+    ) -> Journal:
+        past = memory.past
+        told, sound = read_history(memory.store.history)
+        memory.store.cut_history(sound)
+        if past is not None:
+            memory.store.cut(past)
+        begun = Journal(
+            memory.store,
+            memory.durability,
+            journal.header(self._run, memory.name, self._process, memory.incarnation),
+            index=0 if past is None else past.next_index,
+            number=1 if past is None else past.next_number,
+            grown_bytes=0 if past is None else past.bytes,
+            on_written=self._on_written,
+            on_trouble=self._on_trouble,
+            on_fault=on_fault,
+        )
+        if past is None:
+            begun.history(0, "begun", {"process": self._process})
+        # The process before may have been killed between an event and its lines in the history.
+        last = told[-1].number if told else 0
+        known = sum(each.number == last for each in told)
+        for each in () if restored is None else restored.told:
+            if each.number == last and known:
+                known -= 1
+            elif each.number >= last:
+                begun.history(each.number, each.kind, each.fields)
+        return begun
+
+    def _chunk(self, blob: BlobId, place: int) -> None:
+        # What the plane holds: what came may be a repeat with other bytes, which it did not look at.
+        self.journal.chunk(blob, place, *self._tensors.plane.read(blob, place))
+
+    def _on_written(self, number: int) -> None:
+        while self.held and self.held[0][0] <= number:
+            self.held.popleft()[1]()
+        if number >= self.journal.last:
+            self._settled.set()
+
+    def _on_trouble(self, trouble: str) -> None:
+        if trouble:
+            self._telemetry.event("disk_trouble", why=trouble, held=len(self.held))
+        else:
+            self._telemetry.event("disk_well", held=len(self.held))
+
+    def _on_snapshot(self, size: int) -> None:
+        if size:
+            self._telemetry.event("snapshot", bytes=size)
