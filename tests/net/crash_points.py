@@ -274,7 +274,9 @@ async def serve(folder: Path, port: int, durability: Durability, stop: int) -> N
     await asyncio.wait((task, over), return_when="FIRST_COMPLETED")
     loop.remove_reader(stop)
     if not task.done():
-        await eventually(lambda: node.keeper is not None and node.keeper._number > 0 or task.done())
+        await eventually(
+            lambda: (node.keeper is not None and node.keeper._number > 0) or task.done()
+        )
         await settled(node)
         node.post(StopRequested("all is acknowledged"))
     finish = await task

@@ -69,7 +69,7 @@ async def a_gps(house: House, durability: Durability = "process") -> Node:
         memory=house.memory("gps", durability),
     )
     _, task = house.nodes["gps"]
-    await eventually(lambda: node.keeper is not None and node.keeper._number > 0 or task.done())
+    await eventually(lambda: (node.keeper is not None and node.keeper._number > 0) or task.done())
     return node
 
 
