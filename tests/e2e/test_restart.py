@@ -74,6 +74,7 @@ def _command(node: str) -> tuple[str, ...]:
     return ("gps",) if node == "gps" else ("lps", "--region", node.removeprefix("lps-"))
 
 
+@pytest.mark.slow
 def test_pelago_local_starts_killed_servers_again(tmp_path: Path) -> None:
     """1. The GPS and an LPS of a `pelago local` are killed with SIGKILL in the middle of a run.
     2. It says so and starts them again, and the run ends as if nothing had been."""
