@@ -14,7 +14,7 @@ from typing import Any
 
 from pelago.core.errors import CheckpointError, ConfigError
 from pelago.core.spans import SpanSet
-from pelago.net.store import HISTORY, Told, read_history
+from pelago.net.store import BEGUN, HISTORY, Told, read_history
 
 EXCEPTIONS_SHOWN = 20
 
@@ -67,7 +67,7 @@ def histories(out: Path) -> dict[str, list[Told]]:
         raise ConfigError(
             f"{out}: no server of this run kept a history; there is one unless durability = 'none'"
         )
-    return {path.parent.parent.name: read_history(path)[0] for path in paths}
+    return {path.parent.parent.name: read_history(path) for path in paths}
 
 
 def examine(told: dict[str, list[Told]]) -> Audit:
@@ -85,10 +85,10 @@ def _region(node: str, lines: Sequence[Told], found: Audit) -> SpanSet:
     """Check an LPS's history; returns the samples that it applied."""
     every, samples, leases, versions = SpanSet(), SpanSet(), set(), [0]
     for line in lines:
-        if line.kind in ("begun", "rejoining"):
+        if line.kind in (BEGUN, "rejoining"):
             # The GPS lent to others what this region had not exchanged; it may be lent here again.
             samples = SpanSet()
-        if line.kind == "begun":
+        if line.kind == BEGUN:
             _check_steps(node, versions, found)
             versions = [0]
         if line.kind != "update":

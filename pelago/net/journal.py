@@ -99,7 +99,6 @@ class Journal:
         self._lock = threading.Lock()
         self._items: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._closing = threading.Event()
-        """Of the journal that is being written; guarded by the condition."""
         self._newest = _Rotate(index, self._packed_header(number))
         self._items.put(self._newest)
         self._writer = threading.Thread(target=self._run, name="journal", daemon=True)
@@ -239,7 +238,8 @@ class Journal:
 
     def _run(self) -> None:
         try:
-            with _File(self._sync, self._wait) as file, _File(self._sync, self._wait) as history:
+            # The history's lines follow from the journal again until a snapshot stands in for it.
+            with _File(self._sync, self._wait) as file, _File(False, self._wait) as history:
                 history.append_to(self._store.history)
                 while (item := self._items.get()) is not None:
                     self._write(file, history, item)
@@ -252,6 +252,8 @@ class Journal:
         """Write an item, and with it whatever else is queued by then."""
         while item is not None:
             if isinstance(item, _Rotate):
+                if self._sync:
+                    history.sync()
                 file.begin(self._store, item.index, item.header)
                 item.begun.set()
                 return
@@ -342,8 +344,12 @@ class _File:
 
         self._patiently(some)
         if self._sync:
-            # Not patiently: after an error the kernel may have dropped what it could not write.
-            os.fdatasync(self._descriptor)
+            self.sync()
+
+    def sync(self) -> None:
+        """Have all of it on the disk."""
+        # Not patiently: after an error the kernel may have dropped what it could not write.
+        os.fdatasync(self._descriptor)
 
     def _patiently(self, action: Callable[[], None]) -> None:
         troubled = False

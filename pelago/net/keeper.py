@@ -18,16 +18,15 @@ from pelago.net import journal
 from pelago.net.journal import Journal
 from pelago.net.lane import Tensors
 from pelago.net.restore import HISTORY_KINDS, Restored, state
-from pelago.net.store import Past, Store, read_history
+from pelago.net.store import BEGUN, Past, Store
 from pelago.net.telemetry import Telemetry
 from pelago.tensor.snapshot import PlaneSnapshot
 from pelago.wire import record
-from pelago.wire.messages import Busy, Event, Heartbeat, Message, Refuse, Wait
+from pelago.wire.messages import Event, Message
+from pelago.wire.recovery import UNCOMMITTED
 
 COMMITTED_S: Final = 10.0
 """How long a node that is done waits for the disk to take its last events."""
-UNCOMMITTED: Final = (Heartbeat, Wait, Busy, Refuse)
-"""Messages that promise nothing, and so leave at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,10 +142,11 @@ class Keeper:
         self, memory: Memory, restored: Restored | None, on_fault: Callable[[BaseException], None]
     ) -> Journal:
         past = memory.past
-        told, sound = read_history(memory.store.history)
-        memory.store.cut_history(sound)
         if past is not None:
             memory.store.cut(past)
+            memory.store.cut_history(0 if past.snapshot is None else past.snapshot.number)
+        else:
+            memory.store.cut_history(record.NUMBER_MAX)
         begun = Journal(
             memory.store,
             memory.durability,
@@ -159,15 +159,9 @@ class Keeper:
             on_fault=on_fault,
         )
         if past is None:
-            begun.history(0, "begun", {"process": self._process})
-        # The process before may have been killed between an event and its lines in the history.
-        last = told[-1].number if told else 0
-        known = sum(each.number == last for each in told)
+            begun.history(0, BEGUN, {"process": self._process})
         for each in () if restored is None else restored.told:
-            if each.number == last and known:
-                known -= 1
-            elif each.number >= last:
-                begun.history(each.number, each.kind, each.fields)
+            begun.history(each.number, each.kind, each.fields)
         return begun
 
     def _chunk(self, blob: BlobId, place: int) -> None:

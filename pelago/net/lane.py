@@ -17,25 +17,13 @@ from typing import Any, Final, TypeVar, assert_never
 from pelago.core.machine import Apply, Difference, Measure, Measured, Pin, Release
 from pelago.core.names import BlobId
 from pelago.tensor.plane import Plane
+from pelago.wire.recovery import perform
 
 JOIN_S: Final = 5.0
 """How long closing waits for the job that is running."""
 
 T = TypeVar("T")
 TensorEffect = Pin | Difference | Apply | Measure | Release
-
-
-def perform(plane: Plane, effect: Pin | Difference | Apply) -> None:
-    """Do what a machine wished of the parameters; in the lane, or where there is none yet."""
-    match effect:
-        case Pin(blob, average):
-            plane.pin(blob, average)
-        case Difference(blob):
-            plane.difference(blob)
-        case Apply(operation, blob, weight):
-            plane.apply(operation, blob, weight)
-        case _:
-            assert_never(effect)
 
 
 class Lane:

@@ -1,7 +1,6 @@
 """From what a store holds back to the machine and the tensors of the process that wrote it.
 
-The last snapshot, then everything the machine was told since: the machine answers as it did then, and
-of its answers those are done again that change tensors. What was sent was sent, or is asked for again.
+The last snapshot, then everything the machine was told since (`pelago.wire.recovery`).
 """
 
 import time
@@ -11,15 +10,15 @@ from typing import Any, Final
 
 from pelago.core import image
 from pelago.core.errors import CheckpointError
-from pelago.core.machine import Apply, Difference, Machine, Note, Pin, Received, Release
+from pelago.core.machine import Machine, Note, Received
 from pelago.core.names import BlobId
-from pelago.net.lane import perform
 from pelago.net.store import Past, Told
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire import record
 from pelago.wire.messages import Message, TensorSpec, Welcome
 from pelago.wire.record import Kind
+from pelago.wire.recovery import tell_again
 
 HISTORY_KINDS: Final = frozenset(
     {
@@ -44,7 +43,7 @@ class Restored:
     """The machine's clock at its last event."""
     last_blob: BlobId = 0
     """The lowest number that the driver gave a payload."""
-    held: set[BlobId] = field(default_factory=set)
+    held: dict[BlobId, None] = field(default_factory=dict)
     """Payloads that the machine still needs."""
     events: int = 0
     """That were told again."""
@@ -103,7 +102,7 @@ def _restore_snapshot(
     assert make_plane is not None, "a server that keeps its state knows how to make a plane"
     found.plane = make_plane(manifest)
     found.plane.restore(snapshot.layout, snapshot.chunks)
-    found.held = {blob for blob, _ in snapshot.layout["payloads"]}
+    found.held = {blob: None for blob, _ in snapshot.layout["payloads"]}
 
 
 def _manifest(specs: Any, chunk_bytes: int) -> Manifest:
@@ -133,23 +132,12 @@ def _replay(
             elif found.plane is None and isinstance(event.message, Welcome):
                 _meet(found, event.message, make_plane)
         found.now = head.second
-        for effect in machine.handle(event, head.second):
-            match effect:
-                case Pin() | Difference():
-                    assert found.plane is not None
-                    perform(found.plane, effect)
-                    found.held.add(effect.blob)
-                case Apply():
-                    assert found.plane is not None
-                    perform(found.plane, effect)
-                case Release(blob):
-                    assert found.plane is not None
-                    found.held.discard(blob)
-                    found.plane.release(blob)
-                case Note(kind, fields) if kind in HISTORY_KINDS:
-                    found.told.append(Told(head.number, kind, fields))
-                case _:
-                    pass
+        effects = tell_again(machine, event, head.second, found.plane, found.held)
+        found.told += [
+            Told(head.number, each.kind, each.fields)
+            for each in effects
+            if isinstance(each, Note) and each.kind in HISTORY_KINDS
+        ]
         found.events += 1
 
 
@@ -172,5 +160,5 @@ def _stage(
         plane.stage(blob, place, body, checksum)
     if not plane.complete(blob):
         raise CheckpointError(f"record {number}: chunks of payload {blob} are missing")
-    found.held.add(blob)
+    found.held[blob] = None
     found.last_blob = min(found.last_blob, blob)

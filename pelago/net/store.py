@@ -17,17 +17,19 @@ import fcntl
 import mmap
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from pelago.core.errors import CheckpointError, ConfigError
 from pelago.wire import record
-from pelago.wire.record import Head, Header, Kind
+from pelago.wire.record import Header, Kind
+from pelago.wire.recovery import Record, find_later, scan
 
 PART: Final = ".part"
 HISTORY: Final = "history"
+BEGUN: Final = "begun"
+"""Kind of the line with which a life begins in a history."""
 SPARES_MAX: Final = 2
 """Files of each kind that are kept to be written over: to write over pages that the kernel has costs a
 fraction of what new ones cost."""
@@ -41,14 +43,6 @@ def boot_id() -> str:
         return _BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:
         return ""
-
-
-@dataclass(slots=True)
-class Record:
-    """One record of a file."""
-
-    head: Head
-    body: memoryview
 
 
 @dataclass(slots=True)
@@ -209,10 +203,20 @@ class Store:
             )
         return past
 
-    def cut_history(self, size: int) -> None:
-        """Remove a line of the history that was being written: what is behind so many bytes."""
+    def cut_history(self, number: int) -> None:
+        """Leave of the history what is certain: this life's lines up to the event of a snapshot, and those
+        of lives before. The rest follows from the journal once more. Raises `CheckpointError`."""
+        view, _ = _map(self.history) if self.history.exists() else (memoryview(b""), [])
+        keep = end = 0
+        for each, stop in scan(view):
+            end = stop
+            if each.head.number <= number or _told(self.history, each, keep).kind == BEGUN:
+                keep = stop
+        later = find_later(view, end, 0)
+        if later is not None and _number_at(view, later) <= number:
+            raise _damaged(self.history, end, later)
         if self.history.exists():
-            os.truncate(self.history, size)
+            os.truncate(self.history, keep)
 
     def cut(self, past: Past) -> None:
         """Remove what was being written: the torn end of the last journal, so that the next one can
@@ -240,7 +244,7 @@ class Store:
         records: list[Record] = []
         header: Header | None = None
         end = begins = 0
-        for each, stop in _scan(view):
+        for each, stop in scan(view):
             if header is None:
                 header, begins = self._read_header(path, each), each.head.number
                 if begins != number:
@@ -253,7 +257,7 @@ class Store:
         if end < len(view):
             # Behind the end lies what was being written, or what the file held at another time.
             following = number + len(records) + 1
-            later = _find_later(view, end, following)
+            later = find_later(view, end, following)
             if later is not None:
                 raise CheckpointError(
                     f"{path}: damaged at byte {end}, where record {following} should begin, and sound again"
@@ -280,7 +284,7 @@ class Store:
         path = self.snapshot(index)
         view, _ = _map(path)
         self._mapped.add(path)
-        found = list(_scan(view))
+        found = list(scan(view))
         kinds = [each.head.kind for each, _ in found]
         if not found or kinds[-1] is not Kind.END or kinds[:2] != [Kind.HEADER, Kind.STATE]:
             end = found[-1][1] if found else 0
@@ -300,25 +304,36 @@ class Store:
         )
 
 
-def read_history(path: Path) -> tuple[list[Told], int]:
-    """A node's history, and how many of the file's bytes are sound; the rest is a line that was being
-    written. Raises `CheckpointError` for damage before that."""
-    if not path.exists():
-        return [], 0
+def read_history(path: Path) -> list[Told]:
+    """A node's history, without a line that was being written. Raises `CheckpointError` for damage."""
     view, _ = _map(path)
     told: list[Told] = []
     end = 0
-    for each, stop in _scan(view):
-        try:
-            kind, fields = record.unpack(each.body)
-        except (CheckpointError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{path}: damaged at byte {end}: {error}") from None
-        told.append(Told(each.head.number, kind, fields))
+    for each, stop in scan(view):
+        told.append(_told(path, each, end))
         end = stop
-    later = _find_later(view, end, 0)
+    later = find_later(view, end, 0)
     if later is not None:
-        raise CheckpointError(f"{path}: damaged at byte {end}, and sound again at byte {later}")
-    return told, end
+        raise _damaged(path, end, later)
+    return told
+
+
+def _told(path: Path, found: Record, place: int) -> Told:
+    try:
+        kind, fields = record.unpack(found.body)
+    except (CheckpointError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged at byte {place}: {error}") from None
+    return Told(found.head.number, kind, fields)
+
+
+def _number_at(view: memoryview, place: int) -> int:
+    head = record.parse_head(view[place : place + record.HEAD_BYTES])
+    assert head is not None
+    return head.number
+
+
+def _damaged(path: Path, place: int, later: int) -> CheckpointError:
+    return CheckpointError(f"{path}: damaged at byte {place}, and sound again at byte {later}")
 
 
 def _header_of(snapshot: Snapshot | None) -> Header:
@@ -336,39 +351,3 @@ def _map(path: Path) -> tuple[memoryview, list[mmap.mmap]]:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error}") from None
     return memoryview(mapped), [mapped]
-
-
-def _scan(view: memoryview) -> Iterator[tuple[Record, int]]:
-    """Sound records from the start on, each with where it ends."""
-    place = 0
-    while True:
-        found = _at(view, place)
-        if found is None:
-            return
-        place += record.HEAD_BYTES + found.head.length
-        yield found, place
-
-
-def _at(view: memoryview, place: int) -> Record | None:
-    head = record.parse_head(view[place : place + record.HEAD_BYTES])
-    if head is None:
-        return None
-    start = place + record.HEAD_BYTES
-    body = view[start : start + head.length]
-    if len(body) != head.length or record.checksum(body) != head.checksum:
-        return None
-    return Record(head, body)
-
-
-def _find_later(view: memoryview, place: int, number: int) -> int | None:
-    """Where behind ``place`` a sound record lies that must have been written after the damaged one."""
-    head = record.parse_head(view[place : place + record.HEAD_BYTES])
-    if head is not None and head.number == number:
-        place += record.HEAD_BYTES + head.length  # What lies in its body is a peer's.
-    data: Any = view.obj
-    while (place := data.find(record.MAGIC, place)) >= 0:
-        head = record.parse_head(view[place : place + record.HEAD_BYTES])
-        if head is not None and head.number >= number and _at(view, place) is not None:
-            return place
-        place += 1
-    return None

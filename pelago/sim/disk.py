@@ -17,7 +17,8 @@ from pelago.core.names import BlobId
 from pelago.sim.ports import Payload
 from pelago.wire import record
 from pelago.wire.messages import Event
-from pelago.wire.record import HEAD_BYTES, Head, Header, Kind
+from pelago.wire.record import Head, Header, Kind
+from pelago.wire.recovery import find_later, scan
 
 STUB: Final = b"the payload"
 """In the place of a payload's bytes."""
@@ -193,10 +194,12 @@ class Disk:
             self._files.setdefault(write.index, bytearray()).extend(write.data)
 
     def _read_journal(self, index: int, number: int, last: bool) -> tuple[list[Record], int]:
-        data, end = self._files[index], 0
+        # A copy, because nobody may look at a file that is cut.
+        data, end = memoryview(bytes(self._files[index])), 0
         records: list[Record] = []
         begun = False
-        for head, body, stop in _scan(data):
+        for found, stop in scan(data):
+            head, body = found.head, found.body
             if not begun:
                 if head.kind is not Kind.HEADER or record.unpack_header(body).node != self.node:
                     raise CheckpointError(f"journal {index} has no header of {self.node}")
@@ -204,48 +207,21 @@ class Disk:
             elif head.number != number + len(records) + 1:
                 break
             else:
-                records.append(Record(head, body, self._payloads.get(head.number)))
+                records.append(Record(head, bytes(body), self._payloads.get(head.number)))
             end = stop
-        if end < len(data) and (not last or _is_sound_later(data, end, number + len(records) + 1)):
+        following = number + len(records) + 1
+        if end < len(data) and (not last or find_later(data, end, following) is not None):
             raise CheckpointError(f"journal {index} is damaged at byte {end}")
         return records, end
 
 
 def _verify(data: bytes) -> None:
-    if next(_scan(data), None) is None:
+    if next(scan(memoryview(data)), None) is None:
         raise CheckpointError("a snapshot is damaged")
-
-
-def _scan(data: bytes | bytearray) -> Iterator[tuple[Head, bytes, int]]:
-    """Sound records from the start on, each with where it ends."""
-    place = 0
-    while (found := _at(data, place)) is not None:
-        place += HEAD_BYTES + found[0].length
-        yield *found, place
 
 
 def _places(data: bytearray) -> Iterator[tuple[int, int]]:
     start = 0
-    for _, _, stop in _scan(data):
+    for _, stop in scan(memoryview(bytes(data))):
         yield start, stop
         start = stop
-
-
-def _at(data: bytes | bytearray, place: int) -> tuple[Head, bytes] | None:
-    head = record.parse_head(bytes(data[place : place + HEAD_BYTES]))
-    if head is None:
-        return None
-    body = bytes(data[place + HEAD_BYTES : place + HEAD_BYTES + head.length])
-    if len(body) != head.length or record.checksum(body) != head.checksum:
-        return None
-    return head, body
-
-
-def _is_sound_later(data: bytearray, place: int, number: int) -> bool:
-    """Whether a record lies behind ``place`` that must have been written after the damaged one."""
-    while (place := data.find(record.MAGIC, place)) >= 0:
-        found = _at(data, place)
-        if found is not None and found[0].number >= number:
-            return True
-        place += 1
-    return False

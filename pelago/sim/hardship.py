@@ -42,10 +42,9 @@ from pelago.sim.recovery import Recovered, recover
 from pelago.sim.simulation import Node, Simulation
 from pelago.sim.weather import Clock, Weather
 from pelago.wire.codec import decode_message, encode
-from pelago.wire.messages import Busy, Effect, Event, Heartbeat, Message, Refuse, Wait
+from pelago.wire.messages import Effect, Event, Message
+from pelago.wire.recovery import UNCOMMITTED
 
-UNCOMMITTED: Final = (Heartbeat, Wait, Busy, Refuse)
-"""Messages that promise nothing, and so leave at once, as in the real driver."""
 CODED_EVERY: Final = 8
 """One message of so many goes through the codec: the journals code all that a durable server hears."""
 DOWN: Final = Finish("down", error="down")

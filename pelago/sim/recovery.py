@@ -1,19 +1,17 @@
-"""From what a disk holds back to a server's machine and plane, as `pelago.net.restore` does it.
-
-The last snapshot, then everything the machine was told since; of what it answers that is done again
-which changes tensors.
-"""
+"""From what a disk holds back to a server's machine and plane: the last snapshot, then everything the
+machine was told since (`pelago.wire.recovery`)."""
 
 from dataclasses import dataclass, field
 
 from pelago.core import image
-from pelago.core.machine import Apply, Difference, Machine, Note, Pin, Received, Release
+from pelago.core.machine import Machine, Note, Received
 from pelago.core.names import BlobId
 from pelago.sim.disk import Past
 from pelago.sim.ports import DurablePlane, Payload
 from pelago.wire import record
 from pelago.wire.messages import Effect, Event, Message
 from pelago.wire.record import HEAD_BYTES, Kind
+from pelago.wire.recovery import tell_again
 
 
 @dataclass(slots=True)
@@ -57,25 +55,6 @@ def recover(past: Past, run: str, machine: Machine[Message], plane: DurablePlane
             plane.adopt(event.blob, payloads.pop(event.blob))
             found.blobs[event.blob] = None
         found.now = each.head.second
-        effects = machine.handle(event, found.now)
-        for effect in effects:
-            _do_again(plane, found.blobs, effect)
+        effects = tell_again(machine, event, found.now, plane, found.blobs)
         found.told.append((each.head.number, event, effects))
     return found
-
-
-def _do_again(plane: DurablePlane, blobs: dict[BlobId, None], effect: Effect) -> None:
-    match effect:
-        case Pin(blob, average):
-            plane.pin(blob, average)
-            blobs[blob] = None
-        case Difference(blob):
-            plane.difference(blob)
-            blobs[blob] = None
-        case Apply(operation, blob, weight):
-            plane.apply(operation, blob, weight)
-        case Release(blob):
-            plane.release(blob)
-            del blobs[blob]
-        case _:
-            pass

@@ -44,6 +44,7 @@ _HEAD: Final = struct.Struct("<4sB3xQQQqQ")
 _SEAL: Final = struct.Struct("<Q")
 HEAD_BYTES: Final = _HEAD.size + _SEAL.size
 LENGTH_MAX: Final = 1 << 40
+NUMBER_MAX: Final = 2**64 - 1
 
 
 class Kind(IntEnum):

@@ -232,7 +232,7 @@ def a_snapshot_removes_the_journal_before_it_is_whole(patch: pytest.MonkeyPatch)
 def a_damaged_record_ends_a_journal_quietly(patch: pytest.MonkeyPatch) -> None:
     from pelago.sim import disk
 
-    patch.setattr(disk, "_is_sound_later", lambda data, place, number: False)
+    patch.setattr(disk, "find_later", lambda view, place, number: None)
 
 
 @plant

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from pelago.core.errors import CheckpointError, ConfigError
-from pelago.net.store import Store
+from pelago.net.store import Store, read_history
+from pelago.wire import record
 from pelago.wire.record import FORMAT, HEAD_BYTES, Kind
 from tests.net.books import (
     NODE,
@@ -417,3 +418,55 @@ def in_a_child(work: Callable[[], None]) -> int:
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+# --- the history ---------------------------------------------------------------------------------
+
+
+def write_history(store: Store, *lines: tuple[int, str]) -> list[int]:
+    """Returns where the lines end."""
+    ends = []
+    with store.history.open("wb") as file:
+        for number, kind in lines:
+            body = record.pack([kind, {}])
+            file.write(record.head(Kind.HISTORY, number, body) + body)
+            ends.append(file.tell())
+    return ends
+
+
+def history(store: Store) -> list[tuple[int, str]]:
+    return [(each.number, each.kind) for each in read_history(store.history)]
+
+
+LIVES = [(0, "begun"), (4, "update"), (9, "update"), (0, "begun"), (3, "update"), (7, "update")]
+
+
+@pytest.mark.parametrize(("number", "kept"), [(0, 4), (2, 4), (3, 5), (6, 5), (7, 6)])
+def test_of_a_history_stays_what_a_snapshot_stands_for(
+    store: Store, number: int, kept: int
+) -> None:
+    """And all of the lives before; the journal tells the rest again."""
+    write_history(store, *LIVES)
+    store.cut_history(number)
+    assert history(store) == LIVES[:kept]
+
+
+def test_a_history_without_a_past_loses_a_torn_line_only(store: Store) -> None:
+    ends = write_history(store, *LIVES)
+    os.truncate(store.history, ends[-1] - 1)
+    store.cut_history(record.NUMBER_MAX)
+    assert history(store) == LIVES[:-1]
+    store.history.unlink()
+    store.cut_history(0)
+    assert not store.history.exists()
+
+
+def test_damage_to_a_history_is_refused_where_nothing_tells_it_again(store: Store) -> None:
+    ends = write_history(store, *LIVES)
+    data = bytearray(store.history.read_bytes())
+    data[ends[3] + 5] ^= 1
+    store.history.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"history: damaged at byte"):
+        store.cut_history(7)
+    store.cut_history(2)
+    assert history(store) == LIVES[:4]

@@ -1,0 +1,128 @@
+"""How a durable node's past becomes its present again: what both drivers do alike.
+
+The driver tells a fresh machine every event that its predecessor was told, with the payloads that came
+with them, and does again what its answers change of tensors. What was sent was sent, or is asked for again.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, assert_never
+
+from pelago.core.machine import Apply, Difference, Machine, Operation, Pin, Release
+from pelago.core.names import BlobId
+from pelago.wire import record
+from pelago.wire.messages import Busy, Effect, Event, Heartbeat, Message, Refuse, Wait
+from pelago.wire.record import HEAD_BYTES, Head
+
+UNCOMMITTED: Final = (Heartbeat, Wait, Busy, Refuse)
+"""Messages that promise nothing, and so leave before the journal holds their cause."""
+
+
+# --- what was told -------------------------------------------------------------------------------
+
+
+class Parameters(Protocol):
+    """Tensors of a node; the operations are those of `pelago.core.machine`."""
+
+    def apply(self, operation: Operation, blob: BlobId, weight: float) -> None:
+        """Change the parameters with a payload."""
+        ...
+
+    def pin(self, blob: BlobId, average: bool = False) -> None:
+        """Name the parameters as they are now."""
+        ...
+
+    def difference(self, blob: BlobId) -> None:
+        """Name snapshot - model as it is now."""
+        ...
+
+    def release(self, blob: BlobId) -> None:
+        """Forget a payload."""
+        ...
+
+
+def perform(parameters: Parameters, effect: Pin | Difference | Apply) -> None:
+    """Do what a machine wished of the parameters."""
+    match effect:
+        case Pin(blob, average):
+            parameters.pin(blob, average)
+        case Difference(blob):
+            parameters.difference(blob)
+        case Apply(operation, blob, weight):
+            parameters.apply(operation, blob, weight)
+        case _:
+            assert_never(effect)
+
+
+def tell_again(
+    machine: Machine[Message],
+    event: Event,
+    now: int,
+    parameters: Parameters | None,
+    held: dict[BlobId, None],
+) -> list[Effect]:
+    """Tell a machine what its predecessor was told, and do what its answer changes of tensors.
+
+    ``parameters``: None as long as the model is not known. ``held``: the payloads that the machine
+    needs, kept up to date; the driver adds those that it is told of. Returns the whole answer.
+    """
+    effects = machine.handle(event, now)
+    for effect in effects:
+        match effect:
+            case Pin() | Difference() | Apply():
+                assert parameters is not None, "a tensor effect before the model is known"
+                perform(parameters, effect)
+                if not isinstance(effect, Apply):
+                    held[effect.blob] = None
+            case Release(blob):
+                assert parameters is not None, "a tensor effect before the model is known"
+                parameters.release(blob)
+                del held[blob]
+            case _:
+                pass
+    return effects
+
+
+# --- what was written ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A sound record of a file."""
+
+    head: Head
+    body: memoryview
+
+
+def scan(view: memoryview) -> Iterator[tuple[Record, int]]:
+    """Sound records from the start on, each with where it ends; over where one is not."""
+    place = 0
+    while (found := _at(view, place)) is not None:
+        place += HEAD_BYTES + found.head.length
+        yield found, place
+
+
+def find_later(view: memoryview, place: int, number: int) -> int | None:
+    """Where behind ``place``, which a damaged record ``number`` should begin, a sound one lies that must
+    have been written after it; None: nowhere, so it may be one that was being written."""
+    head = record.parse_head(view[place : place + HEAD_BYTES])
+    if head is not None and head.number == number:
+        place += HEAD_BYTES + head.length  # What lies in its body is a peer's.
+    data: Any = view.obj
+    while (place := data.find(record.MAGIC, place)) >= 0:
+        head = record.parse_head(view[place : place + HEAD_BYTES])
+        if head is not None and head.number >= number and _at(view, place) is not None:
+            return place
+        place += 1
+    return None
+
+
+def _at(view: memoryview, place: int) -> Record | None:
+    head = record.parse_head(view[place : place + HEAD_BYTES])
+    if head is None:
+        return None
+    start = place + HEAD_BYTES
+    body = view[start : start + head.length]
+    if len(body) != head.length or record.checksum(body) != head.checksum:
+        return None
+    return Record(head, body)
