@@ -12,6 +12,9 @@ from push_pull import WARM_UP_ROUNDS, describe_model, report, run_of, start_pela
 from pelago.net.ports import free_pairs
 
 LEVELS = ("none", "process", "host")
+NEW_FILES_ROUNDS = 20
+"""So long a server writes files that it has never written: two journals of eight models and their snapshots,
+and a little. From then on it writes over old ones."""
 
 
 def main() -> None:
@@ -36,12 +39,15 @@ def main() -> None:
             manifest = describe_model(run, own / "model.json")
             sides.append(start_pelago(level, own, stack, run, own / "model.json"))
             sides[-1].listen()
-        for _ in range(WARM_UP_ROUNDS + options.rounds):
+        for _ in range(NEW_FILES_ROUNDS + options.rounds):
             for side in sides:
                 side.round()
             times = (f"{side.name} {side.rounds[-1]['seconds']:.3f} s" for side in sides)
             print("  ".join(times), flush=True)
-    print(json.dumps(report("durability", sides, manifest, machine)))
+    new = report("new files", sides, manifest, machine, slice(WARM_UP_ROUNDS, NEW_FILES_ROUNDS))
+    figures = report("durability", sides, manifest, machine, slice(NEW_FILES_ROUNDS, None))
+    firsts = {key: value for key, value in new.items() if key in levels or key.startswith("ratio")}
+    print(json.dumps({**figures, "while_files_are_new": firsts}))
 
 
 if __name__ == "__main__":

@@ -169,11 +169,15 @@ def start_all(
 
 
 def report(
-    benchmark: str, sides: list[Side], manifest: Manifest, machine: dict[str, Any]
+    benchmark: str,
+    sides: list[Side],
+    manifest: Manifest,
+    machine: dict[str, Any],
+    counting: slice = slice(WARM_UP_ROUNDS, None),
 ) -> dict[str, Any]:
     """All figures. A ratio is the median over rounds of (another's seconds / the first one's)."""
     ours, *others = sides
-    kept = {side.name: side.rounds[WARM_UP_ROUNDS:] for side in sides}
+    kept = {side.name: side.rounds[counting] for side in sides}
     figures: dict[str, Any] = {
         "benchmark": benchmark,
         "parameters": manifest.numel,

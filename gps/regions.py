@@ -5,7 +5,7 @@ from typing import Any
 
 from pelago.core.dedupe import Outcome, Outcomes
 from pelago.core.image import durable
-from pelago.core.names import BlobId, Peer, PushId, Spans, Version
+from pelago.core.names import BlobId, Peer, PushId, Spans
 from pelago.wire.messages import RegionReport
 
 
@@ -87,7 +87,6 @@ class _Evaluator:
     heard_at: int
     after_steps: int | None = None
     replying: BlobId | None = None
-    sent: Version | None = None
 
 
 @durable()
@@ -127,14 +126,10 @@ class Evaluators:
             and (final or each.after_steps <= counted_steps)
         ]
 
-    def replying(self, peer: Peer, blob: BlobId, version: Version) -> None:
+    def replying(self, peer: Peer, blob: BlobId) -> None:
         """The model is on its way to it."""
         evaluator = self._evaluators[peer]
-        evaluator.replying, evaluator.sent, evaluator.after_steps = blob, version, None
-
-    def sent(self, peer: Peer) -> Version | None:
-        """The newest version that it was sent."""
-        return self._evaluators[peer].sent
+        evaluator.replying, evaluator.after_steps = blob, None
 
     def reply_ended(self, peer: Peer, blob: BlobId | None) -> None:
         """The model arrived there, or (None) was lost."""

@@ -180,8 +180,10 @@ class Gps:
             effects = self._on_region_message(region, peer, message)
         elif self.evaluators.heard(peer, self._now):
             effects = self._on_evaluator_message(peer, message)
+        elif isinstance(message, Leave):
+            effects = self._goodbye(peer, message)
         else:
-            effects = [Send(peer, Goodbye() if isinstance(message, Leave) else Rejoin())]
+            effects = [Send(peer, Rejoin())]
         if blob is not None:
             effects.append(Release(blob))
         return effects
@@ -427,14 +429,9 @@ class Gps:
             case Evaluated():
                 return self._on_evaluated(message)
             case Leave(reason):
-                if (
-                    self.phase == "draining"
-                    and self.evaluators.sent(peer) == self.version in self._reached
-                ):
-                    return []  # What it found of the last version is lost or late: it says both again.
                 self.evaluators.remove(peer)
                 note = Note("evaluator_left", {"why": reason})
-                return [note, Send(peer, Goodbye()), *self._maybe_finish()]
+                return [note, *self._goodbye(peer, message), *self._maybe_finish()]
             case _:
                 return [Note("unexpected", {"peer": peer, "message": type(message).__name__})]
 
@@ -445,7 +442,7 @@ class Gps:
         effects: list[Effect] = []
         for peer in self.evaluators.ready(self.counted_steps, final):
             blob = self._new_blob()
-            self.evaluators.replying(peer, blob, self.version)
+            self.evaluators.replying(peer, blob)
             self._reached[self.version] = self._reached_at
             message = Model(self.version, self.counted_steps, None, None, final)
             # What is measured and exported is the running mean, where one is kept; training goes on
@@ -453,6 +450,12 @@ class Gps:
             pin: Effect = Pin(blob, average=True)
             effects += [pin, Send(peer, message, blob), Release(blob)]
         return effects
+
+    def _goodbye(self, peer: Peer, message: Leave) -> list[Effect]:
+        """Let one go that serves no region. An evaluator that we took for lost may have found something too."""
+        found = message.report
+        booked = self._on_evaluated(found) if isinstance(found, Evaluated) else []
+        return [*booked, Send(peer, Goodbye())]
 
     def _on_evaluated(self, message: Evaluated) -> list[Effect]:
         reached = self._reached.pop(message.version, None)

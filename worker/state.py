@@ -412,18 +412,13 @@ class Evaluator:
         self.state, self._model = "idle", None
         fields = {"counted_steps": model.counted_steps, "loss": event.loss, "final": model.final}
         effects: list[Effect] = [Note("validation", fields)]
-        if model.final:
-            return [*effects, Send(self.settings.server, self._found), *self._leave("run finished")]
-        return [*effects, *self._ask()]
+        return [*effects, *(self._leave("run finished") if model.final else self._ask())]
 
     def _on_tick(self) -> list[Effect]:
         if self.state == "gone":
             return []
         if self.state == "leaving":
-            again: list[Effect] = (
-                [] if self._found is None else [Send(self.settings.server, self._found)]
-            )
-            return [*again, *self.uplink.leave_again()]
+            return self.uplink.leave_again()
         effects = self.uplink.tick(None, self._now)
         if self.state == "idle" and self._now - self._asked_at >= self.settings.retry_ps:
             effects += self._ask()
@@ -436,7 +431,7 @@ class Evaluator:
         self.state = "leaving" if joined else "gone"
         if not joined:
             return [Finish(reason)]
-        return self.uplink.leave(Leave(reason, None, (), (), ()))
+        return self.uplink.leave(Leave(reason, self._found, (), (), ()))
 
     def check(self) -> None:
         """Assert the invariants of an evaluator."""

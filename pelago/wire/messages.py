@@ -147,10 +147,11 @@ class Evaluated:
 @frozen
 class Leave:
     """I go. What I was leased and did not consume is settled here: a worker's lease simply returns;
-    an LPS names what it gives back, what it applied but never exchanged, and what it dropped."""
+    an LPS names what it gives back, what it applied but never exchanged, and what it dropped. An
+    evaluator's report is what it found last, which the GPS may not have heard."""
 
     reason: str
-    report: WorkerReport | RegionReport | None
+    report: WorkerReport | RegionReport | Evaluated | None
     returned: Spans
     unexchanged: Spans
     dropped: Spans

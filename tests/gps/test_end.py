@@ -340,16 +340,21 @@ def test_an_evaluator_that_is_busy_at_the_end_asks_for_the_last_version_later(ro
     assert room.hears("judge", Pull(0, 10))[1] == Send("judge", model(0, 0, final=True), 2)
 
 
-def test_a_last_finding_that_was_lost_is_waited_for(room: Room) -> None:
+def test_an_evaluator_that_leaves_says_once_more_what_it_found(room: Room) -> None:
     """
-    1. The evaluator's Leave overtakes its finding: it is not let go.
-    2. It says both again: the finding is booked, and it may go.
+    1. The finding itself was lost; the Leave has it, and it is booked.
+    2. The Goodbye is lost, so the Leave comes again: it is not booked twice.
     """
-    room.happens(StopRequested("enough"))
     room.evaluate()
-    assert room.hears("judge", LEFT) == []
-    room.hears("judge", found(0, 0))
-    assert room.hears("judge", LEFT)[1] == Send("judge", Goodbye())
+    leave = replace(LEFT, report=found(0, 0))
+    effects = room.hears("judge", leave)
+    assert effects[-1] == Send("judge", Goodbye())
+    assert [each.kind for each in effects if isinstance(each, Note)] == [
+        "evaluator_left",
+        "validation",
+    ]
+    assert room.hears("judge", leave) == [Send("judge", Goodbye())]
+    assert room.gps.validations == [(0, 0, 2.5)]
 
 
 def test_an_evaluator_that_was_not_sent_the_last_version_may_go(room: Room) -> None:

@@ -63,7 +63,7 @@ WELCOME = Welcome(1, 0, -1, (), "model", "corpus")
 V0, V3 = Version(1, 0), Version(1, 3)
 MODEL = Model(V3, 24, None, None, final=False)
 FOUND = Send("gps", Evaluated(V3, 24, 2.5, 100))
-LEAVE = Send("gps", Leave("run finished", None, (), (), ()))
+LEAVE = Send("gps", Leave("run finished", FOUND.message, (), (), ()))
 BEAT = Send("gps", Heartbeat(None))
 
 
@@ -93,7 +93,6 @@ def leaving(idle: Conversation) -> Conversation:
     assert idle.hears("gps", final, -1) == [Validate(V3, -1, export=True), Release(-1)]
     assert idle.happens(Validated(V3, 2.5, 100)) == [
         Note("validation", {"counted_steps": 24, "loss": 2.5, "final": True}),
-        FOUND,
         LEAVE,
     ]
     return idle
@@ -142,12 +141,8 @@ def test_the_last_finding_is_repeated_with_the_goodbye_but_not_for_ever(
     leaving: Conversation,
 ) -> None:
     for _ in range(LEAVE_TICKS_MAX):
-        assert leaving.happens(Tick()) == [FOUND, LEAVE]
-    assert leaving.happens(Tick()) == [
-        FOUND,
-        Note("left_unanswered", {}),
-        Finish("run finished"),
-    ]
+        assert leaving.happens(Tick()) == [LEAVE]
+    assert leaving.happens(Tick()) == [Note("left_unanswered", {}), Finish("run finished")]
 
 
 def test_the_end_of_the_run_is_no_end_before_the_last_version(validating: Conversation) -> None:
@@ -219,7 +214,7 @@ def test_a_refused_evaluator_ends_with_the_servers_words(
 
 @pytest.mark.parametrize("state", ["idle", "validating"])
 def test_a_stopped_evaluator_leaves(state: str, request: pytest.FixtureRequest) -> None:
-    """What it was measuring is not reported; without a finding only the goodbye is repeated."""
+    """What it was measuring is not reported."""
     evaluator: Conversation = request.getfixturevalue(state)
     leave = Send("gps", Leave("enough", None, (), (), ()))
     assert evaluator.happens(StopRequested("enough")) == [leave]
