@@ -187,8 +187,8 @@ def a_lost_regions_samples_are_not_taken_back(patch: pytest.MonkeyPatch) -> None
 
 
 @plant
-def an_evaluator_goes_before_its_last_finding_is_heard(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Evaluators, "sent", lambda self, peer: None)
+def an_evaluators_farewell_has_no_finding(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Gps, "_goodbye", lambda self, peer, message: [Send(peer, Goodbye())])
 
 
 @plant
