@@ -2,22 +2,29 @@
 
 import argparse
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from gps import files, initial
 from gps.result import result
-from gps.settings import settings
+from gps.resume import NODE, facts_of, machine_of, open_state, plane_of
 from gps.state import Gps
 from pelago.config import RunFile
-from pelago.core.names import Version
+from pelago.core.errors import ConfigError
+from pelago.core.names import Peer, Version
 from pelago.net import daemon
+from pelago.net.archive import Archive, Copier
+from pelago.net.keeper import Memory
 from pelago.net.limits import Limits
 from pelago.net.node import CRASHED, PAUSED, Node, NodeSettings
 from pelago.net.ports import require_free
+from pelago.net.restore import State
 from pelago.net.sockets import Bind
+from pelago.net.store import Past
+from pelago.net.telemetry import Telemetry
 from pelago.tensor.manifest import Manifest
-from pelago.tensor.optim import DelayedNesterov
 from pelago.tensor.plane import Plane
 
 
@@ -28,6 +35,12 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument(
         "--bind", metavar="HOST:PORT", help="where to listen; bulk data uses the next port"
+    )
+    flags.add_argument(
+        "--resume",
+        metavar="SOURCE",
+        help="go on from a folder of results, or from where gps.snapshots went: on another host, or with a"
+        " larger budget or another learning rate",
     )
     return flags
 
@@ -41,54 +54,93 @@ async def serve(options: argparse.Namespace, run: RunFile) -> int:
     require_free(host, port, "gps.bind")
     out = daemon.out_folder(run, options.out)
     log = daemon.telemetry(out, "gps")
-    memory, name, incarnation = daemon.memory(
-        out, run, "gps", run.gps.durability, uncertain_ok=False
-    )
-    log.line("building the initial model")
-    start = await initial.build(run)
-    gps = Gps(
-        settings(
-            run,
-            incarnation=incarnation,
-            manifest=start.manifest.specs,
-            fingerprint=start.manifest.fingerprint,
-            corpus=start.corpus,
-        )
-    )
-    outer = DelayedNesterov.from_eta(
-        run.gps.lr, run.gps.momentum, run.gps.momentum_delay, run.gps.momentum_activation
-    )
-
-    def empty(manifest: Manifest) -> Plane:
-        return Plane(manifest, outer, exchanges=False, average=run.gps.average)
-
-    plane = empty(start.manifest)
-    plane.adopt(0, start.flat)
-    plane.apply("load", 0, 1.0)
-    plane.release(0)
+    life = await _begin(options, run, out, log)
+    gps, manifest = life.machine, life.manifest
     node = Node(
         gps,
         NodeSettings(
             run_id=run.run_id,
-            name=name,
+            name=life.process,
             server=Bind(host, port, "gps.bind"),
             limits=Limits(incoming_max=run.gps.staged_max),
-            loaded=Version(incarnation, 0),
+            loaded=Version(gps.settings.incarnation, 0),
             crash_file=out / "gps" / "crash.json",
         ),
         log,
-        plane=plane,
-        plane_factory=empty,
-        memory=memory,
+        plane=life.plane,
+        plane_factory=lambda found: plane_of(run, found),
+        memory=life.memory,
     )
-    log.line(f"serving run {run.run_id} at {host}:{port}, {start.manifest.numel:,} parameters")
+    log.line(f"serving run {run.run_id} at {host}:{port}, {manifest.numel:,} parameters")
     finish = await node.run()
     if finish.reason not in (CRASHED, PAUSED):
-        found = result(gps, run, clock="real", model_parameters=start.manifest.numel)
+        found = result(gps, run, clock="real", model_parameters=manifest.numel)
         plane = node.tensors.plane
-        files.write(out, found, start.manifest, plane.model(), plane.average())
+        files.write(out, found, manifest, plane.model(), plane.average())
         log.line(f"{finish.reason}; results in {out}")
     return daemon.outcome(finish)
+
+
+@dataclass(frozen=True, slots=True)
+class _Life:
+    """What a GPS begins or goes on with. ``plane``: None if ``memory`` has one."""
+
+    machine: Gps
+    process: Peer
+    manifest: Manifest
+    plane: Plane | None
+    memory: Memory | None
+
+
+async def _begin(options: argparse.Namespace, run: RunFile, out: Path, log: Telemetry) -> _Life:
+    """Find the state to go on with, or make the model to begin with."""
+    process, incarnation = daemon.process_name(NODE), daemon.incarnation()
+    store, past = None, None
+    if run.gps.durability != "none":
+        store, past, word = open_state(run, out, options.resume)
+        if word:
+            log.line(word)
+    elif options.resume is not None:
+        raise ConfigError("gps.durability = 'none': --resume needs a state that is kept")
+    if past is not None:
+        process, incarnation = past.header.process, past.header.incarnation
+    manifest, corpus = _known(past)
+    plane = None
+    if manifest is None:
+        log.line("building the initial model")
+        start = await initial.build(run)
+        manifest, corpus, plane = start.manifest, start.corpus, plane_of(run, start.manifest)
+        plane.adopt(0, start.flat)
+        plane.apply("load", 0, 1.0)
+        plane.release(0)
+    memory = None
+    if store is not None:
+        memory = Memory(
+            store=store,
+            durability=run.gps.durability,
+            name=NODE,
+            incarnation=incarnation,
+            past=past,
+            facts=facts_of(run, corpus),
+            copier=_copier(run),
+        )
+    machine = machine_of(run, incarnation, manifest, corpus)
+    return _Life(machine, process, manifest, plane, memory)
+
+
+def _known(past: Past | None) -> tuple[Manifest | None, str]:
+    """Model and corpus of the life that goes on, if a snapshot tells them."""
+    if past is None or past.snapshot is None:
+        return None, ""
+    kept = State.of(past.snapshot)
+    return kept.manifest, kept.facts.get("corpus", "")
+
+
+def _copier(run: RunFile) -> Copier | None:
+    gps = run.gps
+    if not gps.snapshots:
+        return None
+    return Copier(Archive(gps.snapshots), gps.snapshots_minutes, gps.snapshots_kept)
 
 
 def main() -> int:

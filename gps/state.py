@@ -134,7 +134,7 @@ class Gps:
                 if self.phase != "loading":
                     return []  # The run was ended before it began.
                 self.phase = "serving"
-                return [Note("serving", {"regions": list(self.regions)})]
+                return [Note("serving", {"regions": list(self.settings.regions)})]
             case Measured():
                 return self._on_measured(event)
             case Delivered(peer, blob):
@@ -165,6 +165,27 @@ class Gps:
         if self.phase == "finished":
             effects.append(Finish(self.end_reason))
         return effects
+
+    def reopen(self) -> None:
+        """Become a later life of the run than the one whose state this is, which may not have been the
+        last: what peers hold of any life before is void, its samples are lent anew, and an end that it
+        came to is none."""
+        incarnation = self.settings.incarnation
+        assert incarnation > self.version.incarnation, (incarnation, self.version)
+        self.version = Version(incarnation, self.version.counter)
+        for region in self.regions.values():
+            region.part()
+            # Above whatever was given since: a life raises a fence less often than once a second.
+            region.fence = max(region.fence, incarnation)
+            self.ledger.reclaim(region.name)
+        self.ledger.reopen()
+        self.evaluators = Evaluators()
+        self.staging = Staging(self.settings.staged_max)
+        self._reached.clear()
+        self._measuring.clear()
+        if self.started_at is not None and self.ended_at is not None:
+            self.started_at += self._now - self.ended_at  # Time since the end does not count.
+        self.phase, self.ended_at, self.end_reason = "serving", None, ""
 
     # --- who talks -----------------------------------------------------------------------------------
 
@@ -209,10 +230,11 @@ class Gps:
                 assert_never(message.role)
 
     def _on_region_hello(self, peer: Peer, message: Hello) -> list[Effect]:
-        region = self.regions.get(message.address.region)
-        if region is None:
-            fault = f"region {message.address.region!r} is not in the run; there are {list(self.regions)}"
+        name, names = message.address.region, self.settings.regions
+        if name not in names:
+            fault = f"region {name!r} is not in the run; there are {list(names)}"
             return [Send(peer, Refuse(fault))]
+        region = self.regions[name]
         if self.phase in ("draining", "finished"):
             return [Send(peer, Stop(self.end_reason))]
         effects: list[Effect] = []

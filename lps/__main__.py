@@ -2,16 +2,21 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 import torch
 
 from lps.settings import settings
 from lps.state import Lps
 from pelago.config import RunFile
+from pelago.core.errors import ForeignState
+from pelago.core.names import Peer
 from pelago.net import daemon
+from pelago.net.keeper import Memory
 from pelago.net.limits import Limits
 from pelago.net.node import Node, NodeSettings
 from pelago.net.sockets import Bind, Connect
+from pelago.net.store import Store
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
 from pelago.tensor.plane import Plane
@@ -25,6 +30,11 @@ def parser() -> argparse.ArgumentParser:
         "--bind", metavar="HOST:PORT", help="where to listen; bulk data uses the next port"
     )
     flags.add_argument("--connect", metavar="HOST:PORT", help="where the GPS is")
+    flags.add_argument(
+        "--resume",
+        action="store_true",
+        help="the run file was changed: begin anew where the folder has a state of the run before",
+    )
     return flags
 
 
@@ -38,10 +48,7 @@ async def serve(options: argparse.Namespace, run: RunFile) -> int:
     out = daemon.out_folder(run, options.out)
     name = f"lps-{options.region}"
     log = daemon.telemetry(out, name)
-    # The GPS lends anew to a region whose past is uncertain: nothing of it would count.
-    memory, process, incarnation = daemon.memory(
-        out, run, name, run.lps.durability, uncertain_ok=True
-    )
+    memory, process, incarnation = _memory(run, out, name, resume=options.resume)
     outer = DelayedNesterov.from_eta(
         run.lps.lr, run.lps.momentum, run.lps.momentum_delay, run.lps.momentum_activation
     )
@@ -69,6 +76,33 @@ async def serve(options: argparse.Namespace, run: RunFile) -> int:
     )
     finish = await node.run()
     return daemon.outcome(finish)
+
+
+def _memory(run: RunFile, out: Path, name: str, *, resume: bool) -> tuple[Memory | None, Peer, int]:
+    """Where the LPS keeps its state, with its process name and incarnation: those of the life that it
+    finds there and goes on with, or new ones. Raises `ConfigError`, `CheckpointError`."""
+    process, incarnation = daemon.process_name(name), daemon.incarnation()
+    durability = run.lps.durability
+    if durability == "none":
+        return None, process, incarnation
+    store = Store(daemon.state_folder(out, name), run.run_id, name)
+    try:
+        past = store.past()
+    except ForeignState:
+        if not resume:
+            raise
+        store.clear()
+        past = None
+    if past is not None and not daemon.is_certain(past, durability):
+        # The GPS lends anew to a region whose past is uncertain: nothing of it would count.
+        store.clear()
+        past = None
+    if past is not None:
+        process, incarnation = past.header.process, past.header.incarnation
+    memory = Memory(
+        store=store, durability=durability, name=name, incarnation=incarnation, past=past
+    )
+    return memory, process, incarnation
 
 
 def main() -> int:

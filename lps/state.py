@@ -281,7 +281,8 @@ class Lps:
         if self.phase != "serving" or exchange is None or message.answers != exchange.push:
             return [Release(blob)]
         self._count_exchange_bytes()
-        effects = self._exchange_released()
+        answered = [] if exchange.outcome is not None else [_answered(exchange.push, "unknown")]
+        effects: list[Effect] = [*answered, *self._exchange_released()]
         operation = self.exchanges.merge_operation()
         weight = 1.0 if operation == "load" else self.settings.merge_weight
         self.exchanges.merged(message.version, self.version)
@@ -298,11 +299,14 @@ class Lps:
             return []
         if outcome == "fenced":
             return self._on_rejoin()
+        told: list[Effect] = []
+        if exchange.outcome is None:
+            told.append(_answered(exchange.push, outcome))
         self.exchanges.acknowledge(outcome)
         # The update itself has done its part; if its answer is lost, the same offer asks for it again.
         if self.uplink.upload is not None:
             self.uplink.upload.state = "arrived"
-        return []
+        return told
 
     def _exchange_released(self) -> list[Effect]:
         upload = self.uplink.upload
@@ -316,7 +320,14 @@ class Lps:
             return []
         blob = self._new_blob()
         push = self.exchanges.begin(self.uplink.fence, self.version)
-        fields = {"number": push.push.lease, "updates": push.updates, "version": self.version}
+        fields = {
+            "number": push.push.lease,
+            "fence": push.push.fence,
+            "updates": push.updates,
+            "version": self.version,
+            "spans": push.spans,
+            "dropped": push.dropped,
+        }
         return [
             self.exchanges.difference(blob),
             Note("exchange", fields),
@@ -625,6 +636,12 @@ def _trained_on(message: Push, lease: Lease) -> bool:
     """Whether an update can be what it says: of all of its lease, a step a sample at the most."""
     counts = 0 < message.steps <= lease.samples and 0 <= message.tokens <= COUNT_MAX
     return counts and message.spans == lease.spans
+
+
+def _answered(push: PushId, outcome: Outcome | Literal["unknown"]) -> Note:
+    """The GPS said what became of an exchange; unknown: its answer overtook that word."""
+    fields = {"number": push.lease, "fence": push.fence, "outcome": outcome}
+    return Note("exchange_answered", fields)
 
 
 def _elements(shape: tuple[int, ...]) -> int:

@@ -179,6 +179,21 @@ class Gps(Server):
     0: the model itself is. Training goes on from the model itself."""
     validation_interval_steps: Positive = 2048
     """Counted local steps between validations of the global model."""
+    snapshots: str = ""
+    """Where copies of the GPS's snapshots go, away from its host: a folder, or any URL that fsspec knows
+    (s3://BUCKET/PATH, gs://..., file:///...). `gps --resume` goes on from them. Empty: nowhere."""
+    snapshots_minutes: PositiveFloat = 10.0
+    """Minutes between them: what a GPS that is lost with its disk loses at most, and the time of a copy."""
+    snapshots_kept: Positive = 3
+    """The newest so many stay."""
+
+    @model_validator(mode="after")
+    def _snapshots_of_something(self) -> Self:
+        if self.snapshots and self.durability == "none":
+            raise ValueError(
+                f"snapshots = {self.snapshots!r} needs durability = 'process' or 'host': a GPS with 'none' makes none"
+            )
+        return self
 
 
 class Region(Section):
@@ -334,7 +349,7 @@ class RunFile(Section):
                 "run": {"out"},
                 "model": {"preset"},
                 "data": {"source", "tokenizer"},
-                "gps": {"bind", "connect"},
+                "gps": {"bind", "connect", "snapshots", "snapshots_minutes", "snapshots_kept"},
                 "worker": {"device", "compile", "micro_batch_size"},
                 "local": True,
                 "network": {"bandwidth_gbps", "latency_ms", "share_links"},

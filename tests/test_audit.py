@@ -101,6 +101,50 @@ def test_a_region_that_began_anew_counts_its_versions_anew() -> None:
     assert not examine(told).exceptions
 
 
+def exchange(number: int, exchange: int, *spans: tuple[int, int]) -> Told:
+    fields = {"number": exchange, "fence": 1, "spans": [*map(list, spans)], "dropped": []}
+    return Told(number, "exchange", fields)
+
+
+def answered(number: int, exchange: int, outcome: str) -> Told:
+    return Told(number, "exchange_answered", {"number": exchange, "fence": 1, "outcome": outcome})
+
+
+def forgotten() -> Histories:
+    """The GPS acknowledged a third exchange, which its history does not have."""
+    told = sound()
+    told["lps-eu"] += [
+        exchange(8, 3, (24, 32)),
+        answered(9, 3, "applied"),
+        exchange(10, 4),
+        answered(11, 4, "rejected"),
+    ]
+    return told
+
+
+def test_an_acknowledged_exchange_that_the_gps_does_not_know_is_a_fault() -> None:
+    [fault] = examine(forgotten()).exceptions
+    assert fault == "gps: exchange 3 of eu (fence 1) was acknowledged, and is not in its history"
+
+
+def test_what_a_gps_lost_that_was_resumed_from_a_snapshot_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of it was trained on again since."""
+    told = forgotten()
+    told["gps"].append(Told(9, "resumed", {"from": "s3://far", "version": 2}))
+    told["lps-eu"] += [Told(12, "rejoining", {}), update(13, 5, 300, (24, 28))]
+    told["gps"].append(Told(12, "arrival", arrival(0, 3, 1, [(24, 28)]).fields | {"fence": 1000}))
+    found = examine(told)
+    assert not found.exceptions
+    assert found.lost == ["exchange 3 of eu (fence 1): 8 samples, 4 trained on again"]
+    write(tmp_path, told)
+    assert main(["audit", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "8 samples in 1 exchanges; 4 of them were trained on again" in out
+    assert "from s3://far at version 2" in out
+
+
 def write(out: Path, told: Histories) -> None:
     for node, lines in told.items():
         path = out / node / "state" / HISTORY

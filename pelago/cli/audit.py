@@ -3,6 +3,9 @@
 Every server keeps a history that is never cut: a line for each update that it applied, with the samples in
 it, and for each that came to nothing. The GPS's says which samples are in the global model, the LPSs' which
 updates of workers they are from. Whoever reads them together can say of every range what became of it.
+
+A GPS that went on from a snapshot (`--resume`) has forgotten what the life before it did after that. The
+regions have not: each exchange that they were told was applied, and that the GPS does not know, is lost.
 """
 
 import json
@@ -10,13 +13,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pelago.core.errors import CheckpointError, ConfigError
 from pelago.core.spans import SpanSet
 from pelago.net.store import BEGUN, HISTORY, Told, read_history
 
-EXCEPTIONS_SHOWN = 20
+LINES_SHOWN = 20
+
+
+_Push: TypeAlias = tuple[str, int, int]
+"""Region, number and fence of an exchange."""
 
 
 @dataclass(slots=True)
@@ -35,11 +42,19 @@ class Audit:
     """Samples that an LPS applied, and never exchanged."""
     doubled: int = 0
     """Samples that count twice, or more."""
+    resumed: list[str] = field(default_factory=list)
+    """From where the GPS went on with other lives' states."""
+    lost: list[str] = field(default_factory=list)
+    """Exchanges that were acknowledged, and are not in what the GPS went on from."""
+    lost_samples: int = 0
+    trained_again: int = 0
+    """Of those: samples that are in the global model all the same, from another exchange."""
     exceptions: list[str] = field(default_factory=list)
 
 
 def audit(out: Path) -> int:
-    """Read the histories below a run's folder and say what they prove. Returns 0 if nothing is wrong, else 1.
+    """Read the histories below a run's folder and say what they prove. Returns 0 if nothing is wrong or
+    lost, else 1.
 
     Raises `ConfigError` where there is nothing to read, `CheckpointError` for a history that is damaged.
     """
@@ -52,12 +67,25 @@ def audit(out: Path) -> int:
     )
     print(f"                      {found.waiting:,} applied in a region and not exchanged")
     print(f"doubled               {found.doubled:,}")
-    for line in found.exceptions[:EXCEPTIONS_SHOWN]:
-        print(f"exception             {line}")
-    if len(found.exceptions) > EXCEPTIONS_SHOWN:
-        print(f"                      and {len(found.exceptions) - EXCEPTIONS_SHOWN:,} more")
-    print("clean" if not found.exceptions else f"{len(found.exceptions):,} exceptions")
-    return 1 if found.exceptions else 0
+    print(
+        f"lost                  {found.lost_samples:,} samples in {len(found.lost):,} exchanges; "
+        f"{found.trained_again:,} of them were trained on again"
+    )
+    _print("resumed", found.resumed)
+    _print("lost", found.lost)
+    _print("exception", found.exceptions)
+    if not found.exceptions and not found.lost:
+        print("clean")
+    else:
+        print(f"{len(found.exceptions):,} exceptions, {len(found.lost):,} exchanges lost")
+    return 1 if found.exceptions or found.lost else 0
+
+
+def _print(what: str, lines: Sequence[str]) -> None:
+    for line in lines[:LINES_SHOWN]:
+        print(f"{what:<21} {line}")
+    if len(lines) > LINES_SHOWN:
+        print(f"{'':<21} and {len(lines) - LINES_SHOWN:,} more")
 
 
 def histories(out: Path) -> dict[str, list[Told]]:
@@ -77,7 +105,10 @@ def examine(told: dict[str, list[Told]]) -> Audit:
     for node, lines in told.items():
         if node != "gps":
             trained[node.removeprefix("lps-")] = _region(node, lines, found)
-    _global(told.get("gps", []), trained, found)
+    pushes, samples = _global(told.get("gps", []), trained, found)
+    if "gps" in told:
+        for region in trained:
+            _acknowledged(region, told[f"lps-{region}"], pushes, samples, found)
     return found
 
 
@@ -110,18 +141,53 @@ def _region(node: str, lines: Sequence[Told], found: Audit) -> SpanSet:
     return every
 
 
-def _global(lines: Sequence[Told], trained: dict[str, SpanSet], found: Audit) -> None:
-    """Check the GPS's history against those of the regions."""
+def _acknowledged(
+    region: str, lines: Sequence[Told], pushes: set[_Push], samples: SpanSet, found: Audit
+) -> None:
+    """Whether each exchange that the GPS acknowledged is in its history."""
+    spans: dict[_Push, tuple[tuple[int, int], ...]] = {}
+    for line in lines:
+        if line.kind not in ("exchange", "exchange_answered"):
+            continue
+        push = (region, line.fields["number"], line.fields["fence"])
+        if line.kind == "exchange":
+            spans[push] = _spans(line.fields["spans"])
+            continue
+        if line.fields["outcome"] != "applied" or push in pushes:
+            continue
+        if not found.resumed:
+            found.exceptions.append(
+                f"gps: {_name(push)} was acknowledged, and is not in its history"
+            )
+            continue
+        inside = SpanSet(spans.get(push, ()))
+        again = sum(stop - start for start, stop in inside.common(samples))
+        found.lost.append(f"{_name(push)}: {inside.total} samples, {again} trained on again")
+        found.lost_samples += inside.total
+        found.trained_again += again
+
+
+def _name(push: _Push) -> str:
+    return f"exchange {push[1]} of {push[0]} (fence {push[2]})"
+
+
+def _global(
+    lines: Sequence[Told], trained: dict[str, SpanSet], found: Audit
+) -> tuple[set[_Push], SpanSet]:
+    """Check the GPS's history against those of the regions. Returns its exchanges, and the samples in it."""
     applied, dropped = SpanSet(), SpanSet()
-    pushes: set[tuple[str, int, int]] = set()
+    pushes: set[_Push] = set()
     versions = [0]
     for line in lines:
+        if line.kind == "resumed":
+            fields = line.fields
+            found.resumed.append(f"from {fields['from']} at version {fields['version']:,}")
         if line.kind != "arrival":
             continue
         fields = line.fields
         region = fields["region"]
         push = (region, fields["exchange"], fields["fence"])
-        name = f"exchange {push[1]} of {region} (fence {push[2]})"
+        name = _name(push)
         if push in pushes:
             found.exceptions.append(f"gps: {name} was applied twice")
         pushes.add(push)
@@ -143,6 +209,7 @@ def _global(lines: Sequence[Told], trained: dict[str, SpanSet], found: Audit) ->
         for done in (applied, dropped):
             left.remove(left.common(done))
         found.waiting += left.total
+    return pushes, applied
 
 
 def _check_steps(node: str, versions: Sequence[int], found: Audit) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ SETTLE_S = 20.0
 GOOD_END_S = 5.0
 """How long after a node ended in good order the GPS's log may take to tell that the run is over."""
 LOG_LINES = 3
+RESULTS = ("result.json", "loss.png", "global.safetensors", "global_average.safetensors")
+"""What a run leaves in its folder when it ends."""
 KILLED_MAX = 100
 FAILED_MAX = 3
 """How often a node is started that others can replace: after it was killed, which says nothing about it, and
@@ -43,6 +46,20 @@ def local(run: RunFile, out: Path, *, overwrite: bool, live: bool) -> int:
     return uvloop.run(_Topology(run, out, live).run())
 
 
+def resume(run: RunFile, out: Path, source: str, *, live: bool) -> int:
+    """As `local`, from where the GPS of an earlier life left off: ``source``, see `gps --resume`."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for node in out.glob("*/events.jsonl"):
+            # The progress is read from these, and what they tell is over.
+            node.replace(node.with_name(f"events-until-{int(time.time())}.jsonl"))
+        for name in RESULTS:
+            (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write results to {out}: {error}") from None
+    return uvloop.run(_Topology(run, out, live, source).run())
+
+
 def _prepare(out: Path, overwrite: bool) -> None:
     if (out / "run.toml").exists() and not overwrite:
         raise ConfigError(f"{out} holds an earlier run: choose another --out, or pass --overwrite")
@@ -52,13 +69,7 @@ def _prepare(out: Path, overwrite: bool) -> None:
             for node in out.glob("*/events.jsonl"):
                 shutil.rmtree(node.parent)
             shutil.rmtree(out / "model", ignore_errors=True)
-            for name in (
-                "run.toml",
-                "result.json",
-                "loss.png",
-                "global.safetensors",
-                "global_average.safetensors",
-            ):
+            for name in ("run.toml", *RESULTS):
                 (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot write results to {out}: {error}") from None
@@ -86,7 +97,7 @@ class _Process:
 class _Topology:
     """The processes of a run, and the links between them."""
 
-    def __init__(self, run: RunFile, out: Path, live: bool) -> None:
+    def __init__(self, run: RunFile, out: Path, live: bool, source: str | None = None) -> None:
         self.out = out
         ports = free_pairs(1 + 2 * len(run.region), run.local.port)
         self._links = ports[1 + len(run.region) :]
@@ -98,6 +109,7 @@ class _Topology:
         self.run_file = RunFile.model_validate(bound)
         self.processes: list[_Process] = []
         self.progress = Progress(self.run_file, out, live)
+        self._source = source
         self._stopping = False
         self._failure = ""
         self._starts: Counter[str] = Counter()
@@ -144,10 +156,16 @@ class _Topology:
         return Link(gbps * 1e9 / 8, latency_ms)
 
     async def _start_nodes(self, connect: dict[str, str]) -> None:
-        await self._start("gps", ["gps"], vital=True, lasting=self._lasting(self.run_file.gps))
+        resumes = self._source is not None
+        await self._start(
+            "gps",
+            ["gps", *(["--resume", str(self._source)] if resumes else [])],
+            vital=True,
+            lasting=self._lasting(self.run_file.gps),
+        )
         for region in self.run_file.region:
             route = ["--connect", connect[region.name]] if region.name in connect else []
-            flags = ["--region", region.name, *route]
+            flags = ["--region", region.name, *route, *(["--resume"] if resumes else [])]
             await self._start(
                 f"lps-{region.name}",
                 ["lps", *flags],

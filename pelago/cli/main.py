@@ -25,17 +25,35 @@ def parser() -> argparse.ArgumentParser:
         "machine, with the links between regions emulated, until the run's budget is reached.",
     )
     local.add_argument("run", metavar="RUN.toml", help="the run file")
-    local.add_argument("--out", metavar="DIR", help="folder of the results (default: [run] out)")
     local.add_argument(
         "--overwrite",
         action="store_true",
         help="replace the results of an earlier run in that folder",
     )
-    local.add_argument(
-        "--plain",
-        action="store_true",
-        help="print lines instead of a live table, as without a terminal",
+
+    resume = commands.add_parser(
+        "resume",
+        help="go on with a run, from its folder or a snapshot, on this machine",
+        description="As `pelago local`, but the GPS goes on from an earlier life of the run: with a larger "
+        "budget, another learning rate, other regions. On hosts of their own, start the daemons with --resume "
+        "instead.",
     )
+    resume.add_argument("run", metavar="RUN.toml", help="the run file, as it is to be from now on")
+    resume.add_argument(
+        "--from",
+        dest="source",
+        metavar="SOURCE",
+        help="a folder of results, or where gps.snapshots went (default: the folder of the results)",
+    )
+    for command in (local, resume):
+        command.add_argument(
+            "--out", metavar="DIR", help="folder of the results (default: [run] out)"
+        )
+        command.add_argument(
+            "--plain",
+            action="store_true",
+            help="print lines instead of a live table, as without a terminal",
+        )
 
     check = commands.add_parser(
         "check",
@@ -68,10 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from pelago.cli.check import check
 
             return check(run)
-        from pelago.cli.local import local
+        from pelago.cli.local import local, resume
 
         out = Path(options.out) if options.out else run.out
         live = sys.stdout.isatty() and not options.plain
+        if options.command == "resume":
+            return resume(run, out, options.source or str(out), live=live)
         return local(run, out, overwrite=options.overwrite, live=live)
     except PelagoError as error:
         print(f"pelago: {' '.join(str(error).split())}", file=sys.stderr)

@@ -6,6 +6,7 @@
     │   ├── OtherProtocol   an envelope of another version of the protocol
     │   └── OtherRun        an envelope of another run
     ├── CheckpointError   the disk's: a file that is not what it should be
+    │   └── ForeignState    the state of another run, or of another node
     └── PeerRefused       a peer said no, and retrying will not help
 
 A broken invariant of our own is an ``assert``: the node stops and says what it saw.
@@ -42,6 +43,10 @@ class OtherRun(WireError):
 
 class CheckpointError(PelagoError):
     """A file on disk is missing, torn or of another model."""
+
+
+class ForeignState(CheckpointError):
+    """A folder of state is sound, but of another run or node."""
 
 
 class PeerRefused(PelagoError):

@@ -95,6 +95,10 @@ class SampleLedger:
         self._move(region, held.spans(), self.free)
         return samples
 
+    def reopen(self) -> None:
+        """The end was none: what regions applied and never exchanged may be lent again."""
+        self.free.add(self.unexchanged.clear())
+
     def totals(self) -> LedgerTotals:
         """The books as they stand."""
         return LedgerTotals(

@@ -14,12 +14,11 @@ import uvloop
 
 import pelago
 from pelago.config import Durability, RunFile, endpoint, load
-from pelago.core.errors import CheckpointError, ConfigError, PeerRefused, PelagoError
+from pelago.core.errors import ConfigError, PeerRefused, PelagoError
 from pelago.core.machine import Finish
-from pelago.net.keeper import Memory
 from pelago.net.memory import keep_what_is_freed
 from pelago.net.node import FAILED, exit_code
-from pelago.net.store import Store, boot_id
+from pelago.net.store import Past, boot_id
 from pelago.net.telemetry import Telemetry
 
 EXIT_USER: Final = 2
@@ -77,32 +76,15 @@ def incarnation() -> int:
     return int(time.time())
 
 
-def memory(
-    folder: Path, run: RunFile, name: str, durability: Durability, *, uncertain_ok: bool
-) -> tuple[Memory | None, str, int]:
-    """Where a server keeps its state, with its process name and incarnation: those of the life that it
-    finds there and goes on with, or new ones.
+def state_folder(folder: Path, name: str) -> Path:
+    """Where a server keeps its state."""
+    return folder / name / "state"
 
-    ``uncertain_ok``: begin anew where the past may have lost its end. Raises `ConfigError` and
-    `CheckpointError`.
-    """
-    process, born = process_name(name), incarnation()
-    if durability == "none":
-        return None, process, born
-    store = Store(folder / name / "state", run.run_id, name)
-    past = store.past()
-    if past is not None and durability != "host" and past.header.boot != boot_id():
-        if not uncertain_ok:
-            raise CheckpointError(
-                f"{store.folder}: this machine was started again since, and durability = 'process' does not"
-                " outlive that: what was acknowledged last may be missing; remove the folder to begin anew"
-            )
-        store.clear()
-        past = None
-    if past is not None:
-        process, born = past.header.process, past.header.incarnation
-    found = Memory(store=store, durability=durability, name=name, incarnation=born, past=past)
-    return found, process, born
+
+def is_certain(past: Past, durability: Durability) -> bool:
+    """Whether nothing can be missing at the end of a past: ``process`` does not outlive the machine's own
+    restart."""
+    return durability == "host" or past.header.boot == boot_id()
 
 
 def telemetry(folder: Path, node: str) -> Telemetry:

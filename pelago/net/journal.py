@@ -16,7 +16,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,7 @@ from typing import Any, Final
 from pelago.config import Durability
 from pelago.core.errors import CheckpointError
 from pelago.core.names import BlobId
-from pelago.net.store import PART, Store, boot_id
+from pelago.net.store import PART, Store, Told, boot_id, history_line
 from pelago.tensor.payload import Cell
 from pelago.wire import record
 from pelago.wire.messages import Event
@@ -121,17 +121,16 @@ class Journal:
         """Queue a chunk of a payload; its bytes may not change any more. From any thread."""
         self._put(Kind.CHUNK, body, blob, place, checksum)
 
-    def history(self, number: int, kind: str, fields: dict[str, Any]) -> None:
-        """Queue a line of the history, which follows from the event of that number."""
-        body = record.pack([kind, fields])
-        self._items.put(_History(record.head(Kind.HISTORY, number, body) + body))
+    def history(self, line: Told) -> None:
+        """Queue a line of the history."""
+        self._items.put(_History(history_line(line)))
 
-    def due(self, model_bytes: int) -> bool:
-        """Whether it is time for a snapshot, and none is being written."""
+    def due(self, model_bytes: int, wanted: bool = False) -> bool:
+        """Whether it is time for a snapshot, or somebody wants one, and none is being written."""
         if self._snapshotting:
             return False
         grown = self.bytes >= max(SNAPSHOT_BYTES, SNAPSHOT_MODELS * model_bytes)
-        return grown or self.events >= SNAPSHOT_EVENTS
+        return wanted or grown or self.events >= SNAPSHOT_EVENTS
 
     def rotate(self) -> tuple[int, int]:
         """Begin the next journal, for which `snapshot` is called then.
@@ -161,17 +160,6 @@ class Journal:
         In a thread of its own; ``then`` hears, on the loop, how many bytes were written, 0 if that failed.
         """
 
-        def records() -> Iterator[tuple[bytes, Any]]:
-            header = record.pack_header(self._header)
-            yield record.head(Kind.HEADER, 0, header), header
-            yield record.head(Kind.STATE, 0, image, number, now), image
-            if layout is not None:
-                yield record.head(Kind.LAYOUT, 0, layout), layout
-            for place, cell in enumerate(chunks()):
-                body = cell.buffer()
-                yield record.head(Kind.CHUNK, 0, body, 0, place, cell.checksum()), body
-            yield record.head(Kind.END, 0, b""), b""
-
         if self._closing.is_set():
             return
         begun = self._newest.begun
@@ -182,7 +170,8 @@ class Journal:
                 if self._closing.is_set():
                     return
             try:
-                size = _write_snapshot(self._store, index, records(), self._sync)
+                records = _snapshot_records(self._header, number, now, image, layout, chunks())
+                size = _write_snapshot(self._store, index, records, self._sync)
                 self._store.drop_before(index)
             except OSError as error:
                 self._post(self._on_trouble, f"cannot write a snapshot: {error}")
@@ -222,8 +211,7 @@ class Journal:
         return number
 
     def _packed_header(self, number: int) -> bytes:
-        body = record.pack_header(self._header)
-        return record.head(Kind.HEADER, number - 1, body) + body
+        return _packed_header(self._header, number)
 
     def _post(self, call: Callable[[Any], None], argument: Any) -> None:
         if not self._closing.is_set():
@@ -364,6 +352,49 @@ class _File:
             if troubled:
                 self._wait("")
             return
+
+
+def _packed_header(header: Header, number: int) -> bytes:
+    """The record with which a journal begins whose next record has this number."""
+    body = record.pack_header(header)
+    return record.head(Kind.HEADER, number - 1, body) + body
+
+
+def _snapshot_records(
+    header: Header,
+    number: int,
+    now: int,
+    image: bytes,
+    layout: bytes | None,
+    chunks: Iterable[Cell],
+) -> Iterator[tuple[bytes, Any]]:
+    packed = record.pack_header(header)
+    yield record.head(Kind.HEADER, 0, packed), packed
+    yield record.head(Kind.STATE, 0, image, number, now), image
+    if layout is not None:
+        yield record.head(Kind.LAYOUT, 0, layout), layout
+    for place, cell in enumerate(chunks):
+        body = cell.buffer()
+        yield record.head(Kind.CHUNK, 0, body, 0, place, cell.checksum()), body
+    yield record.head(Kind.END, 0, b""), b""
+
+
+def begin_with(
+    store: Store,
+    header: Header,
+    number: int,
+    now: int,
+    image: bytes,
+    layout: bytes,
+    chunks: Iterable[Cell],
+    history: bytes,
+) -> None:
+    """Begin an empty folder with a snapshot, of the record ``number``, instead of with a first event.
+    Raises `OSError`."""
+    store.history.write_bytes(history)
+    store.journal(0).write_bytes(_packed_header(header, number + 1))
+    records = _snapshot_records(header, number, now, image, layout, chunks)
+    _write_snapshot(store, 0, records, sync=True)
 
 
 def _write_snapshot(

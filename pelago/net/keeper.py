@@ -6,19 +6,20 @@ begun when they are due, and the history gets its lines. See `pelago.net.journal
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pelago.config import Durability
 from pelago.core.machine import Machine
 from pelago.core.names import BlobId, Peer
-from pelago.net import journal
+from pelago.net import archive, journal
+from pelago.net.archive import Copier
 from pelago.net.journal import Journal
 from pelago.net.lane import Tensors
 from pelago.net.restore import HISTORY_KINDS, Restored, state
-from pelago.net.store import BEGUN, Past, Store
+from pelago.net.store import BEGUN, Past, Store, Told
 from pelago.net.telemetry import Telemetry
 from pelago.tensor.snapshot import PlaneSnapshot
 from pelago.wire import record
@@ -33,7 +34,8 @@ COMMITTED_S: Final = 10.0
 class Memory:
     """Where a node keeps what it must not forget, and what it finds there.
 
-    ``name``: of the node in the run. ``incarnation``: of the life that goes on, or begins.
+    ``name``: of the node in the run. ``incarnation``: of the life that goes on, or begins. ``facts``: what
+    its snapshots say of it besides. ``copier``: takes snapshots away from this host.
     """
 
     store: Store
@@ -41,6 +43,8 @@ class Memory:
     name: str
     incarnation: int
     past: Past | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    copier: Copier | None = None
 
 
 class Keeper:
@@ -72,6 +76,9 @@ class Keeper:
         """Of the record of the event that was handled last."""
         self._settled = asyncio.Event()
         """Set when everything is written."""
+        self._memory = memory
+        self._is_first = tensors.ready and (memory.past is None or memory.past.snapshot is None)
+        """A snapshot is due at once, so that no later life must make its first model again."""
         self.journal = self._begin(memory, restored, on_fault)
         tensors.keep = self._chunk
 
@@ -101,19 +108,26 @@ class Keeper:
     def note(self, kind: str, fields: dict[str, Any]) -> None:
         """What the machine noted belongs into the history, or does not."""
         if kind in HISTORY_KINDS:
-            self.journal.history(self._number, kind, fields)
+            self.journal.history(Told(self._number, kind, fields))
 
     def snapshot_if_due(self, now: int) -> None:
         """Begin a snapshot if it is time: of this moment, whenever it is written."""
         written, tensors = self.journal, self._tensors
         plane = tensors.plane if tensors.ready else None
-        if not written.due(0 if plane is None else plane.manifest.bytes):
+        copier = self._memory.copier
+        wanted = self._is_first or (copier is not None and copier.due)
+        if not written.due(0 if plane is None else plane.manifest.bytes, wanted):
             return
+        self._is_first = False
         index, number = written.rotate()
         manifest = None if plane is None else plane.manifest
-        taken = state(self._machine, manifest, tensors.last_blob)
+        taken = state(self._machine, manifest, tensors.last_blob, self._memory.facts)
+
+        def then(size: int) -> None:
+            self._on_snapshot(size, index, number)
+
         if plane is None:
-            written.snapshot(index, number, now, taken, None, lambda: iter(()), self._on_snapshot)
+            written.snapshot(index, number, now, taken, None, lambda: iter(()), then)
             return
         # The journal before this one goes, and what has arrived of a payload is in it.
         for blob in self._arriving():
@@ -123,11 +137,15 @@ class Keeper:
 
         def write(found: PlaneSnapshot) -> None:
             layout = record.pack(found.layout())
-            written.snapshot(
-                index, number, now, taken, layout, lambda: iter(found.chunks), self._on_snapshot
-            )
+            written.snapshot(index, number, now, taken, layout, lambda: iter(found.chunks), then)
 
         tensors.lane.submit(lambda: plane.snapshot(held), write)
+
+    def close(self) -> None:
+        """Write what is queued, and wait for what is being written; not for ever."""
+        self.journal.close()
+        if self._memory.copier is not None:
+            self._memory.copier.close()
 
     async def settle(self) -> None:
         """Wait until what the node said last may leave, but not for ever."""
@@ -159,9 +177,9 @@ class Keeper:
             on_fault=on_fault,
         )
         if past is None:
-            begun.history(0, BEGUN, {"process": self._process})
+            begun.history(Told(0, BEGUN, {"process": self._process}))
         for each in () if restored is None else restored.told:
-            begun.history(each.number, each.kind, each.fields)
+            begun.history(each)
         return begun
 
     def _chunk(self, blob: BlobId, place: int) -> None:
@@ -180,6 +198,11 @@ class Keeper:
         else:
             self._telemetry.event("disk_well", held=len(self.held))
 
-    def _on_snapshot(self, size: int) -> None:
-        if size:
-            self._telemetry.event("snapshot", bytes=size)
+    def _on_snapshot(self, size: int, index: int, number: int) -> None:
+        if not size:
+            return
+        self._telemetry.event("snapshot", bytes=size)
+        copier = self._memory.copier
+        if copier is not None and copier.due:
+            name = archive.name_of(self._memory.incarnation, number)
+            copier.copy(self._memory.store, index, name, number, self._telemetry)

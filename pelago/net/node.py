@@ -245,7 +245,7 @@ class Node:
                 telemetry,
                 self._crash,
             )
-            resources.callback(self.keeper.journal.close)
+            resources.callback(self.keeper.close)
         self.transfers = Transfers(
             settings.run_id,
             self.tensors,

@@ -4,15 +4,15 @@ The last snapshot, then everything the machine was told since (`pelago.wire.reco
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from pelago.core import image
 from pelago.core.errors import CheckpointError
 from pelago.core.machine import Machine, Note, Received
 from pelago.core.names import BlobId
-from pelago.net.store import Past, Told
+from pelago.net.store import Past, Snapshot, Told
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire import record
@@ -29,6 +29,8 @@ HISTORY_KINDS: Final = frozenset(
         "region_joined",
         "region_left",
         "rejoining",
+        "exchange",
+        "exchange_answered",
     }
 )
 """Notes that a node never forgets: what became of samples."""
@@ -75,11 +77,39 @@ def restore(
     return found
 
 
-def state(machine: Machine[Message], manifest: Manifest | None, last_blob: BlobId) -> bytes:
+def state(
+    machine: Machine[Message],
+    manifest: Manifest | None,
+    last_blob: BlobId,
+    facts: Mapping[str, str],
+) -> bytes:
     """The body of a snapshot's STATE."""
     specs = None if manifest is None else [[spec.name, list(spec.shape)] for spec in manifest.specs]
     chunk_bytes = None if manifest is None else manifest.chunk_bytes
-    return record.pack([image.take(machine), specs, chunk_bytes, last_blob])
+    return record.pack([image.take(machine), specs, chunk_bytes, last_blob, dict(facts)])
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What `state` packed."""
+
+    image: Any
+    manifest: Manifest | None
+    last_blob: BlobId
+    facts: dict[str, str]
+    """What else the node keeps about itself, so that it need not be found out again."""
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> Self:
+        """Raises `CheckpointError`."""
+        try:
+            taken, specs, chunk_bytes, last_blob, facts = snapshot.image
+            manifest = None if specs is None else _manifest(specs, chunk_bytes)
+            return cls(taken, manifest, last_blob, dict(facts))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"a snapshot's state is not one of this Pelago: {error}"
+            ) from None
 
 
 def _restore_snapshot(
@@ -90,17 +120,13 @@ def _restore_snapshot(
 ) -> None:
     snapshot = past.snapshot
     assert snapshot is not None
-    try:
-        taken, specs, chunk_bytes, found.last_blob = snapshot.image
-        manifest = None if specs is None else _manifest(specs, chunk_bytes)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"a snapshot's state is not one of this Pelago: {error}") from None
-    image.restore(machine, taken)
-    found.now = snapshot.now
-    if manifest is None or snapshot.layout is None:
+    kept = State.of(snapshot)
+    image.restore(machine, kept.image)
+    found.now, found.last_blob = snapshot.now, kept.last_blob
+    if kept.manifest is None or snapshot.layout is None:
         return
     assert make_plane is not None, "a server that keeps its state knows how to make a plane"
-    found.plane = make_plane(manifest)
+    found.plane = make_plane(kept.manifest)
     found.plane.restore(snapshot.layout, snapshot.chunks)
     found.held = {blob: None for blob, _ in snapshot.layout["payloads"]}
 

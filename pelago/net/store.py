@@ -9,8 +9,9 @@ A node's folder holds::
     spare-...            an old file, to be written over
 
 Snapshot and journal of one number belong together. Journal 0 begins at the machine's first event, so
-it has no snapshot. A snapshot is written beside its place and renamed, so one that exists is whole;
-until it exists the journal before it stays, and recovery reads on from one journal into the next.
+it has no snapshot, unless the node goes on from another life's state. A snapshot is written beside its
+place and renamed, so one that exists is whole; until it exists the journal before it stays, and recovery
+reads on from one journal into the next.
 """
 
 import fcntl
@@ -19,9 +20,9 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
-from pelago.core.errors import CheckpointError, ConfigError
+from pelago.core.errors import CheckpointError, ConfigError, ForeignState
 from pelago.wire import record
 from pelago.wire.record import Header, Kind
 from pelago.wire.recovery import Record, find_later, scan
@@ -92,13 +93,16 @@ class Told:
 
 
 class Store:
-    """The folder of one node, locked. Raises `ConfigError` if another process has it."""
+    """The folder of one node, locked; ``run`` None: of any run.
 
-    def __init__(self, folder: Path, run: str, node: str) -> None:
+    Raises `ConfigError` if another process has it.
+    """
+
+    def __init__(self, folder: Path, run: str | None, node: str) -> None:
         self.folder = folder
         self._run, self._node = run, node
         self._mapped: set[Path] = set()
-        """Files that were read: their bytes may be a plane's memory, and may not change."""
+        """Files that were or are being read: their bytes may be a plane's memory, and may not change."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = (folder / "lock").open("a")
@@ -129,6 +133,11 @@ class Store:
         """Path of the history."""
         return self.folder / HISTORY
 
+    def lend(self, path: Path) -> BinaryIO:
+        """A file for somebody to read, who keeps its bytes even if it is removed."""
+        self._mapped.add(path)
+        return path.open("rb")
+
     def clear(self) -> None:
         """Forget the past, but for the history."""
         for path in [*self._files(), *self.folder.glob("spare-*")]:
@@ -153,10 +162,11 @@ class Store:
                 old.rename(path)
             return
 
-    def past(self) -> Past | None:
+    def past(self, *, salvage: bool = False) -> Past | None:
         """What the folder holds, verified; None if nothing began here.
 
-        Raises `CheckpointError`, naming file and place, for what is damaged or is another run's.
+        ``salvage``: up to the first damage, which loses what follows. Raises `CheckpointError`, naming file
+        and place, for what is damaged, and `ForeignState` for what is another run's.
         """
         snapshots, journals = self._numbers("snapshot"), self._numbers("journal")
         if not snapshots and not journals:
@@ -166,13 +176,19 @@ class Store:
         past: Past | None = None
         number = snapshot.number if snapshot is not None else 0
         wanted = [each for each in journals if each >= first]
-        if wanted != list(range(first, first + len(wanted))) or not wanted:
+        if salvage:
+            wanted = [each for place, each in enumerate(wanted, first) if each == place]
+            if snapshot is not None:
+                past = _past_of(snapshot, first)
+        elif wanted != list(range(first, first + len(wanted))) or not wanted:
             raise CheckpointError(f"{self.folder}: journal {first} or one after it is missing")
         for index in wanted:
             path, last = self.journal(index), index == wanted[-1]
             view, mapped = _map(path)
             self._mapped.add(path)
-            header, begins, records, end = self._read_journal(path, view, number)
+            header, begins, records, end = self._read_journal(path, view, number, salvage)
+            if salvage and (header is None or begins != number):
+                break
             if header is not None and begins < number and last:
                 header = None  # An old file, to be written over, and not begun.
             if header is not None and begins != number:
@@ -207,11 +223,7 @@ class Store:
         """Leave of the history what is certain: this life's lines up to the event of a snapshot, and those
         of lives before. The rest follows from the journal once more. Raises `CheckpointError`."""
         view, _ = _map(self.history) if self.history.exists() else (memoryview(b""), [])
-        keep = end = 0
-        for each, stop in scan(view):
-            end = stop
-            if each.head.number <= number or _told(self.history, each, keep).kind == BEGUN:
-                keep = stop
+        keep, end = _certain(self.history, view, number)
         later = find_later(view, end, 0)
         if later is not None and _number_at(view, later) <= number:
             raise _damaged(self.history, end, later)
@@ -238,7 +250,7 @@ class Store:
         return sorted(int(each[2]) for each in found if each and each[1] == kind)
 
     def _read_journal(
-        self, path: Path, view: memoryview, number: int
+        self, path: Path, view: memoryview, number: int, salvage: bool
     ) -> tuple[Header | None, int, list[Record], int]:
         """Header, the number of the record before the file, its records, and where they end."""
         records: list[Record] = []
@@ -258,7 +270,7 @@ class Store:
             # Behind the end lies what was being written, or what the file held at another time.
             following = number + len(records) + 1
             later = find_later(view, end, following)
-            if later is not None:
+            if later is not None and not salvage:
                 raise CheckpointError(
                     f"{path}: damaged at byte {end}, where record {following} should begin, and sound again"
                     f" at byte {later}"
@@ -272,11 +284,11 @@ class Store:
             header = record.unpack_header(found.body)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from None
-        if (header.run, header.node) != (self._run, self._node):
-            raise CheckpointError(
+        if header.node != self._node or self._run not in (None, header.run):
+            raise ForeignState(
                 f"{path}: is of {header.node} of run {header.run}, not of {self._node} of run"
-                f" {self._run}: the run file was changed; give another --out, or remove {self.folder}"
-                " to begin anew"
+                f" {self._run}: the run file was changed; --resume goes on with the changed one, another --out"
+                f" or removing {self.folder} begins anew"
             )
         return header
 
@@ -304,6 +316,12 @@ class Store:
         )
 
 
+def history_line(told: Told) -> bytes:
+    """A line as it lies in the file."""
+    body = record.pack([told.kind, told.fields])
+    return record.head(Kind.HISTORY, told.number, body) + body
+
+
 def read_history(path: Path) -> list[Told]:
     """A node's history, without a line that was being written. Raises `CheckpointError` for damage."""
     view, _ = _map(path)
@@ -316,6 +334,25 @@ def read_history(path: Path) -> list[Told]:
     if later is not None:
         raise _damaged(path, end, later)
     return told
+
+
+def history_until(path: Path, number: int) -> bytes:
+    """A history's lines up to those of an event, as they lie in the file: of this life, and all of lives
+    before. Raises `CheckpointError`."""
+    if not path.exists():
+        return b""
+    view, _ = _map(path)
+    return bytes(view[: _certain(path, view, number)[0]])
+
+
+def _certain(path: Path, view: memoryview, number: int) -> tuple[int, int]:
+    """Where the lines end that `history_until` wants, and where all that are sound end."""
+    keep = end = 0
+    for each, stop in scan(view):
+        end = stop
+        if each.head.number <= number or _told(path, each, keep).kind == BEGUN:
+            keep = stop
+    return keep, end
 
 
 def _told(path: Path, found: Record, place: int) -> Told:
@@ -339,6 +376,11 @@ def _damaged(path: Path, place: int, later: int) -> CheckpointError:
 def _header_of(snapshot: Snapshot | None) -> Header:
     assert snapshot is not None
     return snapshot.header
+
+
+def _past_of(snapshot: Snapshot, index: int) -> Past:
+    """A past that ends with its snapshot."""
+    return Past(snapshot.header, snapshot, [], index + 1, snapshot.number + 1, 0, 0, 0.0)
 
 
 def _map(path: Path) -> tuple[memoryview, list[mmap.mmap]]:

@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 
-from gps.regions import Evaluators, Region
+from gps.regions import Region
 from gps.state import Gps
 from lps.exchange import Exchanges
 from lps.state import Lps
 from lps.supply import Supply
 from pelago.core import image
 from pelago.core.leases import LeaseTable, SampleLedger
-from pelago.core.machine import Measure
+from pelago.core.machine import Measure, Send
 from pelago.core.names import Version
 from pelago.core.staging import Staging
 from pelago.sim import hardship
 from pelago.sim.disk import Disk
-from pelago.wire.messages import Ack, Model
+from pelago.wire.messages import Ack, Goodbye, Model
 from pelago.wire.uplink import Uplink
 
 Plant = Callable[[pytest.MonkeyPatch], None]

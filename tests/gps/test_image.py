@@ -80,8 +80,10 @@ def test_a_region_may_be_added_to_the_run_file_and_another_be_struck_from_it() -
         Send("lps-3", welcome(1)),
     ]
     refused = gps.handle(Received("lps-4", hello("lps", "africa")), room.now)
-    known = "region 'africa' is not in the run; there are ['eu', 'us', 'asia']"
+    known = "region 'africa' is not in the run; there are ['us', 'asia']"
     assert refused == [Send("lps-4", Refuse(known))]
+    struck = gps.handle(Received("lps-5", hello("lps", "eu")), room.now)
+    assert struck == [Send("lps-5", Refuse(known.replace("africa", "eu")))]
 
 
 @pytest.mark.parametrize("content", [set(), object(), lambda: None])

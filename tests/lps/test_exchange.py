@@ -69,6 +69,11 @@ def sent(offered: Room) -> Room:
     return offered
 
 
+def answered(outcome: str) -> Note:
+    """What is noted of the first exchange."""
+    return Note("exchange_answered", {"number": 1, "fence": 1, "outcome": outcome})
+
+
 def test_an_exchange_is_due_exactly_at_k(room: Room) -> None:
     """The difference is taken right behind the step; the worker is answered before that."""
     first = room.updates("w0", 1)
@@ -78,7 +83,17 @@ def test_an_exchange_is_due_exactly_at_k(room: Room) -> None:
     assert effects[3:] == [
         Send("w0", Ack(PushId(2, 1), "applied")),
         Difference(3),
-        Note("exchange", {"number": 1, "updates": 2, "version": 2}),
+        Note(
+            "exchange",
+            {
+                "number": 1,
+                "fence": 1,
+                "updates": 2,
+                "version": 2,
+                "spans": ((0, 8),),
+                "dropped": (),
+            },
+        ),
         Send("gps", Offer(E1)),
     ]
 
@@ -95,11 +110,11 @@ def test_only_one_exchange_is_in_flight_and_workers_do_not_wait_for_it(offered: 
 
 def test_a_round_trip_merges_the_global_model(sent: Room) -> None:
     """
-    1. It arrived: nothing follows from that. It was applied: nothing either.
+    1. It arrived: nothing follows from that. It was applied: that is noted, once.
     2. The global model comes: the difference is released, the model merged with weight alpha.
     """
     assert sent.happens(Delivered("gps", 3)) == []
-    assert sent.hears("gps", Ack(E1, "applied")) == []
+    assert sent.hears("gps", Ack(E1, "applied")) == [answered("applied")]
     assert sent.hears("gps", Ack(E1, "applied")) == []
     assert sent.hears("gps", global_model(1, E1), -9) == [
         Release(3),
@@ -110,6 +125,11 @@ def test_a_round_trip_merges_the_global_model(sent: Room) -> None:
     assert sent.lps.report().exchanges == 1
     assert not sent.lps.report().exchanging
     assert sent.lps.wan_bytes == 300
+
+
+def test_a_model_that_overtakes_the_word_answers_the_exchange(sent: Room) -> None:
+    assert sent.hears("gps", global_model(1, E1), -9)[0] == answered("unknown")
+    assert sent.hears("gps", Ack(E1, "applied")) == []
 
 
 def test_k_counts_from_the_merge_and_not_from_the_send(sent: Room) -> None:
@@ -157,7 +177,7 @@ def test_a_rejected_exchange_starts_the_region_afresh(sent: Room) -> None:
     3. The global model replaces the region's whole; what was in flight is lost.
     """
     sent.updates("w0", 1)
-    assert sent.hears("gps", Ack(E1, "rejected")) == []
+    assert sent.hears("gps", Ack(E1, "rejected")) == [answered("rejected")]
     sent.hears("w0", Pull(8, 0))
     sent.grant(4, ((0, 8),))
     member = sent.lps.members.get("w0")

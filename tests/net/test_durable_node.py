@@ -1,5 +1,6 @@
 """Nodes with a memory: killed and started again they go on, and say nothing that they could forget."""
 
+import errno
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -73,6 +74,19 @@ async def a_gps(house: House, durability: Durability = "process") -> Node:
     return node
 
 
+async def test_a_second_life_needs_no_model_to_begin_with(house: House) -> None:
+    """The first snapshot is made before anything arrived."""
+    await a_gps(house)
+    await eventually(lambda: newest(house.folder, "snapshot") == 1)
+    await house.kill("gps")
+    server = house.start(
+        Gps(gps_settings()), "gps", plane_factory=empty_plane, memory=house.memory("gps", "process")
+    )
+    await eventually(lambda: server.keeper is not None)
+    await settled(server)
+    assert server.tensors.plane.digest() == global_digest(0)
+
+
 async def a_region(house: House, region: Region) -> Script:
     """A region that sends the golden updates."""
     machine = Script(region)
@@ -129,7 +143,8 @@ async def test_a_disk_that_takes_nothing_holds_back_what_promises_something(
         server = await a_gps(house)
         region = Region()
         machine = await a_region(house, region)
-        path = house.folder / "gps" / "state" / "journal-00000000"
+        # The first journal ended with the snapshot that is made at once.
+        path = house.folder / "gps" / "state" / "journal-00000001"
         await eventually(lambda: bool(server.keeper.held) and path.stat().st_size == full)
         # What rests on what is written may still be on its way.
         await eventually(lambda: server.transfers.outgoing.active == 0)
@@ -298,8 +313,15 @@ async def test_a_chunk_that_comes_again_with_other_bytes_does_no_harm(
         await assert_the_first_update_survives(house)
 
 
-async def test_a_server_without_a_snapshot_is_told_its_whole_journal_again(house: House) -> None:
-    """Two lives end before the first snapshot: the third one begins with the model of the first start."""
+async def test_a_server_without_a_snapshot_is_told_its_whole_journal_again(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no room for a snapshot: the third life begins with the model of the first start."""
+
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(journal, "_write_snapshot", full)
     region = Region(3)
     await a_gps(house)
     machine = await a_region(house, region)

@@ -1,0 +1,292 @@
+"""Going on with a run from what an earlier life of its GPS left: a folder of results, or a snapshot far away.
+
+A GPS that is killed and started again needs none of this: it *is* the one before, and nobody notices more
+than a pause. Here the one before is not known to its end, since its disk is lost or its host was started
+again; or it came to an end, and is to go on; or the run file was changed. So another life begins, with the
+state as far as it is known: a later incarnation and higher fences make void whatever peers hold of the
+life before, they join again, and samples that are not in the model are lent anew.
+"""
+
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from gps.settings import PS_PER_MINUTE, settings
+from gps.state import Gps
+from pelago import config
+from pelago.config import RunFile
+from pelago.core import image
+from pelago.core.errors import CheckpointError, ConfigError, ForeignState
+from pelago.net import daemon, journal
+from pelago.net.archive import Archive
+from pelago.net.restore import Restored, State, restore, state
+from pelago.net.store import Past, Store, Told, history_line, history_until
+from pelago.tensor.manifest import Manifest
+from pelago.tensor.optim import DelayedNesterov
+from pelago.tensor.plane import Plane
+from pelago.wire import record
+
+NODE: Final = "gps"
+RESUMED: Final = "resumed"
+"""Kind of the line in a GPS's history with which a life begins that goes on from another."""
+FIXED: Final = ("model", "data")
+"""Tables of the run file that say what the state is of. Paths in them may change."""
+PATHS: Final = ("preset", "source", "tokenizer")
+
+
+def plane_of(run: RunFile, manifest: Manifest) -> Plane:
+    """The GPS's plane, without a model."""
+    gps = run.gps
+    outer = DelayedNesterov.from_eta(
+        gps.lr, gps.momentum, gps.momentum_delay, gps.momentum_activation
+    )
+    return Plane(manifest, outer, exchanges=False, average=gps.average)
+
+
+def facts_of(run: RunFile, corpus: str) -> dict[str, str]:
+    """What a GPS's snapshots say of it besides its state."""
+    return {"run": config.dump(run), "corpus": corpus}
+
+
+def machine_of(run: RunFile, incarnation: int, manifest: Manifest, corpus: str) -> Gps:
+    """A fresh machine."""
+    return Gps(
+        settings(
+            run,
+            incarnation=incarnation,
+            manifest=manifest.specs,
+            fingerprint=manifest.fingerprint,
+            corpus=corpus,
+        )
+    )
+
+
+# --- where to go on from -------------------------------------------------------------------------
+
+
+def open_state(run: RunFile, out: Path, source: str | None) -> tuple[Store, Past | None, str]:
+    """The GPS's folder of state, what it goes on with, and a word on that.
+
+    ``source``: of ``--resume``: a folder of results or of state, or where `gps.snapshots` went; a state of
+    this very run in ``out`` is nearer than that. Raises `ConfigError`, `CheckpointError`.
+    """
+    folder = daemon.state_folder(out, NODE)
+    _finish_swap(folder)
+    store = Store(folder, run.run_id, NODE)
+    here = source is not None and _is_same(source, out, folder)
+    try:
+        past = store.past()
+    except ForeignState:
+        if not here:
+            store.close()
+            raise
+        return _resume(run, store, str(folder))
+    except CheckpointError:
+        if source is None:
+            store.close()
+            raise
+        past = None
+    if past is not None and not daemon.is_certain(past, run.gps.durability):
+        if past.snapshot is not None:
+            return _resume(run, store, str(folder))
+        store.clear()  # It had hardly begun.
+        past = None
+    if past is not None or source is None:
+        word = (
+            ""
+            if source is None
+            else f"going on with {folder}; --resume is for folders without a state"
+        )
+        return store, past, word
+    if here:
+        store.close()
+        raise ConfigError(f"--resume {source}: there is no state of a GPS in {folder}")
+    return _resume(run, store, source)
+
+
+def _is_same(source: str, out: Path, folder: Path) -> bool:
+    return "://" not in source and Path(source).resolve() in (out.resolve(), folder.resolve())
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """An earlier life, as far as it is known."""
+
+    past: Past
+    kept: State
+    restored: Restored
+    machine: Gps
+    run: RunFile
+    history: bytes
+
+
+def _resume(run: RunFile, store: Store, source: str) -> tuple[Store, Past | None, str]:
+    """Put the state of another life in the place of what a store holds, if anything."""
+    folder = store.folder
+    store.close()
+    beside, _ = _places(folder)
+    shutil.rmtree(beside, ignore_errors=True)
+    with ExitStack() as stack:
+        found = _find(folder, source, stack)
+        _check_fixed(found.run, run)
+        gps = _write(found, run, source, beside)
+        _swap(folder)
+    word = f"resumed from {source} at version {gps.version.counter:,}, {gps.counted_steps:,} local steps"
+    store = Store(folder, run.run_id, NODE)
+    return store, store.past(), word
+
+
+def _find(folder: Path, source: str, stack: ExitStack) -> _Found:
+    """Read what the source holds, up to its end or the first damage."""
+    place = _local(source)
+    if place is None:
+        place = folder.with_name(folder.name + ".fetched")
+        stack.callback(shutil.rmtree, place, ignore_errors=True)
+        _fetch(source, place)
+    store = Store(place, None, NODE)
+    stack.callback(store.close)
+    past = store.past(salvage=True)
+    if past is None or past.snapshot is None:
+        raise CheckpointError(f"{source}: the GPS that began there wrote no snapshot; begin anew")
+    kept = State.of(past.snapshot)
+    if kept.manifest is None or not kept.facts.keys() >= {"run", "corpus"}:
+        raise CheckpointError(f"{source}: the snapshot is not of a GPS")
+    run = config.parse(kept.facts["run"], f"run file in {source}")
+    machine = machine_of(run, past.header.incarnation, kept.manifest, kept.facts["corpus"])
+    restored = restore(past, past.header.run, machine, None, lambda m: plane_of(run, m))
+    history = history_until(store.history, past.snapshot.number)
+    told = b"".join(history_line(each) for each in restored.told)
+    return _Found(past, kept, restored, machine, run, history + told)
+
+
+def _local(source: str) -> Path | None:
+    """The folder of state that a path means; None: it is one of copies, or a URL."""
+    if "://" in source:
+        return None
+    for each in (daemon.state_folder(Path(source), NODE), Path(source)):
+        if any(each.glob("journal-*")) or any(each.glob("snapshot-*")):
+            return each
+    return None
+
+
+def _fetch(source: str, place: Path) -> None:
+    """Bring the newest of the copies, or the named one, to this machine."""
+    archive, names = Archive(source), [source.rstrip("/").rpartition("/")[2]]
+    above = Archive(source.rstrip("/").rpartition("/")[0] or "/")
+    if names[0] in above.names():
+        archive = above
+    else:
+        names = archive.names()
+    if not names:
+        raise ConfigError(f"--resume {source}: there is no state of a GPS and no snapshot of one")
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    archive.fetch(names[-1], place)
+
+
+def _check_fixed(old: RunFile, new: RunFile) -> None:
+    """What the state depends on must be as it was. Raises `ConfigError`."""
+    was, wanted = _fixed(old), _fixed(new)
+    for key, value in wanted.items():
+        if was.get(key) != value:
+            raise ConfigError(
+                f"{key} = {value!r}: the run that is resumed began with {was.get(key)!r}, and its state depends on it"
+            )
+    if old.gps.average and not new.gps.average:
+        raise ConfigError(
+            f"gps.average = 0: the run that is resumed keeps a mean, with gps.average = {old.gps.average}"
+        )
+
+
+def _fixed(run: RunFile) -> dict[str, Any]:
+    tables = {name: getattr(run, name).model_dump(mode="json") for name in FIXED}
+    found = {
+        f"{name}.{key}": value
+        for name, table in tables.items()
+        for key, value in table.items()
+        if key not in PATHS
+    }
+    return found | {"run.seed": run.run.seed}
+
+
+# --- the state of the life that begins -----------------------------------------------------------
+
+
+def _write(found: _Found, run: RunFile, source: str, beside: Path) -> Gps:
+    """Write a folder of state beside its place. Returns the machine that is in it."""
+    manifest, plane, header = found.kept.manifest, found.restored.plane, found.past.header
+    assert manifest is not None
+    assert plane is not None
+    incarnation = max(daemon.incarnation(), header.incarnation + 1)
+    corpus = found.kept.facts["corpus"]
+    gps = machine_of(run, incarnation, manifest, corpus)
+    image.restore(gps, image.take(found.machine))
+    gps.reopen()
+    gps.check()
+    _check_budget(gps, run, source)
+    number = found.past.next_number - 1
+    fields = {
+        "version": gps.version.counter,
+        "incarnation": incarnation,
+        "counted_steps": gps.counted_steps,
+        "from": source,
+    }
+    snapshot = plane.snapshot()
+    store = Store(beside, run.run_id, NODE)
+    try:
+        journal.begin_with(
+            store,
+            journal.header(run.run_id, NODE, daemon.process_name(NODE), incarnation),
+            number,
+            found.restored.now,
+            state(gps, manifest, found.restored.last_blob, facts_of(run, corpus)),
+            record.pack(snapshot.layout()),
+            snapshot.chunks,
+            found.history + history_line(Told(number, RESUMED, fields)),
+        )
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write the state that is resumed to {beside}: {error}"
+        ) from None
+    finally:
+        store.close()
+    return gps
+
+
+def _check_budget(gps: Gps, run: RunFile, source: str) -> None:
+    if gps.counted_steps >= run.run.budget_local_steps:
+        raise ConfigError(
+            f"run.budget_local_steps = {run.run.budget_local_steps}: {source} has {gps.counted_steps} behind it;"
+            " give a larger budget to go on"
+        )
+    if 0 < gps.settings.budget_ps <= gps.elapsed_ps():
+        raise ConfigError(
+            f"run.budget_minutes = {run.run.budget_minutes:g}: {source} has"
+            f" {gps.elapsed_ps() / PS_PER_MINUTE:.4g} behind it; give a larger budget to go on"
+        )
+
+
+# --- one folder in the place of another ----------------------------------------------------------
+
+
+def _places(folder: Path) -> tuple[Path, Path]:
+    return folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+
+
+def _swap(folder: Path) -> None:
+    """Put the new folder, which is whole, in the place of the old one."""
+    new, old = _places(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _finish_swap(folder: Path) -> None:
+    """A process that was putting a folder in the place of another was killed."""
+    new, old = _places(folder)
+    if old.exists() and not folder.exists():
+        new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

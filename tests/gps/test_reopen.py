@@ -1,0 +1,120 @@
+"""Another life of a GPS, which goes on from the state of one before that may not have been the last."""
+
+from dataclasses import replace
+
+import pytest
+
+from gps.state import Gps, GpsSettings
+from pelago.core.image import restore, take
+from pelago.core.machine import PS_PER_MS, Note, Received, Restarted, Send, StopRequested
+from pelago.core.names import PushId, Version
+from pelago.wire.messages import (
+    Ack,
+    Grant,
+    Heartbeat,
+    LeaseRequest,
+    Leave,
+    Offer,
+    Pull,
+    Rejoin,
+    Welcome,
+)
+from tests.gps.room import SETTINGS, Room, hello, update
+
+E1 = PushId(1, 1)
+LATER = replace(SETTINGS, incarnation=1000)
+
+
+@pytest.fixture
+def room() -> Room:
+    """Eu has 0..8, of which 0..4 are in version 1, and us 8..16."""
+    room = Room().load().join("lps-1", "eu", samples=8).join("lps-2", "us", samples=8)
+    room.push("lps-1", update(E1, ((0, 4),), steps=30), -1)
+    return room
+
+
+def reopened(room: Room, settings: GpsSettings = LATER) -> Room:
+    """A room in which another life goes on with the GPS of this one."""
+    later = Room(settings)
+    restore(later.gps, take(room.gps))
+    later.gps.reopen()
+    later.gps.check()
+    later.now = room.now
+    later.happens(Restarted())
+    return later
+
+
+def test_it_goes_on_with_the_model_and_lends_what_is_not_in_it(room: Room) -> None:
+    later = reopened(room)
+    assert later.gps.version == Version(1000, 1)
+    assert later.gps.counted_steps == 30
+    later.join("lps-1", "eu")
+    [grant] = later.hears("lps-1", LeaseRequest(1, 20))
+    assert isinstance(grant, Send)
+    assert grant.message.spans == ((4, 16), (16, 24))  # type: ignore[union-attr]
+
+
+def test_what_peers_hold_of_the_life_before_is_void(room: Room) -> None:
+    """1. Nobody is known any more. 2. Fences are above any that was given since. 3. An update begun with
+    the GPS before is fenced, whatever its number."""
+    later = reopened(room)
+    for message in (Heartbeat(None), Offer(E1), LeaseRequest(2, 8), Pull(0, 0)):
+        assert later.hears("lps-1", message) == [Send("lps-1", Rejoin())]
+    [_, welcome] = later.hears("lps-1", hello("lps", "eu"))
+    assert isinstance(welcome, Send)
+    assert isinstance(welcome.message, Welcome)
+    assert (welcome.message.fence, welcome.message.incarnation) == (1001, 1000)
+    assert later.hears("lps-1", Offer(PushId(2, 1)))[-1] == Send("lps-1", Ack((2, 1), "fenced"))
+    began_before = replace(update(PushId(1, 1001), ((4, 8),)), base=Version(9, 1))
+    later.hears("lps-1", LeaseRequest(1, 8))
+    assert later.hears("lps-1", Offer(began_before.push)) == [Send("lps-1", Grant((1, 1001)))]
+    effects = later.hears("lps-1", began_before, -5)
+    assert Send("lps-1", Ack((1, 1001), "fenced")) in effects
+
+
+def test_what_was_being_measured_is_forgotten(room: Room) -> None:
+    room.hears("lps-2", Offer(E1))
+    room.hears("lps-2", update(E1, ((8, 16),)), -2)
+    later = reopened(room)
+    assert later.gps.staging.ask("anybody", E1)
+    assert not later.gps._measuring
+
+
+def test_an_end_was_none(room: Room) -> None:
+    """1. The run ended, and samples that eu had applied never came here. 2. The life after lends them again,
+    and the time since the end does not count."""
+    room.after(1).happens(StopRequested("enough"))
+    room.hears("lps-1", Leave("drained", None, (), ((4, 6),), ()))
+    room.hears("lps-2", Leave("drained", None, (), (), ()))
+    assert room.gps.phase == "finished"
+    assert room.gps.ledger.totals().unexchanged == 2
+    ended = room.gps.elapsed_ps()
+    room.after(3600)
+    later = reopened(room)
+    assert later.gps.phase == "serving"
+    assert later.gps.ledger.totals().unexchanged == 0
+    assert later.gps.ledger.free.spans() == ((4, 16),)
+    assert later.gps.elapsed_ps() - ended <= room.now - ended
+    assert later.gps.end_reason == ""
+
+
+def test_regions_may_be_added_and_struck(room: Room) -> None:
+    later = reopened(room, replace(LATER, regions=("us", "asia")))
+    assert later.hears("lps-3", hello("lps", "asia"))[0] == Note(
+        "region_joined", {"region": "asia", "fence": 1001, "returned": 0}
+    )
+    assert "is not in the run" in str(later.hears("lps-1", hello("lps", "eu")))
+
+
+def test_only_a_later_life_can_reopen(room: Room) -> None:
+    gps = Gps(SETTINGS)
+    restore(gps, take(room.gps))
+    with pytest.raises(AssertionError):
+        gps.reopen()
+
+
+def test_time_goes_on_from_the_state(room: Room) -> None:
+    elapsed = room.after(2).gps.elapsed_ps()
+    later = reopened(room)
+    later.gps.handle(Received("nobody", Heartbeat(None)), room.now + 5 * PS_PER_MS)
+    assert later.gps.elapsed_ps() <= elapsed + 2 * 10**12 + 5 * PS_PER_MS

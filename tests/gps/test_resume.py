@@ -1,0 +1,229 @@
+"""`gps --resume`: from folders and copies to the state of another life, and what is refused."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from gps.resume import NODE, RESUMED, facts_of, machine_of, open_state, plane_of
+from gps.state import Gps
+from pelago import config
+from pelago.config import RunFile
+from pelago.core import image
+from pelago.core.errors import CheckpointError, ConfigError, ForeignState
+from pelago.core.machine import Loaded, Started
+from pelago.core.names import Version
+from pelago.net import daemon, journal
+from pelago.net.archive import Archive, name_of
+from pelago.net.restore import State, state
+from pelago.net.store import HISTORY, Store, Told, history_line, read_history
+from pelago.tensor.manifest import Manifest
+from pelago.tensor.plane import Plane
+from pelago.wire import record
+from pelago.wire.messages import TensorSpec
+
+MANIFEST = Manifest((TensorSpec("weight", (1000,)),), 1024)
+TEXT = """
+[run]
+name = "again"
+budget_local_steps = 100
+[gps]
+average = 0.5
+[[region]]
+name = "eu"
+worker_speeds = [1.0]
+"""
+
+
+def a_run(*changes: tuple[str, str]) -> RunFile:
+    text = TEXT
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return config.parse(text, "run.toml")
+
+
+def a_gps(run: RunFile, incarnation: int = 5) -> tuple[Gps, Plane]:
+    """One that has applied an update of 40 local steps."""
+    gps = machine_of(run, incarnation, MANIFEST, "corpus")
+    gps.handle(Started(), 1)
+    gps.handle(Loaded(Version(incarnation, 0)), 2)
+    gps.version, gps.updates, gps.counted_steps = Version(incarnation, 1), 1, 40
+    gps.regions["eu"].updates = 1
+    plane = plane_of(run, MANIFEST)
+    for blob, operation in ((1, "load"), (2, "step")):
+        plane.adopt(blob, torch.randn(1000, generator=torch.Generator().manual_seed(blob)))
+        plane.apply(operation, blob)  # type: ignore[arg-type]
+    return gps, plane
+
+
+def write(out: Path, run: RunFile) -> str:
+    """A state of this GPS in a folder of results; returns the digest of its tensors."""
+    gps, plane = a_gps(run)
+    store = Store(daemon.state_folder(out, NODE), run.run_id, NODE)
+    found = plane.snapshot()
+    journal.begin_with(
+        store,
+        journal.header(run.run_id, NODE, "gps@there:1:1", 5),
+        7,
+        1000,
+        state(gps, MANIFEST, -3, facts_of(run, "corpus")),
+        record.pack(found.layout()),
+        found.chunks,
+        history_line(Told(0, "begun", {})) + history_line(Told(6, "arrival", {"version": 1})),
+    )
+    store.close()
+    return plane.digest()
+
+
+def resumed(run: RunFile, out: Path, source: str | None) -> tuple[Gps, Plane, str]:
+    """What a GPS goes on with."""
+    store, past, word = open_state(run, out, source)
+    try:
+        assert past is not None
+        assert past.snapshot is not None
+        assert past.snapshot.layout is not None
+        kept = State.of(past.snapshot)
+        assert kept.manifest == MANIFEST
+        gps = machine_of(run, past.header.incarnation, MANIFEST, kept.facts["corpus"])
+        image.restore(gps, kept.image)
+        plane = plane_of(run, MANIFEST)
+        plane.restore(past.snapshot.layout, past.snapshot.chunks)
+        assert past.next_number == 8
+        return gps, plane, word
+    finally:
+        store.close()
+
+
+MORE = ("budget_local_steps = 100", "budget_local_steps = 200")
+
+
+def test_a_folder_goes_on_elsewhere_with_another_budget_and_learning_rate(tmp_path: Path) -> None:
+    """Tensors, steps and history are those of the source, which stays as it is."""
+    digest = write(tmp_path / "a", a_run())
+    run = a_run(MORE, ("average = 0.5", "average = 0.5\nlr = 0.3\nmomentum = 0.2"))
+    gps, plane, word = resumed(run, tmp_path / "b", str(tmp_path / "a"))
+    assert plane.digest() == digest
+    assert (gps.counted_steps, gps.version.counter) == (40, 1)
+    assert gps.version.incarnation == gps.settings.incarnation > 5
+    assert "at version 1, 40 local steps" in word
+    lines = read_history(daemon.state_folder(tmp_path / "b", NODE) / HISTORY)
+    assert [line.kind for line in lines] == ["begun", "arrival", RESUMED]
+    assert resumed(a_run(), tmp_path / "a", None)[0].version.incarnation == 5
+
+
+def test_a_folder_goes_on_in_its_place(tmp_path: Path) -> None:
+    """1. The run file was changed: only with --resume. 2. Started again so, it goes on with that."""
+    digest = write(tmp_path, a_run())
+    run = a_run(MORE)
+    with pytest.raises(ForeignState, match="--resume goes on with the changed one"):
+        open_state(run, tmp_path, None)
+    first, plane, _ = resumed(run, tmp_path, str(tmp_path))
+    assert plane.digest() == digest
+    again, _, word = resumed(run, tmp_path, str(tmp_path))
+    assert again.version == first.version
+    assert "--resume is for folders without a state" in word
+    assert sorted(each.name for each in (tmp_path / NODE).iterdir()) == ["state"]
+
+
+def test_a_copy_far_away_goes_on(tmp_path: Path) -> None:
+    """The newest one, or the one that is named."""
+    digest = write(tmp_path / "a", a_run())
+    archive = Archive(f"file://{tmp_path}/far")
+    folder = daemon.state_folder(tmp_path / "a", NODE)
+    for number in (1, 2):
+        with (folder / "snapshot-00000000").open("rb") as file:
+            archive.put(name_of(5, number), file, (folder / HISTORY).read_bytes())
+    for place, source in enumerate((archive.url, f"{archive.url}/{name_of(5, 1)}")):
+        gps, plane, word = resumed(a_run(MORE), tmp_path / str(place), source)
+        assert plane.digest() == digest
+        assert gps.counted_steps == 40
+        assert source in word
+    (tmp_path / "far" / name_of(5, 2) / "whole").unlink()
+    (tmp_path / "far" / name_of(5, 2) / "snapshot").write_bytes(b"cut")
+    assert resumed(a_run(MORE), tmp_path / "c", archive.url)[1].digest() == digest
+
+
+def test_the_end_of_a_journal_that_may_be_missing_begins_another_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host was started again, and what came last is damaged: the state before that goes on."""
+    digest = write(tmp_path, a_run())
+    path = daemon.state_folder(tmp_path, NODE) / "journal-00000000"
+    path.write_bytes(path.read_bytes() + b"\0" * 5000)
+    monkeypatch.setattr(daemon, "boot_id", lambda: "another")
+    gps, plane, word = resumed(a_run(), tmp_path, None)
+    assert plane.digest() == digest
+    assert gps.version.incarnation > 5
+    assert word.startswith("resumed from")
+
+
+REFUSED: dict[str, tuple[tuple[str, str], str]] = {
+    "a budget that is used up": (
+        ("budget_local_steps = 100", "budget_local_steps = 40"),
+        "run.budget_local_steps = 40: .* has 40 behind it; give a larger budget",
+    ),
+    "another seed": (
+        ('name = "again"', 'name = "again"\nseed = 3'),
+        "run.seed = 3: the run that is resumed began with 0",
+    ),
+    "another length": (
+        ("[gps]", "[data]\nsequence_length = 64\n[gps]"),
+        "data.sequence_length = 64: the run that is resumed began with 128",
+    ),
+    "no mean any more": (("average = 0.5", "average = 0"), "gps.average = 0: the run"),
+}
+
+
+@pytest.mark.parametrize("change", REFUSED)
+def test_what_cannot_go_on_is_refused_and_nothing_is_lost(change: str, tmp_path: Path) -> None:
+    digest = write(tmp_path, a_run())
+    edit, words = REFUSED[change]
+    with pytest.raises(ConfigError, match=words):
+        open_state(a_run(edit), tmp_path, str(tmp_path))
+    assert resumed(a_run(), tmp_path, None)[1].digest() == digest
+
+
+SOURCES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
+    "nothing": (lambda _: None, ConfigError, "no state of a GPS and no snapshot of one"),
+    "no snapshot": (
+        lambda folder: (
+            folder.mkdir(),
+            (folder / "journal-00000000").write_bytes(b""),
+        ),
+        CheckpointError,
+        "wrote no snapshot; begin anew",
+    ),
+    "a damaged snapshot": (
+        lambda folder: (folder.mkdir(), (folder / "snapshot-00000000").write_bytes(b"PLGO" * 99)),
+        CheckpointError,
+        "snapshot-00000000: damaged at byte 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SOURCES)
+def test_a_source_that_is_none_is_named(what: str, tmp_path: Path) -> None:
+    make, kind, words = SOURCES[what]
+    make(tmp_path / "source")
+    with pytest.raises(kind, match=words):
+        open_state(a_run(), tmp_path / "out", str(tmp_path / "source"))
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/x", "nowhere://x"])
+def test_a_url_that_cannot_be_used_is_named(url: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"cannot use {url!r} for snapshots"):
+        open_state(a_run(), tmp_path, url)
+
+
+def test_being_killed_between_the_folders_loses_neither(tmp_path: Path) -> None:
+    """The old folder is out of its place, the new one not in it yet."""
+    write(tmp_path / "a", a_run())
+    digest = write(tmp_path / "b", a_run())
+    folder = daemon.state_folder(tmp_path / "a", NODE)
+    folder.rename(folder.with_name("state.old"))
+    shutil.copytree(daemon.state_folder(tmp_path / "b", NODE), folder.with_name("state.new"))
+    assert resumed(a_run(), tmp_path / "a", None)[1].digest() == digest
+    assert sorted(each.name for each in folder.parent.iterdir()) == ["state"]
