@@ -263,9 +263,10 @@ class Lps:
     def _on_lease_grant(self, message: LeaseGrant) -> list[Effect]:
         if not self._supply.expects(message):
             return []
-        if message.fence > self.uplink.fence:
-            return self._on_rejoin()  # The Welcome that we went by was an old one.
-        if message.fence != self.uplink.fence or self.phase != "serving":
+        if message.fence != self.uplink.fence:
+            # The Welcome that we went by was an old one, or of a GPS before this one.
+            return self._on_rejoin()
+        if self.phase != "serving":
             return []
         self._supply.void()
         self.leases.pool.add(message.spans)

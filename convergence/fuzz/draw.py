@@ -30,6 +30,10 @@ class Mischief:
     """A clock."""
     stop_ps: int
     """A node is asked to end in good order."""
+    lose_ps: int
+    """The GPS's host, with its disk; another one takes its place."""
+    copy_ps: int
+    """A copy of the GPS's state is made, away from its host."""
     lasts_ps: int
     """At most so long does a cut or a full disk last."""
 
@@ -104,6 +108,7 @@ def draw(seed: int) -> Draw:
         damage=_chance(random, 0.5),
         unfit=_chance(random, 0.05),
     )
+    hosts = Random(derive("hosts", seed))
     mischief = Mischief(
         kill_ps=_interval(random),
         cut_ps=_interval(random),
@@ -111,6 +116,9 @@ def draw(seed: int) -> Draw:
         full_ps=_interval(random),
         jump_ps=_interval(random),
         stop_ps=_interval(random) * 3,
+        # From a stream of its own, and not for all, so that the seeds of old findings keep their course.
+        lose_ps=_interval(hosts) * 2 if seed % 4 in (1, 2) else 0,
+        copy_ps=_interval(hosts) if seed % 4 in (1, 2) else 0,
         lasts_ps=random.randint(1, 4 * lost_after_ms) * PS_PER_MS,
     )
     return Draw(
@@ -122,7 +130,7 @@ def draw(seed: int) -> Draw:
         durable_gps=random.random() < 0.7,
         durable_lps=random.random() < 0.7,
         scalar=scalar,
-        # From a stream of its own, so that the seeds of old findings keep their course.
+        # From a stream of its own as well.
         anonymous=Random(derive("anonymous", seed)).random() < 0.15,
         ends_early=seed % 8 == 7,
         skewed=random.random() < 0.5,

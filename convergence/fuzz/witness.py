@@ -17,6 +17,7 @@ C13 No payload is kept that no machine needs.
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 from convergence.fuzz.books import KEPT, Entry, GlobalBook, LocalBook
@@ -57,6 +58,8 @@ class Server:
 
     make: Callable[[], tuple[Machine[Message], DurablePlane]]
     book: LocalBook | GlobalBook
+    begun_with: LocalBook | GlobalBook
+    """What was in it at the beginning of this process."""
     entries: list[Entry] = field(default_factory=list)
     done: list[Done] = field(default_factory=list)
     answered: dict[tuple[str, PushId], Outcome] = field(default_factory=dict)
@@ -89,10 +92,16 @@ class Witness:
 
     # --- what it hears ---------------------------------------------------------------------------
 
-    def begins(self, node: Node, make: Callable[[], tuple[Machine[Message], DurablePlane]]) -> None:
-        """A server's process begins."""
-        book = GlobalBook() if isinstance(node.machine, Gps) else LocalBook()
-        self.servers[node.name] = Server(make, book)
+    def begins(
+        self,
+        node: Node,
+        make: Callable[[], tuple[Machine[Message], DurablePlane]],
+        book: LocalBook | GlobalBook | None = None,
+    ) -> None:
+        """A server's process begins; ``book``: what is in the state that it goes on from."""
+        if book is None:
+            book = GlobalBook() if isinstance(node.machine, Gps) else LocalBook()
+        self.servers[node.name] = Server(make, deepcopy(book), book)
 
     def asked_to_stop(self, name: str) -> None:
         """A process is asked to end in good order."""
@@ -147,7 +156,7 @@ class Witness:
         server.entries = kept
         server.done = [each for each in server.done if each.number <= number]
         if lost:
-            server.book = type(server.book)()
+            server.book = deepcopy(server.begun_with)
             for entry in kept:
                 server.book.keep(entry)
         for (client, push), outcome in server.answered.items():

@@ -5,19 +5,30 @@ called like it, later ones "eu/0#2" and so on. What a process is not durable for
 """
 
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
 from random import Random
 from typing import Final, Literal
 
 import gps.settings
 import lps.settings
 import worker.settings
+from convergence.fuzz.books import GlobalBook
 from convergence.fuzz.draw import PS_PER_S, Draw
 from convergence.fuzz.witness import Witness
 from convergence.problems import Job, Part, build
 from gps.state import Gps
 from lps.state import Lps
 from pelago import config
-from pelago.core.machine import PS_PER_MS, Loaded, Machine, Started, StopRequested
+from pelago.core import image
+from pelago.core.machine import (
+    PS_PER_MS,
+    Loaded,
+    Machine,
+    Restarted,
+    Started,
+    StopRequested,
+)
 from pelago.core.names import Lease, Version
 from pelago.core.prng import derive
 from pelago.sim.disk import Disk
@@ -35,7 +46,19 @@ TEND_PS: Final = 100 * PS_PER_MS
 CLOCK_BITS: Final = 50
 """Clocks begin anywhere below 2 to this power, as the daemons' do."""
 
-Kind = Literal["kill", "cut", "full", "jump", "stop"]
+Kind = Literal["kill", "cut", "full", "jump", "stop", "lose", "copy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A GPS's state, away from its host."""
+
+    machine: image.Plain
+    plane: object
+    now: int
+    """On its clock."""
+    book: GlobalBook
+    """What the witness knows to be in it."""
 
 
 class Drill:
@@ -101,6 +124,7 @@ class World:
         self.seats: dict[str, str] = {}
         """The newest process of each seat."""
         self.calm = False
+        self._copy: Copy | None = None
         self._lives: dict[str, int] = {}
         self._speeds = [speed for region in self.run.region for speed in region.worker_speeds]
 
@@ -118,6 +142,8 @@ class World:
             ("full", mischief.full_ps),
             ("jump", mischief.jump_ps),
             ("stop", mischief.stop_ps),
+            ("lose", mischief.lose_ps),
+            ("copy", mischief.copy_ps),
         )
         for kind, every_ps in kinds:
             if every_ps:
@@ -182,7 +208,8 @@ class World:
         self.seats[seat] = name
         role, _, place = seat.partition("/")
         if seat == "gps":
-            self._add_server(seat, name, life, 0, lambda: self._gps(life))
+            copy = self._copy
+            self._add_server(seat, name, life, 0, lambda: self._gps(life, copy), copy)
         elif role == "lps":
             region = self.run.region_index(place)
             self._add_server(seat, name, life, region, lambda: self._lps(region, life))
@@ -196,10 +223,11 @@ class World:
         life: int,
         place: int,
         make: Callable[[], tuple[Machine[Message], DurablePlane]],
+        copy: Copy | None = None,
     ) -> None:
         is_gps = seat == "gps"
         machine, plane = make()
-        first = (Loaded(Version(life, 0)),) if is_gps else ()
+        first = (Loaded(Version(life, 0)),) if is_gps and copy is None else ()
         memory = None
         if self.drawn.durable_gps if is_gps else self.drawn.durable_lps:
             disk = Disk(self.run.run_id, seat, name, life)
@@ -207,12 +235,15 @@ class World:
         serves = "gps" if is_gps else f"{seat.partition('/')[2]}/lps"
         server = "" if is_gps else "gps"
         node = Node(name, place, machine, plane, serves=serves, server=server)
-        self.hardship.add(node, seat, self._clock(), memory)
-        self.witness.begins(node, make)
-        for event in (Started(), *first):
+        clock = self._clock()
+        if copy is not None:
+            clock.set(self.simulation.now, copy.now)
+        self.hardship.add(node, seat, clock, memory)
+        self.witness.begins(node, make, None if copy is None else copy.book)
+        for event in (Started() if copy is None else Restarted(), *first):
             self.simulation.give(node, event)
 
-    def _gps(self, life: int) -> tuple[Machine[Message], DurablePlane]:
+    def _gps(self, life: int, copy: Copy | None) -> tuple[Machine[Message], DurablePlane]:
         settings = gps.settings.settings(
             self.run,
             incarnation=life,
@@ -220,7 +251,13 @@ class World:
             fingerprint=self.problem.fingerprint,
             corpus="",
         )
-        return Gps(settings), self._plane(self.problem.server_plane(self.run.gps, None))
+        machine = Gps(settings)
+        plane = self._plane(self.problem.server_plane(self.run.gps, None))
+        if copy is not None:
+            image.restore(machine, copy.machine)
+            plane.restore(copy.plane)
+            machine.reopen()
+        return machine, plane
 
     def _lps(self, region: int, life: int) -> tuple[Machine[Message], DurablePlane]:
         settings = lps.settings.settings(self.run, region, incarnation=life)
@@ -281,6 +318,10 @@ class World:
             self.hardship.crash(name)
         elif kind == "full":
             self.hardship.fill_disks(until_ps)
+        elif kind == "lose":
+            self.hardship.lose_host(self.seats["gps"])
+        elif kind == "copy":
+            self._make_copy()
         elif kind == "jump":
             self.hardship.states[name].clock.jump(random.randint(1, 20 * PS_PER_S))
         elif kind == "cut":
@@ -292,6 +333,17 @@ class World:
         elif seat != "gps":
             self.witness.asked_to_stop(name)
             self.simulation.give(self.node(seat), StopRequested("asked to"))
+
+    def _make_copy(self) -> None:
+        """Of the GPS as it is, if it is there."""
+        state = self.hardship.states[self.seats["gps"]]
+        node, book = state.node, self.witness.servers[self.seats["gps"]].book
+        if node.finished is not None:
+            return
+        assert isinstance(book, GlobalBook)
+        plane = self._plane(node.plane).image(())
+        now = state.clock.read(self.simulation.now)
+        self._copy = Copy(image.take(node.machine), plane, now, deepcopy(book))
 
     def _stop_gps(self) -> None:
         node = self.node("gps")

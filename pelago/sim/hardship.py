@@ -39,7 +39,7 @@ from pelago.core.names import BlobId, Peer
 from pelago.sim.disk import Disk
 from pelago.sim.ports import DurablePlane, Payload
 from pelago.sim.recovery import Recovered, recover
-from pelago.sim.simulation import Node, Simulation
+from pelago.sim.simulation import LOST, Node, Simulation
 from pelago.sim.weather import Clock, Weather
 from pelago.wire.codec import decode_message, encode
 from pelago.wire.messages import Effect, Event, Message
@@ -152,6 +152,19 @@ class Hardship:
         self._cuts.clear()
         self._full_until = 0
 
+    def lose_host(self, name: Peer) -> None:
+        """A process is gone, and what it wrote with it."""
+        state = self.states[name]
+        if state.node.finished not in (None, DOWN):
+            return
+        self._count("hosts_lost")
+        state.memory = None
+        if state.node.finished is DOWN:
+            state.life += 1
+            state.node.finished = LOST
+        else:
+            self.crash(name)
+
     def crash(self, name: Peer) -> None:
         """A process is gone at once, as with kill -9."""
         state = self.states[name]
@@ -167,7 +180,8 @@ class Hardship:
         node.finished, state.writing = DOWN, False
         state.memory.disk.crash(self._random)
         after_ps = self._random.randint(1, max(1, self.weather.down_ps))
-        self.simulation.call(self.simulation.now + after_ps, lambda: self._restart(state))
+        life = state.life
+        self.simulation.call(self.simulation.now + after_ps, lambda: self._restart(state, life))
 
     # --- events and effects ----------------------------------------------------------------------
 
@@ -259,9 +273,11 @@ class Hardship:
         else:
             self._later(self.weather.disk_ps, state, written, full_ps)
 
-    def _restart(self, state: State) -> None:
-        """A durable server comes back."""
+    def _restart(self, state: State, life: int) -> None:
+        """A durable server comes back, unless its host was lost meanwhile."""
         node, memory = state.node, state.memory
+        if state.life != life:
+            return
         assert memory is not None
         if self._happens(self.weather.damage):
             self._damage(memory.disk)

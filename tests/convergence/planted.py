@@ -18,7 +18,7 @@ from pelago.core.names import Version
 from pelago.core.staging import Staging
 from pelago.sim import hardship
 from pelago.sim.disk import Disk
-from pelago.wire.messages import Ack, Goodbye, Model
+from pelago.wire.messages import Ack, Goodbye, LeaseGrant, Model
 from pelago.wire.uplink import Uplink
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -189,6 +189,45 @@ def a_lost_regions_samples_are_not_taken_back(patch: pytest.MonkeyPatch) -> None
 @plant
 def an_evaluators_farewell_has_no_finding(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Gps, "_goodbye", lambda self, peer, message: [Send(peer, Goodbye())])
+
+
+@plant
+def a_later_life_takes_no_samples_back(patch: pytest.MonkeyPatch) -> None:
+    def reopen(original: Any, self: Gps) -> None:
+        patch.setattr(SampleLedger, "reclaim", lambda self, region: 0)
+        original(self)
+        patch.undo()
+
+    around(patch, Gps, "reopen", reopen)
+
+
+@plant
+def a_later_life_knows_the_processes_of_the_one_before(patch: pytest.MonkeyPatch) -> None:
+    def reopen(original: Any, self: Gps) -> None:
+        served = {name: each.peer for name, each in self.regions.items()}
+        original(self)
+        for name, region in self.regions.items():
+            region.peer = served[name]
+
+    around(patch, Gps, "reopen", reopen)
+
+
+@plant
+def a_later_life_keeps_the_end_of_the_one_before(patch: pytest.MonkeyPatch) -> None:
+    def reopen(original: Any, self: Gps) -> None:
+        phase = self.phase
+        original(self)
+        self.phase = phase
+
+    around(patch, Gps, "reopen", reopen)
+
+
+@plant
+def a_grant_of_a_gps_that_began_anew_is_ignored(patch: pytest.MonkeyPatch) -> None:
+    def on_lease_grant(original: Any, self: Lps, message: LeaseGrant) -> Any:
+        return [] if message.fence < self.uplink.fence else original(self, message)
+
+    around(patch, Lps, "_on_lease_grant", on_lease_grant)
 
 
 @plant

@@ -354,11 +354,13 @@ def test_a_fenced_exchange_means_that_the_region_was_evicted(sent: Room) -> None
     ]
 
 
-def test_an_old_welcome_is_found_out_by_the_grant_that_does_not_fit(room: Room) -> None:
-    """Instead of asking for samples for ever."""
+@pytest.mark.parametrize("fence", [0, 2])
+def test_an_old_welcome_is_found_out_by_the_grant_that_does_not_fit(room: Room, fence: int) -> None:
+    """Instead of asking for samples for ever: one that is older than another of the same GPS, or than the
+    GPS itself, whose fences may be lower."""
     room.hears("w0", Pull(4, 0))
-    assert room.grant(1, ((0, 4),), fence=2) == [Note("rejoining", {}), REJOINING, GPS_HELLO]
-    room.hears("gps", gps_welcome(2))
+    assert room.grant(1, ((0, 4),), fence=fence) == [Note("rejoining", {}), REJOINING, GPS_HELLO]
+    room.hears("gps", gps_welcome(fence))
     assert room.hears("gps", global_model(0), -1)[-1] == Send("gps", LeaseRequest(2, 4))
 
 
