@@ -50,6 +50,7 @@ momentum_delay = 2
 updates_per_exchange = 8
 merge_weight = 0.5
 in_flight = "{in_flight}"
+lease_block = 400
 durability = "{durability}"
 [gps]
 lr = 0.5
@@ -75,6 +76,7 @@ bind = "127.0.0.1:{ports[2]}"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 KINDS = ("gps", "lps", "worker")
 SETTLE_S = 120.0
+STEADY_S = 4.0
 
 
 @dataclass
@@ -193,24 +195,41 @@ def restarts(chaos: Chaos, names: list[str]) -> dict[str, Any]:
     return {key: summary(values, 3) for key, values in parts.items() if values}
 
 
-def throughout(chaos: Chaos, regions: list[str], window_s: float) -> dict[str, int]:
-    """How often another region applied updates within so many seconds after an LPS or the GPS was killed."""
-    updates = {each: [e["at"] for e in chaos.events(f"lps-{each}", "update")] for each in regions}
-    found = {"kills": 0, "others_trained": 0}
-    for at, name, kind in chaos.kills:
-        if kind == "worker":
-            continue
-        others = [each for each in regions if name != f"lps-{each}"]
-        killed = [
-            n for t, n, k in chaos.kills if k == "lps" and abs(t - at) < window_s and n != name
-        ]
-        if any(f"lps-{each}" in killed for each in others):
-            continue  # The other one was down as well.
-        found["kills"] += 1
-        found["others_trained"] += all(
-            any(at < time_ <= at + window_s for time_ in updates[each]) for each in others
-        )
-    return found
+def throughout(chaos: Chaos, servers: list[str]) -> dict[str, Any]:
+    """What workers did while a server that is not their own was away: from its kill until it served again.
+
+    Counted is every worker that had trained for `STEADY_S` before the kill and was not killed itself, nor
+    its LPS, until then: how many finished rounds, and how many a second against those seconds before.
+    """
+    deaths: dict[str, list[float]] = {name: [] for name in chaos.nodes}
+    for at, name, _ in chaos.kills:
+        deaths[name].append(at)
+    rounds = {
+        each.name: [event["at"] for event in chaos.events(each.name, "round")]
+        for each in chaos.nodes.values()
+        if each.kind == "worker"
+    }
+    outages, trained, ratios = 0, 0, []
+    for name in servers:
+        backs = [event["at"] for event in chaos.events(name, "restarted")]
+        for at in deaths[name]:
+            back = min((each for each in backs if each > at), default=at)
+            for worker, done in rounds.items():
+                own = f"lps-{worker.split('-')[1]}"
+                since, until = at - STEADY_S, back + 0.5
+                upset = [t for each in (worker, own) for t in deaths[each] if since - 1 < t < until]
+                before = sum(since <= each <= at for each in done)
+                if name == own or upset or back - at < 1.0 or before < 2:
+                    continue
+                outages += 1
+                during = sum(at < each <= back for each in done)
+                trained += during > 0
+                ratios.append(during / (back - at) / (before / STEADY_S))
+    return {
+        "outages_seen_by_workers": outages,
+        "trained": trained,
+        "rounds_per_second_against_before": summary(ratios, 2) if ratios else {},
+    }
 
 
 def main() -> int:
@@ -288,7 +307,7 @@ def main() -> int:
                 "exceptions": found.exceptions[:10],
             },
             "restart_s": restarts(chaos, ["gps", "lps-eu", "lps-us"]),
-            "others": throughout(chaos, ["eu", "us"], 15.0),
+            "others": throughout(chaos, ["gps", "lps-eu", "lps-us"]),
             "rejoined": sum(len(chaos.events(each, "rejoining")) for each in ("lps-eu", "lps-us")),
         }
         print(json.dumps(figures))

@@ -9,6 +9,7 @@ from pathlib import Path
 from pelago import config
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError
+from pelago.net.archive import Archive
 from pelago.net.ports import require_free
 
 THIS_MACHINE = ("127.0.0.1", "localhost")
@@ -36,6 +37,11 @@ def check(run: RunFile) -> int:
         )
         print(
             f"region     {region.name}: LPS {host}:{port}, {len(region.worker_speeds)} workers at {speeds}"
+        )
+    if run.gps.snapshots:
+        print(
+            f"copies     {Archive(run.gps.snapshots).url} every {run.gps.snapshots_minutes:g} minutes,"
+            f" the newest {run.gps.snapshots_kept} stay"
         )
     print(f"results    {run.out}")
     return 0

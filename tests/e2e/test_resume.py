@@ -1,7 +1,10 @@
 """A GPS whose host is lost with its disk, and a run that goes on after its end, for real."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import pytest
 
 from pelago.cli.audit import examine, histories
 from pelago.net.store import HISTORY, read_history
-from tests.e2e.topology import Daemons, assert_books_balance, run_file
+from tests.e2e.topology import ONE_THREAD, Daemons, assert_books_balance, run_file
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -77,31 +80,31 @@ def _newest_copy(daemons: Daemons) -> int:
 def test_a_run_goes_on_after_its_end_with_a_larger_budget_and_another_learning_rate(
     tmp_path: Path,
 ) -> None:
-    """Its daemons are started again with --resume; the books of both parts balance, and the audit is clean."""
-    path = run_file(tmp_path, budget=100, interval=10**6, step_ms=10.0)
-    results: list[dict[str, Any]] = []
-    for flags in ((), ("--resume",)):
-        with Daemons(path, tmp_path / "out") as daemons:
-            daemons.start("gps", "gps", *(("--resume", str(tmp_path / "out")) if flags else ()))
-            daemons.start("lps-eu", "lps", "--region", "eu", *flags)
-            daemons.start_worker("eu", 0)
-            for node in ("gps", "lps-eu", "worker-eu-0"):
-                code, output = daemons.wait(node)
-                assert code == 0, (node, output)
-            results.append(json.loads(json.dumps(daemons.result())))
-        text = path.read_text(encoding="utf-8")
-        path.write_text(
-            text.replace("budget_local_steps = 100", "budget_local_steps = 200").replace(
-                "lr = 0.5", "lr = 0.4"
-            )
-        )
-    for result in results:
-        assert_books_balance(result)
-    first, second = results
-    assert first["counted_steps"] >= 100
-    assert second["counted_steps"] >= 200
+    """1. A local run ends, and the run file is changed. 2. `pelago resume` goes on with it in its folder: the
+    books of both parts balance, and the audit of the whole is clean."""
+    path = run_file(tmp_path, budget=100, interval=10**6, step_ms=10.0, regions={"eu": [1.0]})
+    out = tmp_path / "out"
+    first = _pelago("local", path, out)
+    text = path.read_text(encoding="utf-8")
+    changed = text.replace("budget_local_steps = 100", "budget_local_steps = 200")
+    path.write_text(changed.replace("lr = 0.5", "lr = 0.4"), encoding="utf-8")
+    second = _pelago("resume", path, out)
+    assert 100 <= first["counted_steps"] < 200 <= second["counted_steps"]
     assert second["gps"]["version"] > first["gps"]["version"]
-    found = examine(histories(tmp_path / "out"))
+    found = examine(histories(out))
     assert not found.exceptions
     assert not found.lost
     assert found.applied == second["ledger"]["applied"]
+    assert len(list((out / "gps").glob("events-until-*.jsonl"))) == 1
+
+
+def _pelago(command: str, path: Path, out: Path) -> dict[str, Any]:
+    """Run a command to its end; returns the result."""
+    line = [sys.executable, "-m", "pelago.cli.main", command, str(path), "--out", str(out)]
+    done = subprocess.run(
+        line, env=os.environ | ONE_THREAD, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result: dict[str, Any] = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    assert_books_balance(result)
+    return result
