@@ -76,38 +76,37 @@ def open_state(run: RunFile, out: Path, source: str | None) -> tuple[Store, Past
     _finish_swap(folder)
     store = Store(folder, run.run_id, NODE)
     here = source is not None and _is_same(source, out, folder)
+    fault: CheckpointError | None = None
     try:
         past = store.past()
-    except ForeignState:
-        if not here:
-            store.close()
-            raise
-        return _resume(run, store, str(folder))
-    except CheckpointError:
-        if source is None:
-            store.close()
-            raise
-        past = None
-    if past is not None and not daemon.is_certain(past, run.gps.durability):
-        if past.snapshot is not None:
+    except CheckpointError as error:
+        past, fault = None, error
+    if fault is not None:
+        if here or (source is None and _may_be_torn(store, run, fault)):
             return _resume(run, store, str(folder))
+        if source is None or isinstance(fault, ForeignState):
+            store.close()
+            raise fault
+    elif past is not None and daemon.is_certain(past, run.gps.durability):
+        idle = f"going on with {folder}: --resume is for folders without a state of this run"
+        return store, past, "" if source is None else idle
+    elif past is not None and past.snapshot is not None:
+        return _resume(run, store, str(folder))
+    elif past is not None:
         store.clear()  # It had hardly begun.
-        past = None
-    if past is not None or source is None:
-        word = (
-            ""
-            if source is None
-            else f"going on with {folder}; --resume is for folders without a state"
-        )
-        return store, past, word
-    if here:
-        store.close()
-        raise ConfigError(f"--resume {source}: there is no state of a GPS in {folder}")
-    return _resume(run, store, source)
+    return (store, None, "") if source is None else _resume(run, store, source)
 
 
 def _is_same(source: str, out: Path, folder: Path) -> bool:
     return "://" not in source and Path(source).resolve() in (out.resolve(), folder.resolve())
+
+
+def _may_be_torn(store: Store, run: RunFile, fault: CheckpointError) -> bool:
+    """Whether damage is what the end of the machine's own life leaves, where nobody promised better."""
+    if isinstance(fault, ForeignState):
+        return False
+    past = store.past(salvage=True)
+    return past is not None and not daemon.is_certain(past, run.gps.durability)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ from pelago.wire.recovery import Record, find_later, scan
 
 PART: Final = ".part"
 HISTORY: Final = "history"
+CLEARING: Final = "clearing"
+"""A file that is there while the past is being forgotten: a process that finds it goes on with that."""
 BEGUN: Final = "begun"
 """Kind of the line with which a life begins in a history."""
 SPARES_MAX: Final = 2
@@ -115,6 +117,8 @@ class Store:
             raise ConfigError(
                 f"{folder}: another process of {node} is running with this state"
             ) from None
+        if (folder / CLEARING).exists():
+            self.clear()
 
     def close(self) -> None:
         """Let another process have the folder."""
@@ -140,8 +144,11 @@ class Store:
 
     def clear(self) -> None:
         """Forget the past, but for the history."""
+        mark = self.folder / CLEARING
+        mark.touch()
         for path in [*self._files(), *self.folder.glob("spare-*")]:
             path.unlink()
+        mark.unlink()
 
     def drop_before(self, index: int) -> None:
         """Set aside what a snapshot has made needless. From any thread."""

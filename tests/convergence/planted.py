@@ -213,16 +213,6 @@ def a_later_life_knows_the_processes_of_the_one_before(patch: pytest.MonkeyPatch
 
 
 @plant
-def a_later_life_keeps_the_end_of_the_one_before(patch: pytest.MonkeyPatch) -> None:
-    def reopen(original: Any, self: Gps) -> None:
-        phase = self.phase
-        original(self)
-        self.phase = phase
-
-    around(patch, Gps, "reopen", reopen)
-
-
-@plant
 def a_grant_of_a_gps_that_began_anew_is_ignored(patch: pytest.MonkeyPatch) -> None:
     def on_lease_grant(original: Any, self: Lps, message: LeaseGrant) -> Any:
         return [] if message.fence < self.uplink.fence else original(self, message)

@@ -160,6 +160,37 @@ def test_the_end_of_a_journal_that_may_be_missing_begins_another_life(
     assert word.startswith("resumed from")
 
 
+def damage_the_journal(out: Path) -> None:
+    """Two more records, of which the first is damaged."""
+    path = daemon.state_folder(out, NODE) / "journal-00000000"
+    body = record.pack_event("run", Started())
+    pieces = [record.head(record.Kind.EVENT, number, body) + body for number in (8, 9)]
+    path.write_bytes(path.read_bytes() + pieces[0][:-1] + b"?" + pieces[1])
+
+
+def test_damage_is_refused_and_resume_goes_on_from_what_is_before_it(tmp_path: Path) -> None:
+    digest = write(tmp_path, a_run())
+    damage_the_journal(tmp_path)
+    with pytest.raises(CheckpointError, match="journal-00000000: damaged at byte"):
+        open_state(a_run(), tmp_path, None)
+    gps, plane, _ = resumed(a_run(), tmp_path, str(tmp_path))
+    assert plane.digest() == digest
+    assert gps.version.incarnation > 5
+
+
+def test_damage_by_a_host_that_went_down_is_no_surprise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`process` does not promise to outlive it; `host` does, and so refuses."""
+    write(tmp_path, a_run())
+    damage_the_journal(tmp_path)
+    monkeypatch.setattr(daemon, "boot_id", lambda: "another")
+    host = a_run(("average = 0.5", 'average = 0.5\ndurability = "host"'))
+    with pytest.raises(CheckpointError):
+        open_state(host, tmp_path, None)
+    assert resumed(a_run(), tmp_path, None)[0].version.incarnation > 5
+
+
 REFUSED: dict[str, tuple[tuple[str, str], str]] = {
     "a budget that is used up": (
         ("budget_local_steps = 100", "budget_local_steps = 40"),

@@ -56,6 +56,39 @@ def edges(pieces: list[bytes]) -> list[int]:
     return found
 
 
+# --- what is forgotten ---------------------------------------------------------------------------
+
+
+def test_forgetting_that_was_interrupted_is_gone_on_with(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. Killed after one of two files. 2. The next process finds nothing, instead of half of something."""
+    for index in (0, 1):
+        store.journal(index).write_bytes(header_piece())
+    unlink = Path.unlink
+    monkeypatch.setattr(Path, "unlink", _once(unlink))
+    with pytest.raises(KeyboardInterrupt):
+        store.clear()
+    monkeypatch.undo()
+    assert "journal-00000001" in names(store.folder)
+    store.close()
+    again = a_store(store.folder)
+    assert again.past() is None
+    again.close()
+
+
+def _once(action: Callable[[Path], None]) -> Callable[[Path], None]:
+    done: list[Path] = []
+
+    def act(path: Path) -> None:
+        if done:
+            raise KeyboardInterrupt
+        done.append(path)
+        action(path)
+
+    return act
+
+
 # --- what is whole -------------------------------------------------------------------------------
 
 
