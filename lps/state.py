@@ -127,6 +127,8 @@ class Lps:
         self._loaded: Version | None = None
         """Global version that the driver put into the arena: no first transfer then."""
         self._pulled_at = 0
+        self._may_return = False
+        """It was this LPS that was asked to end, and not the run: started again, it serves again."""
         self._now = 0
 
     # --- events --------------------------------------------------------------------------------------
@@ -157,6 +159,7 @@ class Lps:
             case Tick():
                 return self._on_tick()
             case StopRequested(reason):
+                self._may_return = True
                 return self._drain(reason)
             case Loaded(version):
                 self._loaded = version
@@ -176,6 +179,11 @@ class Lps:
         if self.settings.tick_ps:
             effects.append(SetTick(self.settings.tick_ps))
         effects.append(Note("restarted", {"phase": self.phase, "version": self.version}))
+        if self.phase == "gone" and self._may_return:
+            self._may_return = False
+            self.uplink.come_back()
+            self.phase = "joining"
+            return [*effects, *self._begin_anew()]
         if self.phase == "gone":
             return [*effects, Finish("run finished")]
         return effects if self.uplink.joined else [*effects, *self.uplink.join()]
@@ -241,6 +249,9 @@ class Lps:
             # Nothing is left to settle with a GPS that does not know us.
             self.phase = "gone"
             return [Finish("run finished")]
+        return self._begin_anew()
+
+    def _begin_anew(self) -> list[Effect]:
         effects: list[Effect] = [Note("rejoining", {})]
         self.leases.void()
         for member in self.members:

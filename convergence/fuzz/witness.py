@@ -222,11 +222,7 @@ class Witness:
     def _answers(self, node: Node, server: Server, peer: str, message: Ack) -> None:
         """C4."""
         known = server.answered.setdefault((peer, message.push), message.outcome)
-        if (
-            known == "applied"
-            and message.outcome == "fenced"
-            and self._is_past(node, peer, message)
-        ):
+        if message.outcome == "fenced" and self._is_past(node, peer, message):
             return  # Outcomes are forgotten with their fence, and their client knows that it is another.
         assert known == message.outcome, f"{message} to {peer}, which was {known}"
         self._agrees(server, peer, message.push, message.outcome)

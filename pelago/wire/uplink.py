@@ -142,6 +142,10 @@ class Uplink:
         self.leaving = message
         return [Send(self.server, message)]
 
+    def come_back(self) -> None:
+        """Having left, this node is wanted again; to the server it is a stranger."""
+        self.joined, self.leaving, self._leave_ticks = False, None, 0
+
     def leave_again(self) -> list[Effect]:
         """Repeat the goodbye, but not for ever: then the node goes without an answer."""
         assert self.leaving is not None

@@ -13,6 +13,7 @@ from pelago.core.machine import (
     Note,
     Progress,
     Release,
+    Restarted,
     Send,
     StopRequested,
     Tick,
@@ -333,3 +334,33 @@ def test_the_check_sees_a_broken_lps(room: Room) -> None:
     lps.exchanges.begin(1, 0)
     with pytest.raises(AssertionError):  # An exchange without its payload.
         lps.check()
+
+
+def test_a_region_that_was_drained_serves_again_when_it_is_started_again(room: Room) -> None:
+    """1. It was asked to end, and left. 2. The next process joins anew, and its workers with it."""
+    drained(room, StopRequested("enough"))
+    effects = room.happens(Restarted())
+    assert effects[-2:] == [Note("rejoining", {}), GPS_HELLO]
+    assert room.hears("gps", gps_welcome(2)) == [
+        Note("joined", {"fence": 2}),
+        Send("gps", Pull(0, 0)),
+    ]
+    room.hears("gps", global_model(0), -1)
+    assert room.lps.phase == "serving"
+    assert isinstance(without_notes(room.hears("w0", hello()))[0].message, Welcome)  # type: ignore[union-attr]
+    assert room.happens(Restarted())[-1].__class__ is not Finish
+
+
+def test_a_region_whose_run_is_over_ends_again_when_it_is_started_again(room: Room) -> None:
+    drained(room, None)
+    assert room.happens(Restarted())[-1] == Finish("run finished")
+
+
+def drained(room: Room, asked: StopRequested | None) -> None:
+    """It ends, because it was asked to, or because the run does."""
+    if asked is None:
+        room.hears("gps", Stop("budget"))
+    else:
+        room.happens(asked)
+    room.hears("w0", Leave("stop", None, (), (), ()))
+    assert room.hears("gps", Goodbye())[-1] == Finish("run finished")
