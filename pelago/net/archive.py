@@ -107,8 +107,12 @@ class Copier:
         """Begin to copy a snapshot that was just written, with the history up to its event."""
         self._begun_at = time.monotonic()
         loop = asyncio.get_running_loop()
-        # The next snapshot removes this one, but leaves its bytes to those who have it open.
-        snapshot = store.lend(store.snapshot(index))
+        try:
+            # The next snapshot removes this one, but leaves its bytes to those who have it open.
+            snapshot = store.lend(store.snapshot(index))
+        except OSError as error:
+            telemetry.event("archive_trouble", why=str(error))
+            return
 
         def tell(kind: str, fields: dict[str, Any]) -> None:
             with suppress(RuntimeError):  # The loop may be gone.
