@@ -28,7 +28,7 @@ FOUND: Final = {
     "a_lease_is_lent_twice": 1,
     "a_gps_minds_no_fence": 72,
     "a_gps_minds_no_earlier_life": 79,
-    "a_restarted_lps_believes_its_models_to_be_on_their_way": 58,
+    "a_restarted_lps_believes_its_models_to_be_on_their_way": 589,
     "a_restarted_gps_believes_its_models_to_be_on_their_way": 28,
     "a_restarted_lps_believes_its_update_to_be_on_its_way": 2,
     "a_restarted_server_does_not_measure_what_it_had": 73,
@@ -46,7 +46,7 @@ FOUND: Final = {
     "a_damaged_record_ends_a_journal_quietly": 32,
     "a_restored_plane_has_forgotten_its_momentum": 88,
 }
-"""The first seed that finds each planted bug."""
+"""A seed below a thousand that finds each planted bug."""
 SLOW: Final = (
     "a_restarted_lps_believes_its_models_to_be_on_their_way",
     "a_restarted_lps_believes_its_update_to_be_on_its_way",
