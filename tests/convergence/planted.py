@@ -18,7 +18,7 @@ from pelago.core.names import Version
 from pelago.core.staging import Staging
 from pelago.sim import hardship
 from pelago.sim.disk import Disk
-from pelago.wire.messages import Ack, Goodbye, LeaseGrant, Model
+from pelago.wire.messages import Ack, Goodbye, Model
 from pelago.wire.uplink import Uplink
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -210,14 +210,6 @@ def a_later_life_knows_the_processes_of_the_one_before(patch: pytest.MonkeyPatch
             region.peer = served[name]
 
     around(patch, Gps, "reopen", reopen)
-
-
-@plant
-def a_grant_of_a_gps_that_began_anew_is_ignored(patch: pytest.MonkeyPatch) -> None:
-    def on_lease_grant(original: Any, self: Lps, message: LeaseGrant) -> Any:
-        return [] if message.fence < self.uplink.fence else original(self, message)
-
-    around(patch, Lps, "_on_lease_grant", on_lease_grant)
 
 
 @plant

@@ -37,7 +37,6 @@ FOUND: Final = {
     "an_evaluators_farewell_has_no_finding": 3,
     "a_later_life_takes_no_samples_back": 6,
     "a_later_life_knows_the_processes_of_the_one_before": 17,
-    "a_grant_of_a_gps_that_began_anew_is_ignored": 869,
     "a_region_that_rejoins_keeps_its_movement": 1,
     "a_rejected_exchange_keeps_its_samples": 160,
     "a_place_is_never_free_again": 2,

