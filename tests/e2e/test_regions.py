@@ -38,6 +38,7 @@ def a_run(folder: Path, *, budget: int) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_region_is_added_and_another_one_drained_while_the_run_goes_on(tmp_path: Path) -> None:
     """1. Of three regions in the run file one is there; it trains. 2. The second one comes, with a worker.
     3. The first is drained: it and its worker leave, and the second goes on with its samples.
