@@ -25,19 +25,21 @@ The rules, and why they suffice on any transport that loses, repeats, reorders, 
    next query.
 5. **The end.** A side gives up only when told to (`abort`), when the other one breaks these rules,
    or after ``silence_max_ps`` without any `Have`.
+6. **Restarts.** What a receiver acknowledged is never sent again. So one that may be another process
+   the next time (``arrived``) acknowledges only what that one will have.
 
 Every event costs O(log holes) plus the work on chunks that change state, each of which does so once
 per journey; nothing walks over all chunks.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final, TypeAlias, Union
 
 from pelago.core.machine import PS_PER_MS
-from pelago.core.names import Spans
+from pelago.core.names import Span, Spans
 from pelago.core.spans import SpanSet
 
 BEYOND_MAX: Final = 64
@@ -269,9 +271,14 @@ class Sender:
 
 
 class Receiver:
-    """The receiving end of one transfer of so many ``chunks``. Knows no time: it only answers."""
+    """The receiving end of one transfer of so many ``chunks``. Knows no time: it only answers.
 
-    def __init__(self, transfer: int, chunks: int, acknowledge_chunks: int = 1) -> None:
+    ``arrived``: what a process before this one has of it.
+    """
+
+    def __init__(
+        self, transfer: int, chunks: int, acknowledge_chunks: int = 1, arrived: Iterable[Span] = ()
+    ) -> None:
         assert chunks >= 0, chunks
         assert acknowledge_chunks > 0, acknowledge_chunks
         self.transfer = transfer
@@ -280,7 +287,7 @@ class Receiver:
         self._acknowledge_chunks = acknowledge_chunks
         self._unacknowledged = 0
         self._query = 0
-        self._arrived = SpanSet()
+        self._arrived = SpanSet(arrived)
 
     def begin(self, query: int) -> list[ReceiverWish]:
         """The other end asks what has arrived; also the first word of a transfer."""

@@ -4,23 +4,29 @@ A payload is announced by `Begin`. It is refused with `Abort`, before anything i
 it is exactly one model large and a place is free. Chunks are verified and kept by the staging
 thread, in the very frames in which ZeroMQ received them; what came while the thread was busy makes
 its next batch. When all of it is here the machine hears `Received`.
+
+A durable node journals how a payload began, and its chunks, and acknowledges a chunk when the journal
+holds it. So the process that comes after it goes on where it was.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, assert_never
 
 from pelago.core import transfer
 from pelago.core.errors import WireError
 from pelago.core.machine import Received
-from pelago.core.names import BlobId, Peer
+from pelago.core.names import BlobId, Peer, Span
+from pelago.net.keeper import Keeper
 from pelago.net.lane import Tensors
 from pelago.net.limits import Limits
 from pelago.net.outgoing import UNKNOWN
+from pelago.net.restore import Arriving, Restored
 from pelago.net.telemetry import Telemetry
 from pelago.wire.codec import decode_message
 from pelago.wire.messages import Abort, Begin, Chunk, Frame, Have, Message, Model, Push
+from pelago.wire.record import Begun
 
 REMEMBERED_MAX: Final = 1024
 """Peers whose last finished transfer is remembered, so that a repeated question gets its answer."""
@@ -31,6 +37,7 @@ class _Transfer:
     number: int
     peer: Peer
     blob: BlobId
+    begun: Begun
     message: Message
     receiver: transfer.Receiver
     heard_ps: int
@@ -43,7 +50,8 @@ class _Transfer:
 class Incoming:
     """All payloads on their way into a node; see `pelago.net.outgoing.Outgoing` for the arguments.
 
-    ``throttle(on)`` stops and restarts the bulk sockets, when staging falls behind.
+    ``throttle(on)`` stops and restarts the bulk sockets, when staging falls behind; ``keeper`` is a
+    durable node's.
     """
 
     def __init__(
@@ -56,6 +64,7 @@ class Incoming:
         throttle: Callable[[bool], None],
         telemetry: Telemetry,
         clock: Callable[[], int],
+        keeper: Keeper | None,
     ) -> None:
         self._run_id = run_id
         self._tensors = tensors
@@ -65,6 +74,7 @@ class Incoming:
         self._throttle = throttle
         self._telemetry = telemetry
         self._clock = clock
+        self._keeper = keeper
         self._transfers: dict[Peer, _Transfer] = {}
         self._finished: OrderedDict[Peer, _Transfer] = OrderedDict()
         self._waiting_bytes = 0
@@ -75,9 +85,33 @@ class Incoming:
         """Payloads under way."""
         return len(self._transfers)
 
-    def arriving(self) -> list[BlobId]:
-        """Payloads of which some chunks are here."""
-        return [one.blob for one in self._transfers.values()]
+    def arriving(self) -> list[tuple[BlobId, Begun]]:
+        """Payloads of which some chunks are here, and how they began."""
+        return [(one.blob, one.begun) for one in self._transfers.values()]
+
+    def resume(self, restored: Restored) -> None:
+        """Know what the process before this one knew; of payloads under way the newest, as many as have
+        a place. Nobody is told anything yet."""
+        arriving = list(restored.arriving.values())
+        too_many = max(0, len(arriving) - self._limits.incoming_max)
+        for each in arriving[:too_many]:
+            self._tensors.plane.release(each.blob)
+            self._journal_end(each.blob)
+        for each in arriving[too_many:]:
+            self._tensors.created(each.blob)
+            here = self._tensors.plane.arrived(each.blob)
+            one = self._know(each, [(place, place + 1) for place, _ in here])
+            self._transfers[one.peer] = one
+        for each in restored.finished.values():
+            one = self._know(each, [(0, len(self._tensors.plane.manifest.chunks))])
+            one.over = one.receiver.completed = True
+            self._finished[one.peer] = one
+
+    def go_on(self) -> None:
+        """After `resume`: the machine hears of what was whole before its predecessor could."""
+        for one in list(self._transfers.values()):
+            if self._tensors.plane.complete(one.blob):
+                self._obey(one, one.receiver.begin(0))
 
     def on_begin(self, peer: Peer, frame: Begin) -> None:
         """A payload is announced, or its sender asks what of it has arrived."""
@@ -166,13 +200,29 @@ class Incoming:
         blob = self._tensors.new_blob()
         self._tensors.created(blob)
         self._tensors.plane.open(blob)
-        acknowledge_chunks = transfer.acknowledge_chunks_for(
-            self._limits.window_bytes, self._tensors.plane.manifest.chunk_bytes
-        )
-        receiver = transfer.Receiver(frame.transfer, frame.chunks, acknowledge_chunks)
-        one = _Transfer(frame.transfer, peer, blob, message, receiver, self._clock())
+        begun = Begun(peer, frame.transfer, frame.message)
+        if self._keeper is not None:
+            self._keeper.begin(blob, begun)
+        one = self._know(Arriving(blob, begun, message))
         self._transfers[peer] = one
         return one
+
+    def _know(self, arriving: Arriving, here: Iterable[Span] = ()) -> _Transfer:
+        """A payload of which these chunks are here."""
+        begun, manifest = arriving.begun, self._tensors.plane.manifest
+        acknowledge_chunks = transfer.acknowledge_chunks_for(
+            self._limits.window_bytes, manifest.chunk_bytes
+        )
+        receiver = transfer.Receiver(begun.transfer, len(manifest.chunks), acknowledge_chunks, here)
+        return _Transfer(
+            begun.transfer,
+            begun.peer,
+            arriving.blob,
+            begun,
+            arriving.message,
+            receiver,
+            self._clock(),
+        )
 
     def _stage(self, one: _Transfer) -> None:
         if one.staging or one.over or not one.waiting:
@@ -233,7 +283,11 @@ class Incoming:
                 case _:
                     assert_never(wish)
         if have is not None:
-            self._send_frame(one.peer, Have(one.number, have.query, have.through, have.beyond))
+            frame = Have(one.number, have.query, have.through, have.beyond)
+            if self._keeper is None:
+                self._send_frame(one.peer, frame)
+            else:
+                self._keeper.acknowledge(lambda: self._send_frame(one.peer, frame))
         if completed:
             self._complete(one)
 
@@ -254,8 +308,13 @@ class Incoming:
         del self._transfers[one.peer]
         one.over = True
         self._discard(one)
+        self._journal_end(one.blob)
         if not one.staging:
             self._tensors.drop(one.blob)
+
+    def _journal_end(self, blob: BlobId) -> None:
+        if self._keeper is not None:
+            self._keeper.abort(blob)
 
     def _discard(self, one: _Transfer) -> None:
         waiting, one.waiting = one.waiting, []

@@ -28,7 +28,7 @@ from pelago.net.store import PART, Store, Told, boot_id, history_line
 from pelago.tensor.payload import Cell
 from pelago.wire import record
 from pelago.wire.messages import Event
-from pelago.wire.record import Header, Kind
+from pelago.wire.record import Begun, Header, Kind
 
 BATCH_BYTES: Final = 8 << 20
 """So much is written with one call."""
@@ -48,8 +48,13 @@ class _Rotate:
 
     index: int
     header: bytes
-    begun: threading.Event = field(default_factory=threading.Event)
-    """The next journal exists."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """What was queued before it is written."""
+
+    reached: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ class _History:
     record: bytes
 
 
-_Item = tuple[bytes, Any] | _Rotate | _History
+_Item = tuple[bytes, Any] | _Rotate | _Mark | _History
 """Head and body of a record of the journal, or something else to do in between."""
 
 
@@ -99,8 +104,7 @@ class Journal:
         self._lock = threading.Lock()
         self._items: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._closing = threading.Event()
-        self._newest = _Rotate(index, self._packed_header(number))
-        self._items.put(self._newest)
+        self._items.put(_Rotate(index, self._packed_header(number)))
         self._writer = threading.Thread(target=self._run, name="journal", daemon=True)
         self._writer.start()
         self._snapshotting = False
@@ -116,6 +120,14 @@ class Journal:
         body = record.pack_event(run, event)
         self.events += 1
         return self._put(Kind.EVENT, body, 0, now, -1)
+
+    def begin(self, blob: BlobId, begun: Begun) -> None:
+        """Queue that a payload begins to arrive."""
+        self._put(Kind.BEGIN, record.pack_begun(begun), blob, 0, -1)
+
+    def abort(self, blob: BlobId) -> None:
+        """Queue that no more of a payload will arrive."""
+        self._put(Kind.ABORT, b"", blob, 0, -1)
 
     def chunk(self, blob: BlobId, place: int, body: memoryview, checksum: int) -> None:
         """Queue a chunk of a payload; its bytes may not change any more. From any thread."""
@@ -135,14 +147,14 @@ class Journal:
     def rotate(self) -> tuple[int, int]:
         """Begin the next journal, for which `snapshot` is called then.
 
-        Returns its index, and the number of the last record before it.
+        Returns its index, and the number of the last record before it. What of earlier journals is to
+        outlive them is queued in between.
         """
         self._snapshotting = True
         with self._lock:
             self._index += 1
             self.bytes = self.events = 0
-            self._newest = _Rotate(self._index, self._packed_header(self._number))
-            self._items.put(self._newest)
+            self._items.put(_Rotate(self._index, self._packed_header(self._number)))
             return self._index, self._number - 1
 
     def snapshot(
@@ -162,11 +174,13 @@ class Journal:
 
         if self._closing.is_set():
             return
-        begun = self._newest.begun
+        mark = _Mark()
+        self._items.put(mark)
 
         def job() -> None:
-            # The writer may have much to write before it: no snapshot is without its journal.
-            while not begun.wait(RETRY_S):
+            # The writer may have much to write before it: no snapshot is without its journal, and what was
+            # written again there must be there before the journal goes in which it was.
+            while not mark.reached.wait(RETRY_S):
                 if self._closing.is_set():
                     return
             try:
@@ -243,7 +257,9 @@ class Journal:
                 if self._sync:
                     history.sync()
                 file.begin(self._store, item.index, item.header)
-                item.begun.set()
+                return
+            if isinstance(item, _Mark):
+                item.reached.set()
                 return
             if isinstance(item, _History):
                 history.write([item.record])

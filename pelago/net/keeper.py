@@ -24,6 +24,7 @@ from pelago.net.telemetry import Telemetry
 from pelago.tensor.snapshot import PlaneSnapshot
 from pelago.wire import record
 from pelago.wire.messages import Event, Message
+from pelago.wire.record import Begun
 from pelago.wire.recovery import UNCOMMITTED
 
 COMMITTED_S: Final = 10.0
@@ -50,8 +51,8 @@ class Memory:
 class Keeper:
     """Keeps the memory of one node; on the event loop's thread, but `chunk`, which is the staging thread's.
 
-    ``arriving`` tells which payloads have arrived in part, or are still to be told to the machine;
-    ``on_fault`` takes what ends the node.
+    ``arriving`` tells which payloads have arrived in part, and how they began (None: what is whole, and
+    still to be told to the machine); ``on_fault`` takes what ends the node.
     """
 
     def __init__(
@@ -62,11 +63,11 @@ class Keeper:
         machine: Machine[Message],
         tensors: Tensors,
         restored: Restored | None,
-        arriving: Callable[[], list[BlobId]],
+        arriving: Callable[[], list[tuple[BlobId, Begun | None]]],
         telemetry: Telemetry,
         on_fault: Callable[[BaseException], None],
     ) -> None:
-        self.held: deque[tuple[int, Callable[[], None]]] = deque()
+        self.held: deque[tuple[int, Callable[[], object]]] = deque()
         """What waits for the journal: (number of the record, how to send it)."""
         self._run, self._process = run, process
         self._machine, self._tensors = machine, tensors
@@ -105,6 +106,22 @@ class Keeper:
 
             self.held.append((self._number, send_and_drop))
 
+    def begin(self, blob: BlobId, begun: Begun) -> None:
+        """A payload begins to arrive."""
+        self.journal.begin(blob, begun)
+
+    def abort(self, blob: BlobId) -> None:
+        """What was to arrive of a payload will not."""
+        self.journal.abort(blob)
+
+    def acknowledge(self, send: Callable[[], object]) -> None:
+        """Send a word on chunks that arrived, as soon as all that have arrived by now are durable: its
+        receiver will not send them again."""
+        if not self.held and self.journal.durable >= self.journal.last:
+            send()
+        else:
+            self.held.append((self.journal.last, send))
+
     def note(self, kind: str, fields: dict[str, Any]) -> None:
         """What the machine noted belongs into the history, or does not."""
         if kind in HISTORY_KINDS:
@@ -130,7 +147,9 @@ class Keeper:
             written.snapshot(index, number, now, taken, None, lambda: iter(()), then)
             return
         # The journal before this one goes, and what has arrived of a payload is in it.
-        for blob in self._arriving():
+        for blob, begun in self._arriving():
+            if begun is not None:
+                written.begin(blob, begun)
             for place, cell in plane.arrived(blob):
                 written.chunk(blob, place, cell.buffer(), cell.checksum())
         held = frozenset(tensors.held)

@@ -62,6 +62,7 @@ from pelago.wire.messages import (
     Message,
     Welcome,
 )
+from pelago.wire.record import Begun
 
 EXIT_ERROR: Final = 1
 EXIT_CRASHED: Final = 70
@@ -158,6 +159,7 @@ class Node:
             self.post(Started() if restored is None else Restarted())
             if self.settings.loaded is not None:
                 self.post(Loaded(self.settings.loaded))
+            self.transfers.incoming.go_on()
             finish = await self._finished
             if self.keeper is not None and not self._crashed:
                 await self.keeper.settle()
@@ -198,6 +200,7 @@ class Node:
             snapshot_bytes=0 if past.snapshot is None else past.snapshot.bytes,
             journal_bytes=past.bytes,
             torn_bytes=past.torn_bytes,
+            arriving=len(restored.arriving),
             **{f"{part}_s": round(seconds, 4) for part, seconds in restored.seconds.items()},
         )
         return restored
@@ -256,7 +259,10 @@ class Node:
             self._throttle,
             telemetry,
             self.clock,
+            self.keeper,
         )
+        if restored is not None:
+            self.transfers.incoming.resume(restored)
         if self._trainer is not None:
             self._training = Training(self._trainer, self.tensors, self.post, self._crash)
             resources.callback(self._training.close)
@@ -330,9 +336,10 @@ class Node:
         else:
             self.transfers.send(peer, encoded, blob)
 
-    def _arriving(self) -> list[BlobId]:
+    def _arriving(self) -> list[tuple[BlobId, Begun | None]]:
         """Payloads that have arrived in part, or are still to be told to the machine."""
-        told = [each.blob for each in self._inbox if isinstance(each, Received) and each.blob]
+        inbox = [each.blob for each in self._inbox if isinstance(each, Received)]
+        told = [(blob, None) for blob in inbox if blob is not None]
         return [*self.transfers.incoming.arriving(), *told]
 
     def _need_trainer(self) -> Training:

@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from pelago.core import image
-from pelago.core.errors import CheckpointError
+from pelago.core.errors import CheckpointError, WireError
 from pelago.core.machine import Machine, Note, Received
-from pelago.core.names import BlobId
+from pelago.core.names import BlobId, Peer
 from pelago.net.store import Past, Snapshot, Told
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire import record
+from pelago.wire.codec import decode_message
 from pelago.wire.messages import Message, TensorSpec, Welcome
-from pelago.wire.record import Kind
+from pelago.wire.record import Begun, Head, Kind
 from pelago.wire.recovery import tell_again
 
 HISTORY_KINDS: Final = frozenset(
@@ -36,6 +37,15 @@ HISTORY_KINDS: Final = frozenset(
 """Notes that a node never forgets: what became of samples."""
 
 
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """A payload on its way in: the plane has those of its chunks that had arrived."""
+
+    blob: BlobId
+    begun: Begun
+    message: Message
+
+
 @dataclass(slots=True)
 class Restored:
     """A node as the process before it left it."""
@@ -47,6 +57,10 @@ class Restored:
     """The lowest number that the driver gave a payload."""
     held: dict[BlobId, None] = field(default_factory=dict)
     """Payloads that the machine still needs."""
+    arriving: dict[Peer, Arriving] = field(default_factory=dict)
+    """The payload that each peer was sending, in the order in which they began."""
+    finished: dict[Peer, Arriving] = field(default_factory=dict)
+    """The last one that each peer had sent, as far as the journal goes back."""
     events: int = 0
     """That were told again."""
     told: list[Told] = field(default_factory=list)
@@ -149,12 +163,27 @@ def _replay(
             bodies.setdefault(head.first, {})[head.second] = (each.body, head.checksum)
             found.last_blob = min(found.last_blob, head.first)
             continue
+        if head.kind is Kind.BEGIN:
+            _begin(found, run, head, each.body)
+            continue
+        if head.kind is Kind.ABORT:
+            bodies.pop(head.first, None)
+            _end(found, head.first)
+            continue
         if head.kind is not Kind.EVENT:
             raise CheckpointError(f"record {head.number} of a journal is a {head.kind.name}")
         event = record.unpack_event(run, each.body)
         if isinstance(event, Received):
             if event.blob is not None:
-                _stage(found, event.blob, bodies.pop(event.blob, {}), head.number)
+                whole = _stage(found, event.blob, bodies.pop(event.blob, {}))
+                if not whole:
+                    what = f"chunks of payload {event.blob} are missing"
+                    raise CheckpointError(f"record {head.number}: {what}")
+                found.held[event.blob] = None
+                found.last_blob = min(found.last_blob, event.blob)
+                ended = _end(found, event.blob)
+                if ended is not None:
+                    found.finished[event.peer] = ended
             elif found.plane is None and isinstance(event.message, Welcome):
                 _meet(found, event.message, make_plane)
         found.now = head.second
@@ -165,6 +194,8 @@ def _replay(
             if isinstance(each, Note) and each.kind in HISTORY_KINDS
         ]
         found.events += 1
+    for arriving in found.arriving.values():
+        _stage(found, arriving.blob, bodies.get(arriving.blob, {}))
 
 
 def _meet(
@@ -175,16 +206,32 @@ def _meet(
         found.plane = make_plane(Manifest(message.manifest))
 
 
-def _stage(
-    found: Restored, blob: BlobId, chunks: dict[int, tuple[memoryview, int]], number: int
-) -> None:
+def _begin(found: Restored, run: str, head: Head, body: memoryview) -> None:
+    """A payload began to arrive, and its sender thought no more of an older one."""
+    begun = record.unpack_begun(body)
+    try:
+        message = decode_message(run, begun.message)
+    except WireError as error:
+        raise CheckpointError(f"record {head.number}: not of this Pelago: {error}") from None
+    found.arriving.pop(begun.peer, None)
+    found.arriving[begun.peer] = Arriving(head.first, begun, message)
+    found.last_blob = min(found.last_blob, head.first)
+
+
+def _end(found: Restored, blob: BlobId) -> Arriving | None:
+    """A payload arrives no more. Returns what it was, if the journal says how it began."""
+    for each in found.arriving.values():
+        if each.blob == blob:
+            return found.arriving.pop(each.begun.peer)
+    return None
+
+
+def _stage(found: Restored, blob: BlobId, chunks: dict[int, tuple[memoryview, int]]) -> bool:
+    """Put what arrived of a payload into its place. Whether that is all of it."""
     plane = found.plane
     if plane is None:
-        raise CheckpointError(f"record {number}: a payload before the model is known")
+        raise CheckpointError(f"payload {blob} came before the model is known")
     plane.open(blob)
     for place, (body, checksum) in chunks.items():
         plane.stage(blob, place, body, checksum)
-    if not plane.complete(blob):
-        raise CheckpointError(f"record {number}: chunks of payload {blob} are missing")
-    found.held[blob] = None
-    found.last_blob = min(found.last_blob, blob)
+    return plane.complete(blob)

@@ -14,6 +14,7 @@ from pelago.core.errors import WireError
 from pelago.core.machine import Delivered, PeerLost, Received
 from pelago.core.names import BlobId, Peer
 from pelago.net.incoming import Incoming
+from pelago.net.keeper import Keeper
 from pelago.net.lane import Tensors
 from pelago.net.limits import Limits
 from pelago.net.outgoing import Outgoing
@@ -26,7 +27,8 @@ class Transfers:
     """All transfers of a node, both ways.
 
     ``send_control`` and ``send_bulk`` put parts on a peer's sockets, ``post`` takes facts for the
-    machine, ``throttle(on)`` stops and restarts reading bulk, ``clock`` gives picoseconds.
+    machine, ``throttle(on)`` stops and restarts reading bulk, ``clock`` gives picoseconds; ``keeper`` is a
+    durable node's.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Transfers:
         throttle: Callable[[bool], None],
         telemetry: Telemetry,
         clock: Callable[[], int],
+        keeper: Keeper | None = None,
     ) -> None:
         self._run_id = run_id
         self._tensors = tensors
@@ -52,7 +55,7 @@ class Transfers:
             run_id, tensors, limits, send_bulk, send_frame, post, telemetry, clock
         )
         self.incoming = Incoming(
-            run_id, tensors, limits, send_frame, post, throttle, telemetry, clock
+            run_id, tensors, limits, send_frame, post, throttle, telemetry, clock, keeper
         )
 
     def send(self, peer: Peer, envelope: bytes, blob: BlobId) -> None:

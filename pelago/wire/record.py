@@ -13,7 +13,9 @@ kind        body                                      first               second
 ==========  ========================================  ==================  =======
 HEADER      msgpack: who wrote this file, `Header`
 EVENT       msgpack: what a machine was told          its number          its now
+BEGIN       msgpack: whose payload begins, `Begun`    the payload
 CHUNK       raw bytes of a payload's chunk            the payload         its place
+ABORT       empty: no more of it will arrive          the payload
 STATE       msgpack: the image of a machine           number of the last  its now
                                                       event inside
 LAYOUT      msgpack: which chunks make which arenas
@@ -57,6 +59,8 @@ class Kind(IntEnum):
     LAYOUT = 5
     END = 6
     HISTORY = 7
+    BEGIN = 8
+    ABORT = 9
 
 
 class Head(NamedTuple):
@@ -87,6 +91,15 @@ class Header:
     been started again."""
     wall_ms: int
     """Milliseconds since 1970 when the file was begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A payload that arrives in chunks: what its sender calls it, and the message that announces it."""
+
+    peer: str
+    transfer: int
+    message: bytes
 
 
 def checksum(body: bytes | memoryview) -> int:
@@ -129,6 +142,7 @@ def parse_head(data: bytes | memoryview) -> Head | None:
 INTEGER_MIN: Final = -(2**63)
 
 _HEADER: Final[Codec] = compile_type(Header, 0)
+_BEGUN: Final[Codec] = compile_type(Begun, 0)
 _EVENTS: Final = [each for each in get_args(machine.Event) if isinstance(each, type)]
 """Without `Received`, which is generic, and whose message has a codec of its own."""
 _TAGS: Final = {kind: tag for tag, kind in enumerate(_EVENTS, 1)}
@@ -152,6 +166,21 @@ def unpack_header(body: bytes | memoryview) -> Header:
     except WireError as error:
         raise CheckpointError(f"not a header: {error}") from None
     return header
+
+
+def pack_begun(begun: Begun) -> bytes:
+    """The body of BEGIN."""
+    packed: bytes = msgpack.packb(_BEGUN[0](begun))
+    return packed
+
+
+def unpack_begun(body: bytes | memoryview) -> Begun:
+    """What `pack_begun` packed. Raises `CheckpointError`."""
+    try:
+        begun: Begun = _BEGUN[1](_unpack(body))
+    except WireError as error:
+        raise CheckpointError(f"not the beginning of a payload: {error}") from None
+    return begun
 
 
 def pack_event(run: str, event: Event) -> bytes:

@@ -252,6 +252,30 @@ def test_a_corrupted_chunk_has_not_arrived() -> None:
     assert end.chunk(0, True) == [SendHave(2, 1, ())]
 
 
+def test_a_receiver_that_restarts_goes_on_with_what_the_one_before_it_had() -> None:
+    """1. Three of six chunks are there, two of them acknowledged. 2. The next receiver says so when it is
+    asked: the sender sends the other three, each once."""
+    end, first = sender(window_chunks=6), Receiver(1, 6, acknowledge_chunks=2)
+    end.start(0)
+    first.begin(1)
+    assert first.chunk(0, True) == []
+    assert end.have(1, 2, (), 1) == []
+    second = Receiver(1, 6, acknowledge_chunks=2, arrived=[(1, 2), (0, 1), (4, 5)])
+    second.check()
+    assert end.start(2) == [SendBegin(2)]
+    assert second.begin(2) == [SendHave(2, 2, ((4, 5),))]
+    assert end.have(2, 2, ((4, 5),), 3) == [SendChunk(2), SendChunk(3), SendChunk(5)]
+    assert not second.chunk(2, True)
+    assert second.chunk(3, True) == [SendHave(2, 5, ())]
+    assert second.chunk(5, True) == [Completed(), SendHave(2, 6, ())]
+
+
+def test_a_receiver_of_which_all_had_arrived_completes_when_it_is_asked() -> None:
+    end = Receiver(1, 2, arrived=[(0, 2)])
+    assert end.begin(0) == [Completed(), SendHave(0, 2, ())]
+    assert end.begin(4) == [SendHave(4, 2, ())]
+
+
 @pytest.mark.parametrize("index", [-1, 2, 2**64 - 1])
 def test_a_chunk_that_does_not_exist_is_ignored(index: int) -> None:
     end = Receiver(1, 2)

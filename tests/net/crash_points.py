@@ -23,6 +23,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -35,6 +36,7 @@ from pelago.core import image
 from pelago.core.machine import Finish, Started, StopRequested
 from pelago.net import journal, sockets
 from pelago.net import node as nodes
+from pelago.net.incoming import Incoming
 from pelago.net.journal import Journal
 from pelago.net.keeper import Memory
 from pelago.net.limits import Limits
@@ -44,8 +46,9 @@ from pelago.net.sockets import Bind, Connect
 from pelago.net.store import Store
 from pelago.net.telemetry import Telemetry
 from pelago.tensor.plane import Plane
-from pelago.wire.codec import decode_message
+from pelago.wire.codec import decode_frame, decode_message
 from tests.net.arrivals import (
+    MANIFEST,
     START,
     Region,
     empty_plane,
@@ -59,6 +62,8 @@ from tests.net.house import RUN, Script, eventually, settled
 ARRIVALS: Final = 7
 SNAPSHOT_EVENTS: Final = 3
 CASE_S: Final = 30.0
+LIMITS: Final = Limits(retry_ms=50, window_bytes=4 * MANIFEST.chunk_bytes)
+"""Payloads take several windows, and are cut in their middle."""
 LATE_S: Final = 0.15
 """Enough for what was given to a socket to arrive."""
 
@@ -123,6 +128,12 @@ def cases() -> list[Case]:
     add("handle.before handle.after", (3,), before="ack.after@4")
     add("apply.before apply.after", (1,), before="ack.before@1")
     add("open.after write.before write.half write.after", (1,), before="ack.after@5")
+    # In the middle of a payload, and of one that goes on where it was.
+    add("begin.before begin.after", (1, 5))
+    add("have.before have.after have.late", (3, 15))
+    add("chunk.before chunk.after have.before have.after", (3,), before="chunk.after@24")
+    add("whole.before whole.after", (4,))
+    add("whole.before whole.after", (1,), before="have.after@12")
     return found
 
 
@@ -213,6 +224,9 @@ def arm(fuse: Fuse) -> None:
     def sent(_node: Node, _peer: str, encoded: bytes, _blob: int | None) -> str:
         return type(decode_message(RUN, encoded)).__name__.lower()
 
+    def said(_node: Node, _peer: str, parts: list[bytes]) -> str:
+        return type(decode_frame(RUN, parts[0])).__name__.lower() if len(parts) == 2 else ""
+
     os.writev, os.write = journal_write, snapshot_write  # type: ignore[assignment]
     around(fuse, os, "fdatasync", "sync")
     around(fuse, os, "fsync", "fsync")
@@ -222,6 +236,7 @@ def arm(fuse: Fuse) -> None:
     around(fuse, Path, "unlink", lambda *_, **__: "unlink")
     around(fuse, Gps, "handle", "handle")
     around(fuse, Journal, "event", "event")
+    around(fuse, Journal, "begin", "begin")
     around(fuse, Journal, "chunk", "chunk")
     around(fuse, Journal, "rotate", "rotate")
     around(fuse, Journal, "snapshot", "snapshot")
@@ -231,6 +246,8 @@ def arm(fuse: Fuse) -> None:
     around(fuse, Store, "past", "past")
     around(fuse, Store, "cut", "cut")
     around(fuse, Node, "_send_now", sent, late=True)
+    around(fuse, Node, "_send_control", said, late=True)
+    around(fuse, Incoming, "_complete", "whole")
 
 
 # --- living --------------------------------------------------------------------------------------
@@ -246,11 +263,15 @@ def make_haste() -> None:
     sockets.RECONNECT_MAX_MS = 20  # type: ignore[misc]
 
 
-async def serve(folder: Path, port: int, durability: Durability, stop: int) -> None:
-    """A life of the server; ``stop``: a pipe whose other end is closed when the run is over."""
+async def serve(
+    folder: Path, port: int, durability: Durability, stop: int, plane: Plane | None = None
+) -> None:
+    """A life of the server; ``stop``: a pipe whose other end is closed when the run is over. ``plane``: as
+    it is at the first start, if it is not the golden one."""
     store = Store(folder / "state", RUN, "gps")
     past = store.past()
-    gps = Gps(gps_settings())
+    plane = global_plane() if plane is None else plane
+    gps = Gps(replace(gps_settings(), fingerprint=plane.manifest.fingerprint))
     node = Node(
         gps,
         NodeSettings(
@@ -261,9 +282,10 @@ async def serve(folder: Path, port: int, durability: Durability, stop: int) -> N
             crash_file=folder / "crash.json",
             check_invariants=True,
             handle_signals=False,
+            limits=LIMITS,
         ),
         Telemetry("gps", folder / "events.jsonl", console=None),
-        plane=global_plane(),
+        plane=plane,
         plane_factory=empty_plane,
         memory=Memory(store=store, durability=durability, name="gps", incarnation=1, past=past),
     )
@@ -301,7 +323,7 @@ async def push(folder: Path, port: int) -> None:
             client=Connect("127.0.0.1", port, "gps"),
             crash_file=folder / "region.crash.json",
             handle_signals=False,
-            limits=Limits(retry_ms=50),
+            limits=LIMITS,
         ),
         Telemetry("lps-eu", folder / "region.jsonl", console=None),
         plane=sender_plane(),

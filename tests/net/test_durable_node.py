@@ -58,7 +58,7 @@ async def all_is_killed_at_the_end(house: House) -> AsyncIterator[None]:
         await house.kill(name)
 
 
-async def a_gps(house: House, durability: Durability = "process") -> Node:
+async def a_gps(house: House, durability: Durability = "process", **more: Any) -> Node:
     """The golden GPS, at its first start or a later one; it has heard of that."""
     node = house.start(
         Gps(gps_settings()),
@@ -68,6 +68,7 @@ async def a_gps(house: House, durability: Durability = "process") -> Node:
         plane_factory=empty_plane,
         loaded=START,
         memory=house.memory("gps", durability),
+        **more,
     )
     _, task = house.nodes["gps"]
     await eventually(lambda: (node.keeper is not None and node.keeper._number > 0) or task.done())

@@ -19,7 +19,7 @@ from pelago.net.journal import Journal
 from pelago.net.store import Store
 from pelago.tensor.payload import Cell
 from pelago.wire import record
-from pelago.wire.record import Kind
+from pelago.wire.record import Begun, Kind
 from tests.net.books import (
     RUN,
     a_header,
@@ -80,9 +80,12 @@ class Desk:
         for number in range(first, last + 1):
             assert self.journal.event(RUN, an_event(number), 1000 + number) == number
 
-    def snapshot(self, chunks: int = 2) -> tuple[int, int]:
+    def snapshot(
+        self, chunks: int = 2, rewritten: Callable[[], None] = lambda: None
+    ) -> tuple[int, int]:
         """Rotate, and write a snapshot of chunks of 8 bytes."""
         index, number = self.journal.rotate()
+        rewritten()
         image = record.pack(["image", number])
         layout = record.pack({"payloads": []})
         cells = [Cell(torch.full((2,), float(place))) for place in range(chunks)]
@@ -308,6 +311,47 @@ async def test_no_snapshot_is_without_its_journal(
         past = past_of(desk.store)
         assert past.snapshot is not None
         assert (past.snapshot.number, past.next_number) == (6, 7)
+
+
+async def test_no_journal_goes_before_what_is_to_outlive_it_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. Half a payload is in the journal when a snapshot is due; the disk takes the next journal's header
+    and is slow. 2. It takes the half as well: now the snapshot gets its name, and the old journal goes."""
+    begun = Begun("lps-eu", 7, b"a message")
+    body = b"8 bytes!"
+    slow_now, goes_on = threading.Event(), threading.Event()
+    writev = os.writev
+
+    def slow(descriptor: int, parts: list[Any]) -> int:
+        head = record.parse_head(bytes(parts[0]))
+        if head is not None and head.kind is Kind.BEGIN:
+            slow_now.set()
+            assert goes_on.wait(DEADLINE_S)
+        return writev(descriptor, parts)
+
+    def half(desk: Desk) -> None:
+        desk.journal.begin(-1, begun)
+        desk.journal.chunk(-1, 0, memoryview(body), record.checksum(body))
+
+    async with a_desk(tmp_path) as desk:
+        half(desk)
+        await desk.durable(2)
+        monkeypatch.setattr(os, "writev", slow)
+        desk.snapshot(rewritten=lambda: half(desk))
+        assert await asyncio.to_thread(slow_now.wait, DEADLINE_S)
+        writer = desk.journal._snapshot_writer
+        assert writer is not None
+        await asyncio.to_thread(writer.join, 0.1)
+        assert not desk.store.snapshot(1).exists()
+        assert len(past_of(desk.store).records) == 2
+        goes_on.set()
+        await desk.until(lambda: bool(desk.snapshots))
+        assert not desk.store.journal(0).exists()
+        first, second = past_of(desk.store).records
+        assert (first.head.kind, first.head.first) == (Kind.BEGIN, -1)
+        assert record.unpack_begun(first.body) == begun
+        assert (second.head.kind, bytes(second.body)) == (Kind.CHUNK, body)
 
 
 async def test_a_node_that_closes_before_its_next_journal_writes_no_snapshot(

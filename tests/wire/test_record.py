@@ -13,7 +13,16 @@ from pelago.core.errors import CheckpointError, WireError
 from pelago.core.machine import Measured, PeerLost, Received, Started
 from pelago.wire import record
 from pelago.wire.messages import Event, Heartbeat
-from pelago.wire.record import FORMAT, HEAD_BYTES, INTEGER_MIN, LENGTH_MAX, Head, Header, Kind
+from pelago.wire.record import (
+    FORMAT,
+    HEAD_BYTES,
+    INTEGER_MIN,
+    LENGTH_MAX,
+    Begun,
+    Head,
+    Header,
+    Kind,
+)
 from tests.wire.test_codec import messages, plain, values
 
 RUN = "demo-0123456789ab"
@@ -141,6 +150,20 @@ def test_a_header_of_another_format_is_refused_by_its_number() -> None:
 def test_what_is_no_header_is_refused(body: bytes) -> None:
     with pytest.raises(CheckpointError):
         record.unpack_header(body)
+
+
+def test_the_beginning_of_a_payload_comes_back_equal() -> None:
+    begun = Begun("lps-eu@host:12:abc", 2**62 + 1, b"\x93 a message")
+    assert record.unpack_begun(memoryview(record.pack_begun(begun))) == begun
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"\xc1", msgpack.packb(3), msgpack.packb(("eu", 1)), msgpack.packb(("eu", -1, b"m"))],
+)
+def test_what_is_no_beginning_of_a_payload_is_refused(body: bytes) -> None:
+    with pytest.raises(CheckpointError):
+        record.unpack_begun(body)
 
 
 def test_plain_data_keeps_its_lists_and_integers() -> None:
