@@ -106,6 +106,13 @@ class Exchanges:
             # The GPS took the samples back; they may be ours again already, under a new lease.
             self.current.spans = self.current.dropped = ()
 
+    def has(self, spans: Spans) -> bool:
+        """Whether some of these samples are in the exchange under way."""
+        current = self.current
+        return current is not None and any(
+            SpanSet(inside).common(spans) for inside in (current.spans, current.dropped)
+        )
+
     def merge_operation(self) -> Operation:
         """How to take the global model in. After a rejection the region's own model is not to be trusted."""
         assert self.current is not None

@@ -127,6 +127,21 @@ def test_a_round_trip_merges_the_global_model(sent: Room) -> None:
     assert sent.lps.wan_bytes == 300
 
 
+def test_samples_that_are_lent_again_say_that_the_exchange_was_rejected(sent: Room) -> None:
+    """1. The word itself is lost; a grant has samples of the exchange. 2. No book has them twice, and the
+    global model replaces the region's. 3. The word comes late: it says nothing new."""
+    asked = sent.hears("w0", Pull(8, 0))[-1]
+    assert isinstance(asked, Send)
+    assert isinstance(asked.message, LeaseRequest)
+    assert sent.grant(asked.message.request, ((0, 8),))[0] == answered("rejected")
+    member = sent.lps.members.get("w0")
+    assert member is not None
+    assert member.lease is not None
+    sent.push("w0", update(member.lease))
+    assert sent.hears("gps", Ack(E1, "rejected")) == []
+    assert Apply("load", -9) in sent.hears("gps", global_model(0, E1), -9)
+
+
 def test_a_model_that_overtakes_the_word_answers_the_exchange(sent: Room) -> None:
     assert sent.hears("gps", global_model(1, E1), -9)[0] == answered("unknown")
     assert sent.hears("gps", Ack(E1, "applied")) == []
