@@ -13,6 +13,7 @@ from convergence.fuzz.world import World
 from gps.state import Gps
 from lps.state import Lps
 from pelago.core.machine import StopRequested
+from pelago.sim.hardship import DOWN
 from pelago.sim.simulation import Node
 
 EXCHANGES: Final = 2
@@ -100,6 +101,8 @@ def _catch_up(world: World) -> None:
     gps = world.seats["gps"]
 
     def all_did() -> bool:
+        if world.node("gps").finished is DOWN:
+            return False  # What it was asked last it may have forgotten, and nobody can ask it now.
         if world.gps.phase in ("draining", "finished"):
             return True
         now = _arrived(world)
