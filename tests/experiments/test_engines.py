@@ -249,10 +249,10 @@ def test_a_changed_study_keeps_the_runs_that_it_still_asks_for(
 
 
 def test_an_interrupted_study_ends_at_once_and_says_how_to_go_on(tmp_path: Path) -> None:
-    """With so many runs that it cannot be over before, however late the signal is sent."""
     out = tmp_path / "out"
-    many = TWO_BY_TWO.replace("[0, 1]", str(list(range(200))))
-    command = replay(write(tmp_path, many), "--jobs", "1", "--out", str(out))
+    # A shell that runs its tests in the background has them ignore it, and their children too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    command = replay(write(tmp_path, TWO_BY_TWO), "--jobs", "1", "--out", str(out))
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -264,7 +264,7 @@ def test_an_interrupted_study_ends_at_once_and_says_how_to_go_on(tmp_path: Path)
     assert process.returncode == 130
     assert "the same command goes on from there" in said
     assert "Traceback" not in said
-    assert len(table(out)) == 400
+    assert len(table(out)) == 4
     assert not list((out / "runs").glob(".part*"))
 
 
