@@ -106,12 +106,13 @@ class Exchanges:
             # The GPS took the samples back; they may be ours again already, under a new lease.
             self.current.spans = self.current.dropped = ()
 
-    def has(self, spans: Spans) -> bool:
-        """Whether some of these samples are in the exchange under way."""
+    def holding(self, spans: Spans) -> PushId | None:
+        """The exchange under way, if it holds some of these samples and nothing is known of its fate."""
         current = self.current
-        return current is not None and any(
-            SpanSet(inside).common(spans) for inside in (current.spans, current.dropped)
-        )
+        if current is None or current.outcome is not None:
+            return None
+        inside = SpanSet((*current.spans, *current.dropped))
+        return current.push if inside.common(spans) else None
 
     def merge_operation(self) -> Operation:
         """How to take the global model in. After a rejection the region's own model is not to be trusted."""

@@ -280,16 +280,11 @@ class Lps:
         if self.phase != "serving":
             return []
         self._supply.void()
-        told: list[Effect] = []
-        if self.exchanges.has(message.spans):
-            # The GPS rejected the exchange and took its samples back; that word is late, or lost.
-            told = self._on_exchange_ack(*self._exchange_push(), "rejected")
+        # If the GPS lends what is in an exchange, it rejected that; its word is late, or lost.
+        rejected = self.exchanges.holding(message.spans)
+        told = [] if rejected is None else self._on_exchange_ack(*rejected, "rejected")
         self.leases.pool.add(message.spans)
         return [*told, *self._serve()]
-
-    def _exchange_push(self) -> PushId:
-        assert self.exchanges.current is not None
-        return self.exchanges.current.push
 
     def _on_global_model(self, message: Model, blob: BlobId) -> list[Effect]:
         if self.phase == "loading":

@@ -122,6 +122,20 @@ def forgotten() -> Histories:
     return told
 
 
+def resumed(incarnation: int) -> Told:
+    fields = {"from": "s3://far", "version": 2, "incarnation": incarnation}
+    return Told(9, "resumed", fields)
+
+
+def test_an_exchange_of_the_life_that_went_on_is_no_loss_but_a_fault() -> None:
+    """Its fence is above that life's incarnation."""
+    told = forgotten()
+    told["gps"].append(resumed(0))
+    found = examine(told)
+    assert len(found.exceptions) == 1
+    assert not found.lost
+
+
 def test_an_acknowledged_exchange_that_the_gps_does_not_know_is_a_fault() -> None:
     [fault] = examine(forgotten()).exceptions
     assert fault == "gps: exchange 3 of eu (fence 1) was acknowledged, and is not in its history"
@@ -132,7 +146,7 @@ def test_what_a_gps_lost_that_was_resumed_from_a_snapshot_is_named(
 ) -> None:
     """Half of it was trained on again since."""
     told = forgotten()
-    told["gps"].append(Told(9, "resumed", {"from": "s3://far", "version": 2}))
+    told["gps"].append(resumed(999))
     told["lps-eu"] += [Told(12, "rejoining", {}), update(13, 5, 300, (24, 28))]
     told["gps"].append(Told(12, "arrival", arrival(0, 3, 1, [(24, 28)]).fields | {"fence": 1000}))
     found = examine(told)

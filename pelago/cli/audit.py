@@ -5,7 +5,8 @@ it, and for each that came to nothing. The GPS's says which samples are in the g
 updates of workers they are from. Whoever reads them together can say of every range what became of it.
 
 A GPS that went on from a snapshot (`--resume`) has forgotten what the life before it did after that. The
-regions have not: each exchange that they were told was applied, and that the GPS does not know, is lost.
+regions have not: each exchange that they were told was applied by a life before, and that the GPS does not
+know, is lost. One of the life that went on, which its fence tells, is an exception as ever.
 """
 
 import json
@@ -44,6 +45,8 @@ class Audit:
     """Samples that count twice, or more."""
     resumed: list[str] = field(default_factory=list)
     """From where the GPS went on with other lives' states."""
+    incarnation: int = -1
+    """Of the GPS's last life that did so: all fences that were given before are at most that."""
     lost: list[str] = field(default_factory=list)
     """Exchanges that were acknowledged, and are not in what the GPS went on from."""
     lost_samples: int = 0
@@ -155,7 +158,7 @@ def _acknowledged(
             continue
         if line.fields["outcome"] != "applied" or push in pushes:
             continue
-        if not found.resumed:
+        if push[2] > found.incarnation:
             found.exceptions.append(
                 f"gps: {_name(push)} was acknowledged, and is not in its history"
             )
@@ -182,6 +185,7 @@ def _global(
         if line.kind == "resumed":
             fields = line.fields
             found.resumed.append(f"from {fields['from']} at version {fields['version']:,}")
+            found.incarnation = fields["incarnation"]
         if line.kind != "arrival":
             continue
         fields = line.fields
