@@ -104,6 +104,7 @@ async def _begin(options: argparse.Namespace, run: RunFile, out: Path, log: Tele
         raise ConfigError("gps.durability = 'none': --resume needs a state that is kept")
     if past is not None:
         process, incarnation = past.header.process, past.header.incarnation
+    copier = None if store is None else _copier(run, begins=past is None)
     manifest, corpus = _known(past)
     plane = None
     if manifest is None:
@@ -122,7 +123,7 @@ async def _begin(options: argparse.Namespace, run: RunFile, out: Path, log: Tele
             incarnation=incarnation,
             past=past,
             facts=facts_of(run, corpus),
-            copier=_copier(run),
+            copier=copier,
         )
     machine = machine_of(run, incarnation, manifest, corpus)
     return _Life(machine, process, manifest, plane, memory)
@@ -136,11 +137,16 @@ def _known(past: Past | None) -> tuple[Manifest | None, str]:
     return kept.manifest, kept.facts.get("corpus", "")
 
 
-def _copier(run: RunFile) -> Copier | None:
+def _copier(run: RunFile, *, begins: bool) -> Copier | None:
+    """Raises `ConfigError` if a run that begins could not write its copies; one that goes on is not held
+    up by that."""
     gps = run.gps
     if not gps.snapshots:
         return None
-    return Copier(Archive(gps.snapshots), gps.snapshots_minutes, gps.snapshots_kept)
+    archive = Archive(gps.snapshots)
+    if begins:
+        archive.require_writable()
+    return Copier(archive, gps.snapshots_minutes, gps.snapshots_kept)
 
 
 def main() -> int:

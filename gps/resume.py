@@ -8,7 +8,8 @@ life before, they join again, and samples that are not in the model are lent ane
 """
 
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +23,7 @@ from pelago.core.errors import CheckpointError, ConfigError, ForeignState
 from pelago.net import daemon, journal
 from pelago.net.archive import Archive
 from pelago.net.restore import Restored, State, restore, state
-from pelago.net.store import Past, Store, Told, history_line, history_until
+from pelago.net.store import Past, Store, Told, history_line, history_until, lock
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
 from pelago.tensor.plane import Plane
@@ -73,7 +74,15 @@ def open_state(run: RunFile, out: Path, source: str | None) -> tuple[Store, Past
     this very run in ``out`` is nearer than that. Raises `ConfigError`, `CheckpointError`.
     """
     folder = daemon.state_folder(out, NODE)
-    _finish_swap(folder)
+    # A folder that is put in the place of another is for a moment in neither place.
+    with _alone(folder):
+        _finish_swap(folder)
+        return _open(run, out, source, folder)
+
+
+def _open(
+    run: RunFile, out: Path, source: str | None, folder: Path
+) -> tuple[Store, Past | None, str]:
     store = Store(folder, run.run_id, NODE)
     here = source is not None and _is_same(source, out, folder)
     fault: CheckpointError | None = None
@@ -144,7 +153,7 @@ def _find(folder: Path, source: str, stack: ExitStack) -> _Found:
         place = folder.with_name(folder.name + ".fetched")
         stack.callback(shutil.rmtree, place, ignore_errors=True)
         _fetch(source, place)
-    store = Store(place, None, NODE)
+    store = Store(place, None, NODE, read=True)
     stack.callback(store.close)
     past = store.past(salvage=True)
     if past is None or past.snapshot is None:
@@ -272,6 +281,22 @@ def _check_budget(gps: Gps, run: RunFile, source: str) -> None:
 
 def _places(folder: Path) -> tuple[Path, Path]:
     return folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other process opens this state meanwhile. Raises `ConfigError`."""
+    path = folder.with_name(folder.name + ".lock")
+    try:
+        held = lock(path)
+    except BlockingIOError:
+        raise ConfigError(
+            f"{folder}: another process of {NODE} is starting with this state"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"cannot write to the folder of results: {path}: {error}") from None
+    with held:
+        yield
 
 
 def _swap(folder: Path) -> None:

@@ -26,6 +26,7 @@ from pelago.net.telemetry import Telemetry
 
 SNAPSHOT: Final = "snapshot"
 WHOLE: Final = "whole"
+TRIAL: Final = "trial"
 PIECE_BYTES: Final = 4 << 20
 CLOSE_S: Final = 30.0
 """How long a node that ends waits for the copy that is being made."""
@@ -41,6 +42,18 @@ class Archive:
             self._files, self._root = fsspec.core.url_to_fs(self.url)
         except Exception as error:  # Whatever the library behind the protocol raises.
             raise ConfigError(f"cannot use {url!r} for snapshots: {error}") from None
+
+    def require_writable(self) -> None:
+        """Write and remove a small file. Raises `ConfigError`."""
+        trial = f"{self._root}/{TRIAL}"
+        try:
+            self._files.makedirs(self._root, exist_ok=True)
+            self._files.pipe_file(trial, b"")
+            self._files.rm_file(trial)
+        except Exception as error:  # Whatever the library behind the protocol raises.
+            raise ConfigError(
+                f"gps.snapshots = {self.url!r}: cannot write there: {error}"
+            ) from None
 
     def names(self) -> list[str]:
         """All that are whole, oldest first. Raises `CheckpointError`."""

@@ -20,7 +20,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import IO, Any, BinaryIO, Final
 
 from pelago.core.errors import CheckpointError, ConfigError, ForeignState
 from pelago.wire import record
@@ -97,32 +97,31 @@ class Told:
 class Store:
     """The folder of one node, locked; ``run`` None: of any run.
 
-    Raises `ConfigError` if another process has it.
+    ``read``: to look into what is there, which may be where nobody may write. Raises `ConfigError` if
+    another process has it.
     """
 
-    def __init__(self, folder: Path, run: str | None, node: str) -> None:
+    def __init__(self, folder: Path, run: str | None, node: str, *, read: bool = False) -> None:
         self.folder = folder
         self._run, self._node = run, node
         self._mapped: set[Path] = set()
         """Files that were or are being read: their bytes may be a plane's memory, and may not change."""
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (folder / "lock").open("a")
-        except OSError as error:
-            raise ConfigError(f"cannot write to the folder of state {folder}: {error}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
+            self._lock = _lock_to_read(folder / "lock") if read else lock(folder / "lock")
+        except BlockingIOError:
             raise ConfigError(
                 f"{folder}: another process of {node} is running with this state"
             ) from None
-        if (folder / CLEARING).exists():
+        except OSError as error:
+            verb = "read" if read else "write to"
+            raise ConfigError(f"cannot {verb} the folder of state {folder}: {error}") from None
+        if (folder / CLEARING).exists() and not read:
             self.clear()
 
     def close(self) -> None:
         """Let another process have the folder."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def journal(self, index: int) -> Path:
         """Path of a journal."""
@@ -176,7 +175,7 @@ class Store:
         and place, for what is damaged, and `ForeignState` for what is another run's.
         """
         snapshots, journals = self._numbers("snapshot"), self._numbers("journal")
-        if not snapshots and not journals:
+        if (not snapshots and not journals) or (self.folder / CLEARING).exists():
             return None
         first = max(snapshots, default=0)
         snapshot = self._read_snapshot(first) if snapshots else None
@@ -321,6 +320,29 @@ class Store:
             chunks=chunks,
             bytes=len(view),
         )
+
+
+def lock(path: Path) -> IO[Any]:
+    """Have a file for oneself until it is closed. Raises `BlockingIOError` if another process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _locked(path.open("a"))
+
+
+def _lock_to_read(path: Path) -> IO[Any] | None:
+    """As `lock`, but writes nothing; None: there is none, as in a copy of a folder."""
+    try:
+        return _locked(path.open("rb"))
+    except FileNotFoundError:
+        return None
+
+
+def _locked(file: IO[Any]) -> IO[Any]:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise
+    return file
 
 
 def history_line(told: Told) -> bytes:

@@ -1,5 +1,5 @@
-"""Twelve wrong inputs: each gives one clear line and a non-zero exit, or a counted drop; none a traceback,
-none ends a daemon. The first seven are the user's, the other five come from peers and strangers."""
+"""Thirteen wrong inputs: each gives one clear line and a non-zero exit, or a counted drop; none a traceback,
+none ends a daemon. The first eight are the user's, the other five come from peers and strangers."""
 
 import re
 import socket
@@ -51,6 +51,13 @@ def test_a_mistyped_key_is_named_with_the_right_one(tmp_path: Path) -> None:
     line = one_line(["pelago.cli.main", "check", str(wrong)])
     assert "lps.update_per_exchange" in line
     assert "did you mean 'updates_per_exchange'" in line
+
+
+def test_a_place_that_takes_no_snapshots_is_told_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "far").touch()
+    wrong = changed(run_file(tmp_path), "[gps]\n", f'[gps]\nsnapshots = "{tmp_path}/far"\n')
+    line = one_line(["gps", "--run", str(wrong), "--out", str(tmp_path / "out")])
+    assert line.startswith(f"gps: gps.snapshots = '{tmp_path}/far': cannot write there: ")
 
 
 def test_a_negative_k_is_named_with_its_value(tmp_path: Path) -> None:

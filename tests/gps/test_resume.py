@@ -18,11 +18,12 @@ from pelago.core.names import Version
 from pelago.net import daemon, journal
 from pelago.net.archive import Archive, name_of
 from pelago.net.restore import State, state
-from pelago.net.store import HISTORY, Store, Told, history_line, read_history
+from pelago.net.store import HISTORY, Store, Told, history_line, lock, read_history
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire import record
 from pelago.wire.messages import TensorSpec
+from tests.nobody import as_nobody
 
 MANIFEST = Manifest((TensorSpec("weight", (1000,)),), 1024)
 TEXT = """
@@ -125,7 +126,7 @@ def test_a_folder_goes_on_in_its_place(tmp_path: Path) -> None:
     again, _, word = resumed(run, tmp_path, str(tmp_path))
     assert again.version == first.version
     assert "--resume is for folders without a state" in word
-    assert sorted(each.name for each in (tmp_path / NODE).iterdir()) == ["state"]
+    assert sorted(each.name for each in (tmp_path / NODE).iterdir()) == ["state", "state.lock"]
 
 
 def test_a_copy_far_away_goes_on(tmp_path: Path) -> None:
@@ -257,4 +258,34 @@ def test_being_killed_between_the_folders_loses_neither(tmp_path: Path) -> None:
     folder.rename(folder.with_name("state.old"))
     shutil.copytree(daemon.state_folder(tmp_path / "b", NODE), folder.with_name("state.new"))
     assert resumed(a_run(), tmp_path / "a", None)[1].digest() == digest
-    assert sorted(each.name for each in folder.parent.iterdir()) == ["state"]
+    assert sorted(each.name for each in folder.parent.iterdir()) == ["state", "state.lock"]
+
+
+def test_two_that_start_at_once_do_not_see_a_folder_out_of_its_place(tmp_path: Path) -> None:
+    digest = write(tmp_path, a_run())
+    folder = daemon.state_folder(tmp_path, NODE)
+    with lock(folder.with_name("state.lock")):
+        folder.rename(folder.with_name("state.old"))
+        with pytest.raises(ConfigError, match="another process of gps is starting with this state"):
+            open_state(a_run(), tmp_path, None)
+        folder.with_name("state.old").rename(folder)
+    assert resumed(a_run(), tmp_path, None)[1].digest() == digest
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_source_that_nobody_may_write_to_goes_on_elsewhere(tmp_path: Path, locked: bool) -> None:
+    """A backup, say, with or without the lock file of the GPS that was there."""
+    digest = write(tmp_path / "a", a_run())
+    folder = daemon.state_folder(tmp_path / "a", NODE)
+    if not locked:
+        (folder / "lock").unlink()
+    before = sorted(folder.iterdir())
+    (tmp_path / "b").mkdir()
+    for each, mode in ((tmp_path, 0o755), (tmp_path / "b", 0o777), (folder, 0o555)):
+        each.chmod(mode)
+
+    def attempt() -> None:
+        assert resumed(a_run(), Path("b"), "a")[1].digest() == digest
+
+    assert as_nobody(tmp_path, attempt) == 0
+    assert sorted(folder.iterdir()) == before

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pelago.core.errors import ConfigError
 from pelago.net.archive import Archive, Copier, name_of
 from pelago.net.store import HISTORY, Store, Told, history_line
 from pelago.net.telemetry import Telemetry
@@ -30,6 +31,14 @@ def test_the_newest_few_stay_and_what_was_never_whole_goes(tmp_path: Path) -> No
 
 def test_a_later_life_comes_after_an_earlier_one() -> None:
     assert name_of(8, 1) > name_of(7, 10**9)
+
+
+def test_whether_it_can_be_written_is_tried_without_a_trace(tmp_path: Path) -> None:
+    Archive(str(tmp_path / "far")).require_writable()
+    assert not list((tmp_path / "far").iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"gps.snapshots = '.*/file': cannot write there: "):
+        Archive(str(tmp_path / "file")).require_writable()
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from tests.net.books import (
     past_of,
     snapshot_pieces,
 )
+from tests.nobody import as_nobody
 
 
 @pytest.fixture
@@ -422,7 +423,6 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("there", [False, True])
 def test_a_read_only_folder_is_named(tmp_path: Path, there: bool) -> None:
-    """In a process that is not root, to whom every folder is open."""
     folder = tmp_path / "out"
     folder.mkdir()
     if there:
@@ -430,27 +430,10 @@ def test_a_read_only_folder_is_named(tmp_path: Path, there: bool) -> None:
     folder.chmod(0o555)
 
     def attempt() -> None:
-        os.chdir(folder)
-        if os.geteuid() == 0:
-            os.setgid(65534)
-            os.setuid(65534)
         with pytest.raises(ConfigError, match=r"^cannot write to the folder of state state: "):
             a_store(Path("state"))
 
-    assert in_a_child(attempt) == 0
-
-
-def in_a_child(work: Callable[[], None]) -> int:
-    """Exit code of a forked process that does some work; 0 if it raised nothing."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert as_nobody(folder, attempt) == 0
 
 
 # --- the history ---------------------------------------------------------------------------------
