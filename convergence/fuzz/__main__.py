@@ -19,6 +19,7 @@ from convergence.fuzz.trial import Outcome, Verdict, trial
 
 PS_PER_HOUR: Final = 3_600 * 10**12
 PROGRESS_S: Final = 0.2
+PROGRESS_IN_A_FILE_S: Final = 60.0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -98,6 +99,7 @@ class Tally:
         self.found: list[Outcome] = []
         self.counts: dict[str, int] = {}
         self._begin = self._told = begin
+        self._shown = sys.stderr.isatty()
 
     def add(self, outcome: Outcome) -> None:
         """A seed has ended."""
@@ -112,11 +114,16 @@ class Tally:
             self.found.append(outcome)
             self._clear()
             print(f"{outcome.story.rstrip()}\nseed {outcome.seed}: {outcome.verdict.name.lower()}")
-        elif sys.stderr.isatty() and now - self._told >= PROGRESS_S:
+        elif now - self._told >= (PROGRESS_S if self._shown else PROGRESS_IN_A_FILE_S):
             self._told = now
             rate = self.events / (now - self._begin)
-            told = f"\r{self.seeds} seeds, {self.events:,} events, {rate:,.0f} events/s, seed {self.last} "
-            print(told, end="", file=sys.stderr, flush=True)
+            told = f"{self.seeds} seeds, {self.events:,} events, {rate:,.0f} events/s, seed {self.last}"
+            print(
+                f"\r{told} " if self._shown else told,
+                end="" if self._shown else "\n",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def conclude(self) -> int:
         """Say what came of it. Returns the exit status: that of the first finding."""
@@ -139,7 +146,7 @@ class Tally:
         return self.found[0].verdict if self.found else Verdict.SOUND
 
     def _clear(self) -> None:
-        if sys.stderr.isatty():
+        if self._shown:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
