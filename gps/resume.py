@@ -23,7 +23,7 @@ from pelago.core.errors import CheckpointError, ConfigError, ForeignState
 from pelago.net import daemon, journal
 from pelago.net.archive import Archive
 from pelago.net.restore import Restored, State, restore, state
-from pelago.net.store import Past, Store, Told, history_line, history_until, lock
+from pelago.net.store import Past, Store, Told, history_line, history_until, lock, sync_folder
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
 from pelago.tensor.plane import Plane
@@ -305,6 +305,7 @@ def _swap(folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     folder.rename(old)
     new.rename(folder)
+    sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -24,7 +24,7 @@ from typing import Any, Final
 from pelago.config import Durability
 from pelago.core.errors import CheckpointError
 from pelago.core.names import BlobId
-from pelago.net.store import PART, Store, Told, boot_id, history_line
+from pelago.net.store import PART, Store, Told, boot_id, history_line, sync_folder
 from pelago.tensor.payload import Cell
 from pelago.wire import record
 from pelago.wire.messages import Event
@@ -319,7 +319,7 @@ class _File:
             store.spare(self._path)
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
             if self._sync:
-                _sync_folder(self._path.parent)
+                sync_folder(self._path.parent)
 
         self._patiently(open_it)
         self.write([header])
@@ -405,10 +405,16 @@ def begin_with(
     chunks: Iterable[Cell],
     history: bytes,
 ) -> None:
-    """Begin an empty folder with a snapshot, of the record ``number``, instead of with a first event.
-    Raises `OSError`."""
-    store.history.write_bytes(history)
-    store.journal(0).write_bytes(_packed_header(header, number + 1))
+    """Begin an empty folder with a snapshot, of the record ``number``, instead of with a first event; all of
+    it is on the disk then. Raises `OSError`."""
+    for path, content in (
+        (store.history, history),
+        (store.journal(0), _packed_header(header, number + 1)),
+    ):
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
     records = _snapshot_records(header, number, now, image, layout, chunks)
     _write_snapshot(store, 0, records, sync=True)
 
@@ -441,16 +447,8 @@ def _write_snapshot(
         part.unlink(missing_ok=True)
         raise
     if sync:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     return size
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def header(run: str, node: str, process: str, incarnation: int) -> Header:

@@ -328,6 +328,15 @@ def lock(path: Path) -> IO[Any]:
     return _locked(path.open("a"))
 
 
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk. Raises `OSError`."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _lock_to_read(path: Path) -> IO[Any] | None:
     """As `lock`, but writes nothing; None: there is none, as in a copy of a folder."""
     try:
