@@ -10,12 +10,12 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from itertools import count, islice
-from multiprocessing import cpu_count, get_context
+from multiprocessing import cpu_count
 from typing import Final
 
-from convergence.fuzz.trial import Outcome, Verdict, trial
+from convergence.fuzz.pool import outcomes
+from convergence.fuzz.trial import Outcome, Verdict
 
 PS_PER_HOUR: Final = 3_600 * 10**12
 PROGRESS_S: Final = 0.2
@@ -55,40 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.minutes is None:
         seeds = islice(seeds, options.seeds or 1)
     tally = Tally(begin)
-    for outcome in _outcomes(seeds, options.jobs or cpu_count(), deadline):
+    for outcome in outcomes(seeds, options.jobs or cpu_count(), deadline):
         tally.add(outcome)
         if outcome.verdict is not Verdict.SOUND and not options.keep_going:
             break
     return tally.conclude()
-
-
-def _outcomes(seeds: Iterator[int], jobs: int, deadline: float | None) -> Iterator[Outcome]:
-    """What the seeds came to, as they end, but of a seed before the next only with one process."""
-
-    def over() -> bool:
-        return deadline is not None and time.monotonic() >= deadline
-
-    if jobs == 1:
-        for seed in seeds:
-            yield trial(seed)
-            if over():
-                return
-        return
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        pending: set[Future[Outcome]] = set()
-        try:
-            while True:
-                if not over():
-                    pending |= {
-                        pool.submit(trial, each) for each in islice(seeds, 2 * jobs - len(pending))
-                    }
-                if not pending:
-                    return
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (each.result() for each in done)
-        finally:
-            for each in pending:
-                each.cancel()
 
 
 class Tally:

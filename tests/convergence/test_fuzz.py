@@ -4,11 +4,13 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Final
 
 import pytest
 
 from convergence.fuzz import __main__ as command
+from convergence.fuzz import pool
 from convergence.fuzz.draw import draw
 from convergence.fuzz.trial import Outcome, Verdict, trial
 from tests.convergence.planted import PLANTS
@@ -125,7 +127,7 @@ def test_the_exit_status_is_the_verdict_and_the_last_line_runs_it_again(
         bad = verdict if seed == 4 else Verdict.SOUND
         return Outcome(seed, bad, 100, 10**12, {"crashes": 1}, "what happened")
 
-    monkeypatch.setattr(command, "trial", some_trial)
+    monkeypatch.setattr(pool, "trial", some_trial)
     assert command.main(["--seed", "3", "--seeds", "3", "--jobs", "1"]) == verdict
     *before, told, last = capsys.readouterr().out.splitlines()
     failing = verdict is not Verdict.SOUND
@@ -160,3 +162,16 @@ def test_many_seeds_run_in_processes_of_their_own() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.fullmatch(r'\{"seeds": 3, "found": \[\], .*\}', done.stdout.splitlines()[-2])
+
+
+def test_killed_it_leaves_no_processes_behind() -> None:
+    command_line = [sys.executable, "-m", "convergence.fuzz", "--minutes", "9", "--jobs", "2"]
+    with subprocess.Popen(command_line, stdout=subprocess.PIPE) as running:
+        begun = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+        while (
+            len(begun.read_text(encoding="ascii").split()) < 3
+        ):  # Two, and multiprocessing's tracker.
+            assert running.poll() is None
+        running.kill()
+        # Every process that it began has the other end, so that this returns when the last one is gone.
+        running.communicate(timeout=30)

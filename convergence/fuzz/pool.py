@@ -1,0 +1,52 @@
+"""Many seeds on all cores."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from itertools import islice
+from multiprocessing import get_context, parent_process
+
+from convergence.fuzz.trial import Outcome, trial
+
+
+def outcomes(seeds: Iterator[int], jobs: int, deadline: float | None) -> Iterator[Outcome]:
+    """What the seeds came to, as they end, but of a seed before the next only with one process."""
+
+    def over() -> bool:
+        return deadline is not None and time.monotonic() >= deadline
+
+    if jobs == 1:
+        for seed in seeds:
+            yield trial(seed)
+            if over():
+                return
+        return
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_watch_parent) as pool:
+        pending: set[Future[Outcome]] = set()
+        try:
+            while True:
+                if not over():
+                    pending |= {
+                        pool.submit(trial, each) for each in islice(seeds, 2 * jobs - len(pending))
+                    }
+                if not pending:
+                    return
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (each.result() for each in done)
+        finally:
+            for each in pending:
+                each.cancel()
+
+
+def _watch_parent() -> None:
+    """A pool whose owner is killed would wait for work for ever."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
