@@ -12,12 +12,10 @@ from gps.regions import Evaluators, Region
 from pelago.core.image import durable
 from pelago.core.leases import SampleLedger
 from pelago.core.machine import (
-    PS_PER_MS,
     Apply,
     Delivered,
     Finish,
     Loaded,
-    Measure,
     Measured,
     Note,
     PeerLost,
@@ -35,18 +33,16 @@ from pelago.core.machine import (
     Validated,
 )
 from pelago.core.names import BlobId, Peer, PushId, Version
-from pelago.core.staging import Staging
+from pelago.wire.intake import Intake
 from pelago.wire.messages import (
     COUNT_MAX,
     PROTOCOL_VERSION,
     SAMPLES_MAX,
     Ack,
-    Busy,
     Effect,
     Evaluated,
     Event,
     Goodbye,
-    Grant,
     Heartbeat,
     Hello,
     LeaseGrant,
@@ -106,7 +102,7 @@ class Gps:
         self.evaluators = Evaluators()
         self.validations: list[tuple[int, int, float]] = []
         """(picoseconds after the first lease, counted steps, held-out loss) in order of the versions."""
-        self.staging = Staging(settings.staged_max)
+        self.intake = Intake(settings.staged_max, settings.retry_ps)
         self.started_at: int | None = None
         """When the first samples were lent: the origin of all times in the result."""
         self.ended_at: int | None = None
@@ -114,7 +110,6 @@ class Gps:
         self._reached: dict[Version, int] = {}
         """When a version that an evaluator was sent was reached, until it is measured."""
         self._reached_at = 0
-        self._measuring: dict[BlobId, tuple[str, Peer, Push]] = {}
         self._next_blob = 1
         self._now = 0
 
@@ -142,7 +137,7 @@ class Gps:
                 return []
             case PeerLost(peer, _):
                 self._reply_ended(peer, None)
-                return self._place_free(peer)
+                return self.intake.free(peer)
             case Tick():
                 return self._on_tick()
             case StopRequested(reason):
@@ -158,7 +153,7 @@ class Gps:
         for region in self.regions.values():
             region.replying, region.heard_at = None, self._now
         self.evaluators.restarted(self._now)
-        effects: list[Effect] = [Measure(blob) for blob in self._measuring]
+        effects = self.intake.restarted()
         if self.settings.tick_ps:
             effects.append(SetTick(self.settings.tick_ps))
         effects.append(Note("restarted", {"phase": self.phase, "version": self.version.counter}))
@@ -180,9 +175,8 @@ class Gps:
             self.ledger.reclaim(region.name)
         self.ledger.reopen()
         self.evaluators = Evaluators()
-        self.staging = Staging(self.settings.staged_max)
+        self.intake = Intake(self.settings.staged_max, self.settings.retry_ps)
         self._reached.clear()
-        self._measuring.clear()
         if self.started_at is not None and self.ended_at is not None:
             self.started_at += self._now - self.ended_at  # Time since the end does not count.
         self.phase, self.ended_at, self.end_reason = "serving", None, ""
@@ -306,15 +300,9 @@ class Gps:
     def _on_offer(self, region: Region, peer: Peer, push: PushId) -> list[Effect]:
         outcome = region.outcome(push)
         if outcome is not None:
-            freed = self._place_free(peer, push)
-            return [*freed, Send(peer, Ack(push, outcome)), *self._answer_again(region, push)]
-        if self.phase != "serving":
-            return []
-        if any(pending.push == push for _, _, pending in self._measuring.values()):
-            return []  # It is here and being measured; the Ack follows.
-        if self.staging.ask(peer, push):
-            return [Send(peer, Grant(push))]
-        return [Send(peer, Busy(push, self.settings.retry_ps // PS_PER_MS))]
+            settled = self.intake.settled(peer, push, outcome)
+            return [*settled, *self._answer_again(region, push)]
+        return self.intake.offered(peer, push) if self.phase == "serving" else []
 
     def _answer_again(self, region: Region, push: PushId) -> list[Effect]:
         """The region asks about an update that is settled: its answer was lost, or is still on its way."""
@@ -327,33 +315,25 @@ class Gps:
         if message.base.incarnation != self.version.incarnation:
             outcome = "fenced"  # Begun with a GPS before this one, whose fences were as low.
         if outcome is not None:
-            freed = self._place_free(peer, message.push)
-            return [Release(blob), *freed, Send(peer, Ack(message.push, outcome))]
-        if any(pending.push == message.push for _, _, pending in self._measuring.values()):
-            return [Release(blob)]
-        self._measuring[blob] = (region.name, peer, message)
-        return [Measure(blob)]
+            return [Release(blob), *self.intake.settled(peer, message.push, outcome)]
+        return self.intake.arrived(peer, message, blob)
 
     def _on_measured(self, event: Measured) -> list[Effect]:
-        pending = self._measuring.pop(event.blob, None)
+        pending = self.intake.measured(event.blob)
         if pending is None:
             return []
-        name, peer, message = pending
-        region = self.regions[name]
-        effects = self._place_free(peer, message.push)
-        if (
-            self.phase != "serving"
-            or region.peer != peer
-            or region.outcome(message.push) is not None
-        ):
+        peer, message = pending
+        region = self._served_by(peer)
+        effects = self.intake.free(peer, message.push)
+        if self.phase != "serving" or region is None or region.outcome(message.push) is not None:
             return [*effects, Release(event.blob)]  # Over, or fenced while it was being measured.
         fault = self._update_fault(region, message, event)
         if fault:
             region.settle(message.push, "rejected")
-            held = self.ledger.held[name]
-            self.ledger.give_back(name, held.common(message.spans))
-            self.ledger.give_back(name, held.common(message.dropped))
-            fields = {"region": name, "why": fault, "norm": event.norm}
+            held = self.ledger.held[region.name]
+            self.ledger.give_back(region.name, held.common(message.spans))
+            self.ledger.give_back(region.name, held.common(message.dropped))
+            fields = {"region": region.name, "why": fault, "norm": event.norm}
             effects += [Note("update_rejected", fields), Release(event.blob)]
             effects.append(Send(peer, Ack(message.push, "rejected")))
             return [*effects, *self._reply(region, message.push)]
@@ -426,12 +406,9 @@ class Gps:
     def _part(self, region: Region, reason: str) -> list[Effect]:
         """A region's process is gone; whoever serves the region next gets a higher fence."""
         assert region.peer is not None
-        effects = self._place_free(region.peer)
+        effects = self.intake.free(region.peer)
         region.part()
         return [Note("region_left", {"region": region.name, "why": reason}), *effects]
-
-    def _place_free(self, peer: Peer, push: PushId | None = None) -> list[Effect]:
-        return [Send(other, Grant(granted)) for other, granted in self.staging.free(peer, push)]
 
     def _reply_ended(self, peer: Peer, blob: BlobId | None) -> None:
         for region in self.regions.values():
@@ -566,7 +543,7 @@ class Gps:
     def check(self) -> None:
         """Assert the invariants of the GPS."""
         self.ledger.check()  # G1: every issued sample is in exactly one place, none was applied twice.
-        self.staging.check()
+        self.intake.check()
         # G2: the model moved exactly once for every update that was answered "applied".
         assert self.updates == self.version.counter == sum(r.updates for r in self.regions.values())
         for region in self.regions.values():

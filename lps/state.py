@@ -15,12 +15,10 @@ from lps.supply import Supply
 from pelago.core.image import durable
 from pelago.core.leases import LeaseTable
 from pelago.core.machine import (
-    PS_PER_MS,
     Apply,
     Delivered,
     Finish,
     Loaded,
-    Measure,
     Measured,
     Note,
     PeerLost,
@@ -38,7 +36,7 @@ from pelago.core.machine import (
     Validated,
 )
 from pelago.core.names import Address, BlobId, Lease, Peer, PushId, Version
-from pelago.core.staging import Staging
+from pelago.wire.intake import Intake
 from pelago.wire.messages import (
     COUNT_MAX,
     PROTOCOL_VERSION,
@@ -111,7 +109,7 @@ class Lps:
         self.version = 0
         self.leases = LeaseTable(settings.incarnation)
         self.members = Members()
-        self.staging = Staging(settings.staged_max)
+        self.intake = Intake(settings.staged_max, settings.retry_ps)
         self.exchanges = Exchanges(settings.updates_per_exchange, settings.in_flight)
         self.fingerprint = ""
         self.corpus = ""
@@ -119,7 +117,6 @@ class Lps:
         self.wan_bytes = 0
         self.staleness_max = 0
         self._payload_bytes = settings.payload_bytes
-        self._measuring: dict[BlobId, tuple[Peer, Push]] = {}
         self._queue: deque[Peer] = deque()
         """Members that wait for a lease, first come first served."""
         self._supply = Supply(settings.lease_block, settings.round_samples_max)
@@ -175,7 +172,7 @@ class Lps:
         for member in self.members:
             member.replying, member.heard_at = None, self._now
         self.uplink.restarted(self._now)
-        effects: list[Effect] = [Measure(blob) for blob in self._measuring]
+        effects = self.intake.restarted()
         if self.settings.tick_ps:
             effects.append(SetTick(self.settings.tick_ps))
         effects.append(Note("restarted", {"phase": self.phase, "version": self.version}))
@@ -459,13 +456,8 @@ class Lps:
     def _on_offer(self, member: Member, push: PushId) -> list[Effect]:
         held = self.leases.find(push)
         if held is None or held.group != member.group:
-            freed = self._place_free(member.peer, push)
-            return [*freed, Send(member.peer, Ack(push, self.leases.outcome(push)))]
-        if self._measures(push):
-            return []  # It is here and being measured; the Ack follows.
-        if self.staging.ask(member.peer, push):
-            return [Send(member.peer, Grant(push))]
-        return [Send(member.peer, Busy(push, self.settings.retry_ps // PS_PER_MS))]
+            return self.intake.settled(member.peer, push, self.leases.outcome(push))
+        return self.intake.offered(member.peer, push)
 
     def _on_push(self, member: Member, message: Push, blob: BlobId) -> list[Effect]:
         member.replying = None  # It trained on what we sent, so that arrived.
@@ -473,24 +465,15 @@ class Lps:
         mine = held is not None and held.group == member.group
         if held is None or not mine or not _trained_on(message, held.lease):
             outcome = self.leases.outcome(message.push)
-            freed = self._place_free(member.peer, message.push)
-            return [Release(blob), *freed, Send(member.peer, Ack(message.push, outcome))]
-        if self._measures(message.push):
-            return [Release(blob)]
-        self._measuring[blob] = (member.peer, message)
-        return [Measure(blob)]
-
-    def _measures(self, push: PushId) -> bool:
-        """Whether an update is here and being measured."""
-        pending = self._measuring.values()
-        return bool(pending) and any(message.push == push for _, message in pending)
+            return [Release(blob), *self.intake.settled(member.peer, message.push, outcome)]
+        return self.intake.arrived(member.peer, message, blob)
 
     def _on_measured(self, event: Measured) -> list[Effect]:
-        pending = self._measuring.pop(event.blob, None)
+        pending = self.intake.measured(event.blob)
         if pending is None:
             return []
         peer, message = pending
-        effects = self._place_free(peer, message.push)
+        effects = self.intake.free(peer, message.push)
         member = self.members.get(peer)
         if self.leases.find(message.push) is None or self.phase == "joining":
             # Revoked while it was being measured: its samples are in other hands.
@@ -542,10 +525,7 @@ class Lps:
             self.leases.give_back(member.lease.push, "fenced")
             fields |= {"lease": member.lease.push.lease, "spans": member.lease.spans}
         self.members.remove(member)
-        return [Note("worker_left", fields), *self._place_free(member.peer), *self._serve()]
-
-    def _place_free(self, peer: Peer, push: PushId | None = None) -> list[Effect]:
-        return [Send(other, Grant(granted)) for other, granted in self.staging.free(peer, push)]
+        return [Note("worker_left", fields), *self.intake.free(member.peer), *self._serve()]
 
     def _on_delivered(self, peer: Peer, blob: BlobId) -> list[Effect]:
         if peer == self.settings.gps:
@@ -565,7 +545,7 @@ class Lps:
         member = self.members.get(peer)
         if member is not None:
             member.replying = None  # It asks again if it is alive.
-            return self._place_free(peer)
+            return self.intake.free(peer)
         return []
 
     # --- time, and the end ---------------------------------------------------------------------------
@@ -633,7 +613,7 @@ class Lps:
     def check(self) -> None:
         """Assert the invariants of an LPS."""
         self.leases.check()
-        self.staging.check()
+        self.intake.check()
         self.exchanges.check(self.version)
         held = [member.lease.push for member in self.members if member.lease is not None]
         assert len(set(held)) == len(held)  # L1: a lease has one holder.

@@ -317,7 +317,7 @@ def check_payloads(nodes: list[Node]) -> None:
 
 
 def _check_payloads(node: Node, machine: Gps | Lps | Worker, plane: TimingPlane) -> None:
-    needed = set() if isinstance(machine, Worker) else set(machine._measuring)
+    needed = set() if isinstance(machine, Worker) else set(machine.intake.measuring)
     if not isinstance(machine, Gps) and machine.uplink.upload is not None:
         needed.add(machine.uplink.upload.blob)
     assert plane.live == needed, f"{node.name} keeps {plane.live}, needed are {needed}"

@@ -356,7 +356,7 @@ def test_an_update_whose_fate_is_known_holds_no_place(room: Room) -> None:
     room = Room(replace(SETTINGS, staged_max=1)).load()
     room.join("lps-1", "eu", samples=8).join("lps-2", "us", samples=8)
     old = PushId(7, 0)
-    room.gps.staging.ask("lps-1", old)
+    room.gps.intake.staging.ask("lps-1", old)
     assert room.hears("lps-2", Offer(U1)) == [Send("lps-2", Busy(U1, 1000))]
     assert room.hears("lps-1", Offer(old)) == [
         Send("lps-2", Grant(U1)),

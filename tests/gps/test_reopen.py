@@ -76,8 +76,8 @@ def test_what_was_being_measured_is_forgotten(room: Room) -> None:
     room.hears("lps-2", Offer(E1))
     room.hears("lps-2", update(E1, ((8, 16),)), -2)
     later = reopened(room)
-    assert later.gps.staging.ask("anybody", E1)
-    assert not later.gps._measuring
+    assert later.gps.intake.staging.ask("anybody", E1)
+    assert not later.gps.intake.measuring
 
 
 def test_an_end_was_none(room: Room) -> None:

@@ -62,7 +62,7 @@ def test_the_run_file_may_say_otherwise_than_before() -> None:
     lps.handle(Received("gps-2", Ack(E1, "applied")), room.now)
     effects = lps.handle(Received("gps-2", global_model(1, E1), -8), room.now)
     assert Apply("merge_replay", -8, 0.5) in effects
-    assert lps.staging.ask("w-2", PushId(9, 1))
+    assert lps.intake.staging.ask("w-2", PushId(9, 1))
     lps.check()
 
 
@@ -89,7 +89,15 @@ def test_states_of_a_moment_come_back_too() -> None:
 @pytest.mark.parametrize("content", [set(), object(), lambda: None])
 def test_an_attribute_that_is_neither_state_nor_a_setting_is_noticed(content: object) -> None:
     lps = used().lps
-    parts = (lps, lps.uplink, lps.leases, lps.leases.outcomes, lps.members, lps.staging)
+    parts = (
+        lps,
+        lps.uplink,
+        lps.leases,
+        lps.leases.outcomes,
+        lps.members,
+        lps.intake,
+        lps.intake.staging,
+    )
     for part in (*parts, lps.exchanges, lps._supply):
         take(lps)
         part._added = content  # type: ignore[attr-defined]

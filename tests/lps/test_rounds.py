@@ -300,7 +300,7 @@ def test_an_update_whose_fate_is_known_holds_no_place(room: Room) -> None:
     """The Grant was lost, the lease was revoked: the first question about it frees the place."""
     room.join("w0").join("w1")
     work = room.work("w1")
-    room.lps.staging.ask("w0", PushId(77, 1))
+    room.lps.intake.staging.ask("w0", PushId(77, 1))
     assert room.hears("w1", Offer(work.push)) == [Send("w1", Busy(work.push, 1000))]
     assert room.hears("w0", Offer(PushId(77, 1))) == [
         Send("w1", Grant(work.push)),

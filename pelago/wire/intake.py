@@ -1,0 +1,61 @@
+"""The server's end of updates that come in: asked for, given a place, here, measured, answered.
+
+The other end is `pelago.wire.uplink`. Pure: it returns effects, and the machine that owns it emits them and
+decides what an update is worth. Every message may come again: an update that is here is not asked for twice.
+"""
+
+from pelago.core.image import durable
+from pelago.core.machine import PS_PER_MS, Measure, Release, Send
+from pelago.core.names import BlobId, Peer, PushId
+from pelago.core.staging import Staging
+from pelago.wire.messages import Ack, Busy, Effect, Grant, Outcome, Push
+
+
+@durable(settings=("_busy_ms",))
+class Intake:
+    """At most ``limit`` updates are under way at once; who is turned away may ask again after ``retry_ps``."""
+
+    def __init__(self, limit: int, retry_ps: int) -> None:
+        self.staging = Staging(limit)
+        self.measuring: dict[BlobId, tuple[Peer, Push]] = {}
+        """What is here and not measured yet."""
+        self._busy_ms = retry_ps // PS_PER_MS
+
+    def offered(self, peer: Peer, push: PushId) -> list[Effect]:
+        """Somebody asks whether it may send an update that is wanted."""
+        if self._is_here(push):
+            return []  # The Ack follows.
+        if self.staging.ask(peer, push):
+            return [Send(peer, Grant(push))]
+        return [Send(peer, Busy(push, self._busy_ms))]
+
+    def arrived(self, peer: Peer, message: Push, blob: BlobId) -> list[Effect]:
+        """All of an update that is wanted is here."""
+        if self._is_here(message.push):
+            return [Release(blob)]
+        self.measuring[blob] = (peer, message)
+        return [Measure(blob)]
+
+    def measured(self, blob: BlobId) -> tuple[Peer, Push] | None:
+        """Which update it was that was measured, and whose; None: one that is known no more."""
+        return self.measuring.pop(blob, None)
+
+    def settled(self, peer: Peer, push: PushId, outcome: Outcome) -> list[Effect]:
+        """Tell what became of an update, which needs no place any more."""
+        return [*self.free(peer, push), Send(peer, Ack(push, outcome))]
+
+    def free(self, peer: Peer, push: PushId | None = None) -> list[Effect]:
+        """A peer needs no place any more, or none for one update: others may send."""
+        return [Send(other, Grant(granted)) for other, granted in self.staging.free(peer, push)]
+
+    def restarted(self) -> list[Effect]:
+        """The process before this one was killed while it measured."""
+        return [Measure(blob) for blob in self.measuring]
+
+    def check(self) -> None:
+        """Assert that the limit holds."""
+        self.staging.check()
+
+    def _is_here(self, push: PushId) -> bool:
+        pending = self.measuring.values()
+        return bool(pending) and any(message.push == push for _, message in pending)
