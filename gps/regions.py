@@ -15,9 +15,10 @@ class Region:
     """One region of the run file."""
 
     name: str
+    fence: int
+    """Of the process that serves it; the next one gets a higher one."""
     peer: Peer | None = None
     """The LPS process that serves it; None: nobody does."""
-    fence: int = 0
     incarnation: int = -1
     heard_at: int = 0
     updates: int = 0

@@ -98,7 +98,9 @@ class Gps:
         self.counted_steps = 0
         self.tokens = 0
         self.ledger = SampleLedger()
-        self.regions = {name: Region(name) for name in settings.regions}
+        # A life's fences begin at its incarnation, in seconds, and grow less often than once a second: no
+        # other life gives the same, and each gives higher ones than those before.
+        self.regions = {name: Region(name, settings.incarnation - 1) for name in settings.regions}
         self.evaluators = Evaluators()
         self.validations: list[tuple[int, int, float]] = []
         """(picoseconds after the first lease, counted steps, held-out loss) in order of the versions."""
@@ -170,8 +172,7 @@ class Gps:
         self.version = Version(incarnation, self.version.counter)
         for region in self.regions.values():
             region.part()
-            # Above whatever was given since: a life raises a fence less often than once a second.
-            region.fence = max(region.fence, incarnation)
+            region.fence = max(region.fence, incarnation - 1)
             self.ledger.reclaim(region.name)
         self.ledger.reopen()
         self.evaluators = Evaluators()
@@ -312,8 +313,6 @@ class Gps:
 
     def _on_push(self, region: Region, peer: Peer, message: Push, blob: BlobId) -> list[Effect]:
         outcome = region.outcome(message.push)
-        if message.base.incarnation != self.version.incarnation:
-            outcome = "fenced"  # Begun with a GPS before this one, whose fences were as low.
         if outcome is not None:
             return [Release(blob), *self.intake.settled(peer, message.push, outcome)]
         return self.intake.arrived(peer, message, blob)

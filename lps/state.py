@@ -272,7 +272,7 @@ class Lps:
         if not self._supply.expects(message):
             return []
         if message.fence != self.uplink.fence:
-            # The Welcome that we went by was an old one, or of a GPS before this one.
+            # The Welcome that we went by was an old one, or of a life before this one.
             return self._on_rejoin()
         if self.phase != "serving":
             return []

@@ -128,9 +128,9 @@ def resumed(incarnation: int) -> Told:
 
 
 def test_an_exchange_of_the_life_that_went_on_is_no_loss_but_a_fault() -> None:
-    """Its fence is above that life's incarnation."""
+    """Its fences begin at that life's incarnation."""
     told = forgotten()
-    told["gps"].append(resumed(0))
+    told["gps"].append(resumed(1))
     found = examine(told)
     assert len(found.exceptions) == 1
     assert not found.lost

@@ -14,7 +14,7 @@ from gps.state import Gps
 from lps.state import Lps
 from pelago.core.machine import StopRequested
 from pelago.sim.hardship import DOWN
-from pelago.sim.simulation import Node
+from pelago.sim.simulation import LOST, Node
 
 EXCHANGES: Final = 2
 """So many updates of every region must arrive in fair weather."""
@@ -101,7 +101,7 @@ def _catch_up(world: World) -> None:
     gps = world.seats["gps"]
 
     def all_did() -> bool:
-        if world.node("gps").finished is DOWN:
+        if world.node("gps").finished in (DOWN, LOST):
             return False  # What it was asked last it may have forgotten, and nobody can ask it now.
         if world.gps.phase in ("draining", "finished"):
             return True

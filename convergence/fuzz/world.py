@@ -43,6 +43,8 @@ from worker.state import Evaluator, Worker
 
 TEND_PS: Final = 100 * PS_PER_MS
 """How often somebody looks for seats that nobody holds."""
+LIVES_APART_S: Final = 1000
+"""Incarnations are seconds: so far apart are those of a seat."""
 CLOCK_BITS: Final = 50
 """Clocks begin anywhere below 2 to this power, as the daemons' do."""
 
@@ -203,34 +205,37 @@ class World:
 
     def _take(self, seat: str) -> None:
         """A new process takes a seat."""
-        life = self._lives[seat] = self._lives.get(seat, 0) + 1
-        name = seat if life == 1 else f"{seat}#{life}"
+        lives = self._lives[seat] = self._lives.get(seat, 0) + 1
+        name = seat if lives == 1 else f"{seat}#{lives}"
+        incarnation = lives * LIVES_APART_S
         self.seats[seat] = name
         role, _, place = seat.partition("/")
         if seat == "gps":
             copy = self._copy
-            self._add_server(seat, name, life, 0, lambda: self._gps(life, copy), copy)
+            self._add_server(seat, name, incarnation, 0, lambda: self._gps(incarnation, copy), copy)
         elif role == "lps":
             region = self.run.region_index(place)
-            self._add_server(seat, name, life, region, lambda: self._lps(region, life))
+            self._add_server(
+                seat, name, incarnation, region, lambda: self._lps(region, incarnation)
+            )
         else:
-            self._add_client(seat, name, life)
+            self._add_client(seat, name, incarnation)
 
     def _add_server(
         self,
         seat: str,
         name: str,
-        life: int,
+        incarnation: int,
         place: int,
         make: Callable[[], tuple[Machine[Message], DurablePlane]],
         copy: Copy | None = None,
     ) -> None:
         is_gps = seat == "gps"
         machine, plane = make()
-        first = (Loaded(Version(life, 0)),) if is_gps and copy is None else ()
+        first = (Loaded(Version(incarnation, 0)),) if is_gps and copy is None else ()
         memory = None
         if self.drawn.durable_gps if is_gps else self.drawn.durable_lps:
-            disk = Disk(self.run.run_id, seat, name, life)
+            disk = Disk(self.run.run_id, seat, name, incarnation)
             memory = Memory(disk, plane, make, first)
         serves = "gps" if is_gps else f"{seat.partition('/')[2]}/lps"
         server = "" if is_gps else "gps"
@@ -243,10 +248,10 @@ class World:
         for event in (Started() if copy is None else Restarted(), *first):
             self.simulation.give(node, event)
 
-    def _gps(self, life: int, copy: Copy | None) -> tuple[Machine[Message], DurablePlane]:
+    def _gps(self, incarnation: int, copy: Copy | None) -> tuple[Machine[Message], DurablePlane]:
         settings = gps.settings.settings(
             self.run,
-            incarnation=life,
+            incarnation=incarnation,
             manifest=self.problem.specs,
             fingerprint=self.problem.fingerprint,
             corpus="",
@@ -259,8 +264,8 @@ class World:
             machine.reopen()
         return machine, plane
 
-    def _lps(self, region: int, life: int) -> tuple[Machine[Message], DurablePlane]:
-        settings = lps.settings.settings(self.run, region, incarnation=life)
+    def _lps(self, region: int, incarnation: int) -> tuple[Machine[Message], DurablePlane]:
+        settings = lps.settings.settings(self.run, region, incarnation=incarnation)
         plane = self.problem.server_plane(self.run.lps, self.run.lps.in_flight)
         return Lps(settings), self._plane(plane)
 
@@ -269,7 +274,7 @@ class World:
         assert hasattr(plane, "image")
         return plane  # type: ignore[return-value]
 
-    def _add_client(self, seat: str, name: str, life: int) -> None:
+    def _add_client(self, seat: str, name: str, incarnation: int) -> None:
         evaluates = seat == "evaluator"
         region_name, _, group = seat.partition("/")
         region = None if evaluates else self.run.region_index(region_name)
@@ -278,7 +283,7 @@ class World:
             self.run,
             region,
             -1 if evaluates or self.drawn.anonymous else int(group),
-            incarnation=life,
+            incarnation=incarnation,
             fingerprint=self.problem.fingerprint,
             corpus="",
             server=server,

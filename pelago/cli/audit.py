@@ -46,7 +46,7 @@ class Audit:
     resumed: list[str] = field(default_factory=list)
     """From where the GPS went on with other lives' states."""
     incarnation: int = -1
-    """Of the GPS's last life that did so: all fences that were given before are at most that."""
+    """Of the GPS's last life that did so: its fences begin there, and those of lives before are lower."""
     lost: list[str] = field(default_factory=list)
     """Exchanges that were acknowledged, and are not in what the GPS went on from."""
     lost_samples: int = 0
@@ -158,7 +158,7 @@ def _acknowledged(
             continue
         if line.fields["outcome"] != "applied" or push in pushes:
             continue
-        if push[2] > found.incarnation:
+        if push[2] >= found.incarnation:
             found.exceptions.append(
                 f"gps: {_name(push)} was acknowledged, and is not in its history"
             )

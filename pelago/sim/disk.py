@@ -89,6 +89,8 @@ class Disk:
     """By the number of their chunk."""
     _snapshot: Snapshot | None = None
     _unfinished: Snapshot | None = None
+    _written: bool = False
+    """Whether all of the unfinished snapshot is there; it is none before its journal has begun."""
 
     def begin(self) -> None:
         """Begin a journal: at the start, after every restart, and with every snapshot."""
@@ -112,6 +114,7 @@ class Disk:
         while self._queue and self._queue[0].number <= through:
             self._append(self._queue.popleft())
         self.durable = max(self.durable, through)
+        self._finish()
 
     def snapshot(self, image: object, plane: object, blobs: tuple[BlobId, ...], now: int) -> None:
         """Begin a snapshot of this moment, and the journal that follows it."""
@@ -127,10 +130,17 @@ class Disk:
         return self._unfinished is not None
 
     def finish_snapshot(self) -> None:
-        """The snapshot is whole: what is before it goes."""
-        if self._unfinished is None:
+        """The disk took all of the snapshot."""
+        self._written = self._unfinished is not None
+        self._finish()
+
+    def _finish(self) -> None:
+        """What is before a snapshot goes."""
+        if self._unfinished is None or not self._written:
             return
-        self._snapshot, self._unfinished = self._unfinished, None
+        if self._unfinished.index not in self._files:
+            return
+        self._snapshot, self._unfinished, self._written = self._unfinished, None, False
         self.snapshots += 1
         for index in [each for each in self._files if each < self._snapshot.index]:
             del self._files[index]
@@ -139,7 +149,7 @@ class Disk:
 
     def crash(self, random: Random) -> None:
         """The process is gone: of what it was writing a part is there, perhaps torn."""
-        self._unfinished = None
+        self._unfinished, self._written = None, False
         for _ in range(random.randrange(len(self._queue) + 1)):
             self._append(self._queue.popleft())
         if self._queue and random.random() < 0.5:
@@ -156,7 +166,7 @@ class Disk:
             _verify(self._snapshot.state)
         records: list[Record] = []
         files = sorted(self._files)
-        if files and files != list(range(first, first + len(files))):
+        if files != list(range(first, first + len(files))) or (first and not files):
             raise CheckpointError(f"journal {first} or one after it is missing")
         for index in files:
             found, end = self._read_journal(index, number, last=index == files[-1])
@@ -164,8 +174,8 @@ class Disk:
             number += len(found)
             del self._files[index][end:]
         self.last = self.durable = number
-        if files:  # One that has not even a header was not begun.
-            self._index = files[-1] + bool(self._files[files[-1]])
+        # One that has not even a header was not begun.
+        self._index = files[-1] + bool(self._files[files[-1]]) if files else first
         self.begin()
         return Past(self._snapshot, records, number)
 

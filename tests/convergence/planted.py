@@ -1,7 +1,6 @@
 """Bugs to plant in the real code: what the fuzzer must find. Each is put in by a `pytest.MonkeyPatch`."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from lps.supply import Supply
 from pelago.core import image
 from pelago.core.leases import LeaseTable, SampleLedger
 from pelago.core.machine import Measure, Send
-from pelago.core.names import Version
 from pelago.core.staging import Staging
 from pelago.sim import hardship
 from pelago.sim.disk import Disk
@@ -125,14 +123,16 @@ def replace_fence(push: Any, fence: int) -> Any:
 
 
 @plant
-def a_gps_minds_no_earlier_life(patch: pytest.MonkeyPatch) -> None:
-    """What the fuzzer found: a GPS that came anew took an update meant for the one before it."""
+def fences_begin_anew_with_every_life(patch: pytest.MonkeyPatch) -> None:
+    """What the fuzzer found: a region went on with samples of a GPS that was no more, and was lent them again by
+    the next one under the same fence."""
 
-    def on_push(original: Any, self: Gps, region: Any, peer: Any, message: Any, blob: Any) -> Any:
-        base = Version(self.version.incarnation, message.base.counter)
-        return original(self, region, peer, replace(message, base=base), blob)
+    def begin(original: Any, self: Gps, settings: Any) -> None:
+        original(self, settings)
+        for region in self.regions.values():
+            region.fence = 0
 
-    around(patch, Gps, "_on_push", on_push)
+    around(patch, Gps, "__init__", begin)
 
 
 @plant

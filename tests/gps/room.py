@@ -21,7 +21,7 @@ from tests.conversation import Conversation
 MANIFEST = (TensorSpec("weight", (4,)),)
 SETTINGS = GpsSettings(
     regions=("eu", "us"),
-    incarnation=9,
+    incarnation=1,
     manifest=MANIFEST,
     fingerprint="model",
     corpus="corpus",
@@ -46,12 +46,12 @@ def hello(role: Role, region: str = "", incarnation: int = 1) -> Hello:
 
 def welcome(fence: int) -> Welcome:
     """The answer to an LPS; an evaluator gets fence 0 and no manifest."""
-    return Welcome(9, fence, -1, MANIFEST if fence else (), "model", "corpus")
+    return Welcome(1, fence, -1, MANIFEST if fence else (), "model", "corpus")
 
 
 def update(push: PushId, spans: Spans, dropped: Spans = (), steps: int = 10, base: int = 0) -> Push:
     """An exchange of three updates."""
-    return Push(push, Version(9, base), steps, 3, 64, 1.5, spans, dropped, 0)
+    return Push(push, Version(1, base), steps, 3, 64, 1.5, spans, dropped, 0)
 
 
 class Room(Conversation):
@@ -64,7 +64,8 @@ class Room(Conversation):
 
     def load(self) -> "Room":
         """The initial model is in the arena."""
-        assert self.happens(Loaded(Version(9, 0))) == [Note("serving", {"regions": ["eu", "us"]})]
+        first = Version(self.gps.settings.incarnation, 0)
+        assert self.happens(Loaded(first)) == [Note("serving", {"regions": ["eu", "us"]})]
         return self
 
     def join(self, peer: str, region: str, samples: int = 0, incarnation: int = 1) -> "Room":

@@ -193,9 +193,9 @@ def test_a_stranger_is_asked_to_introduce_himself(message: Message) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        Evaluated(Version(9, 0), 0, 1.0, 1),
+        Evaluated(Version(1, 0), 0, 1.0, 1),
         Ack(E1, "applied"),
-        Model(Version(9, 0), 0, None, None, final=False),
+        Model(Version(1, 0), 0, None, None, final=False),
         update(E1, ()),
     ],
     ids=lambda message: type(message).__name__,
@@ -213,8 +213,8 @@ def test_what_a_region_never_says_is_noted_and_dropped(message: Message) -> None
     [
         Progress(E1, 1),
         Trained(E1, 0, 1, 1, 1.0),
-        Validated(Version(9, 0), 1.0, 1),
-        Loaded(Version(9, 0)),
+        Validated(Version(1, 0), 1.0, 1),
+        Loaded(Version(1, 0)),
     ],
     ids=lambda event: type(event).__name__,
 )

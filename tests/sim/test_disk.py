@@ -105,15 +105,20 @@ def test_a_snapshot_that_is_not_whole_does_not_exist_and_costs_nothing() -> None
     assert [each.head.number for each in past.records] == [1, 2, 3, 4]
 
 
-def test_a_snapshot_may_be_whole_before_its_journal_has_begun() -> None:
-    """The disk is slow: the journal's header was still queued when the process died."""
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_snapshot_counts_once_its_journal_has_begun(begun: bool) -> None:
+    """The disk is slow: the journal's header was still queued when all of the snapshot was there."""
     disk = full(3)
     disk.event(ASKS, 3, None)
     disk.snapshot(["state"], "plane", (), 3)
     disk.finish_snapshot()
+    if begun:
+        disk.written(4)
     disk._queue.clear()
+    disk.crash(Random(1))
     past = disk.read()
-    assert (past.snapshot is not None, past.records, past.number) == (True, [], 4)
-    assert disk.event(Restarted(), 4, None) == 5
-    disk.written(5)
-    assert disk.read().number == 5
+    numbers = [each.head.number for each in past.records]
+    assert (past.snapshot is not None, numbers) == ((True, []) if begun else (False, [1, 2, 3]))
+    assert disk.event(Restarted(), 4, None) == past.number + 1
+    disk.written(past.number + 1)
+    assert disk.read().number == past.number + 1
