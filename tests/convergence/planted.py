@@ -204,10 +204,10 @@ def a_later_life_takes_no_samples_back(patch: pytest.MonkeyPatch) -> None:
 @plant
 def a_later_life_knows_the_processes_of_the_one_before(patch: pytest.MonkeyPatch) -> None:
     def reopen(original: Any, self: Gps) -> None:
-        served = {name: each.peer for name, each in self.regions.items()}
+        served = {name: (each.peer, each.fence) for name, each in self.regions.items()}
         original(self)
         for name, region in self.regions.items():
-            region.peer = served[name]
+            region.peer, region.fence = served[name]
 
     around(patch, Gps, "reopen", reopen)
 
