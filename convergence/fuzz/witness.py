@@ -224,17 +224,18 @@ class Witness:
     def _answers(self, node: Node, server: Server, peer: str, message: Ack) -> None:
         """C4."""
         known = server.answered.setdefault((peer, message.push), message.outcome)
-        if message.outcome == "fenced" and self._is_past(node, peer, message):
-            return  # Outcomes are forgotten with their fence, and their client knows that it is another.
+        if message.outcome == "fenced" and self._is_past(node, peer, message.push):
+            return
         assert known == message.outcome, f"{message} to {peer}, which was {known}"
         self._agrees(server, peer, message.push, message.outcome)
 
     @staticmethod
-    def _is_past(node: Node, peer: str, message: Ack) -> bool:
+    def _is_past(node: Node, peer: str, push: PushId) -> bool:
+        """Outcomes are forgotten with their fence, and their client knows that it is another."""
         if not isinstance(node.machine, Gps):
             return False
         serving = [each for each in node.machine.regions.values() if each.peer == peer]
-        return not serving or message.push.fence < serving[0].fence
+        return not serving or push.fence < serving[0].fence
 
     def _agrees(self, server: Server, peer: str, push: PushId, outcome: Outcome) -> None:
         applied = server.book.has(peer, push)
@@ -291,6 +292,8 @@ class Witness:
             if server is None:
                 continue
             for (client, push), outcome in server.answered.items():
+                if outcome == "fenced" and self._is_past(node, client, push):
+                    continue
                 self._agrees(server, client, push, outcome)
             self._check_parameters(node, server)
 

@@ -17,7 +17,22 @@ from tests.convergence.planted import PLANTS
 
 CLEAN: Final = (
     *range(1, 11),
-    *(56, 83, 88, 2145, 40411, 104861, 202369, 301203, 301239, 508160, 508325, 509640, 510607),
+    *(
+        56,
+        83,
+        88,
+        2145,
+        40411,
+        104861,
+        202369,
+        301203,
+        301239,
+        508160,
+        508325,
+        509640,
+        510607,
+        703506,
+    ),
 )
 """With seeds that found something once, and one with tensors and restarts."""
 FOUND: Final = {
