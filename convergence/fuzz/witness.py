@@ -160,8 +160,7 @@ class Witness:
             server.book = deepcopy(server.begun_with)
             for entry in kept:
                 server.book.keep(entry)
-        for (client, push), outcome in server.answered.items():
-            self._agrees(server, client, push, outcome)
+        self._check_answers(node, server)
         self._check_parameters(node, server)
 
     # --- servers ---------------------------------------------------------------------------------
@@ -237,6 +236,11 @@ class Witness:
         serving = [each for each in node.machine.regions.values() if each.peer == peer]
         return not serving or push.fence < serving[0].fence
 
+    def _check_answers(self, node: Node, server: Server) -> None:
+        for (client, push), outcome in server.answered.items():
+            if outcome != "fenced" or not self._is_past(node, client, push):
+                self._agrees(server, client, push, outcome)
+
     def _agrees(self, server: Server, peer: str, push: PushId, outcome: Outcome) -> None:
         applied = server.book.has(peer, push)
         assert applied == (outcome == "applied"), f"{push} of {peer} was {outcome}, not so here"
@@ -291,10 +295,7 @@ class Witness:
             server = self.servers.get(node.name)
             if server is None:
                 continue
-            for (client, push), outcome in server.answered.items():
-                if outcome == "fenced" and self._is_past(node, client, push):
-                    continue
-                self._agrees(server, client, push, outcome)
+            self._check_answers(node, server)
             self._check_parameters(node, server)
 
     def _check_parameters(self, node: Node, server: Server) -> None:
