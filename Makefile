@@ -5,6 +5,7 @@
 # bench  side-by-side benchmarks; bench/README.md says what they measure
 
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -15,7 +16,7 @@ demo: $(INSTALLED)
 	$(BIN)/pelago local demo.toml --out runs/demo --overwrite
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

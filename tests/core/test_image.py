@@ -206,7 +206,7 @@ class Pair(NamedTuple):
         Label(maybe="1"),  # type: ignore[arg-type]
         Version(1.0, 2),  # type: ignore[arg-type]
     ],
-    ids=repr,
+    ids=lambda each: type(each).__name__,
 )
 def test_what_cannot_come_back_as_it_was_is_not_written(value: Any) -> None:
     with pytest.raises(AssertionError):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pelago.net.ports import free_pairs
+from tests.ports import pairs
 
 DEADLINE_S = 90.0
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -78,7 +78,7 @@ def run_file(
 ) -> Path:
     """Write a run file with free ports; returns its path."""
     regions = regions or {"eu": [1.0, 0.5], "us": [0.8]}
-    ports = free_pairs(1 + len(regions))
+    ports = pairs(1 + len(regions))
     text = TINY.format(
         name=name,
         budget=budget,

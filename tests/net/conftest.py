@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import zmq
 
-from pelago.net.ports import free_pairs
 from pelago.tensor.manifest import Manifest
 from pelago.wire.messages import TensorSpec
 from tests.net.house import House
+from tests.ports import pairs
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     # Chunks of 16 KiB, the last ones shorter: three tensors, 2 + 4 + 1 chunks.
     specs = (TensorSpec("a", (100, 50)), TensorSpec("b", (16_384,)), TensorSpec("c", (3,)))
     threads = set(threading.enumerate())
-    built = House(tmp_path, {}, free_pairs(3), Manifest(specs, chunk_bytes=1 << 14))
+    built = House(tmp_path, {}, pairs(3), Manifest(specs, chunk_bytes=1 << 14))
     yield built
     for name in list(built.nodes):
         await built.stop(name)

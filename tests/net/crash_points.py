@@ -41,7 +41,6 @@ from pelago.net.journal import Journal
 from pelago.net.keeper import Memory
 from pelago.net.limits import Limits
 from pelago.net.node import Node, NodeSettings
-from pelago.net.ports import free_pairs
 from pelago.net.sockets import Bind, Connect
 from pelago.net.store import Store
 from pelago.net.telemetry import Telemetry
@@ -58,6 +57,7 @@ from tests.net.arrivals import (
     sender_plane,
 )
 from tests.net.house import RUN, Script, eventually, settled
+from tests.ports import pairs
 
 ARRIVALS: Final = 7
 SNAPSHOT_EVENTS: Final = 3
@@ -378,7 +378,7 @@ def wait_for(children: list[int], deadline: float) -> tuple[int, int]:
 
 def run_case(case: Case, folder: Path) -> str:
     """What was wrong, in words; empty: nothing."""
-    (port,) = free_pairs(1)
+    (port,) = pairs(1)
     stop, running = os.pipe()
     killed = 0
 
