@@ -238,7 +238,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=60_000, help="the budget, in local steps")
+    parser.add_argument("--steps", type=int, default=90_000, help="the budget, in local steps")
     parser.add_argument("--step-ms", type=float, default=20.0)
     parser.add_argument("--mean-s", type=float, default=2.0, help="mean time between kills")
     parser.add_argument(
