@@ -334,6 +334,8 @@ async def test_no_more_payloads_are_taken_up_than_have_places(house: House) -> N
     server = await a_gps(house, limits=Limits(incoming_max=2))
     assert sorted(server.transfers.incoming._transfers) == ["three", "two"]
     assert server.tensors.payloads == 2
+    given_up = server.keeper.journal  # type: ignore[union-attr]
+    await eventually(lambda: given_up.durable == given_up.last)
     await house.kill("gps")
     server = await a_gps(house)
     assert sorted(server.transfers.incoming._transfers) == ["three", "two"]
