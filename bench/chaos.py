@@ -240,9 +240,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--steps", type=int, default=90_000, help="the budget, in local steps")
     parser.add_argument("--step-ms", type=float, default=20.0)
-    parser.add_argument("--mean-s", type=float, default=2.0, help="mean time between kills")
+    parser.add_argument("--mean-s", type=float, default=2.5, help="mean time between kills")
     parser.add_argument(
-        "--age-s", type=float, default=8.0, help="mean age of a process that is killed"
+        "--age-s", type=float, default=12.0, help="mean age of a process that is killed"
     )
     parser.add_argument("--in-flight", default="drop")
     parser.add_argument("--durability", default="process")

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Final
 
+from convergence.children import end_with_parent
 from convergence.gang import Gang
 from pelago import config
 from pelago.core.errors import PelagoError
@@ -183,7 +184,7 @@ class _Hand:
 
 
 def _serve(connection: Connection) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     while True:
         try:
             pack: list[Task] = connection.recv()
@@ -212,14 +213,6 @@ def _execute_pack(pack: Sequence[Task], connection: Connection) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-
-
-def _end_with_parent() -> None:
-    """A killed study must not leave processes behind that nobody waits for."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _how_it_ended(exit_code: int | None) -> str:

@@ -172,6 +172,7 @@ class Gps:
         self.version = Version(incarnation, self.version.counter)
         for region in self.regions.values():
             region.part()
+            # As in `__init__`, and higher than what is known, should it have grown faster.
             region.fence = max(region.fence, incarnation - 1)
             self.ledger.reclaim(region.name)
         self.ledger.reopen()

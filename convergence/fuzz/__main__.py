@@ -70,7 +70,7 @@ class Tally:
         self.found: list[Outcome] = []
         self.counts: dict[str, int] = {}
         self._begin = self._told = begin
-        self._shown = sys.stderr.isatty()
+        self._is_terminal = sys.stderr.isatty()
 
     def add(self, outcome: Outcome) -> None:
         """A seed has ended."""
@@ -85,16 +85,12 @@ class Tally:
             self.found.append(outcome)
             self._clear()
             print(f"{outcome.story.rstrip()}\nseed {outcome.seed}: {outcome.verdict.name.lower()}")
-        elif now - self._told >= (PROGRESS_S if self._shown else PROGRESS_IN_A_FILE_S):
+        elif now - self._told >= (PROGRESS_S if self._is_terminal else PROGRESS_IN_A_FILE_S):
             self._told = now
             rate = self.events / (now - self._begin)
             told = f"{self.seeds} seeds, {self.events:,} events, {rate:,.0f} events/s, seed {self.last}"
-            print(
-                f"\r{told} " if self._shown else told,
-                end="" if self._shown else "\n",
-                file=sys.stderr,
-                flush=True,
-            )
+            begin, end = ("\r", " ") if self._is_terminal else ("", "\n")
+            print(begin + told, end=end, file=sys.stderr, flush=True)
 
     def conclude(self) -> int:
         """Say what came of it. Returns the exit status: that of the first finding."""
@@ -117,7 +113,7 @@ class Tally:
         return self.found[0].verdict if self.found else Verdict.SOUND
 
     def _clear(self) -> None:
-        if self._shown:
+        if self._is_terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 

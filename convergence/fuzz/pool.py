@@ -1,13 +1,12 @@
 """Many seeds on all cores."""
 
-import os
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from itertools import islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 
+from convergence.children import end_with_parent
 from convergence.fuzz.trial import Outcome, trial
 
 
@@ -23,7 +22,7 @@ def outcomes(seeds: Iterator[int], jobs: int, deadline: float | None) -> Iterato
             if over():
                 return
         return
-    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_watch_parent) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=end_with_parent) as pool:
         pending: set[Future[Outcome]] = set()
         try:
             while True:
@@ -38,15 +37,3 @@ def outcomes(seeds: Iterator[int], jobs: int, deadline: float | None) -> Iterato
         finally:
             for each in pending:
                 each.cancel()
-
-
-def _watch_parent() -> None:
-    """A pool whose owner is killed would wait for work for ever."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

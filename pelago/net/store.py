@@ -325,7 +325,7 @@ class Store:
 def lock(path: Path) -> IO[Any]:
     """Have a file for oneself until it is closed. Raises `BlockingIOError` if another process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return _locked(path.open("a"))
+    return _locked(path.open("a"), fcntl.LOCK_EX)
 
 
 def sync_folder(folder: Path) -> None:
@@ -338,16 +338,17 @@ def sync_folder(folder: Path) -> None:
 
 
 def _lock_to_read(path: Path) -> IO[Any] | None:
-    """As `lock`, but writes nothing; None: there is none, as in a copy of a folder."""
+    """As `lock`, but with others that read, and nothing is written; None: there is none, as in a copy of a
+    folder."""
     try:
-        return _locked(path.open("rb"))
+        return _locked(path.open("rb"), fcntl.LOCK_SH)
     except FileNotFoundError:
         return None
 
 
-def _locked(file: IO[Any]) -> IO[Any]:
+def _locked(file: IO[Any], kind: int) -> IO[Any]:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except OSError:
         file.close()
         raise

@@ -17,7 +17,7 @@ from tests.convergence.planted import PLANTS
 
 ONCE: Final = {
     56: "a GPS that came anew took an update meant for the one before it",
-    83: "found something in the first days",
+    83: "found something when servers had become durable",
     88: "tensors and restarts",
     2145: "two lives of a GPS gave one fence, and samples were lent under both",
     40411: "an evaluator's last finding went with it",

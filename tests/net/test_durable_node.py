@@ -240,12 +240,14 @@ def raw_region(house: House) -> Iterator[RawRegion]:
         yield RawRegion(control, bulk)
 
 
-async def assert_the_first_update_survives(house: House) -> None:
-    """Kill the server, start it again: it has the model after one update."""
+async def assert_the_first_update_survives(house: House, *, measured: bool = True) -> None:
+    """Kill the server, start it again: it has the model after one update, at once or, if it was not
+    ``measured`` yet, after that."""
     await house.kill("gps")
     server = await a_gps(house)
-    # It may have been measured by the process before, or be still to be measured by this one.
-    await eventually(lambda: server.machine.version.counter == 1)  # type: ignore[attr-defined]
+    if not measured:
+        await eventually(lambda: server.machine.version.counter == 1)  # type: ignore[attr-defined]
+    assert server.machine.version.counter == 1  # type: ignore[attr-defined]
     await settled(server)
     assert server.tensors.plane.digest() == global_digest(1)
 
