@@ -24,6 +24,7 @@ from typing import Any, Final
 from pelago.config import Durability
 from pelago.core.errors import CheckpointError
 from pelago.core.names import BlobId
+from pelago.net import disk
 from pelago.net.store import PART, Store, Told, boot_id, history_line, sync_folder
 from pelago.tensor.payload import Cell
 from pelago.wire import record
@@ -37,7 +38,7 @@ RETRY_S: Final = 0.5
 CLOSE_S: Final = 10.0
 SNAPSHOT_BYTES: Final = 64 << 20
 SNAPSHOT_EVENTS: Final = 200_000
-SNAPSHOT_MODELS: Final = 8
+SNAPSHOT_MODELS: Final = 2
 """A snapshot is due when the journal has grown by this many models, and by `SNAPSHOT_BYTES`, or by this
 many events: what a restart reads and does again is bounded by it."""
 
@@ -165,11 +166,12 @@ class Journal:
         image: bytes,
         layout: bytes | None,
         chunks: Callable[[], Iterator[Cell]],
-        then: Callable[[int], None],
+        then: Callable[[int, str], None],
     ) -> None:
         """Write the snapshot that belongs to a journal, and remove what it makes needless.
 
-        In a thread of its own; ``then`` hears, on the loop, how many bytes were written, 0 if that failed.
+        In a thread of its own; ``then`` hears, on the loop, how many bytes were written, and why none if
+        that failed.
         """
 
         if self._closing.is_set():
@@ -183,21 +185,21 @@ class Journal:
             while not mark.reached.wait(RETRY_S):
                 if self._closing.is_set():
                     return
+            size, trouble = 0, ""
             try:
                 records = _snapshot_records(self._header, number, now, image, layout, chunks())
-                size = _write_snapshot(self._store, index, records, self._sync)
+                size = _write_snapshot(self._store, index, records, self._sync, _bytes(chunks()))
                 self._store.drop_before(index)
             except OSError as error:
-                self._post(self._on_trouble, f"cannot write a snapshot: {error}")
-                size = 0
+                trouble = "" if size else f"cannot write a snapshot: {error}"
             except BaseException as error:
                 self._post(self._on_fault, error)
                 return
-            self._post(finished, size)
+            self._post(finished, (size, trouble))
 
-        def finished(size: int) -> None:
+        def finished(found: tuple[int, str]) -> None:
             self._snapshotting = False
-            then(size)
+            then(*found)
 
         self._snapshot_writer = threading.Thread(target=job, name="snapshot", daemon=True)
         self._snapshot_writer.start()
@@ -241,7 +243,11 @@ class Journal:
     def _run(self) -> None:
         try:
             # The history's lines follow from the journal again until a snapshot stands in for it.
-            with _File(self._sync, self._wait) as file, _File(False, self._wait) as history:
+            make_room = self._store.give_up_spares
+            with (
+                _File(self._sync, self._wait, make_room) as file,
+                _File(False, self._wait, make_room) as history,
+            ):
                 history.append_to(self._store.history)
                 while (item := self._items.get()) is not None:
                     self._write(file, history, item)
@@ -295,8 +301,10 @@ class Journal:
 class _File:
     """The journal being written: whole batches, whatever the disk says in between."""
 
-    def __init__(self, sync: bool, wait: Callable[[str], bool]) -> None:
-        self._sync, self._wait = sync, wait
+    def __init__(
+        self, sync: bool, wait: Callable[[str], bool], make_room: Callable[[], bool]
+    ) -> None:
+        self._sync, self._wait, self._make_room = sync, wait, make_room
         self._descriptor = -1
         self._path = Path()
 
@@ -335,8 +343,11 @@ class _File:
         self._patiently(open_it)
 
     def write(self, parts: list[Any]) -> None:
-        """Append all parts; what a full disk took already is not written again."""
-        left = [memoryview(part).cast("B") for part in parts]
+        """Append all parts; what a full disk took already is not written again, unless it says only when
+        asked for all of it that it is full."""
+        views = [memoryview(part).cast("B") for part in parts]
+        left = list(views)
+        begin = os.lseek(self._descriptor, 0, os.SEEK_CUR)
 
         def some() -> None:
             while left:
@@ -345,15 +356,28 @@ class _File:
                     taken -= left.pop(0).nbytes
                 if taken:
                     left[0] = left[0][taken:]
+            if self._sync:
+                try:
+                    os.fdatasync(self._descriptor)
+                except OSError as error:
+                    # The kernel may have dropped what it could not write, so all of it is written again.
+                    os.lseek(self._descriptor, begin, os.SEEK_SET)
+                    left[:] = views
+                    if not disk.is_full(error):
+                        raise self._lost(error) from None
+                    raise
 
         self._patiently(some)
-        if self._sync:
-            self.sync()
 
     def sync(self) -> None:
-        """Have all of it on the disk."""
-        # Not patiently: after an error the kernel may have dropped what it could not write.
-        os.fdatasync(self._descriptor)
+        """Have all of it on the disk. Raises `CheckpointError`."""
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            raise self._lost(error) from None
+
+    def _lost(self, error: OSError) -> CheckpointError:
+        return CheckpointError(f"cannot write to {self._path}: {error}")
 
     def _patiently(self, action: Callable[[], None]) -> None:
         troubled = False
@@ -361,6 +385,8 @@ class _File:
             try:
                 action()
             except OSError as error:
+                if disk.is_full(error) and self._make_room():
+                    continue
                 troubled = True
                 if not self._wait(f"cannot write to {self._path}: {error}"):
                     raise CheckpointError(f"cannot write to {self._path}: {error}") from None
@@ -416,18 +442,27 @@ def begin_with(
             file.flush()
             os.fsync(file.fileno())
     records = _snapshot_records(header, number, now, image, layout, chunks)
-    _write_snapshot(store, 0, records, sync=True)
+    _write_snapshot(store, 0, records, sync=True, needs=0)
+
+
+def _bytes(chunks: Iterable[Cell]) -> int:
+    return sum(cell.bytes for cell in chunks)
 
 
 def _write_snapshot(
-    store: Store, index: int, records: Iterator[tuple[bytes, Any]], sync: bool
+    store: Store, index: int, records: Iterator[tuple[bytes, Any]], sync: bool, needs: int
 ) -> int:
-    """Write beside, then rename: a snapshot that exists is whole. Returns its bytes."""
+    """Write beside, then rename: a snapshot that exists is whole. Returns its bytes.
+
+    ``needs``: so many bytes at least. Where there is no room for them none is written, which would take
+    the journal's room for as long as it lasts.
+    """
     path = store.snapshot(index)
     part = path.with_name(path.name + PART)
     size = 0
     try:
         store.spare(part)
+        store.require_room(needs, part)
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             for head, body in records:
@@ -443,8 +478,10 @@ def _write_snapshot(
         finally:
             os.close(descriptor)
         part.rename(path)
-    except OSError:
+    except OSError as error:
         part.unlink(missing_ok=True)
+        if disk.is_full(error):
+            store.give_up_spares()  # For the next attempt, and for the journal.
         raise
     if sync:
         sync_folder(path.parent)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pelago.config import Durability
-from pelago.core.machine import Machine
+from pelago.core.machine import PS_PER_MS, Machine
 from pelago.core.names import BlobId, Peer
 from pelago.net import archive, journal
 from pelago.net.archive import Copier
@@ -29,6 +29,9 @@ from pelago.wire.recovery import UNCOMMITTED
 
 COMMITTED_S: Final = 10.0
 """How long a node that is done waits for the disk to take its last events."""
+RETRY_MS_MIN: Final = 5_000
+RETRY_MS_MAX: Final = 60_000
+"""A snapshot that could not be written is tried again after the first, then after twice as long each time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +83,11 @@ class Keeper:
         self._memory = memory
         self._is_first = tensors.ready and (memory.past is None or memory.past.snapshot is None)
         """A snapshot is due at once, so that no later life must make its first model again."""
+        self._failures = 0
+        """Snapshots that could not be written since the last one that could."""
+        self._retry_at: int | None = None
+        self._trouble = ""
+        """What the journal's disk said last, as long as it takes nothing."""
         self.journal = self._begin(memory, restored, on_fault)
         tensors.keep = self._chunk
 
@@ -133,15 +141,22 @@ class Keeper:
         plane = tensors.plane if tensors.ready else None
         copier = self._memory.copier
         wanted = self._is_first or (copier is not None and copier.due)
+        if self._failures:
+            if self._retry_at is None:
+                wait_ms = min(RETRY_MS_MAX, RETRY_MS_MIN << min(self._failures - 1, 8))
+                self._retry_at = now + wait_ms * PS_PER_MS
+            if now < self._retry_at:
+                return
+            wanted = True
         if not written.due(0 if plane is None else plane.manifest.bytes, wanted):
             return
-        self._is_first = False
+        self._is_first, self._retry_at = False, None
         index, number = written.rotate()
         manifest = None if plane is None else plane.manifest
         taken = state(self._machine, manifest, tensors.last_blob, self._memory.facts)
 
-        def then(size: int) -> None:
-            self._on_snapshot(size, index, number)
+        def then(size: int, trouble: str) -> None:
+            self._on_snapshot(size, trouble, index, number)
 
         if plane is None:
             written.snapshot(index, number, now, taken, None, lambda: iter(()), then)
@@ -212,15 +227,21 @@ class Keeper:
             self._settled.set()
 
     def _on_trouble(self, trouble: str) -> None:
-        if trouble:
-            self._telemetry.event("disk_trouble", why=trouble, held=len(self.held))
-        else:
+        if not trouble:
             self._telemetry.event("disk_well", held=len(self.held))
+        elif trouble != self._trouble:
+            # Once, and not each time that it is tried again: the log may be on the same disk.
+            self._telemetry.event("disk_trouble", why=trouble, held=len(self.held))
+        self._trouble = trouble
 
-    def _on_snapshot(self, size: int, index: int, number: int) -> None:
-        if not size:
+    def _on_snapshot(self, size: int, trouble: str, index: int, number: int) -> None:
+        if trouble:
+            if not self._failures:
+                self._telemetry.event("snapshot_failed", why=trouble)
+            self._failures += 1
             return
-        self._telemetry.event("snapshot", bytes=size)
+        self._telemetry.event("snapshot", bytes=size, failed_before=self._failures)
+        self._failures = 0
         copier = self._memory.copier
         if copier is not None and copier.due:
             name = archive.name_of(self._memory.incarnation, number)

@@ -14,15 +14,18 @@ place and renamed, so one that exists is whole; until it exists the journal befo
 reads on from one journal into the next.
 """
 
+import errno
 import fcntl
 import mmap
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Final
 
 from pelago.core.errors import CheckpointError, ConfigError, ForeignState
+from pelago.net import disk
 from pelago.wire import record
 from pelago.wire.record import Header, Kind
 from pelago.wire.recovery import Record, find_later, scan
@@ -33,9 +36,9 @@ CLEARING: Final = "clearing"
 """A file that is there while the past is being forgotten: a process that finds it goes on with that."""
 BEGUN: Final = "begun"
 """Kind of the line with which a life begins in a history."""
-SPARES_MAX: Final = 2
+SPARES_MAX: Final = 1
 """Files of each kind that are kept to be written over: to write over pages that the kernel has costs a
-fraction of what new ones cost."""
+fraction of what new ones cost. They are given up when the disk is short."""
 _NAME: Final = re.compile(r"(journal|snapshot)-(\d{8})")
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -142,12 +145,16 @@ class Store:
         return path.open("rb")
 
     def clear(self) -> None:
-        """Forget the past, but for the history."""
+        """Forget the past, but for the history. Raises `CheckpointError`."""
         mark = self.folder / CLEARING
-        mark.touch()
-        for path in [*self._files(), *self.folder.glob("spare-*")]:
-            path.unlink()
-        mark.unlink()
+        try:
+            self.give_up_spares()  # On a full disk they make room for the mark.
+            mark.touch()
+            for path in self._files():
+                path.unlink()
+            mark.unlink()
+        except OSError as error:
+            raise CheckpointError(f"cannot begin anew in {self.folder}: {error}") from None
 
     def drop_before(self, index: int) -> None:
         """Set aside what a snapshot has made needless. From any thread."""
@@ -156,9 +163,23 @@ class Store:
             if found is not None and int(found[2]) < index:
                 spares = len(list(self.folder.glob(f"spare-{found[1]}-*")))
                 if spares < SPARES_MAX and path not in self._mapped:
-                    path.rename(self.folder / f"spare-{path.name}")
-                else:
-                    path.unlink()
+                    with suppress(OSError):  # A folder that is full may have no room for a name.
+                        path.rename(self.folder / f"spare-{path.name}")
+                path.unlink(missing_ok=True)
+
+    def give_up_spares(self) -> bool:
+        """Remove the files that are kept to be written over; whether there were any. From any thread."""
+        spares = list(self.folder.glob("spare-*"))
+        for path in spares:
+            path.unlink(missing_ok=True)
+        return bool(spares)
+
+    def require_room(self, size: int, path: Path) -> None:
+        """Raise `OSError` if the disk has no room for a file of so many bytes, or for one that takes the
+        place of an old one, once it has been given all that can be given up."""
+        while disk.free_bytes(self.folder) + _size(path) < size:
+            if not self.give_up_spares():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def spare(self, path: Path) -> None:
         """Put an old file in the place of one that is to be written, if there is one and none is there."""
@@ -335,6 +356,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _lock_to_read(path: Path) -> IO[Any] | None:

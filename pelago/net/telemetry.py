@@ -36,6 +36,7 @@ CONSOLE_KINDS: Final = frozenset(
     }
     | {"worker_joined", "worker_left", "worker_lost", "region_joined", "region_left", "region_lost"}
     | {"validation", "update_rejected", "update_fenced", "transfer_failed", "dropped", "crashed"}
+    | {"disk_trouble", "disk_well", "snapshot_failed", "archive_trouble"}
 )
 """Kinds of events that people want to see as they happen."""
 

@@ -15,7 +15,7 @@ from gps.state import Gps
 from pelago.config import Durability
 from pelago.core.machine import Started
 from pelago.core.names import PushId
-from pelago.net import journal
+from pelago.net import journal, keeper
 from pelago.net.node import Node
 from pelago.tensor.checksum import checksum
 from pelago.wire.codec import decode_message, encode
@@ -165,6 +165,25 @@ async def test_a_disk_that_takes_nothing_holds_back_what_promises_something(
     await machine.hears(Heartbeat, len(machine.messages(Heartbeat)) + 2)
     await settled(server)
     assert server.tensors.plane.digest() == global_digest()
+
+
+async def test_a_snapshot_that_failed_is_tried_again_in_time(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. There is no room for the snapshot with which a GPS begins: it serves all the same, and says so once,
+    however often it tries. 2. There is room, and nothing happens in the run but heartbeats: it is written."""
+    monkeypatch.setattr(keeper, "RETRY_MS_MIN", 20)
+    monkeypatch.setattr(keeper, "RETRY_MS_MAX", 40)
+    with files_end_at(MANIFEST.bytes // 2) as space_returns:
+        server = await a_gps(house)
+        await eventually(lambda: server.keeper._failures >= 3)  # type: ignore[union-attr]
+        assert newest(house.folder, "snapshot") == -1
+        space_returns()
+    await eventually(lambda: newest(house.folder, "snapshot") >= 1)
+    await eventually(lambda: server.keeper._failures == 0)  # type: ignore[union-attr]
+    server.telemetry.close()
+    told = (house.folder / "gps.jsonl").read_text(encoding="utf-8")
+    assert told.count('"snapshot_failed"') == 1
 
 
 async def test_what_waits_for_the_disk_is_not_overtaken(

@@ -30,6 +30,7 @@ from tests.net.books import (
     numbers,
     past_of,
 )
+from tests.small_disk import fill, small_disk
 
 DEADLINE_S = 20.0
 
@@ -45,7 +46,8 @@ class Desk:
         self.written: list[int] = []
         self.troubles: list[str] = []
         self.faults: list[BaseException] = []
-        self.snapshots: list[int] = []
+        self.snapshots: list[tuple[int, str]] = []
+        """Bytes, or why there is none."""
         self._told = asyncio.Event()
         self.journal = Journal(
             store,
@@ -91,7 +93,13 @@ class Desk:
         cells = [Cell(torch.full((2,), float(place))) for place in range(chunks)]
         note = self._note(self.snapshots)
         self.journal.snapshot(
-            index, number, 1000 + number, image, layout, lambda: iter(cells), note
+            index,
+            number,
+            1000 + number,
+            image,
+            layout,
+            lambda: iter(cells),
+            lambda size, trouble: note((size, trouble)),
         )
         return index, number
 
@@ -255,7 +263,7 @@ async def test_a_snapshot_takes_the_place_of_what_is_before_it(
         )
         wanted = [torch.full((2,), float(i)).numpy().tobytes() for i in range(3)]
         assert [bytes(chunk) for chunk in past.snapshot.chunks] == wanted
-        assert desk.snapshots[-1] == past.snapshot.bytes
+        assert desk.snapshots[-1] == (past.snapshot.bytes, "")
         assert (desk.troubles, desk.faults) == ([], [])
 
 
@@ -465,6 +473,51 @@ async def test_a_disk_that_is_full_at_the_next_journal_is_waited_for(
         assert_reads(past_of(desk.store), 6)
 
 
+async def test_a_full_disk_is_given_the_spare_files_first(tmp_path: Path) -> None:
+    """A real one. 1. A snapshot leaves a spare journal. 2. The disk is full but for a little, and more is
+    written than that: nobody hears of trouble, and the spare is gone."""
+    with small_disk(tmp_path / "disk", 4 << 20) as folder:
+        async with a_desk(folder) as desk:
+            desk.journal.chunk(-1, 0, memoryview(bytes(1 << 19)), -1)
+            desk.snapshot()
+            await desk.until(lambda: len(desk.snapshots) == 1)
+            assert "spare-journal-00000000" in names(folder)
+            fill(folder, 1 << 16)
+            desk.journal.chunk(-2, 0, memoryview(bytes(1 << 18)), -1)
+            await desk.durable(2)
+            assert desk.troubles == []
+            assert not list(folder.glob("spare-*"))
+            assert numbers(past_of(desk.store)) == [2]
+
+
+async def test_a_disk_that_says_only_when_asked_that_it_is_full_is_written_to_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one over a network may: what it had not taken is lost to the kernel, so all of it is written again."""
+    monkeypatch.setattr(journal, "RETRY_S", 0.01)
+    real, full = os.fdatasync, threading.Event()
+
+    def sync(descriptor: int) -> None:
+        if full.is_set():
+            os.ftruncate(descriptor, size)  # Nothing of it has come to stay.
+            raise OSError(errno.EDQUOT, "over quota")
+        real(descriptor)
+
+    async with a_desk(tmp_path, "host") as desk:
+        desk.events(1, 1)
+        await desk.durable(1)
+        size = desk.store.journal(0).stat().st_size
+        full.set()
+        monkeypatch.setattr(os, "fdatasync", sync)
+        desk.events(2, 5)
+        await desk.until(lambda: len(desk.troubles) >= 2)
+        assert desk.written == [1]
+        full.clear()
+        await desk.durable(5)
+        assert desk.faults == []
+        assert_reads(past_of(desk.store), 5)
+
+
 async def test_a_snapshot_that_finds_no_space_is_given_up_and_the_journals_stay(
     tmp_path: Path,
 ) -> None:
@@ -476,8 +529,7 @@ async def test_a_snapshot_that_finds_no_space_is_given_up_and_the_journals_stay(
         with files_end_at(20_000) as space_returns:
             desk.snapshot(chunks=1000)
             await desk.until(lambda: bool(desk.snapshots))
-            assert desk.snapshots == [0]
-            assert desk.troubles[0].startswith("cannot write a snapshot: ")
+            assert desk.snapshots == [(0, "cannot write a snapshot: [Errno 27] File too large")]
             assert list(filter(counts, names(tmp_path))) == ["journal-00000000", "journal-00000001"]
             space_returns()
         desk.events(4, 5)
