@@ -94,7 +94,8 @@ class _Life:
 
 async def _begin(options: argparse.Namespace, run: RunFile, out: Path, log: Telemetry) -> _Life:
     """Find the state to go on with, or make the model to begin with."""
-    process, incarnation = daemon.process_name(NODE), daemon.incarnation()
+    process = daemon.process_name(NODE, daemon.random_bits())
+    incarnation = daemon.incarnation()
     store, past = None, None
     if run.gps.durability != "none":
         store, past, word = open_state(run, out, options.resume)

@@ -246,7 +246,9 @@ def _write(found: _Found, run: RunFile, source: str, beside: Path) -> Gps:
     try:
         journal.begin_with(
             store,
-            journal.header(run.run_id, NODE, daemon.process_name(NODE), incarnation),
+            journal.header(
+                run.run_id, NODE, daemon.process_name(NODE, daemon.random_bits()), incarnation
+            ),
             number,
             found.restored.now,
             state(gps, manifest, found.restored.last_blob, facts_of(run, corpus)),

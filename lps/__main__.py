@@ -81,7 +81,8 @@ async def serve(options: argparse.Namespace, run: RunFile) -> int:
 def _memory(run: RunFile, out: Path, name: str, *, resume: bool) -> tuple[Memory | None, Peer, int]:
     """Where the LPS keeps its state, with its process name and incarnation: those of the life that it
     finds there and goes on with, or new ones. Raises `ConfigError`, `CheckpointError`."""
-    process, incarnation = daemon.process_name(name), daemon.incarnation()
+    process = daemon.process_name(name, daemon.random_bits())
+    incarnation = daemon.incarnation()
     durability = run.lps.durability
     if durability == "none":
         return None, process, incarnation

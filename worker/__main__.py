@@ -100,8 +100,8 @@ async def _train(options: argparse.Namespace, run: RunFile) -> int:
     region = run.region_index(options.region)
     host, port = daemon.address(options.connect, run.lps_connect(region), "--connect")
     out = daemon.out_folder(run, options.out)
-    suffix = str(options.group) if options.group >= 0 else f"pid{daemon.process_id()}"
-    name = f"worker-{options.region}-{suffix}"
+    bits = daemon.random_bits()
+    name = daemon.worker_folder(options.region, options.group, bits)
     log = daemon.telemetry(out, name)
     pace = Pace.of(run, region, options.group) if options.paced else None
     trainer = Trainer(run, pace=pace)
@@ -120,7 +120,7 @@ async def _train(options: argparse.Namespace, run: RunFile) -> int:
         machine,
         NodeSettings(
             run_id=run.run_id,
-            name=daemon.process_name(name),
+            name=daemon.process_name(f"worker-{options.region}", bits),
             client=Connect(host, port, "lps", "--connect"),
             crash_file=out / name / "crash.json",
         ),
@@ -153,7 +153,7 @@ async def _evaluate(options: argparse.Namespace, run: RunFile) -> int:
         machine,
         NodeSettings(
             run_id=run.run_id,
-            name=daemon.process_name("evaluator"),
+            name=daemon.process_name("evaluator", daemon.random_bits()),
             client=Connect(host, port, "gps", "--connect"),
             crash_file=out / "evaluator" / "crash.json",
         ),

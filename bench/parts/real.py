@@ -109,7 +109,7 @@ async def work(run: RunFile, model: dict[str, Any], out: Path) -> None:
         TimedWorker(machine),
         NodeSettings(
             run_id=run.run_id,
-            name=daemon.process_name("worker-bench"),
+            name=daemon.process_name("worker-bench", daemon.random_bits()),
             client=Connect(host, port, "lps"),
             crash_file=out / "worker-bench" / "crash.json",
         ),

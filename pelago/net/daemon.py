@@ -50,15 +50,26 @@ def out_folder(run: RunFile, flag: str | None) -> Path:
     return Path(flag) if flag else run.out
 
 
-def process_name(role: str) -> str:
-    """A name for this process that no other process of a run has or had."""
-    host = "".join(c if c.isalnum() or c in "-." else "-" for c in platform.node())[:24]
-    return f"{role[:20]}@{host}:{os.getpid()}:{incarnation() & 0xFFFFFF:x}"
+def random_bits() -> str:
+    """64 random bits, in hexadecimal: what tells this process from every other one.
+
+    Host, process id and time do not: containers of one image have one host name, in each of them the first
+    process is number 1, and they are started together.
+    """
+    return os.urandom(8).hex()
 
 
-def process_id() -> int:
-    """Of this process."""
-    return os.getpid()
+def process_name(role: str, bits: str) -> str:
+    """A name for this process that no other process of a run has or had; ``bits`` see `random_bits`."""
+    host = "".join(
+        c if c.isascii() and (c.isalnum() or c in "-.") else "-" for c in platform.node()
+    )
+    return f"{role[:20]}@{host[:16]}:{os.getpid()}:{bits}"
+
+
+def worker_folder(region: str, group: int, bits: str) -> str:
+    """A worker's folder among the run's results: by its group, or, if its server chooses one, its own."""
+    return f"worker-{region}-{group if group >= 0 else bits}"
 
 
 def process_age_s() -> float:

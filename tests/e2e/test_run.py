@@ -93,7 +93,8 @@ def test_a_killed_worker_costs_nothing_and_a_late_one_is_used(tmp_path: Path) ->
             "the late one joins", lambda: len(daemons.events("lps-eu", "worker_joined")) == 3
         )
         assert daemons.events("lps-eu", "worker_joined")[-1]["group"] == 1
-        log = f"worker-eu-pid{daemons.processes['late'].pid}"
+        folders = {each.name for each in daemons.out.glob("worker-eu-*")}
+        (log,) = folders - {"worker-eu-0", "worker-eu-1"}
         daemons.until("the late one trains", lambda: len(daemons.events(log, "round")) >= 3)
         daemons.processes["gps"].terminate()
         for node in ("gps", "lps-eu", "worker-eu-0", "late", "evaluator"):
