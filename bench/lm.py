@@ -57,7 +57,9 @@ def one(trainer: Trainer, options: argparse.Namespace) -> Callable[[int], None]:
     samples = options.batch * options.steps
 
     def work(number: int) -> None:
-        lease = Lease(PushId(number + 1, 1), ((number * samples, (number + 1) * samples),))
+        lease = Lease(
+            PushId(number + 1, 1), ((number * samples, (number + 1) * samples),), number * samples
+        )
         assert trainer.train(lease, start, lambda _: None, threading.Event()) is not None
 
     return work
@@ -76,6 +78,7 @@ def many(
                 steps=options.steps,
                 parts=(Part(replica, 0, options.batch),),
                 spans=((place * samples, (place + 1) * samples),),
+                clock=place * samples,
                 start=start,
             )
             for replica in range(replicas)

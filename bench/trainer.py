@@ -42,7 +42,9 @@ def ours(trainer: Trainer, options: argparse.Namespace) -> Callable[[int], None]
 
     def work(number: int) -> None:
         samples = options.batch * options.steps
-        lease = Lease(PushId(number + 1, 1), ((number * samples, (number + 1) * samples),))
+        lease = Lease(
+            PushId(number + 1, 1), ((number * samples, (number + 1) * samples),), number * samples
+        )
         assert trainer.train(lease, start, lambda _: None, threading.Event()) is not None
 
     return work

@@ -102,17 +102,22 @@ class SimulatedTrainer:
         unit = self._unit
         if unit.averages == "gradients" or len(unit.members) == 1:
             steps = unit.members[0].steps
-            return [Job(self._replica, steps, self._parts, lease.spans, payload)]
+            return [Job(self._replica, steps, self._parts, lease.spans, lease.clock, payload)]
         samples = SpanSet(lease.spans)
+        shares = [samples.take(member.steps * member.batch) for member in unit.members]
         return [
             Job(
                 self._replica + index,
                 member.steps,
                 (part,),
-                samples.take(member.steps * member.batch),
+                share,
+                # As if each had a lease of its own.
+                max(lease.clock, share[0][0]),
                 payload,
             )
-            for index, (member, part) in enumerate(zip(unit.members, self._parts, strict=True))
+            for index, (member, part, share) in enumerate(
+                zip(unit.members, self._parts, shares, strict=True)
+            )
         ]
 
     def finish(self, lease: Lease) -> Round:

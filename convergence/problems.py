@@ -39,6 +39,8 @@ class Job:
     """Who computes which part of a step, in this order; one part, unless a group averages gradients."""
     spans: Spans
     """Exactly ``steps * batch`` samples of the global order."""
+    clock: int
+    """Samples that were handed out in the whole run before these: the learning rate's clock."""
     start: Payload
 
     @property

@@ -49,9 +49,9 @@ class Noise:
 def steps(job: Job, settings: Worker) -> Iterator[tuple[int, float]]:
     """(first sample, learning rate) of each step of a job, on the clock of `worker.trainer`.
 
-    The clock starts at the job's first sample // global_batch_size and advances by one before each step.
+    The clock starts at the job's // global_batch_size and advances by one before each step.
     """
-    clock = job.spans[0][0] // settings.global_batch_size
+    clock = job.clock // settings.global_batch_size
     for number in range(job.steps):
         yield _sample(job, number * job.batch), learning_rate(settings, clock + number + 1)
 

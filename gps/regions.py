@@ -25,6 +25,8 @@ class Region:
     request: int = 0
     """Its newest lease request, and what was lent for it: a repeat gets the same answer."""
     lent: Spans = ()
+    clock: int = 0
+    """Samples that had been handed out in the whole run before those."""
     replying: BlobId | None = None
     """The model that is on its way to it."""
     report: RegionReport | None = None

@@ -294,10 +294,11 @@ class Gps:
                 self.started_at = self._now
                 self._reached_at = self._now
             region.request = message.request
+            region.clock = self.ledger.cursor
             region.lent = self.ledger.lend(region.name, message.samples)
         if message.request != region.request:
             return []
-        return [Send(peer, LeaseGrant(region.request, region.fence, region.lent))]
+        return [Send(peer, LeaseGrant(region.request, region.fence, region.lent, region.clock))]
 
     def _on_offer(self, region: Region, peer: Peer, push: PushId) -> list[Effect]:
         outcome = region.outcome(push)

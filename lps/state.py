@@ -280,7 +280,7 @@ class Lps:
         # If the GPS lends what is in an exchange, it rejected that; its word is late, or lost.
         rejected = self.exchanges.holding(message.spans)
         told = [] if rejected is None else self._on_exchange_ack(*rejected, "rejected")
-        self.leases.pool.add(message.spans)
+        self.leases.add(message.spans, message.clock)
         return [*told, *self._serve()]
 
     def _on_global_model(self, message: Model, blob: BlobId) -> list[Effect]:

@@ -74,7 +74,7 @@ class Trainer:
         if not samples:
             raise ValueError(f"lease {lease.push} holds no samples")
         self.model.load_flat(flat_start)
-        clock = samples[0] // self.settings.global_batch_size
+        clock = lease.clock // self.settings.global_batch_size
         size = self.settings.batch_size
         loss_sum, steps = 0.0, 0
         due_s = time.perf_counter()

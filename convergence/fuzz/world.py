@@ -85,7 +85,8 @@ class Drill:
         """What it gave."""
         batch = self._world.run.worker.batch_size
         part = Part(self._index, self._region, batch)
-        job = Job(self._index, lease.samples // batch, (part,), lease.spans, self._start)
+        steps = lease.samples // batch
+        job = Job(self._index, steps, (part,), lease.spans, lease.clock, self._start)
         return self._world.problem.train([job])[0]
 
     def cancel(self, lease: Lease) -> None:

@@ -267,7 +267,7 @@ def _rates(rows: Sequence[_Row]) -> torch.Tensor:
     rates = np.zeros((rows[0].job.steps, len(rows), 1), dtype=np.float32)
     for column, row in enumerate(rows):
         settings = row.problem._settings
-        clock = row.job.spans[0][0] // settings.global_batch_size
+        clock = row.job.clock // settings.global_batch_size
         for step in range(row.job.steps):
             rates[step, column] = learning_rate(settings, clock + step + 1)
     return torch.from_numpy(rates)

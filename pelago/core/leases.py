@@ -171,13 +171,24 @@ class LeaseTable:
         self.pool = SpanSet()
         self.open: dict[int, OpenLease] = {}
         self.outcomes = Outcomes()
+        self.clock = 0
+        """Of the newest lease; none is cut with an earlier one, see `Lease.clock`."""
         self._next = (incarnation << 32) + 1
+
+    def add(self, spans: Spans, clock: int) -> None:
+        """The GPS lent samples, when so many had been handed out in the whole run."""
+        self.pool.add(spans)
+        # Fresh samples begin at that number, and have their place as their clock. Others were lent before.
+        if any(start < clock for start, _ in spans):
+            self.clock = max(self.clock, clock)
 
     def lend(self, group: int, fence: int, samples: int) -> Lease | None:
         """Cut a lease from the pool, lowest samples first; None if the pool holds too few."""
         if self.pool.total < samples:
             return None
-        lease = Lease(PushId(self._next, fence), self.pool.take(samples))
+        spans = self.pool.take(samples)
+        self.clock = max(self.clock, spans[0][0])
+        lease = Lease(PushId(self._next, fence), spans, self.clock)
         self._next += 1
         self.open[lease.push.lease] = OpenLease(lease, group)
         return lease
@@ -200,7 +211,9 @@ class LeaseTable:
         self.pool.add(self._close(push, outcome))
 
     def void(self) -> Spans:
-        """Revoke every lease and empty the pool. Returns all samples that were not consumed."""
+        """Revoke every lease and empty the pool. Returns all samples that were not consumed. What comes
+        next is of another time, perhaps of a life of the GPS that knows less."""
+        self.clock = 0
         spans = [self._close(held.lease.push, "fenced") for held in list(self.open.values())]
         return SpanSet(chain(self.pool.clear(), *spans)).spans()
 

@@ -53,17 +53,25 @@ Span = tuple[int, int]
 Spans = tuple[Span, ...]
 
 
+def samples_of(spans: Spans) -> int:
+    """How many there are."""
+    samples = 0
+    for start, stop in spans:
+        samples += stop - start
+    return samples
+
+
 @frozen
 class Lease:
     """The right to train on some samples, once."""
 
     push: PushId
     spans: Spans
+    clock: int
+    """Samples of the whole run that were handed out before these, this time: the learning rate's clock.
+    That of samples which are lent again is later than their place in the order."""
 
     @property
     def samples(self) -> int:
         """Number of samples leased."""
-        samples = 0
-        for start, stop in self.spans:
-            samples += stop - start
-        return samples
+        return samples_of(self.spans)

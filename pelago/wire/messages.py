@@ -14,7 +14,7 @@ from pelago.core import machine
 from pelago.core.frozen import frozen
 from pelago.core.names import Address, Lease, PushId, Spans, Version
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 HEADER_BYTES_MAX: Final = 4 << 20
 """An encoded message; only `Welcome`, with the manifest of a large model, comes near it."""
 TEXT_BYTES_MAX: Final = 1 << 10
@@ -194,11 +194,12 @@ class Rejoin:
 
 @frozen
 class LeaseGrant:
-    """Samples for a region."""
+    """Samples for a region. ``clock``: so many had been handed out in the whole run before these."""
 
     request: int
     fence: int
     spans: Spans
+    clock: int
 
 
 @frozen

@@ -134,7 +134,7 @@ def test_a_round_of_a_worker_lasts_its_steps_at_its_speed_and_a_trace_of_its_ind
     cluster.on_lease = spans.append
     trainer = cluster.simulation.nodes["r1/0"].trainer
     assert isinstance(trainer, SimulatedTrainer)
-    plan = trainer.begin(Lease(PushId(1, 1), ((0, 6 * 64),)), None)
+    plan = trainer.begin(Lease(PushId(1, 1), ((0, 6 * 64),), 0), None)
     assert plan.steps == 6
     expected_ms = 6 * 238.391 / (0.574 / 0.907) + 4e-6
     assert plan.duration_ps == pytest.approx(expected_ms * PS_PER_MS, rel=1e-12)

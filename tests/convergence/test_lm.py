@@ -76,7 +76,8 @@ def job(
 ) -> Job:
     samples = sum(stop - first for first, stop in spans)
     parts = parts or (Part(0, 0, samples // steps),)
-    return Job(replica, steps, parts, spans, problem._initial if start is None else start)
+    flat = problem._initial if start is None else start
+    return Job(replica, steps, parts, spans, spans[0][0], flat)
 
 
 def delta(found: Round) -> torch.Tensor:
@@ -144,7 +145,7 @@ def test_a_job_is_a_round_of_the_worker_s_trainer(source: str, tied: bool) -> No
     flat = trainer.initial()
     for number, spans in enumerate((((40, 44), (50, 62)), ((80, 88),))):
         steps = 4 - 2 * number
-        lease = Lease(PushId(number, 0), spans)
+        lease = Lease(PushId(number, 0), spans, spans[0][0])
         wanted = trainer.train(lease, flat, lambda step: None, threading.Event())
         assert wanted is not None
         (found,) = problem.train([job(problem, spans, steps=steps, replica=1, start=flat)])

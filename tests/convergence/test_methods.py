@@ -312,8 +312,11 @@ def event(at_ms: float, node: str, kind: str) -> str:
 )
 def test_a_run_with_losses_and_joins_ends_and_its_ledger_balances(events: str) -> None:
     cluster = Cluster(config.parse(LOSSES + events), check=True)
+    clocks: dict[int, list[int]] = {}
+    cluster.on_lease = lambda each: clocks.setdefault(each.worker, []).append(each.lease.clock)
     found = cluster.replay()
     assert found["counted_steps"] >= 600
+    assert all(each == sorted(each) for each in clocks.values()), "a learning rate went back"
     ledger = found["ledger"]
     parts = ("applied", "dropped_in_flight", "unexchanged", "returned")
     assert ledger["issued"] == sum(ledger[part] for part in parts)

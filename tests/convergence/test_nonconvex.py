@@ -55,7 +55,7 @@ def test_the_stated_gap_is_that_of_the_start() -> None:
 def test_the_stated_variance_is_that_of_gradients_of_many_steps() -> None:
     problem = Nonconvex(run_file(noise=3.0))
     start = torch.full((8,), START, dtype=torch.float64)
-    jobs = [Job(0, 1, (Part(0, 0, 4),), ((i, i + 4),), start) for i in range(0, 8_000, 4)]
+    jobs = [Job(0, 1, (Part(0, 0, 4),), ((i, i + 4),), i, start) for i in range(0, 8_000, 4)]
     gradients = np.array([each.delta.numpy() / 0.1 for each in problem.train(jobs)])
     noise = gradients - problem.gradient(start.numpy())
     assert (noise**2).sum(axis=1).mean() == pytest.approx(problem.sample_variance / 4, rel=0.03)
@@ -65,7 +65,7 @@ def test_every_gradient_is_heard_of_by_its_first_sample() -> None:
     heard: list[tuple[int, float]] = []
     problem = Nonconvex(run_file(), lambda first, square: heard.append((first, square)))
     start = torch.full((8,), START, dtype=torch.float64)
-    problem.train([Job(0, 2, (Part(0, 0, 4),), ((8, 16),), start)])
+    problem.train([Job(0, 2, (Part(0, 0, 4),), ((8, 16),), 8, start)])
     assert [first for first, _ in heard] == [8, 12]
     assert heard[0][1] == problem.squared_gradient_norm(start.numpy())
 

@@ -41,7 +41,7 @@ def run_file(
 def job(
     start: torch.Tensor, count: int, *spans: tuple[int, int], parts: tuple[Part, ...] = ONE
 ) -> Job:
-    return Job(0, count, parts, spans, start)
+    return Job(0, count, parts, spans, spans[0][0], start)
 
 
 def test_a_worker_without_noise_follows_the_closed_form() -> None:

@@ -83,7 +83,7 @@ def there_and_back(value: Any) -> Any:
         {"b": 1, "a": {2: "x", (3, "y"): b"z"}, PushId(1, 2): [None]},
         OrderedDict([(7, "applied"), (3, "fenced")]),
         Version(9, 4),
-        Lease(PushId(1, 2), ((0, 8),)),
+        Lease(PushId(1, 2), ((0, 8),), 0),
         Label("fragile", (2, "b"), (1, 2.5), 3),
         [Label(), {"tuple": ("dict", "list")}],
     ],
@@ -123,7 +123,7 @@ def test_the_parts_of_a_server_come_back() -> None:
     ):
         restore(fresh, take(part))
         assert take(fresh) == take(part)
-    assert table.lend(0, 1, 1) == Lease(PushId((3 << 32) + 2, 1), ((5, 6),))
+    assert table.lend(0, 1, 1) == Lease(PushId((3 << 32) + 2, 1), ((5, 6),), 5)
 
 
 def test_settings_are_those_of_the_fresh_machine() -> None:
@@ -260,7 +260,7 @@ FAULT = "the image does not fit this version of Pelago: "
             "Box.content.counter has a value of another type or shape",
         ),
         (
-            ["Box", "content", ["Lease", "push", ["tuple", 1, 2], "spans", ["tuple"]]],
+            ["Box", "content", ["Lease", "push", ["tuple", 1, 2], "spans", ["tuple"], "clock", 0]],
             "Box.content.push has a value of another type or shape",
         ),
     ],

@@ -4,6 +4,7 @@ from random import Random
 
 import pytest
 
+from pelago.core import image
 from pelago.core.leases import SPENT_SPANS_MAX, LeaseTable, LedgerTotals, SampleLedger
 from pelago.core.names import Lease, PushId
 from pelago.core.spans import SpanSet
@@ -126,11 +127,11 @@ def test_a_lease_is_cut_from_the_lowest_samples() -> None:
     table = LeaseTable(incarnation=1)
     table.pool.add(((8, 16),))
     lease = table.lend(group=0, fence=3, samples=6)
-    assert lease == Lease(PushId((1 << 32) + 1, 3), ((8, 14),))
+    assert lease == Lease(PushId((1 << 32) + 1, 3), ((8, 14),), 8)
     assert lease.samples == 6
     assert table.lend(group=1, fence=1, samples=3) is None
     second = table.lend(group=1, fence=1, samples=2)
-    assert second == Lease(PushId((1 << 32) + 2, 1), ((14, 16),))
+    assert second == Lease(PushId((1 << 32) + 2, 1), ((14, 16),), 14)
     table.check()
 
 
@@ -196,6 +197,51 @@ def test_a_later_incarnation_never_reuses_a_number() -> None:
         numbers.append(lease.push.lease)
     assert numbers[1] - numbers[0] == 1 << 32
     assert numbers[1] < 1 << 63
+
+
+def clocks(table: LeaseTable, count: int, samples: int = 4) -> list[int]:
+    """Of the next leases."""
+    leases = [table.lend(0, 1, samples) for _ in range(count)]
+    return [lease.clock for lease in leases if lease is not None]
+
+
+def test_the_clock_of_fresh_samples_is_their_place_in_the_order() -> None:
+    """Also of those that were asked for ahead of need, when others have been lent since."""
+    table = LeaseTable(0)
+    table.add(((8, 16),), 8)
+    table.add(((100, 108),), 100)
+    assert clocks(table, 4) == [8, 12, 100, 104]
+
+
+def test_what_is_lent_again_has_the_clock_of_the_time_when_it_is_lent_again() -> None:
+    """
+    1. Samples 0..4 return to the pool when the region has come to 3,000,004: their holder is lost.
+    2. The GPS lends 4..8 of another region, when 9,000,000 were handed out, with four that are fresh.
+    """
+    table = LeaseTable(0)
+    table.add(((0, 4),), 0)
+    table.add(((3_000_000, 3_000_012),), 3_000_000)
+    lost = table.lend(0, 1, 4)
+    assert lost is not None
+    assert clocks(table, 1) == [3_000_000]
+    table.give_back(lost.push, "fenced")
+    assert clocks(table, 2) == [3_000_000, 3_000_004]
+    table.add(((4, 8), (9_000_000, 9_000_004)), 9_000_000)
+    assert clocks(table, 3) == [9_000_000, 9_000_000, 9_000_000]
+    table.add(((9_000_004, 9_000_008),), 9_000_004)
+    assert clocks(table, 1) == [9_000_004]
+
+
+def test_the_clock_survives_a_restart_and_begins_anew_with_another_life_of_the_gps() -> None:
+    table = LeaseTable(0)
+    table.add(((0, 4), (50, 54)), 50)
+    assert clocks(table, 1) == [50]
+    again = LeaseTable(0)
+    image.restore(again, image.take(table))
+    assert clocks(again, 1) == [50]
+    again.void()
+    again.add(((20, 24),), 20)
+    assert clocks(again, 1) == [20]
 
 
 def test_the_table_sees_a_sample_that_is_leased_twice() -> None:

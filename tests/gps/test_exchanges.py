@@ -65,8 +65,10 @@ def room() -> Room:
 
 
 def test_a_repeated_request_gets_the_same_samples_and_an_older_one_nothing(room: Room) -> None:
-    assert room.hears("lps-1", LeaseRequest(1, 40)) == [Send("lps-1", LeaseGrant(1, 1, ((0, 40),)))]
-    granted = [Send("lps-1", LeaseGrant(2, 1, ((60, 68),)))]
+    assert room.hears("lps-1", LeaseRequest(1, 40)) == [
+        Send("lps-1", LeaseGrant(1, 1, ((0, 40),), 0))
+    ]
+    granted = [Send("lps-1", LeaseGrant(2, 1, ((60, 68),), 60))]
     assert room.hears("lps-1", LeaseRequest(2, 8)) == granted
     assert room.hears("lps-1", LeaseRequest(2, 8)) == granted
     assert room.hears("lps-1", LeaseRequest(1, 40)) == []

@@ -69,13 +69,15 @@ def test_before_the_model_is_there_a_region_waits_for_it() -> None:
     assert room.hears("lps-1", LeaseRequest(1, 8)) == []
     room.load()
     assert len(room.hears("lps-1", Pull(0, 0))) == 3
-    assert room.hears("lps-1", LeaseRequest(1, 8)) == [Send("lps-1", LeaseGrant(1, 1, ((0, 8),)))]
+    assert room.hears("lps-1", LeaseRequest(1, 8)) == [
+        Send("lps-1", LeaseGrant(1, 1, ((0, 8),), 0))
+    ]
 
 
 @pytest.mark.parametrize(
     ("message", "fault"),
     [
-        (replace(hello("lps", "eu"), protocol=2), "protocol 2 is not 1: update the older node"),
+        (replace(hello("lps", "eu"), protocol=1), "protocol 1 is not 2: update the older node"),
         (hello("lps", "asia"), "region 'asia' is not in the run; there are ['eu', 'us']"),
         (hello("worker", "eu"), "workers attach to their region's LPS, not to the GPS"),
         (
@@ -126,10 +128,26 @@ def test_a_later_process_takes_a_region_over_with_a_higher_fence() -> None:
     assert room.gps.updates == 0
 
 
+def test_what_is_lent_again_comes_with_the_clock_of_now() -> None:
+    """
+    1. eu is lent 0..8 and lost, while us has come to 1,000,008 samples.
+    2. us gets 0..8 again, with four fresh ones: so many were handed out by now. A repeat gets the same.
+    """
+    room = Room().load().join("lps-1", "eu", samples=8).join("lps-2", "us")
+    fresh = LeaseGrant(1, 1, ((8, 1_000_008),), 8)
+    assert room.hears("lps-2", LeaseRequest(1, 1_000_000)) == [Send("lps-2", fresh)]
+    room.hears("lps-1", Leave("enough", None, (), (), ()))
+    again = Send("lps-2", LeaseGrant(2, 1, ((0, 8), (1_000_008, 1_000_012)), 1_000_008))
+    assert room.hears("lps-2", LeaseRequest(2, 12)) == [again]
+    assert room.hears("lps-2", LeaseRequest(2, 12)) == [again]
+
+
 def test_a_new_process_asks_with_numbers_of_its_own() -> None:
     """Request 1 of the new process is not the request 1 of the old one."""
     room = Room().load().join("lps-1", "eu", samples=8).join("lps-2", "eu", incarnation=2)
-    assert room.hears("lps-2", LeaseRequest(1, 4)) == [Send("lps-2", LeaseGrant(1, 2, ((0, 4),)))]
+    assert room.hears("lps-2", LeaseRequest(1, 4)) == [
+        Send("lps-2", LeaseGrant(1, 2, ((0, 4),), 8))
+    ]
 
 
 def test_a_silent_region_forfeits_its_samples_and_may_come_back() -> None:
@@ -152,7 +170,9 @@ def test_a_silent_region_forfeits_its_samples_and_may_come_back() -> None:
         Send("lps-1", Ack(E1, "fenced")),
     ]
     room.join("lps-9", "us")
-    assert room.hears("lps-9", LeaseRequest(1, 8)) == [Send("lps-9", LeaseGrant(1, 1, ((0, 8),)))]
+    assert room.hears("lps-9", LeaseRequest(1, 8)) == [
+        Send("lps-9", LeaseGrant(1, 1, ((0, 8),), 8))
+    ]
 
 
 def test_any_word_is_a_sign_of_life() -> None:

@@ -59,9 +59,9 @@ def welcome(group: int, fence: int = 1) -> Welcome:
     return Welcome(0, fence, group, (), "model", "corpus")
 
 
-def lease(number: int, spans: Spans, fence: int = 1) -> Lease:
-    """A lease as the LPS cuts it."""
-    return Lease(PushId(number, fence), spans)
+def lease(number: int, spans: Spans, fence: int = 1, clock: int | None = None) -> Lease:
+    """A lease as the LPS cuts it, of samples that were never lent before unless ``clock`` says so."""
+    return Lease(PushId(number, fence), spans, spans[0][0] if clock is None else clock)
 
 
 def reply(version: int, work: Lease) -> Model:
@@ -104,9 +104,12 @@ class Room(Conversation):
         self.hears(peer, hello(group))
         return self
 
-    def grant(self, request: int, spans: Spans, fence: int = 1) -> list[Effect]:
-        """The GPS lends samples."""
-        return self.hears("gps", LeaseGrant(request, fence, spans))
+    def grant(
+        self, request: int, spans: Spans, fence: int = 1, clock: int | None = None
+    ) -> list[Effect]:
+        """The GPS lends samples, which were never lent before unless ``clock`` says so."""
+        begun = spans[0][0] if clock is None else clock
+        return self.hears("gps", LeaseGrant(request, fence, spans, begun))
 
     def work(self, peer: Peer, samples: int = 4) -> Lease:
         """A member asks for work, and gets it whatever the GPS must lend for it."""

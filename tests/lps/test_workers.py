@@ -80,7 +80,7 @@ def test_until_the_gps_lets_it_in_an_lps_lets_nobody_in() -> None:
 @pytest.mark.parametrize(
     ("message", "fault"),
     [
-        (replace(hello(), protocol=2), "protocol 2 is not 1: update the older node"),
+        (replace(hello(), protocol=1), "protocol 1 is not 2: update the older node"),
         (replace(hello(), role="evaluator"), "an LPS serves workers, not evaluator"),
         (
             replace(hello(), address=Address("us")),

@@ -107,7 +107,7 @@ def a_push(lease: int = 1) -> Push:
 
 
 def a_lease(number: int = 1) -> Lease:
-    return Lease(PushId(number, 0), ((0, 4),))
+    return Lease(PushId(number, 0), ((0, 4),), 0)
 
 
 @dataclass

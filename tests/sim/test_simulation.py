@@ -38,7 +38,7 @@ from pelago.sim.trace import Trace
 from pelago.wire.messages import Effect, Event, Heartbeat, Model, Offer, Wait
 
 MODEL = Model(Version(1, 0), 0, None, None, final=False)
-LEASE = Lease(PushId(1, 1), ((0, 192),))
+LEASE = Lease(PushId(1, 1), ((0, 192),), 0)
 MODEL_BYTES = 1_000_000
 
 

@@ -120,9 +120,9 @@ def test_decoded_objects_are_frozen() -> None:
 
 
 def test_the_envelope_is_protocol_run_tag_fields() -> None:
-    assert msgpack.unpackb(encode(RUN, Pull(64, -1))) == [1, RUN, TAGS[Pull], 64, -1]
+    assert msgpack.unpackb(encode(RUN, Pull(64, -1))) == [PROTOCOL_VERSION, RUN, TAGS[Pull], 64, -1]
     assert msgpack.unpackb(encode(RUN, Heartbeat(REPORT)))[3] == [0, -1, 1, 2, 3, 4, 5, 2.5]
-    assert msgpack.unpackb(encode(RUN, Goodbye())) == [1, RUN, TAGS[Goodbye]]
+    assert msgpack.unpackb(encode(RUN, Goodbye())) == [PROTOCOL_VERSION, RUN, TAGS[Goodbye]]
 
 
 def test_a_float_field_may_be_no_number_and_an_int_is_written_as_a_float() -> None:
@@ -229,33 +229,42 @@ def raw(kind: type, *fields: Any) -> bytes:
         (raw(Evaluated, [1, True], 1, 2.0, 1), "Evaluated.version: Version is a pair of integers"),
         (raw(Evaluated, [1, 1, 1], 1, 2.0, 1), "Evaluated.version: Version is a pair"),
         (raw(Evaluated, [1, -2], 1, 2.0, 1), "Evaluated.version: integer out of -1"),
-        (raw(LeaseGrant, 1, 1, [[2, 2]]), "LeaseGrant.spans: spans must be start < stop"),
-        (raw(LeaseGrant, 1, 1, [[3, 4], [1, 2]]), "LeaseGrant.spans: spans must be start < stop"),
-        (raw(LeaseGrant, 1, 1, [[1, 3], [2, 4]]), "LeaseGrant.spans: spans must be start < stop"),
-        (raw(LeaseGrant, 1, 1, [[-1, 3]]), "LeaseGrant.spans: spans must be start < stop"),
-        (raw(LeaseGrant, 1, 1, [[1, 2, 3]]), "LeaseGrant.spans: a span is a pair of integers"),
-        (raw(LeaseGrant, 1, 1, [[False, 3]]), "LeaseGrant.spans: a span is a pair of integers"),
-        (raw(Model, [1, 1], 1, [[1, 1], [[5, 4]]], None, False), "Model.lease: Lease.spans: spans"),
+        (raw(LeaseGrant, 1, 1, [[2, 2]], 1), "LeaseGrant.spans: spans must be start < stop"),
+        (
+            raw(LeaseGrant, 1, 1, [[3, 4], [1, 2]], 1),
+            "LeaseGrant.spans: spans must be start < stop",
+        ),
+        (
+            raw(LeaseGrant, 1, 1, [[1, 3], [2, 4]], 1),
+            "LeaseGrant.spans: spans must be start < stop",
+        ),
+        (raw(LeaseGrant, 1, 1, [[-1, 3]], 1), "LeaseGrant.spans: spans must be start < stop"),
+        (raw(LeaseGrant, 1, 1, [[1, 2, 3]], 1), "LeaseGrant.spans: a span is a pair of integers"),
+        (raw(LeaseGrant, 1, 1, [[False, 3]], 1), "LeaseGrant.spans: a span is a pair of integers"),
+        (
+            raw(Model, [1, 1], 1, [[1, 1], [[5, 4]], 1], None, False),
+            "Model.lease: Lease.spans: spans",
+        ),
         (raw(Model, [1, 1], 1, None, None, 0), "Model.final: expected bool, got int"),
         (raw(Heartbeat, [2]), "Heartbeat.report: no such inner tag"),
         (raw(Heartbeat, [True]), "Heartbeat.report: no such inner tag"),
         (raw(Heartbeat, [0, 1]), "Heartbeat.report: WorkerReport has 7 fields, got 1"),
         (raw(Hello, 1, "boss", ["eu", 1, 0, 0], 1, "", ""), "Hello.role: expected one of lps"),
         (raw(Hello, 1, "lps", ["eu", 1, 0, 0], 1, b"", ""), "Hello.fingerprint: expected str"),
-        (msgpack.packb([1, RUN]), "not an array of protocol, run, tag and fields"),
+        (msgpack.packb([PROTOCOL_VERSION, RUN]), "not an array of protocol, run, tag and fields"),
         (msgpack.packb({1: 2}), "ValueError: "),
         (msgpack.packb("text"), "not an array of protocol"),
         (msgpack.packb([True, RUN, 2, 1, 1]), "protocol and tag must be integers"),
-        (msgpack.packb([1, RUN, 2.0, 1, 1]), "protocol and tag must be integers"),
-        (msgpack.packb([1, 5, 2, 1, 1]), "expected str, got int"),
-        (msgpack.packb([1, RUN, 63]), "tag 63 is no message"),
-        (msgpack.packb([1, RUN, 64 + 4]), "tag 68 is no message"),
+        (msgpack.packb([PROTOCOL_VERSION, RUN, 2.0, 1, 1]), "protocol and tag must be integers"),
+        (msgpack.packb([PROTOCOL_VERSION, 5, 2, 1, 1]), "expected str, got int"),
+        (msgpack.packb([PROTOCOL_VERSION, RUN, 63]), "tag 63 is no message"),
+        (msgpack.packb([PROTOCOL_VERSION, RUN, 64 + 4]), "tag 68 is no message"),
         (encode(RUN, Abort(1, "")), "tag 67 is no message"),
         (b"", "ValueError: Unpack failed: incomplete input"),
-        (b"\x93\x01\xa1\xff\x0a", "UnicodeDecodeError: "),
+        (b"\x93\x02\xa1\xff\x0a", "UnicodeDecodeError: "),
         (b"\xc1", "FormatError"),
         (b"\xdd\xff\xff\xff\xff", "exceeds max_array_len(65536)"),
-        (msgpack.packb([1, RUN, 2, msgpack.Timestamp(1), 2]), "exceeds max_ext_len"),
+        (msgpack.packb([PROTOCOL_VERSION, RUN, 2, msgpack.Timestamp(1), 2]), "exceeds max_ext_len"),
     ],
 )
 def test_the_reason_names_the_fault(data: bytes, reason: str) -> None:
@@ -346,9 +355,9 @@ def test_maps_are_refused_on_the_long_way_round_too() -> None:
         (Refuse("\u00e9" * (TEXT_BYTES_MAX // 2 + 1)), "Refuse.detail: text longer than"),
         (Refuse("\ud800"), "UnicodeEncodeError"),
         (Refuse("\ud800" * 1000), "text is not UTF-8"),
-        (LeaseGrant(1, 1, ((3, 4), (1, 2))), "LeaseGrant.spans: spans must be"),
-        (LeaseGrant(1, 1, ((3, 2**64),)), "span out of"),
-        (LeaseGrant(1, 1, ((1, 2),) * (ITEMS_MAX + 1)), "at most 65536 spans"),
+        (LeaseGrant(1, 1, ((3, 4), (1, 2)), 1), "LeaseGrant.spans: spans must be"),
+        (LeaseGrant(1, 1, ((3, 2**64),), 3), "span out of"),
+        (LeaseGrant(1, 1, ((1, 2),) * (ITEMS_MAX + 1), 1), "at most 65536 spans"),
         (Evaluated(Version(1, 1), 1, 10**400, 1), "too large for a float"),
         (
             Welcome(1, 1, 1, (TensorSpec("w", (1,)),) * (ITEMS_MAX + 1), "", ""),
@@ -371,10 +380,10 @@ def test_the_largest_texts_and_arrays_that_are_allowed_pass() -> None:
     for value in (
         Refuse("x" * TEXT_BYTES_MAX),
         Stop("\u00e9" * (TEXT_BYTES_MAX // 2)),
-        LeaseGrant(1, 1, tuple((2 * i, 2 * i + 1) for i in range(ITEMS_MAX))),
+        LeaseGrant(1, 1, tuple((2 * i, 2 * i + 1) for i in range(ITEMS_MAX)), 0),
         Welcome(1, 1, 1, tuple(TensorSpec(f"w{i}", (4096, 4096)) for i in range(20_000)), "", ""),
         Heartbeat(RegionReport(1, 2, 3, 4, 5, 6, True, (REPORT,) * 1000)),
-        Model(Version(1, 1), 1, Lease(PushId(1, 1), ((0, 2**64 - 1),)), PushId(-1, 0), True),
+        Model(Version(1, 1), 1, Lease(PushId(1, 1), ((0, 2**64 - 1),), 0), PushId(-1, 0), True),
     ):
         assert decode_message(RUN, encode(RUN, value)) == value
 

@@ -69,7 +69,7 @@ HELLO = Hello(PROTOCOL_VERSION, "worker", Address("eu"), 5, "model", "corpus")
 HELLO_AGAIN = replace(HELLO, address=Address("eu", 2))
 WELCOME = Welcome(1, 3, 2, (), "model", "corpus")
 PUSH = PushId(11, 3)
-LEASE = Lease(PUSH, ((16, 24),))
+LEASE = Lease(PUSH, ((16, 24),), 16)
 MODEL = Model(Version(1, 4), 0, LEASE, None, final=False)
 TRAINED = Trained(PUSH, -2, 2, 64, 1.5)
 UPDATE = Push(PUSH, Version(1, 4), 2, 1, 64, 1.5, ((16, 24),), (), 8)
@@ -140,7 +140,7 @@ def test_a_round_from_the_lease_to_the_next(uploading: Conversation) -> None:
     assert uploading.hears("eu", Grant(PUSH)) == [Send("eu", UPDATE, -2)]
     assert uploading.happens(Delivered("eu", -2)) == []
     assert uploading.hears("eu", Ack(PUSH, "applied")) == [Release(-2)]
-    lease = Lease(PushId(12, 3), ((24, 32),))
+    lease = Lease(PushId(12, 3), ((24, 32),), 24)
     model = Model(Version(1, 5), 0, lease, None, final=False)
     assert uploading.hears("eu", model, -3) == [Train(lease, Version(1, 5), -3), Release(-3)]
 
@@ -181,7 +181,7 @@ def test_steps_are_counted_once_however_they_are_told(
     training.happens(Progress(PUSH, 2))
     assert steps() == 2
     training.hears("eu", Ack(PUSH, "applied"))
-    second = Lease(PushId(12, 3), ((24, 32),))
+    second = Lease(PushId(12, 3), ((24, 32),), 24)
     training.hears("eu", Model(Version(1, 5), 0, second, None, final=False), -3)
     for count in told:
         training.happens(Progress(second.push, count))

@@ -27,8 +27,8 @@ def source(tmp_path: Path) -> str:
     return f"text:{write_texts(tmp_path / 'texts')}"
 
 
-def lease(*spans: tuple[int, int]) -> Lease:
-    return Lease(PushId(1, 0), spans)
+def lease(*spans: tuple[int, int], clock: int | None = None) -> Lease:
+    return Lease(PushId(1, 0), spans, spans[0][0] if clock is None else clock)
 
 
 def train(
@@ -83,6 +83,17 @@ def test_a_round_is_adamw_with_decay_on_matrices_clipping_and_the_global_clock(s
     assert torch.allclose(start - result.delta, expected, rtol=0, atol=2e-6)
     assert result.delta.abs().max() > 1e-3
     assert (result.steps, result.tokens) == (4, 16 * 16)
+
+
+def test_samples_that_are_lent_again_train_at_the_rate_of_now(source: str) -> None:
+    """Samples 0..8 of a run that has come to sample 320: iterations 41 and 42, not 1 and 2."""
+    run = run_file(source)
+    trainer = Trainer(run)
+    start = trainer.initial()
+    work = lease((0, 8), clock=320)
+    result = done(trainer.train(work, start, lambda steps: None, threading.Event()))
+    expected = reference(run, [[0, 1, 2, 3], [4, 5, 6, 7]], clocks=[41, 42])
+    assert torch.allclose(start - result.delta, expected, rtol=0, atol=2e-6)
 
 
 def muon_reference(run: RunFile, batches: list[list[int]], clocks: list[int]) -> torch.Tensor:
