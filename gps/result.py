@@ -3,9 +3,9 @@
 Both drivers make it here, so the same keys mean the same thing under both clocks:
 
     method, clock ("real" | "virtual"), seed
-    elapsed_ms        from the first lease to the end of the run
+    elapsed_ms        from the first lease to the end of the run, without the time in which there was no GPS
     counted_steps     local steps in the updates that the GPS applied, dropped movement included
-    samples, tokens   what those steps were trained on
+    samples, tokens   what those steps were trained on, whatever the batch size was at the time
     model             {parameters, fingerprint}
     gps               {version, updates, updates_by_region {NAME: updates}}
     lps               {NAME: {updates, exchanges, in_flight_updates}}
@@ -36,7 +36,7 @@ def result(
         "seed": run.run.seed,
         "elapsed_ms": gps.elapsed_ps() / PS_PER_MS,
         "counted_steps": gps.counted_steps,
-        "samples": gps.counted_steps * run.worker.batch_size,
+        "samples": gps.samples,
         "tokens": gps.tokens,
         "model": {"parameters": model_parameters, "fingerprint": gps.settings.fingerprint},
         "gps": {

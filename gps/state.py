@@ -32,7 +32,7 @@ from pelago.core.machine import (
     Trained,
     Validated,
 )
-from pelago.core.names import BlobId, Peer, PushId, Version
+from pelago.core.names import BlobId, Peer, PushId, Version, samples_of
 from pelago.wire.intake import Intake
 from pelago.wire.messages import (
     COUNT_MAX,
@@ -74,7 +74,7 @@ class GpsSettings:
     corpus: str
     budget_local_steps: int
     budget_ps: int
-    """Time after the first lease; 0: no limit."""
+    """Time after the first lease in which there was a GPS; 0: no limit."""
     update_norm_max: float
     staleness_power: float
     """An update based on a version that is n versions old is applied (1 + n)^-power times."""
@@ -96,6 +96,8 @@ class Gps:
         self.version = Version(settings.incarnation, 0)
         self.updates = 0
         self.counted_steps = 0
+        self.samples = 0
+        """That the counted steps were trained on, dropped movement included."""
         self.tokens = 0
         self.ledger = SampleLedger()
         # A life's fences begin at its incarnation, in seconds, and grow less often than once a second: no
@@ -363,6 +365,7 @@ class Gps:
         self.version = Version(self.version.incarnation, self.version.counter + 1)
         self.updates += 1
         self.counted_steps += message.steps
+        self.samples += samples_of(message.spans) + samples_of(message.dropped)
         self.tokens += message.tokens
         self._reached_at = self._now
         region.settle(message.push, "applied")
@@ -477,7 +480,8 @@ class Gps:
     # --- time, and the end ---------------------------------------------------------------------------
 
     def elapsed_ps(self) -> int:
-        """Time since the first lease, until the end of the run once that came."""
+        """Time since the first lease, until the end of the run once that came. The driver's clock stands still
+        while there is no GPS."""
         if self.started_at is None:
             return 0
         return (self._now if self.ended_at is None else self.ended_at) - self.started_at

@@ -40,7 +40,8 @@ class Run(Section):
     budget_local_steps: Positive = 98_304
     """Local steps counted at the GPS after which the run ends."""
     budget_minutes: NonNegativeFloat = 0.0
-    """Minutes after the first lease at which the run ends; 0: no limit."""
+    """Minutes after the first lease at which the run ends, those not counted in which there was no GPS;
+    0: no limit."""
     out: str = ""
     """Folder of the results; empty: runs/NAME."""
 

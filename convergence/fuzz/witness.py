@@ -291,6 +291,7 @@ class Witness:
         assert totals.dropped_in_flight >= book.dropped.total, (totals, book.dropped.total)
         counted = (machine.counted_steps, machine.tokens, machine.updates)
         assert counted == (book.steps, book.tokens, len(book.updates)), counted
+        assert machine.samples == book.applied.total + book.dropped.total, machine.samples
         for node in nodes:
             server = self.servers.get(node.name)
             if server is None:

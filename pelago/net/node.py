@@ -191,9 +191,9 @@ class Node:
         past, run_id = memory.past, self.settings.run_id
         restored = restore(past, run_id, self.machine, self._plane, self._plane_factory)
         self._plane = restored.plane
-        # The machine's clock goes on, and by as much as time went on.
-        gone_ps = max(0, int((time.time() - past.written_at) * PS_PER_S))
-        self._origin_ps = restored.now + gone_ps - time.monotonic_ns() * 1000
+        # The machine's clock stood still while nobody was here: that is no time of the run, and how long
+        # it was only the wall's clock could say, which may have been set since.
+        self._origin_ps = restored.now - time.monotonic_ns() * 1000
         self.telemetry.event(
             "restored",
             events=restored.events,

@@ -82,8 +82,6 @@ class Past:
     torn_bytes: int
     """At the end of the last journal: a record that was being written. If that is the header, the
     journal has not begun, and its index is the next one."""
-    written_at: float
-    """Seconds since 1970 of the last write."""
     maps: list[mmap.mmap] = field(default_factory=list)
 
 
@@ -241,7 +239,6 @@ class Store:
                 next_number=number + 1,
                 bytes=end + (past.bytes if past is not None else 0),
                 torn_bytes=len(view) - end,
-                written_at=path.stat().st_mtime,
                 maps=[*(past.maps if past is not None else []), *mapped],
             )
         return past
@@ -447,7 +444,7 @@ def _header_of(snapshot: Snapshot | None) -> Header:
 
 def _past_of(snapshot: Snapshot, index: int) -> Past:
     """A past that ends with its snapshot."""
-    return Past(snapshot.header, snapshot, [], index + 1, snapshot.number + 1, 0, 0, 0.0)
+    return Past(snapshot.header, snapshot, [], index + 1, snapshot.number + 1, 0, 0)
 
 
 def _map(path: Path) -> tuple[memoryview, list[mmap.mmap]]:

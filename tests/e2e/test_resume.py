@@ -77,20 +77,26 @@ def _newest_copy(daemons: Daemons) -> int:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_after_its_end_with_a_larger_budget_and_another_learning_rate(
+def test_a_run_goes_on_after_its_end_with_a_larger_budget_rate_and_batch(
     tmp_path: Path,
 ) -> None:
     """1. A local run ends, and the run file is changed. 2. `pelago resume` goes on with it in its folder: the
-    books of both parts balance, and the audit of the whole is clean."""
+    books of both parts balance, samples are those of either batch size, and the audit of the whole is clean."""
     path = run_file(tmp_path, budget=100, interval=10**6, step_ms=10.0, regions={"eu": [1.0]})
     out = tmp_path / "out"
     first = _pelago("local", path, out)
     text = path.read_text(encoding="utf-8")
     changed = text.replace("budget_local_steps = 100", "budget_local_steps = 200")
-    path.write_text(changed.replace("lr = 0.5", "lr = 0.4"), encoding="utf-8")
+    changed = changed.replace("lr = 0.5", "lr = 0.4").replace(
+        "\nbatch_size = 8", "\nbatch_size = 4"
+    )
+    path.write_text(changed, encoding="utf-8")
     second = _pelago("resume", path, out)
     assert 100 <= first["counted_steps"] < 200 <= second["counted_steps"]
     assert second["gps"]["version"] > first["gps"]["version"]
+    more = second["counted_steps"] - first["counted_steps"]
+    assert second["samples"] == 8 * first["counted_steps"] + 4 * more
+    assert second["tokens"] == 32 * second["samples"]
     found = examine(histories(out))
     assert not found.exceptions
     assert not found.lost

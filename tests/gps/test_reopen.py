@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from gps.result import result
 from gps.state import Gps, GpsSettings
+from pelago.config import RunFile
 from pelago.core.image import restore, take
 from pelago.core.machine import PS_PER_MS, Note, Received, Restarted, Send, StopRequested
 from pelago.core.names import PushId, Version
@@ -104,6 +106,17 @@ def test_only_a_later_life_can_reopen(room: Room) -> None:
     restore(gps, take(room.gps))
     with pytest.raises(AssertionError):
         gps.reopen()
+
+
+def test_samples_are_those_of_whatever_batch_size_it_was_at_the_time(room: Room) -> None:
+    """1. An exchange of 4 samples. 2. The run goes on with larger batches: one of 8 samples, 4 more dropped."""
+    later = reopened(room).join("lps-1", "eu").join("lps-2", "us")
+    later.hears("lps-2", LeaseRequest(1, 12))
+    later.push("lps-2", update(PushId(1, 1000), ((4, 12),), ((12, 16),)), -2)
+    tables = {"worker": {"batch_size": 512}, "region": [{"name": "eu", "worker_speeds": [1.0]}]}
+    run = RunFile.model_validate(tables)
+    found = result(later.gps, run, clock="real", model_parameters=4)
+    assert (found["counted_steps"], found["samples"], found["tokens"]) == (40, 16, 128)
 
 
 def test_time_goes_on_from_the_state(room: Room) -> None:

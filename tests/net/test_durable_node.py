@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from pelago.config import Durability
 from pelago.core.machine import Started
 from pelago.core.names import PushId
 from pelago.net import journal, keeper
-from pelago.net.node import Node
+from pelago.net.node import PS_PER_S, Node
 from pelago.tensor.checksum import checksum
 from pelago.wire.codec import decode_message, encode
 from pelago.wire.messages import (
@@ -86,6 +87,20 @@ async def test_a_second_life_needs_no_model_to_begin_with(house: House) -> None:
     await eventually(lambda: server.keeper is not None)
     await settled(server)
     assert server.tensors.plane.digest() == global_digest(0)
+
+
+async def test_the_clock_stands_still_while_there_is_no_server(house: House) -> None:
+    """1. A server is killed. Its files say that it was an hour ago, or the wall's clock was set meanwhile.
+    2. The next one goes on from the time of the last event: a budget of minutes loses nothing by it."""
+    server = await a_gps(house)
+    await house.kill("gps")
+    killed_at = server.clock()
+    for path in (house.folder / "gps" / "state").iterdir():
+        os.utime(path, (path.stat().st_mtime - 3600,) * 2)
+    started_at = time.monotonic_ns()
+    server = await a_gps(house)
+    lived_ps = (time.monotonic_ns() - started_at) * 1000
+    assert server.clock() <= killed_at + lived_ps + PS_PER_S
 
 
 async def a_region(house: House, region: Region) -> Script:
