@@ -1,6 +1,7 @@
 """What `pelago local` shows while a run goes on, read from the GPS's event log, and its summary."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -52,7 +53,9 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line, above the table if there is one."""
-        self._console.print(text, soft_wrap=True)
+        # The output may be a file on a full disk, or a pipe that nobody reads any more: the run goes on.
+        with suppress(OSError):
+            self._console.print(text, soft_wrap=True)
 
     def update(self) -> None:
         """Read what the GPS has told since the last time and show it."""
@@ -105,7 +108,7 @@ class Progress:
             lines = file.read().split(b"\n")
         # The last line may not be whole yet.
         self._offset += sum(len(line) + 1 for line in lines[:-1])
-        return [json.loads(line) for line in lines[:-1]]
+        return [event for line in lines[:-1] if (event := _event(line)) is not None]
 
     def _elapsed_s(self) -> float:
         return float(self._status.get("elapsed_ps", 0)) / PS_PER_S
@@ -173,3 +176,12 @@ class Progress:
             self.say(
                 f"held-out loss {event['loss']:.4f} at {seconds:.1f} s, {event['counted_steps']:,} steps"
             )
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """An event of a log; None for a line that its writer never ended, since it was killed or found no room."""
+    try:
+        event: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    return event

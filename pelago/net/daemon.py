@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import uvloop
 
@@ -19,7 +19,7 @@ from pelago.core.machine import Finish
 from pelago.net.memory import keep_what_is_freed
 from pelago.net.node import FAILED, exit_code
 from pelago.net.store import Past, boot_id
-from pelago.net.telemetry import Telemetry
+from pelago.net.telemetry import Telemetry, say
 
 EXIT_USER: Final = 2
 """A run file, flag, path or port is wrong (the code that argparse uses as well)."""
@@ -126,13 +126,22 @@ def main(
     options = parser.parse_args()
     keep_what_is_freed()
     code = _run(role, options, run_node)
-    if any(thread.daemon for thread in threading.enumerate()):
+    flushed = [_flush(stream) for stream in (sys.stdout, sys.stderr)]
+    if not all(flushed) or any(thread.daemon for thread in threading.enumerate()):
         # A trainer deep in a long step cannot be stopped, and the interpreter must not be taken down
-        # around it. Everything that has to be written was written.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # around it; nor may a console that takes nothing change the exit code. Everything that has to be
+        # written was written.
         os._exit(code)
     return code
+
+
+def _flush(stream: IO[str] | None) -> bool:
+    try:
+        if stream is not None:
+            stream.flush()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _run(
@@ -143,10 +152,10 @@ def _run(
     try:
         return uvloop.run(run_node(options, load(options.run)))
     except PeerRefused as error:
-        print(f"{role}: refused: {one_line(error)}", file=sys.stderr)
+        say(f"{role}: refused: {one_line(error)}", sys.stderr)
         return EXIT_REFUSED
     except PelagoError as error:
-        print(f"{role}: {one_line(error)}", file=sys.stderr)
+        say(f"{role}: {one_line(error)}", sys.stderr)
         return EXIT_USER
     except KeyboardInterrupt:
         return 130

@@ -46,12 +46,13 @@ class Ring:
         return entry
 
     def report(self, error: BaseException, path: Path) -> str:
-        """Write what happened to ``path``, as JSON, and return it in one line.
+        """Write what happened to ``path``, as JSON, and return it in one line; with the traceback if it
+        could not be written.
 
         Events and effects are written as Python expressions, so that a test can `replay` them.
         """
         summary = summarise(error)
-        story = {
+        story: dict[str, Any] = {
             "error": summary,
             "traceback": traceback.format_exception(error),
             "events": self._told(),
@@ -60,7 +61,9 @@ class Ring:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(story, indent=1), encoding="utf-8")
         except OSError as fault:
-            summary += f" [no report written: {fault}]"
+            # It is all that will be known: the caller tells it to people.
+            frames = [line for each in story["traceback"] for line in each.splitlines()]
+            summary += f" [no report written: {fault}] {' | '.join(frames)}"
         return summary
 
     def _told(self) -> list[dict[str, Any]]:

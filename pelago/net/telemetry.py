@@ -2,22 +2,29 @@
 
 ``events.jsonl`` has one JSON object a line: ``t_ms`` (milliseconds since the node started),
 ``time`` (wall clock, ISO 8601, UTC), ``node``, ``kind``, and the fields of that kind. Lines are
-handed to a thread that writes and flushes them at least each second, so that a slow disk never
-holds up the event loop.
+handed to a thread that writes them at least each second, so that a slow disk never holds up the event
+loop. A disk that is full is waited for: the lines stay, up to a limit, and people are told, once.
 """
 
 import json
 import math
+import os
 import sys
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final
 
+from pelago.net import disk
+
 PENDING_LINES_MAX: Final = 1 << 16
 """Lines that may wait for the disk; more are dropped and counted."""
+BATCH_LINES: Final = 256
+"""Lines that are written with one call."""
 FLUSH_S: Final = 1.0
 CLOSE_S: Final = 5.0
 """How long closing waits for the disk."""
@@ -45,7 +52,8 @@ class Telemetry:
     """The event log, the counters and the console of one node.
 
     ``path``: file to append events to, or None. ``console``: stream for people, or None.
-    Call from the event loop's thread only; `close` flushes everything.
+    Call from the event loop's thread only; `close` writes everything. Raises `OSError` if the file cannot
+    be opened, unless that is for want of room.
     """
 
     def __init__(
@@ -63,10 +71,9 @@ class Telemetry:
         self._closing = False
         self._writer: threading.Thread | None = None
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("a", encoding="utf-8")
+            log = _Log(path, self._lines, self.counters, self.line)
             self._writer = threading.Thread(
-                target=self._write, args=(file,), name=f"{name}-events", daemon=True
+                target=self._write, args=(log,), name=f"{name}-events", daemon=True
             )
             self._writer.start()
 
@@ -108,7 +115,7 @@ class Telemetry:
         """Say one line to people."""
         if self._console is not None:
             # A peer may have written part of it: one line stays one line.
-            print(f"{self._name}: {' '.join(text.split())}", file=self._console, flush=True)
+            say(f"{self._name}: {' '.join(text.split())}", self._console)
 
     def close(self) -> None:
         """Log the counters, write everything out and stop the writer. Idempotent."""
@@ -137,22 +144,93 @@ class Telemetry:
         )
         self.line(f"{kind} {told}".rstrip())
 
-    def _write(self, file: IO[str]) -> None:
-        with file:
-            while True:
-                self._wake.wait(FLUSH_S)
-                closing = self._closing
-                try:
-                    while self._lines:
-                        file.write(_json(self._lines.popleft()) + "\n")
-                    file.flush()
-                except OSError as error:
-                    # Training goes on without a log; it is written again when there is room again.
-                    if not self.counters["log_faults"]:
-                        self.line(f"cannot write the event log: {error}")
-                    self.counters["log_faults"] += 1
-                if closing:
-                    return
+    def _write(self, log: "_Log") -> None:
+        closing = False
+        while not closing:
+            self._wake.wait(FLUSH_S)
+            closing = self._closing
+            log.write()
+        log.close()
+
+
+class _Log:
+    """The file of events, on whatever disk it lies; in the writer's thread, but for its beginning.
+
+    ``lines`` are taken when they are written; ``tell`` takes a line for people.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        lines: deque[dict[str, Any]],
+        counters: Counter[str],
+        tell: Callable[[str], None],
+    ) -> None:
+        self._path, self._lines, self._counters, self._tell = path, lines, counters, tell
+        self._descriptor = -1
+        self._left = memoryview(b"")
+        """What is to be written next."""
+        self._troubled = False
+        try:
+            self._open()
+        except OSError as error:
+            if not disk.is_full(error):
+                raise
+            self._on_trouble(error)
+
+    def write(self) -> None:
+        """Write all lines, or as many as the disk takes."""
+        try:
+            self._open()
+            while self._left or self._lines:
+                if not self._left:
+                    count = min(len(self._lines), BATCH_LINES)
+                    batch = "".join(_json(self._lines.popleft()) + "\n" for _ in range(count))
+                    self._left = memoryview(batch.encode())
+                self._left = self._left[os.write(self._descriptor, self._left) :]
+        except OSError as error:
+            self._on_trouble(error)
+            return
+        if self._troubled:
+            lost = self._counters["lines_lost"]
+            self._tell(
+                f"the event log is written again{f'; {lost} lines are lost' if lost else ''}"
+            )
+        self._troubled = False
+
+    def close(self) -> None:
+        """Say what could not be written."""
+        left = len(self._lines) + bytes(self._left).count(b"\n")
+        if left:
+            self._tell(f"{left} lines of the event log {self._path} could not be written")
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _open(self) -> None:
+        if self._descriptor >= 0:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        self._descriptor = os.open(self._path, flags, 0o666)
+        size = os.fstat(self._descriptor).st_size
+        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
+            # A process was killed while it wrote here, or found no room: its last line is not ours.
+            self._left = memoryview(b"\n")
+
+    def _on_trouble(self, error: OSError) -> None:
+        # Training goes on without a log. Said once, and not for each line: the console may be a file too.
+        if not self._troubled:
+            self._tell(f"cannot write the event log {self._path}: {error.strerror}; trying again")
+        self._troubled = True
+        self._counters["log_faults"] += 1
+
+
+def say(text: str, stream: IO[str] | None) -> None:
+    """Print a line for people, if that is possible: a terminal that is gone, or a console that is a file on
+    a full disk, ends nobody."""
+    with suppress(OSError, ValueError):
+        print(text, file=stream, flush=True)
 
 
 def _json(record: dict[str, Any]) -> str:

@@ -2,9 +2,18 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from pelago.net import telemetry
 from pelago.net.telemetry import Telemetry
+from tests.small_disk import fill, small_disk
 
 
 def test_what_a_node_waits_for_is_said_once_until_it_changes() -> None:
@@ -53,3 +62,99 @@ def test_counters_are_logged_when_they_change(tmp_path: Path) -> None:
     log.close()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["chunks_sent"] for line in lines] == [3, 4]
+
+
+def test_a_log_on_a_full_disk_is_written_when_there_is_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. The disk is full before the folder of the log is made. 2. It has room for half of the lines. 3. It
+    has room. Nothing is lost, no line is torn, and people hear of each trouble once."""
+    monkeypatch.setattr(telemetry, "FLUSH_S", 0.01)
+    console = io.StringIO()
+    with small_disk(tmp_path / "disk", 1 << 20) as disk:
+        ballast = fill(disk)
+        log = Telemetry("gps", disk / "gps" / "events.jsonl", console)
+        path = disk / "gps" / "events.jsonl"
+        for index in range(4000):
+            log.event("update", index=index)
+        wait_until(lambda: log.counters["log_faults"] >= 3)
+        os.truncate(ballast, ballast.stat().st_size - (1 << 17))
+        wait_until(lambda: path.exists() and path.stat().st_size >= 1 << 16)
+        ballast.unlink()
+        wait_until(lambda: b'"index": 3999' in path.read_bytes())
+        log.close()
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [each["index"] for each in lines if each["kind"] == "update"] == list(range(4000))
+    said = console.getvalue().splitlines()
+    assert 2 <= len(said) <= 4
+    assert said[0].endswith("/gps/events.jsonl: No space left on device; trying again")
+    assert said[-1] == "gps: the event log is written again"
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Look again and again at what another thread does."""
+    deadline_s = time.monotonic() + 20.0
+    while not holds():
+        assert time.monotonic() < deadline_s
+        os.sched_yield()
+
+
+def test_lines_that_never_found_room_are_counted(tmp_path: Path) -> None:
+    path, console = tmp_path / "events.jsonl", io.StringIO()
+    path.symlink_to("/dev/full")
+    log = Telemetry("gps", path, console)
+    for index in range(3):
+        log.event("update", index=index)
+    log.close()
+    assert console.getvalue().splitlines() == [
+        f"gps: cannot write the event log {path}: No space left on device; trying again",
+        f"gps: 3 lines of the event log {path} could not be written",
+    ]
+
+
+def test_a_line_that_a_killed_process_left_torn_swallows_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"kind": "upd')
+    log = Telemetry("gps", path, console=None)
+    log.event("update", index=1)
+    log.close()
+    torn, whole = path.read_bytes().splitlines()
+    assert torn == b'{"kind": "upd'
+    assert json.loads(whole)["index"] == 1
+
+
+def test_a_node_whose_console_and_log_take_nothing_goes_on_and_ends_well(tmp_path: Path) -> None:
+    """A real process: its output is a file on a full disk, and so is its log."""
+    (tmp_path / "events.jsonl").symlink_to("/dev/full")
+    program = f"""
+import pathlib, sys
+from pelago.core.machine import Finish, Note, SetTick, Started, Tick
+from pelago.net import daemon
+from pelago.net.node import Node, NodeSettings
+from pelago.net.telemetry import Telemetry
+class Talker:
+    ticks = 0
+    def handle(self, event, now):
+        if isinstance(event, Started):
+            return [SetTick(10**10)]
+        self.ticks += 1
+        return [Finish("done")] if self.ticks == 50 else [Note("joined", {{"text": "x" * 10_000}})]
+    def check(self): pass
+path = pathlib.Path({str(tmp_path)!r})
+async def run(options, run_file):
+    settings = NodeSettings(run_id="r", name="talker", crash_file=path / "crash.json")
+    return daemon.outcome(await Node(Talker(), settings, Telemetry("talker", path / "events.jsonl")).run())
+sys.exit(daemon.main("talker", daemon.flags("talker", ""), run))
+"""
+    run_file = tmp_path / "run.toml"
+    run_file.write_text('[[region]]\nname = "eu"\nworker_speeds = [1.0]\n')
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program, "--run", str(run_file)],
+            stdout=full,
+            stderr=full,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 0
+    assert not (tmp_path / "crash.json").exists()
