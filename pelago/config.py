@@ -59,12 +59,12 @@ class Data(Section):
     """The corpus: one global order that every worker reconstructs from the seed."""
 
     source: str = "stdlib"
-    """stdlib | text:DIR | tokens:FILE.bin"""
+    """stdlib | text:DIR | tokens:FILE (ids and nothing else, .npy, llm.c's, or Megatron's .bin with .idx)"""
     sequence_length: Positive = 128
     tokenizer: str = "bytes"
     """bytes, or the path of a Hugging Face tokenizer (source text:DIR)."""
-    token_dtype: Literal["uint16", "uint32"] = "uint16"
-    """Of a tokens:FILE.bin that has no .idx beside it."""
+    token_dtype: Literal["uint16", "uint32", "uint64"] = "uint16"
+    """Of the ids, little-endian, in a tokens:FILE that says nothing of it: no header and no .idx beside it."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     validation_samples: Positive = 128
     """Held-out sequences per validation."""
@@ -429,7 +429,10 @@ def load(path: str | Path) -> RunFile:
 
 
 def dump(run: RunFile) -> str:
-    """A run file as TOML, every key spelled out; `parse` gives it back unchanged."""
+    """A run file as TOML, every key spelled out; `parse` gives it back unchanged.
+
+    Raises `ConfigError` for a path of a command line that is no UTF-8, which TOML cannot hold.
+    """
     tables = run.model_dump(mode="json", exclude_none=True)
     regions = tables.pop("region")
     lines: list[str] = []
@@ -437,6 +440,11 @@ def dump(run: RunFile) -> str:
         lines += [f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items()), ""]
     for region in regions:
         lines += ["[[region]]", *(f"{key} = {_toml(value)}" for key, value in region.items()), ""]
+    try:
+        "\n".join(lines).encode()
+    except UnicodeEncodeError as error:
+        line = error.object[: error.start].count("\n")
+        raise ConfigError(f"{lines[line]!a}: is no UTF-8; choose a name that is") from None
     return "\n".join(lines)
 
 

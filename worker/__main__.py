@@ -3,7 +3,9 @@
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
+from typing import Final
 
 import torch
 from safetensors.torch import save_file
@@ -21,6 +23,9 @@ from worker.schedule import Pace
 from worker.settings import settings
 from worker.state import Evaluator, Worker
 from worker.trainer import Trainer
+
+PROGRESS: Final = "progress"
+"""First word of the lines in which `--describe` says how far it is."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -88,11 +93,24 @@ def _initialise(run: RunFile, path: Path) -> int:
 def _describe(run: RunFile) -> int:
     source = Measure(run)
     manifest, corpus = Manifest(source.manifest()), source.corpus
+    # What took long is told once a second, to `pelago check`, which shows it.
+    told_s = time.monotonic()
+
+    def progress(part: float) -> None:
+        nonlocal told_s
+        if time.monotonic() - told_s >= 1:
+            told_s = time.monotonic()
+            print(f"{PROGRESS} {part:.4f}", file=sys.stderr, flush=True)
+
+    highest = corpus.scan(progress)
     print(
         f"{run.model.preset}, {manifest.numel:,} parameters ({manifest.bytes / 1e6:,.1f} MB an update);"
         f" corpus {run.data.source}, {len(corpus.train):,} tokens to train on,"
         f" {len(corpus.validation):,} held out"
     )
+    for line in corpus.account:
+        print(f"corpus     {line}")
+    print(f"corpus     largest id {highest:,}; the model knows {source.model.vocabulary:,}")
     return 0
 
 

@@ -5,6 +5,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import IO, Final
+
+from rich.console import Console
+from rich.progress import Progress
 
 from pelago import config
 from pelago.config import RunFile
@@ -12,6 +16,8 @@ from pelago.core.errors import ConfigError
 from pelago.net.archive import Archive
 from pelago.net.ports import require_free
 
+PROGRESS: Final = "progress"
+"""First word of the lines in which a worker that describes says how far it is."""
 THIS_MACHINE = ("127.0.0.1", "localhost")
 
 
@@ -79,10 +85,30 @@ def _describe_model(run: RunFile) -> str:
         path = Path(folder) / "run.toml"
         path.write_text(config.dump(run), encoding="utf-8")
         command = [sys.executable, "-m", "worker", "--run", str(path), "--describe"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [
-            f"worker --describe exited with {done.returncode}"
-        ]
-        raise ConfigError(lines[-1].removeprefix("worker: "))
-    return done.stdout.strip()
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
+        ) as child:
+            assert child.stdout is not None
+            assert child.stderr is not None
+            lines = _show_progress(child.stderr)
+            described = child.stdout.read()
+        if child.returncode:
+            fault = (lines or [f"worker --describe exited with {child.returncode}"])[-1]
+            raise ConfigError(fault.removeprefix("worker: "))
+    return described.strip()
+
+
+def _show_progress(stderr: IO[str]) -> list[str]:
+    """Show how far the child is, which says so in lines of their own; returns its other lines."""
+    others: list[str] = []
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = None
+        for line in stderr:
+            word, _, part = line.strip().partition(" ")
+            if word == PROGRESS:
+                task = progress.add_task("reading the corpus") if task is None else task
+                progress.update(task, total=1.0, completed=float(part))
+            elif line.strip():
+                others.append(line.strip())
+    return others

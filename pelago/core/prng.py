@@ -42,8 +42,10 @@ def derive(*parts: int | str) -> int:
 
 
 def text_hash(text: str) -> int:
-    """A 64-bit hash of a text, equal in every process (Python's own is salted)."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    """A 64-bit hash of a text, equal in every process (Python's own is salted). A text with escaped
+    bytes, as the name of a file that is no UTF-8 has, is hashed as those bytes."""
+    content = text.encode("utf-8", errors="surrogateescape")
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
 
 
 class Permutation:

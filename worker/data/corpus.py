@@ -1,19 +1,19 @@
 """A corpus: two token arrays, cut into windows, and the order in which a run reads them."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 import numpy as np
 import torch
 
 from pelago.core.errors import ConfigError
 from pelago.core.prng import GlobalOrder
+from worker.data.tokens import TokenFile, Tokens
 
-Tokens: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-"""One-dimensional, of an integer type; may be a memory map of a file larger than memory."""
-
-EDGE_TOKENS: int = 1 << 16
+EDGE_TOKENS: Final = 1 << 16
 """Tokens checked on each end of an array before training starts; others when they are read."""
+SCAN_TOKENS: Final = 1 << 22
+"""Tokens that a scan of the whole corpus looks at together: this bounds its memory."""
 
 
 class Corpus:
@@ -34,8 +34,12 @@ class Corpus:
         digest: str,
         sequence_length: int,
         seed: int,
+        file: TokenFile | None = None,
+        account: tuple[str, ...] = (),
     ) -> None:
-        """``vocabulary``: number of token ids, 0 if the source does not tell.
+        """``vocabulary``: number of token ids, 0 if the source does not tell. ``file``: of which
+        ``train`` and ``validation`` are the first part and the rest. ``account``: what was read, left
+        out and converted to make it, in lines for its user.
 
         Raises `ConfigError` if either part is too short for one window.
         """
@@ -54,14 +58,17 @@ class Corpus:
         self.sequence_length = sequence_length
         self.windows = (len(train) - 1) // sequence_length
         """Windows of the training part: samples per epoch."""
+        self.account = account
         self._order = GlobalOrder(self.windows, seed)
         self._id_limit = 0
+        self._file = file
 
     def limit_vocabulary(self, vocabulary: int) -> None:
         """From now on refuse token ids that a model of ``vocabulary`` ids does not know.
 
-        Raises `ConfigError` at once if the source's vocabulary is larger, or for a bad id near
-        either end of the arrays; a bad id elsewhere is refused when it is read.
+        Raises `ConfigError` at once if the source's vocabulary is larger, if its type cannot hold all
+        ids or is not that of the file, or for a bad id near either end of the arrays; a bad id
+        elsewhere is refused when it is read, or by `scan`.
         """
         if self.vocabulary > vocabulary:
             raise ConfigError(
@@ -70,9 +77,25 @@ class Corpus:
                 f"vocab_size = {self.vocabulary} in model.overrides"
             )
         self._id_limit = vocabulary
-        for tokens in (self.train, self.validation):
-            self._check_ids(tokens[:EDGE_TOKENS])
-            self._check_ids(tokens[-EDGE_TOKENS:])
+        self._check_type()
+        for tokens, start in self._parts():
+            tail = max(0, len(tokens) - EDGE_TOKENS)
+            self._check_ids(tokens[:EDGE_TOKENS], start)
+            self._check_ids(tokens[tail:], start + tail)
+
+    def scan(self, progress: Callable[[float], None]) -> int:
+        """Look at every id, and return the largest. ``progress`` hears which part of all was seen.
+
+        Raises `ConfigError` for an id that the model does not know.
+        """
+        total, highest = len(self.train) + len(self.validation), 0
+        for tokens, start in self._parts():
+            for first in range(0, len(tokens), SCAN_TOKENS):
+                chunk = tokens[first : first + SCAN_TOKENS]
+                self._check_ids(chunk, start + first)
+                highest = max(highest, int(chunk.max()))
+                progress((start + first + len(chunk)) / total)
+        return highest
 
     def batch(self, samples: Sequence[int]) -> torch.Tensor:
         """The windows of some samples of the global order: int64, shape (len(samples),
@@ -95,21 +118,55 @@ class Corpus:
         for start in range(0, count, batch_size):
             yield self._windows(self.validation, chosen[start : start + batch_size])
 
+    def _parts(self) -> tuple[tuple[Tokens, int], tuple[Tokens, int]]:
+        """Both arrays, and where each begins."""
+        return (self.train, 0), (self.validation, len(self.train))
+
     def _windows(self, tokens: Tokens, windows: list[int]) -> torch.Tensor:
         length = self.sequence_length
         out = np.empty((len(windows), length + 1), dtype=np.int64)
+        start = 0 if tokens is self.train else len(self.train)
         for row, window in enumerate(windows):
             out[row] = tokens[window * length : window * length + length + 1]
-        self._check_ids(out)
+        if self._id_limit and (out.min() < 0 or out.max() >= self._id_limit):
+            for row, window in enumerate(windows):
+                self._check_ids(out[row], start + window * length)
         return torch.from_numpy(out)
 
-    def _check_ids(self, tokens: Tokens) -> None:
+    def _check_type(self) -> None:
+        """Raises `ConfigError` if the file's ids are of a type that is too narrow or not theirs."""
+        if self._file is None:
+            return
+        layout, limit = self._file.layout, self._id_limit
+        why = self._file.misreading(limit)
+        if why:
+            raise ConfigError(f"data.source = {self.name!r}, read by {layout.said_by}: {why}")
+        most = int(np.iinfo(layout.dtype).max) + 1
+        # A byte may well be all that a corpus needs; who writes 16 bits had a large vocabulary in mind.
+        if layout.dtype.itemsize == 2 and most < limit:
+            raise ConfigError(
+                f"data.source = {self.name!r}, {layout.dtype.name} by {layout.said_by}, holds ids"
+                f" below {most:,}, but the model's vocabulary is {limit:,}: larger ids were cut when"
+                " it was written; write it as uint32, or set vocab_size in model.overrides if the"
+                " tokenizer has no more"
+            )
+
+    def _check_ids(self, tokens: Tokens, start: int) -> None:
+        """``start``: where these tokens begin, counted from the first of the training part."""
         if not self._id_limit or not tokens.size:
             return
         low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= self._id_limit:
-            raise ConfigError(
-                f"data.source = {self.name!r} holds the token id {low if low < 0 else high}, but "
-                f"the model knows ids from 0 to {self._id_limit - 1}: a wrong data.token_dtype, or "
-                "a model of another tokenizer (vocab_size in model.overrides)"
-            )
+        if low >= 0 and high < self._id_limit:
+            return
+        index = int(tokens.argmin() if low < 0 else tokens.argmax())
+        place, hint = "", "a model of another tokenizer (vocab_size in model.overrides)"
+        if self._file is not None:
+            place = f" ({self._file.place(start + index)})"
+            if self._file.layout.raw:
+                hint = f"a damaged file, a wrong data.token_dtype, or {hint}"
+            else:
+                hint = f"a damaged file, or {hint}"
+        raise ConfigError(
+            f"data.source = {self.name!r} holds the token id {int(tokens[index])}, but "
+            f"the model knows ids from 0 to {self._id_limit - 1}{place}: {hint}"
+        )

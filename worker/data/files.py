@@ -1,13 +1,18 @@
 """Source files below a folder: which they are, in what order, and which are held out."""
 
 import os
+import stat
 import sysconfig
+import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from pelago.core.errors import ConfigError
 from pelago.core.prng import text_hash
+from worker.data.account import Account, shown
+from worker.data.encodings import to_utf8
 
 TEXT_SUFFIXES: Final = frozenset(
     f".{ending}"
@@ -19,6 +24,27 @@ TEXT_SUFFIXES: Final = frozenset(
     for ending in line.split()
 )
 """Endings, in lower case, of what text:DIR reads."""
+
+ARCHIVE_SUFFIXES: Final = frozenset(
+    (
+        ".zip",
+        ".gz",
+        ".tgz",
+        ".bz2",
+        ".xz",
+        ".zst",
+        ".lz4",
+        ".tar",
+        ".7z",
+        ".rar",
+        ".parquet",
+        ".arrow",
+    )
+)
+"""Endings, in lower case, of what may well hold text, but would have to be unpacked."""
+
+COPIES: Final = 3
+"""A text is in memory so many times while it becomes tokens, at least."""
 
 STDLIB_EXCLUDED: Final = frozenset(
     {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
@@ -42,7 +68,7 @@ def stdlib_files() -> list[SourceFile]:
     Raises `ConfigError` if this interpreter has no such sources on disk.
     """
     folder = Path(sysconfig.get_paths()["stdlib"])
-    files = read_files(folder, frozenset({".py"}), STDLIB_EXCLUDED)
+    files, _ = read_files(folder, frozenset({".py"}), STDLIB_EXCLUDED)
     if not files:
         raise ConfigError(
             f"data.source = 'stdlib': there are no .py files below {folder}: this Python keeps its "
@@ -51,39 +77,149 @@ def stdlib_files() -> list[SourceFile]:
     return files
 
 
-def folder_files(folder: str) -> list[SourceFile]:
-    """All text files below a folder, sorted by relative path. Raises `ConfigError`."""
-    root = Path(folder)
+def folder_files(folder: str) -> tuple[list[SourceFile], Account]:
+    """All text files below a folder, sorted by relative path, and what became of the others. Raises
+    `ConfigError`.
+    """
     key = f"data.source = 'text:{folder}'"
-    if not folder or not root.exists():
+    if not folder or not os.path.exists(folder):
         raise ConfigError(f"{key}: there is no folder {folder!r} (seen from {Path.cwd()})")
-    if not root.is_dir():
+    if not os.path.isdir(folder):
         raise ConfigError(f"{key}: {folder!r} is a file; name the folder that holds it")
-    files = read_files(root, TEXT_SUFFIXES, frozenset({"__pycache__"}))
+    files, account = read_files(Path(folder), TEXT_SUFFIXES, frozenset({"__pycache__"}))
     if not files:
+        left_out = "; ".join(account.lines()[1:])
         raise ConfigError(
             f"{key}: no text files there; read are files that end in .txt, .md, .py and the like"
+            + (f"; {left_out}" if left_out else "")
         )
-    return files
+    return files, account
 
 
-def read_files(root: Path, suffixes: frozenset[str], excluded: frozenset[str]) -> list[SourceFile]:
-    """Read what is below ``root``, without hidden and excluded folders and empty files; links are
-    not followed.
+def read_files(
+    root: Path, suffixes: frozenset[str], excluded: frozenset[str]
+) -> tuple[list[SourceFile], Account]:
+    """Read what is below ``root`` in UTF-8, and tell what was left out: by its ending, hidden and
+    excluded folders, links to folders, what is no regular file, empty, or no text.
+
+    Names decide the order, and not their bytes on this machine: they are compared as UTF-8 in Unicode's
+    composed form. Raises `ConfigError` for what cannot be read, or is more than memory holds.
     """
-    paths: list[Path] = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if name not in excluded and not name.startswith(".")]
-        paths += [Path(folder, name) for name in names if Path(name).suffix.lower() in suffixes]
+    account = Account()
+    found = list(_find(os.fsencode(root), suffixes, excluded, account))
+    _require_memory(root, sum(size for _, _, size in found))
     files = []
-    for path in paths:
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"data.source: cannot read {path}: {error.strerror}") from None
-        if content:
-            files.append(SourceFile(path.relative_to(root).as_posix(), content))
-    return sorted(files, key=lambda file: file.path)
+    for path, name, _ in found:
+        content = _read(path, name)
+        text, done = (b"", "") if content is None else to_utf8(content)
+        if content is None:
+            account.leave_out("no regular files (pipes, sockets, devices)", name)
+        elif text is None:
+            account.leave_out(f"{done} files with the ending of a text", name)
+        elif not text:
+            account.leave_out("empty files", name)
+        else:
+            account.files, account.bytes = account.files + 1, account.bytes + len(content)
+            files.append(SourceFile(name, text))
+            if done:
+                account.convert(done, name)
+    return sorted(files, key=lambda file: (file.path, file.content)), account
+
+
+def _find(
+    root: bytes, suffixes: frozenset[str], excluded: frozenset[str], account: Account
+) -> Iterator[tuple[bytes, str, int]]:
+    """Path, name relative to ``root`` and size of each file that is to be read."""
+
+    def refuse(error: OSError) -> None:
+        where = shown(_text(error.filename or root))
+        raise ConfigError(f"data.source: cannot read {where}: {error.strerror}") from None
+
+    links: list[tuple[bytes, str, int]] = []
+    targets: set[bytes] = set()
+    for folder, folders, names in os.walk(root, onerror=refuse):
+        for each in sorted(folders):
+            path = os.path.join(folder, each)
+            why = _folder_left_out(path, _text(each), excluded)
+            if why:
+                folders.remove(each)
+                account.leave_out(why, _name(path, root))
+        for each in sorted(names):
+            path = os.path.join(folder, each)
+            name = _name(path, root)
+            why = _left_out(_text(each), suffixes)
+            if not why:
+                try:
+                    kind = os.stat(path)
+                except OSError as error:
+                    if not os.path.islink(path):
+                        refuse(error)
+                    why = "links that lead nowhere"
+                else:
+                    if not stat.S_ISREG(kind.st_mode):
+                        why = "no regular files (pipes, sockets, devices)"
+            if why:
+                account.leave_out(why, name)
+            elif os.path.islink(path):
+                links.append((path, name, kind.st_size))
+            else:
+                targets.add(os.path.realpath(path))
+                yield path, name, kind.st_size
+    for path, name, size in sorted(links, key=lambda link: link[1]):
+        if os.path.realpath(path) in targets:
+            account.leave_out("links to files that are read anyway", name)
+        else:
+            targets.add(os.path.realpath(path))
+            yield path, name, size
+
+
+def _folder_left_out(path: bytes, name: str, excluded: frozenset[str]) -> str:
+    if name.startswith("."):
+        return "hidden folders"
+    if name in excluded:
+        return "folders of no text"
+    return "links to folders, which are not followed" if os.path.islink(path) else ""
+
+
+def _left_out(name: str, suffixes: frozenset[str]) -> str:
+    """Why a file is not read that has such a name; empty: it may be."""
+    suffix = os.path.splitext(name)[1].lower()
+    if name.startswith("._") or name == ".DS_Store":
+        return "files of macOS itself (._*, .DS_Store)"
+    if suffix in suffixes:
+        return ""
+    if suffix in ARCHIVE_SUFFIXES:
+        return "archives or packed files; unpack them to have them read"
+    return "with another ending than a text's"
+
+
+def _read(path: bytes, name: str) -> bytes | None:
+    """A file's content; None if it is no regular file (any more), on which one might wait for ever."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as stream:
+            return stream.read() if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+    except OSError as error:
+        raise ConfigError(f"data.source: cannot read {shown(name)}: {error.strerror}") from None
+
+
+def _require_memory(root: Path, size: int) -> None:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if COPIES * size > memory:
+        raise ConfigError(
+            f"data.source: {size / 1e9:,.1f} GB of text below {root} are too much for this machine's"
+            f" {memory / 1e9:,.1f} GB of memory: tokenise them once and use 'tokens:FILE.bin'"
+        )
+
+
+def _text(name: bytes) -> str:
+    """A name as it is in UTF-8, whatever this machine's locale is; bytes that are none are escaped."""
+    return name.decode("utf-8", errors="surrogateescape")
+
+
+def _name(path: bytes, root: bytes) -> str:
+    """Relative to the corpus folder, with forward slashes, composed: macOS may have taken it apart."""
+    return unicodedata.normalize("NFC", _text(os.path.relpath(path, root)))
 
 
 def held_out(files: list[SourceFile], fraction: float) -> frozenset[str]:

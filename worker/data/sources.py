@@ -8,9 +8,9 @@ import numpy as np
 
 from pelago.config import Data
 from pelago.core.errors import ConfigError
-from worker.data.corpus import Corpus, Tokens
+from worker.data.corpus import Corpus
 from worker.data.files import SourceFile, folder_files, held_out, stdlib_files
-from worker.data.tokens import open_tokens, sampled_digest, split_tail
+from worker.data.tokens import Tokens, open_tokens, sampled_digest, split_tail
 
 BYTE_VOCABULARY: Final = 256
 FILE_SEPARATOR: Final = 0
@@ -31,22 +31,19 @@ def open_corpus(data: Data, seed: int) -> Corpus:
         )
     match kind:
         case "stdlib":
-            return _from_files(data, stdlib_files(), seed)
+            return _from_files(data, stdlib_files(), seed, ())
         case "text":
-            return _from_files(data, folder_files(place), seed)
+            files, account = folder_files(place)
+            return _from_files(data, files, seed, account.lines())
         case "tokens":
-            tokens = open_tokens(place, data.token_dtype)
-            train, validation = split_tail(tokens, data.validation_fraction)
-            return _corpus(
-                data, train, validation, 0, seed, sampled_digest(train) + sampled_digest(validation)
-            )
+            return _from_tokens(data, place, seed)
         case _:
             raise ConfigError(
                 f"data.source = {data.source!r}: must be 'stdlib', 'text:DIR' or 'tokens:FILE.bin'"
             )
 
 
-def _from_files(data: Data, files: list[SourceFile], seed: int) -> Corpus:
+def _from_files(data: Data, files: list[SourceFile], seed: int, account: tuple[str, ...]) -> Corpus:
     encode, vocabulary = _encoder(data.tokenizer)
     out = held_out(files, data.validation_fraction)
     train = _joined([encode(file) for file in files if file.path not in out], vocabulary)
@@ -57,24 +54,39 @@ def _from_files(data: Data, files: list[SourceFile], seed: int) -> Corpus:
     content = (
         hashlib.sha256(train.tobytes()).digest() + hashlib.sha256(validation.tobytes()).digest()
     )
-    return _corpus(data, train, validation, vocabulary, seed, content)
-
-
-def _corpus(
-    data: Data, train: Tokens, validation: Tokens, vocabulary: int, seed: int, content: bytes
-) -> Corpus:
-    digest = hashlib.sha256(
-        b"%d %d %d " % (vocabulary, len(train), len(validation)) + content
-    ).hexdigest()
     return Corpus(
         name=data.source,
         train=train,
         validation=validation,
         vocabulary=vocabulary,
-        digest=digest,
+        digest=_digest(train, validation, vocabulary, content),
         sequence_length=data.sequence_length,
         seed=seed,
+        account=account,
     )
+
+
+def _from_tokens(data: Data, place: str, seed: int) -> Corpus:
+    file = open_tokens(place, data.token_dtype)
+    train, validation = split_tail(file.tokens, data.validation_fraction)
+    content = sampled_digest(train) + sampled_digest(validation)
+    layout = file.layout
+    return Corpus(
+        name=data.source,
+        train=train,
+        validation=validation,
+        vocabulary=0,
+        digest=_digest(train, validation, 0, content),
+        sequence_length=data.sequence_length,
+        seed=seed,
+        file=file,
+        account=(f"read: {layout.tokens:,} ids of {layout.dtype.name}, by {layout.said_by}",),
+    )
+
+
+def _digest(train: Tokens, validation: Tokens, vocabulary: int, content: bytes) -> str:
+    sizes = b"%d %d %d " % (vocabulary, len(train), len(validation))
+    return hashlib.sha256(sizes + content).hexdigest()
 
 
 def _joined(parts: list[Tokens], vocabulary: int) -> Tokens:

@@ -1,52 +1,93 @@
-"""Raw token files: numbers and nothing else, mapped into memory, never read as a whole.
-
-nanoGPT writes FILE.bin as uint16; Megatron writes FILE.bin with FILE.idx beside it, whose header
-names the type: 9 bytes ``MMIDIDX\\0\\0``, version 1 as a little-endian uint64, and one byte of type
-code (megatron/core/datasets/indexed_dataset.py).
-"""
+"""Files of token ids, mapped into memory, never read as a whole; and what shows that one is misread."""
 
 import hashlib
-import struct
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
 from pelago.core.errors import ConfigError
-from worker.data.corpus import Tokens
+from worker.data.layouts import Layout, layout_of
 
-MEGATRON_MAGIC: Final = b"MMIDIDX\x00\x00"
-MEGATRON_TYPES: Final = {1: "uint8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
-"""Type codes of an .idx file that can hold token ids."""
+Tokens: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+"""One-dimensional, of an integer type; may be a memory map of a file larger than memory."""
 
 DIGEST_BLOCKS: Final = 1024
 DIGEST_BLOCK_TOKENS: Final = 4096
+SAMPLE_BYTES: Final = 1 << 16
+"""So much from the beginning, the middle and the end of a raw file shows of what type it is."""
+SAMPLE_TOKENS_MIN: Final = 16
+"""From fewer ids nothing is concluded."""
+TYPES: Final = ("<u8", "<u4", ">u8", ">u4", "<u2", ">u2")
+"""What a raw file may hold, in the order of trial: wide ids read as narrow ones are known too, every other
+of them."""
 
 
-def open_tokens(file: str, token_dtype: str) -> Tokens:
-    """Map a token file read-only. ``token_dtype`` counts if no .idx lies beside it. Raises
-    `ConfigError`.
+@dataclass(frozen=True, slots=True)
+class TokenFile:
+    """A token file that was opened."""
+
+    path: Path
+    layout: Layout
+    tokens: Tokens
+
+    def place(self, index: int) -> str:
+        """Where a token is, for messages."""
+        offset = self.layout.offset + index * self.layout.dtype.itemsize
+        return f"{self.path}: token {index:,}, at byte {offset:,}"
+
+    def misreading(self, vocabulary: int) -> str:
+        """What shows that the ids are of another type than the layout says, in words; empty: nothing does.
+
+        ``vocabulary``: number of ids that the model knows. Only a raw file can be misread.
+        """
+        if not self.layout.raw:
+            return ""
+        samples = list(self._samples())
+        width = self.layout.dtype.itemsize
+        for name in TYPES:
+            if np.dtype(name).itemsize > width and _fits(samples, name, vocabulary):
+                return _words(name)
+        if not _fits(samples, self.layout.dtype.str, vocabulary):
+            fitting = [name for name in TYPES if _fits(samples, name, vocabulary)]
+            return _words(fitting[0]) if fitting else ""
+        swapped = self.layout.dtype.newbyteorder(">").str
+        if _low_bytes_zero(samples, self.layout.dtype) and _fits(samples, swapped, vocabulary):
+            return _words(swapped)
+        return ""
+
+    def _samples(self) -> Iterator[bytes]:
+        size, width = len(self.tokens), self.layout.dtype.itemsize
+        count = min(size, SAMPLE_BYTES // width)
+        for start in (0, (size - count) // 2, size - count):
+            # A wider id begins at a multiple of its own size.
+            first = start // 8 * 8
+            chunk = self.tokens[first : first + count]
+            yield chunk[: len(chunk) // 8 * 8].tobytes() if len(chunk) >= 8 else b""
+
+
+def open_tokens(file: str, token_dtype: str) -> TokenFile:
+    """Map a token file read-only. ``token_dtype`` counts if nothing in the file or beside it says the
+    type. Raises `ConfigError`.
     """
     path = Path(file)
     key = f"data.source = 'tokens:{file}'"
-    if not file or not path.is_file():
+    if not file or not os.path.exists(file):
         raise ConfigError(f"{key}: there is no file {file!r} (seen from {Path.cwd()})")
-    index = path.with_suffix(".idx")
-    name = _megatron_type(index, key) if index.is_file() else token_dtype
-    dtype = np.dtype(name).newbyteorder("<")
-    size = path.stat().st_size
-    if size == 0:
-        raise ConfigError(f"{key}: the file is empty")
-    if size % dtype.itemsize:
-        where = f"{index} says" if index.is_file() else "data.token_dtype ="
-        raise ConfigError(
-            f"{key}: {size} bytes are not a whole number of {dtype.itemsize}-byte tokens; "
-            f"{where} {name!r}: the file is cut short, or has another type"
-        )
+    if not os.path.isfile(file):
+        raise ConfigError(f"{key}: there is no file {file!r}, but a folder or a device")
     try:
-        return np.memmap(path, dtype=dtype, mode="r")
+        layout = layout_of(path, key, token_dtype)
+        if not layout.tokens:
+            return TokenFile(path, layout, np.empty(0, layout.dtype))
+        shape = (layout.tokens,)
+        mapped = np.memmap(path, dtype=layout.dtype, mode="r", offset=layout.offset, shape=shape)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{key}: cannot map the file: {error}") from None
+    return TokenFile(path, layout, mapped)
 
 
 def split_tail(tokens: Tokens, fraction: float) -> tuple[Tokens, Tokens]:
@@ -72,17 +113,24 @@ def sampled_digest(tokens: Tokens) -> bytes:
     return state.digest()
 
 
-def _megatron_type(index: Path, key: str) -> str:
-    with index.open("rb") as stream:
-        header = stream.read(18)
-    if len(header) < 18 or header[:9] != MEGATRON_MAGIC:
-        raise ConfigError(
-            f"{key}: {index} is no Megatron index; remove it, or repair it, to read the .bin file"
-        )
-    version, code = struct.unpack("<QB", header[9:18])
-    if version != 1 or code not in MEGATRON_TYPES:
-        raise ConfigError(
-            f"{key}: {index} has version {version} and type code {code}; "
-            f"known are version 1 and the codes {MEGATRON_TYPES}"
-        )
-    return MEGATRON_TYPES[code]
+def _fits(samples: list[bytes], name: str, vocabulary: int) -> bool:
+    """Whether all ids of the samples would be known if they were of this type, and most are not 0."""
+    read = np.concatenate([np.frombuffer(sample, dtype=name) for sample in samples])
+    if len(read) < SAMPLE_TOKENS_MIN or int(read.max()) >= vocabulary:
+        return False
+    return bool(2 * np.count_nonzero(read) >= len(read))
+
+
+def _low_bytes_zero(samples: list[bytes], dtype: "np.dtype[Any]") -> bool:
+    """Whether every id is a multiple of 256, as small ids are whose bytes are read the wrong way round."""
+    return not any(bool((np.frombuffer(each, dtype=dtype) & 0xFF).any()) for each in samples)
+
+
+def _words(name: str) -> str:
+    """What a file looks like, and how to have it read."""
+    dtype = np.dtype(name)
+    word = f"uint{8 * dtype.itemsize}"
+    if name.startswith(">"):
+        write = f"array.astype('<u{dtype.itemsize}').tofile('FILE.bin')"
+        return f"the file looks like big-endian {word}: write it with {write}"
+    return f"the file looks like {word}: set data.token_dtype = {word!r}"

@@ -1,0 +1,199 @@
+"""Where the ids lie in a token file, and of what type they are: what its first bytes or its index say.
+
+Read are ids and nothing else (nanoGPT's files), numpy's ``.npy`` (numpy.lib.format), llm.c's header of
+256 little-endian int32 (magic, version, number of tokens; llm.c/dev/data/data_common.py) and Megatron's
+``.idx`` beside the file: ``MMIDIDX\\0\\0``, version 1 as uint64, a byte of type code, the number of
+sequences as uint64 (Megatron: of documents too), the length of each as int32
+(megatron/core/datasets/indexed_dataset.py; fairseq/data/indexed_dataset.py has the same without the
+documents). Anything else that has a name is refused by that name.
+"""
+
+import io
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from pelago.core.errors import ConfigError
+
+HEAD_BYTES: Final = 1024
+"""So many bytes of a file tell what it is."""
+MEGATRON_MAGIC: Final = b"MMIDIDX\x00\x00"
+FAIRSEQ_MAGIC: Final = b"TNTIDX\x00\x00"
+"""Of the older index of fairseq and Megatron, which is not read."""
+MEGATRON_HEADER_BYTES: Final = 34
+MEGATRON_TYPES: Final = {
+    1: "uint8",
+    3: "int16",
+    4: "int32",
+    5: "int64",
+    8: "uint16",
+    9: "uint32",
+    10: "uint64",
+}
+"""Type codes of an .idx file that can hold token ids (9 and 10: fairseq's)."""
+NPY_MAGIC: Final = b"\x93NUMPY"
+LLM_C_HEADER_BYTES: Final = 1024
+LLM_C: Final = {(20240520, 1): "uint16", (20240801, 7): "uint32"}
+"""Type by magic and version: the second are files for the tokenizer of Llama 3."""
+STRANGERS: Final = {
+    b"\x1f\x8b\x08": "compressed (gzip): unpack it first",
+    b"\x28\xb5\x2f\xfd": "compressed (zstd): unpack it first",
+    b"\xfd7zXZ\x00": "compressed (xz): unpack it first",
+    b"PK\x03\x04": "a zip archive (as .npz and .pt are): write the ids with array.tofile('FILE.bin')",
+    b"PAR1": "a Parquet file: write its ids with array.tofile('FILE.bin')",
+    b"ARROW1": "an Arrow file: write its ids with array.tofile('FILE.bin')",
+    b"\x89HDF": "an HDF5 file: write its ids with array.tofile('FILE.bin')",
+    b"version https://git-lfs": "a pointer of Git LFS and not the file itself: run git lfs pull",
+    MEGATRON_MAGIC: "an index, not the tokens: name the .bin file beside it",
+    FAIRSEQ_MAGIC: "an index, not the tokens: name the .bin file beside it",
+}
+"""By their first bytes: what holds something else than ids, or holds them otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """``tokens`` ids of type ``dtype``, from byte ``offset`` on.
+
+    ``said_by``: who says so, for messages. ``raw``: nobody but the run file does, so it may be wrong.
+    """
+
+    dtype: "np.dtype[Any]"
+    offset: int
+    tokens: int
+    said_by: str
+    raw: bool = False
+
+
+def layout_of(path: Path, key: str, token_dtype: str) -> Layout:
+    """What a token file is. ``token_dtype`` counts if neither the file nor an index says its type.
+
+    ``key``: the run file's key and value, for messages. Raises `ConfigError`, `OSError`.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        raise ConfigError(f"{key}: the file is empty")
+    with path.open("rb") as stream:
+        head = stream.read(HEAD_BYTES)
+    for magic, what in STRANGERS.items():
+        if head.startswith(magic):
+            raise ConfigError(f"{key}: the file is {what}")
+    if head.startswith(NPY_MAGIC):
+        return _npy(path, key, size)
+    if len(head) >= 12:
+        magic, version, tokens = struct.unpack("<iii", head[:12])
+        swapped = struct.unpack(">i", head[:4])[0]
+        known = {each for each, _ in LLM_C}
+        if magic in known or swapped in known:
+            return _llm_c(key, size, magic, version, tokens)
+    index = path.with_suffix(".idx")
+    if index.is_file():
+        return _megatron(index, key, size)
+    if len(head) >= 64 and _is_text(head):
+        raise ConfigError(f"{key}: the file is text, not token ids: use data.source = 'text:DIR'")
+    dtype = np.dtype(token_dtype).newbyteorder("<")
+    said_by = f"data.token_dtype = {token_dtype!r}"
+    return Layout(dtype, 0, _whole(size, dtype, key, said_by), said_by, raw=True)
+
+
+def _whole(size: int, dtype: "np.dtype[Any]", key: str, said_by: str) -> int:
+    if size % dtype.itemsize:
+        raise ConfigError(
+            f"{key}: {size} bytes are not a whole number of {dtype.itemsize}-byte tokens; "
+            f"{said_by}: the file is cut short, or has another type"
+        )
+    return size // dtype.itemsize
+
+
+def _exact(size: int, wanted: int, key: str, said_by: str) -> None:
+    if size == wanted:
+        return
+    if size < wanted:
+        fault = f"{wanted - size:,} shorter than {said_by} says: the file is cut short"
+    else:
+        fault = f"{size - wanted:,} longer than {said_by} says: that belongs to another file"
+    raise ConfigError(f"{key}: its {size:,} bytes are {fault}; copy or write it again")
+
+
+def _npy(path: Path, key: str, size: int) -> Layout:
+    fix = "write it with numpy.save('FILE.npy', ids), ids of one dimension and an integer type"
+    try:
+        with path.open("rb") as stream:
+            version = np.lib.format.read_magic(stream)
+            read: Any = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            shape, _, dtype = read(stream)
+            offset = stream.tell()
+    except (ValueError, EOFError, io.UnsupportedOperation) as error:
+        raise ConfigError(f"{key}: a .npy file with a broken header ({error}): {fix}") from None
+    if len(shape) != 1 or dtype.kind not in "iu":
+        raise ConfigError(f"{key}: a .npy file of shape {shape} and type {dtype}: {fix}")
+    _exact(size, offset + shape[0] * dtype.itemsize, key, "its header")
+    return Layout(dtype, offset, shape[0], "its .npy header")
+
+
+def _llm_c(key: str, size: int, magic: int, version: int, tokens: int) -> Layout:
+    name = LLM_C.get((magic, version))
+    if name is None or tokens < 0:
+        raise ConfigError(
+            f"{key}: a header of llm.c with magic {magic}, version {version} and {tokens} tokens; known"
+            f" are magic and version {', '.join(f'{m} and {v}' for m, v in LLM_C)}: write it with"
+            " llm.c's data scripts, or without a header"
+        )
+    dtype = np.dtype(name).newbyteorder("<")
+    _exact(size, LLM_C_HEADER_BYTES + tokens * dtype.itemsize, key, "its llm.c header")
+    return Layout(dtype, LLM_C_HEADER_BYTES, tokens, "its llm.c header")
+
+
+def _megatron(index: Path, key: str, size: int) -> Layout:
+    with index.open("rb") as stream:
+        header = stream.read(MEGATRON_HEADER_BYTES)
+    if header.startswith(FAIRSEQ_MAGIC):
+        raise ConfigError(
+            f"{key}: {index} is an index of the older format of fairseq (TNTIDX), which is not read;"
+            " tokenise with --dataset-impl mmap, or move the index away to read the .bin alone"
+        )
+    if len(header) < 18 or header[:9] != MEGATRON_MAGIC:
+        raise ConfigError(
+            f"{key}: {index} is no Megatron index; remove it, or repair it, to read the .bin file"
+        )
+    version, code = struct.unpack("<QB", header[9:18])
+    if version != 1 or code not in MEGATRON_TYPES:
+        raise ConfigError(
+            f"{key}: {index} has version {version} and type code {code}; "
+            f"known are version 1 and the codes {MEGATRON_TYPES}"
+        )
+    name, said_by = MEGATRON_TYPES[code], str(index)
+    dtype = np.dtype(name).newbyteorder("<")
+    tokens = _megatron_tokens(index, header, key)
+    if tokens is not None:
+        _exact(size, tokens * dtype.itemsize, key, f"{index} ({tokens:,} tokens of {name})")
+    return Layout(dtype, 0, _whole(size, dtype, key, f"{said_by} says {name!r}"), said_by)
+
+
+def _megatron_tokens(index: Path, header: bytes, key: str) -> int | None:
+    """How many tokens an index names; None: it names no sequence, so it tells the type alone."""
+    size = index.stat().st_size
+    sequences, documents = struct.unpack("<QQ", header[18:34]) if len(header) == 34 else (0, 0)
+    if not sequences:
+        return None
+    if size == 26 + 12 * sequences:
+        start = 26  # fairseq's: a length and a pointer for each sequence, and nothing else.
+    elif size >= 34 + 12 * sequences + 8 * documents:
+        start = 34  # Megatron's: the documents, and perhaps modes, lie behind those.
+    else:
+        raise ConfigError(
+            f"{key}: {index} has {size:,} bytes, too few for its {sequences:,} sequences: it is cut"
+            " short; copy or write it again"
+        )
+    lengths = np.memmap(index, dtype="<i4", mode="r", offset=start, shape=(sequences,))
+    return int(lengths.sum(dtype=np.int64))
+
+
+def _is_text(head: bytes) -> bool:
+    return all(32 <= byte < 127 or byte in b"\t\n\r" for byte in head)
