@@ -9,6 +9,7 @@ from pathlib import Path
 from experiments import replay, shipped, study
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError, PelagoError
+from pelago.reading import expanded
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,13 +27,25 @@ def parser() -> argparse.ArgumentParser:
         description="Makes one self-contained HTML page of any number of folders that `experiments "
         "replay` (runs and studies) or a GPS (runs) wrote.",
     )
-    report.add_argument("folders", metavar="DIR", nargs="+", help="folder of a run or of a study")
+    report.add_argument(
+        "folders",
+        metavar="DIR",
+        nargs="+",
+        type=expanded,
+        help="folder of a run or of a study",
+    )
     report.add_argument(
         "--out",
         metavar="FILE",
+        type=expanded,
         help="the page (default: DIR/report.html, or report.html for several folders)",
     )
-    report.add_argument("--png", metavar="DIR", help="also write each plot into a folder, as PNG")
+    report.add_argument(
+        "--png",
+        metavar="DIR",
+        type=expanded,
+        help="also write each plot into a folder, as PNG",
+    )
     return top
 
 
@@ -44,10 +57,16 @@ def _add_replay(command: argparse.ArgumentParser) -> None:
         "report.html; what an earlier, interrupted time finished is not done again."
     )
     command.add_argument(
-        "file", metavar="NAME|FILE", help="a run file or a study, or the name of a shipped one"
+        "file",
+        metavar="NAME|FILE",
+        type=expanded,
+        help="a run file or a study, or the name of a shipped one",
     )
     command.add_argument(
-        "--out", metavar="DIR", help="folder of the results (default: [run] out, or runs/NAME)"
+        "--out",
+        metavar="DIR",
+        type=expanded,
+        help="folder of the results (default: [run] out, or runs/NAME)",
     )
     command.add_argument(
         "--check",

@@ -29,20 +29,28 @@ fault is one line with file, key and value.
 
 import difflib
 import json
-import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from experiments import keys, toml
-from pelago.config import Natural, Positive, Section
+from pelago import reading
+from pelago.config import Natural, Positive, Section, UserPath
 from pelago.core.errors import ConfigError
 
 RUNS_MAX: Final = 20_000
 """Of one study; more is refused, since it is more likely a slip than a wish."""
 
-Label = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^\S(.*\S)?$")]
+
+def _label(value: str) -> str:
+    if value != value.strip():
+        raise ValueError("must not begin or end with a space")
+    return value
+
+
+Label = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_label)]
 Seeds = Annotated[tuple[Natural, ...], Field(min_length=1)]
 
 
@@ -171,7 +179,7 @@ class Confirm(Section):
 class Study(_Settings):
     """The [study] table."""
 
-    base: str
+    base: UserPath
     name: str = ""
     """What reports call it; empty: the file's name."""
     description: str = ""
@@ -239,24 +247,19 @@ class _File(Section):
 def is_study(path: Path) -> bool:
     """Whether a file is a study; one that cannot be read is not, and is refused as a run file."""
     try:
-        return "study" in tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return "study" in reading.tables(reading.text(path, "the file"), str(path))
+    except ConfigError:
         return False
 
 
 def load(path: Path) -> Study:
     """Read a study file, name and description filled in. Raises `ConfigError`."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        tables = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the study {path}: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from None
+    text = reading.text(path, "the study")
+    tables = reading.tables(text, str(path))
     try:
         study = _File.model_validate_json(json.dumps(tables, default=str), strict=True).study
     except ValidationError as error:
-        faults = "; ".join(_fault(detail) for detail in error.errors())
+        faults = "; ".join(_fault(detail) for detail in reading.faults(error))
         raise ConfigError(f"{path}: {faults}") from None
     first = text.partition("\n")[0]
     said = first.lstrip("#").strip() if first.startswith("#") else ""
@@ -286,7 +289,7 @@ _MODELS: Final[dict[str, type[Section]]] = {
 }
 
 
-def _fault(detail: Any) -> str:
+def _fault(detail: Mapping[str, Any]) -> str:
     path = detail["loc"]
     key = ".".join(str(part) for part in path) or "study"
     if detail["type"] == "extra_forbidden":
@@ -297,7 +300,7 @@ def _fault(detail: Any) -> str:
         near = difflib.get_close_matches(str(path[-1]), fields, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {sorted(fields)}"
         return f"{key} = {detail['input']!r}: no such key; {hint}"
-    message = detail["msg"].removeprefix("Value error, ")
+    message = reading.said(detail)
     if detail["type"] in ("missing", "value_error"):
         return f"{key}: {message}"
     return f"{key} = {detail['input']!r}: {message}"

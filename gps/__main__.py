@@ -11,6 +11,7 @@ from gps import files, initial
 from gps.result import result
 from gps.resume import NODE, facts_of, machine_of, open_state, plane_of
 from gps.state import Gps
+from pelago import reading
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError
 from pelago.core.names import Peer, Version
@@ -39,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--resume",
         metavar="SOURCE",
+        type=reading.expanded,
         help="go on from a folder of results, or from where gps.snapshots went: on another host, or with a"
         " larger budget or another learning rate",
     )

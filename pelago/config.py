@@ -6,13 +6,56 @@ would be right. Nothing here starts anything; `pelago check` looks at files, por
 
 import hashlib
 import json
-import tomllib
+import string
+import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from pelago import address, reading
 from pelago.core.errors import ConfigError
+
+NAME_LENGTH_MAX: Final = 64
+_NAME_BEGINS: Final = frozenset(string.ascii_letters + string.digits)
+_NAME_HAS: Final = _NAME_BEGINS | frozenset("_.-")
+
+
+def _name(value: str) -> str:
+    """A name that can be a folder's, and part of what processes call one another."""
+    if (
+        0 < len(value) <= NAME_LENGTH_MAX
+        and value[0] in _NAME_BEGINS
+        and _NAME_HAS.issuperset(value)
+    ):
+        return value
+    plain = (
+        unicodedata.normalize("NFKD", value).encode("ascii", "ignore").decode().replace(" ", "-")
+    )
+    near = "".join(each for each in plain if each in _NAME_HAS).lstrip("_.-")[:NAME_LENGTH_MAX]
+    raise ValueError(
+        "a name has letters from a to z and A to Z, digits, '.', '_' and '-', begins with a letter or digit, and"
+        f" has 1 to {NAME_LENGTH_MAX} of them" + (f", as {near!r} does" if near else "")
+    )
+
+
+def _address(value: str) -> str:
+    host, port = address.split(value) if value else ("", 0)
+    return address.join(host, port) if value else ""
+
+
+def _some_address(value: str) -> str:
+    return _address(value or ":")
+
 
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
@@ -20,10 +63,13 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Momentum = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Name = Annotated[str, AfterValidator(_name)]
 InFlight = Literal["drop", "carry", "replay"]
 Durability = Literal["none", "process", "host"]
-Endpoint = Annotated[str, Field(pattern=r"^[^\s/:]+:[0-9]{1,5}$")]
+Address = Annotated[str, AfterValidator(_address)]
+"""HOST:PORT, or nothing."""
+UserPath = Annotated[str, AfterValidator(reading.expanded)]
+"""A path on the host that reads the file: ~ is the folder of the user there."""
 
 
 class Section(BaseModel):
@@ -42,14 +88,14 @@ class Run(Section):
     budget_minutes: NonNegativeFloat = 0.0
     """Minutes after the first lease at which the run ends, those not counted in which there was no GPS;
     0: no limit."""
-    out: str = ""
+    out: UserPath = ""
     """Folder of the results; empty: runs/NAME."""
 
 
 class Model(Section):
     """The model, as Hugging Face `transformers` builds it."""
 
-    preset: str = "llama3-tiny"
+    preset: UserPath = "llama3-tiny"
     """A preset's name, or the path of a Hugging Face config or checkpoint folder."""
     overrides: dict[str, int | float | bool | str] = {}
     """Keys of the architecture's config to change, e.g. hidden_size."""
@@ -61,7 +107,7 @@ class Data(Section):
     source: str = "stdlib"
     """stdlib | text:DIR | tokens:FILE (ids and nothing else, .npy, llm.c's, or Megatron's .bin with .idx)"""
     sequence_length: Positive = 128
-    tokenizer: str = "bytes"
+    tokenizer: UserPath = "bytes"
     """bytes, or the path of a Hugging Face tokenizer (source text:DIR)."""
     token_dtype: Literal["uint16", "uint32", "uint64"] = "uint16"
     """Of the ids, little-endian, in a tokens:FILE that says nothing of it: no header and no .idx beside it."""
@@ -74,7 +120,8 @@ class Data(Section):
     def _known_source(cls, value: str) -> str:
         if value != "stdlib" and not value.startswith(("text:", "tokens:")):
             raise ValueError("must be 'stdlib', 'text:DIR' or 'tokens:FILE.bin'")
-        return value
+        kind, colon, place = value.partition(":")
+        return kind + colon + reading.expanded(place)
 
 
 class Worker(Section):
@@ -169,10 +216,10 @@ class Gps(Server):
     lr: PositiveFloat = 0.15
     momentum: Momentum = 0.5
     momentum_delay: Positive = 2
-    bind: Endpoint = "0.0.0.0:7700"
-    """Control port; bulk data uses the next one."""
-    connect: str = ""
-    """HOST:PORT under which the regions reach it; empty: 127.0.0.1 and the port of bind."""
+    bind: Annotated[str, AfterValidator(_some_address)] = "0.0.0.0:7700"
+    """Control port; bulk data uses the next one. Host 0.0.0.0: all IPv4 addresses; *: those of IPv6 too."""
+    connect: Address = ""
+    """HOST:PORT under which the regions reach it; empty: that of bind, 127.0.0.1 where that is all addresses."""
     staleness_power: NonNegativeFloat = 0.0
     """An update based on a version that is n versions old counts (1 + n)^-power times; 0: in full."""
     average: Momentum = 0.0
@@ -180,7 +227,7 @@ class Gps(Server):
     0: the model itself is. Training goes on from the model itself."""
     validation_interval_steps: Positive = 2048
     """Counted local steps between validations of the global model."""
-    snapshots: str = ""
+    snapshots: UserPath = ""
     """Where copies of the GPS's snapshots go, away from its host: a folder, or any URL that fsspec knows
     (s3://BUCKET/PATH, gs://..., file:///...). `gps --resume` goes on from them. Empty: nowhere."""
     snapshots_minutes: PositiveFloat = 10.0
@@ -203,10 +250,10 @@ class Region(Section):
     name: Name
     worker_speeds: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
     """Relative speed of each worker; only the ratios in the whole file matter."""
-    bind: str = ""
+    bind: Address = ""
     """Control port of its LPS; bulk data uses the next one. Empty: 0.0.0.0 and 7710, 7720, ..."""
-    connect: str = ""
-    """HOST:PORT under which its workers reach it; empty: 127.0.0.1 and the port of bind."""
+    connect: Address = ""
+    """HOST:PORT under which its workers reach it; empty: that of bind, 127.0.0.1 where that is all addresses."""
 
     @field_validator("name")
     @classmethod
@@ -377,55 +424,48 @@ class RunFile(Section):
 
     def gps_bind(self) -> tuple[str, int]:
         """Host and control port that the GPS binds."""
-        return endpoint(self.gps.bind, "gps.bind")
+        return address.split(self.gps.bind)
 
     def gps_connect(self) -> tuple[str, int]:
         """Host and control port where the regions find the GPS."""
-        return endpoint(self.gps.connect or f"127.0.0.1:{self.gps_bind()[1]}", "gps.connect")
+        return _connect(self.gps.connect, self.gps_bind())
 
     def lps_bind(self, region: int) -> tuple[str, int]:
         """Host and control port that a region's LPS binds."""
-        return endpoint(self.region[region].bind or f"0.0.0.0:{7710 + 10 * region}", "region.bind")
+        return address.split(self.region[region].bind or f"0.0.0.0:{7710 + 10 * region}")
 
     def lps_connect(self, region: int) -> tuple[str, int]:
         """Host and control port where a region's workers find their LPS."""
-        default = f"127.0.0.1:{self.lps_bind(region)[1]}"
-        return endpoint(self.region[region].connect or default, "region.connect")
+        return _connect(self.region[region].connect, self.lps_bind(region))
 
 
 def endpoint(text: str, key: str) -> tuple[str, int]:
     """Split HOST:PORT. Raises `ConfigError` naming the key; the next port must exist too (bulk data)."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65535:
-        raise ConfigError(f"{key} = {text!r}: must be HOST:PORT with a port from 1 to 65534")
-    return host, int(port)
+    try:
+        return address.split(text)
+    except ValueError as error:
+        raise ConfigError(f"{key} = {text!r}: {error}") from None
+
+
+def _connect(connect: str, bind: tuple[str, int]) -> tuple[str, int]:
+    host, port = bind
+    return address.split(connect) if connect else (address.reached_at(host), port)
 
 
 def parse(text: str, source: str = "run file") -> RunFile:
     """Read a run file's text. Raises `ConfigError`, one line a fault, each naming key and value."""
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source}: not TOML: {error}") from None
+    tables = reading.tables(text, source)
     try:
         # Strict, so that "8" is no number; JSON, since there a list may stand for a tuple, 1 for 1.0.
-        run = RunFile.model_validate_json(json.dumps(tables, default=str), strict=True)
+        return RunFile.model_validate_json(json.dumps(tables, default=str), strict=True)
     except ValidationError as error:
-        faults = "; ".join(_fault(detail) for detail in error.errors())
+        faults = "; ".join(_fault(each) for each in reading.faults(error))
         raise ConfigError(f"{source}: {faults}") from None
-    for index in range(len(run.region)):
-        run.lps_bind(index), run.lps_connect(index)
-    run.gps_connect()
-    return run
 
 
 def load(path: str | Path) -> RunFile:
     """Read a run file. Raises `ConfigError`."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the run file {path}: {error}") from None
-    return parse(text, str(path))
+    return parse(reading.text(Path(path), "the run file"), str(path))
 
 
 def dump(run: RunFile) -> str:
@@ -457,14 +497,15 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _fault(detail: Any) -> str:
-    key = ".".join(str(part) for part in detail["loc"]) or "run file"
-    if detail["type"] == "extra_forbidden":
-        return f"{key} = {detail['input']!r}: no such key{_did_you_mean(detail['loc'])}"
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] in ("missing", "value_error") and not isinstance(detail["input"], str):
-        return f"{key}: {message}"
-    return f"{key} = {detail['input']!r}: {message}"
+def _fault(fault: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in fault["loc"]) or "run file"
+    if fault["type"] == "extra_forbidden":
+        return f"{key} = {fault['input']!r}: no such key{_did_you_mean(fault['loc'])}"
+    if fault["type"] == "missing" and fault["loc"] == ("region",):
+        return "region: there must be a table [[region]] for each region, with its name and worker_speeds"
+    if fault["type"] in ("missing", "value_error") and not isinstance(fault["input"], str):
+        return f"{key}: {reading.said(fault)}"
+    return f"{key} = {fault['input']!r}: {reading.said(fault)}"
 
 
 def _did_you_mean(location: tuple[str | int, ...]) -> str:

@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from safetensors.torch import save_file
 
+from pelago import reading
 from pelago.config import RunFile
 from pelago.core.errors import CheckpointError, ConfigError
 from pelago.net import daemon
@@ -52,7 +53,10 @@ def parser() -> argparse.ArgumentParser:
         help="measure the global model and export it; trains nothing",
     )
     modes.add_argument(
-        "--initialise", metavar="FILE", help="write the run's initial model there, and end"
+        "--initialise",
+        metavar="FILE",
+        type=reading.expanded,
+        help="write the run's initial model there, and end",
     )
     modes.add_argument(
         "--describe", action="store_true", help="say what model and corpus would be used, and end"

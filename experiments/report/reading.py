@@ -1,6 +1,5 @@
 """Reads the folders of studies, of replays and of daemons' runs."""
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +78,7 @@ def _run(path: Path) -> RunFile | None:
     """A run file that another version may have written: a report goes without what it cannot read."""
     try:
         return config.load(path)
-    except (PelagoError, tomllib.TOMLDecodeError):
+    except PelagoError:
         return None
 
 

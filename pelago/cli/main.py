@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pelago
-from pelago import config
+from pelago import config, reading
 from pelago.core.errors import PelagoError
 
 
@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
         description="Start the GPS, an LPS per region, their workers and an evaluator as processes on this "
         "machine, with the links between regions emulated, until the run's budget is reached.",
     )
-    local.add_argument("run", metavar="RUN.toml", help="the run file")
+    local.add_argument("run", metavar="RUN.toml", type=reading.expanded, help="the run file")
     local.add_argument(
         "--overwrite",
         action="store_true",
@@ -38,16 +38,25 @@ def parser() -> argparse.ArgumentParser:
         "budget, another learning rate, other regions. On hosts of their own, start the daemons with --resume "
         "instead.",
     )
-    resume.add_argument("run", metavar="RUN.toml", help="the run file, as it is to be from now on")
+    resume.add_argument(
+        "run",
+        metavar="RUN.toml",
+        type=reading.expanded,
+        help="the run file, as it is to be from now on",
+    )
     resume.add_argument(
         "--from",
         dest="source",
         metavar="SOURCE",
+        type=reading.expanded,
         help="a folder of results, or where gps.snapshots went (default: the folder of the results)",
     )
     for command in (local, resume):
         command.add_argument(
-            "--out", metavar="DIR", help="folder of the results (default: [run] out)"
+            "--out",
+            metavar="DIR",
+            type=reading.expanded,
+            help="folder of the results (default: [run] out)",
         )
         command.add_argument(
             "--plain",
@@ -61,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
         description="Validate a run file whole: keys and values, that files exist, ports are free and shapes "
         "fit. Starts nothing.",
     )
-    check.add_argument("run", metavar="RUN.toml", help="the run file")
+    check.add_argument("run", metavar="RUN.toml", type=reading.expanded, help="the run file")
 
     audit = commands.add_parser(
         "audit",
@@ -69,7 +78,9 @@ def parser() -> argparse.ArgumentParser:
         description="Read what the servers of a run wrote down of every update, and prove that each range of "
         "samples was applied once, or name the exceptions. Exit code 0: clean, 1: exceptions.",
     )
-    audit.add_argument("out", metavar="DIR", help="folder of the run's results")
+    audit.add_argument(
+        "out", metavar="DIR", type=reading.expanded, help="folder of the run's results"
+    )
     return top
 
 

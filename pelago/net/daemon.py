@@ -13,6 +13,7 @@ from typing import IO, Any, Final
 import uvloop
 
 import pelago
+from pelago import reading
 from pelago.config import Durability, RunFile, endpoint, load
 from pelago.core.errors import ConfigError, PeerRefused, PelagoError
 from pelago.core.machine import Finish
@@ -31,10 +32,17 @@ def flags(role: str, description: str) -> argparse.ArgumentParser:
     """A daemon's parser with the flags that all of them have."""
     parser = argparse.ArgumentParser(prog=role, description=description)
     parser.add_argument(
-        "--run", required=True, metavar="RUN.toml", help="the run file, the same everywhere"
+        "--run",
+        required=True,
+        metavar="RUN.toml",
+        type=reading.expanded,
+        help="the run file, the same everywhere",
     )
     parser.add_argument(
-        "--out", metavar="DIR", help="folder of the run's results (default: [run] out)"
+        "--out",
+        metavar="DIR",
+        type=reading.expanded,
+        help="folder of the run's results (default: [run] out)",
     )
     parser.add_argument("--version", action="version", version=f"pelago {pelago.__version__}")
     return parser
