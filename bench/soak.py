@@ -35,8 +35,8 @@ from parts.flatness import MB, Sample, disk, flat, sizes
 from parts.machine import describe, usage
 
 from pelago.cli.audit import examine, histories
+from pelago.net.history import HISTORY
 from pelago.net.ports import free_pairs
-from pelago.net.store import HISTORY
 from pelago.wire import record
 from pelago.wire.recovery import scan
 

@@ -10,7 +10,7 @@ life before, they join again, and samples that are not in the model are lent ane
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,8 +22,10 @@ from pelago.core import image
 from pelago.core.errors import CheckpointError, ConfigError, ForeignState
 from pelago.net import daemon, journal
 from pelago.net.archive import Archive
+from pelago.net.files import lock, sync_folder
+from pelago.net.history import Told, history_line, history_until
 from pelago.net.restore import Restored, State, restore, state
-from pelago.net.store import Past, Store, Told, history_line, history_until, lock, sync_folder
+from pelago.net.store import Past, Store
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
 from pelago.tensor.plane import Plane
@@ -91,7 +93,13 @@ def _open(
     except CheckpointError as error:
         past, fault = None, error
     if fault is not None:
-        if here or (source is None and _may_be_torn(store, run, fault)):
+        torn = daemon.may_be_torn(store, run.gps.durability)
+        if source is None and torn and not isinstance(fault, ForeignState):
+            if store.has_snapshots:
+                return _resume(run, store, str(folder))
+            store.clear()  # It had hardly begun.
+            return store, None, f"beginning anew: {fault}"
+        if here:
             return _resume(run, store, str(folder))
         if source is None or isinstance(fault, ForeignState):
             store.close()
@@ -102,20 +110,15 @@ def _open(
     elif past is not None and past.snapshot is not None:
         return _resume(run, store, str(folder))
     elif past is not None:
+        if past.passed_over:
+            store.close()
+        _check_snapshot(past, str(folder))
         store.clear()  # It had hardly begun.
     return (store, None, "") if source is None else _resume(run, store, source)
 
 
 def _is_same(source: str, out: Path, folder: Path) -> bool:
     return "://" not in source and Path(source).resolve() in (out.resolve(), folder.resolve())
-
-
-def _may_be_torn(store: Store, run: RunFile, fault: CheckpointError) -> bool:
-    """Whether damage is what the end of the machine's own life leaves, where nobody promised better."""
-    if isinstance(fault, ForeignState):
-        return False
-    past = store.past(salvage=True)
-    return past is not None and not daemon.is_certain(past, run.gps.durability)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,10 @@ class _Found:
     machine: Gps
     run: RunFile
     history: bytes
+    used: str
+    """Which snapshot, or which copy of one."""
+    passed_over: tuple[str, ...]
+    """What is wrong with newer ones."""
 
 
 def _resume(run: RunFile, store: Store, source: str) -> tuple[Store, Past | None, str]:
@@ -142,20 +149,43 @@ def _resume(run: RunFile, store: Store, source: str) -> tuple[Store, Past | None
         gps = _write(found, run, source, beside)
         _swap(folder)
     word = f"resumed from {source} at version {gps.version.counter:,}, {gps.counted_steps:,} local steps"
+    if found.passed_over:
+        word += f", with {found.used}, since {'; '.join(found.passed_over)}"
     store = Store(folder, run.run_id, NODE)
     return store, store.past(), word
 
 
 def _find(folder: Path, source: str, stack: ExitStack) -> _Found:
-    """Read what the source holds, up to its end or the first damage."""
+    """Read what the source holds, up to its end or the first damage; of copies the newest sound one."""
     place = _local(source)
-    if place is None:
-        place = folder.with_name(folder.name + ".fetched")
-        stack.callback(shutil.rmtree, place, ignore_errors=True)
-        _fetch(source, place)
+    if place is not None:
+        return _read(place, source, stack)
+    place = folder.with_name(folder.name + ".fetched")
+    stack.callback(shutil.rmtree, place, ignore_errors=True)
+    archive, names = _copies(source)
+    faults: list[CheckpointError] = []
+    for name in names:
+        with ExitStack() as attempt:
+            try:
+                shutil.rmtree(place, ignore_errors=True)
+                place.mkdir(parents=True)
+                archive.fetch(name, place)
+                found = _read(place, source, attempt)
+            except CheckpointError as error:
+                faults.append(CheckpointError(f"{archive.url}/{name}: {error}"))
+                continue
+            stack.push(attempt.pop_all())
+            return replace(found, used=name, passed_over=tuple(map(str, faults)))
+    raise faults[0]
+
+
+def _read(place: Path, source: str, stack: ExitStack) -> _Found:
+    """Read a folder of state. Raises `CheckpointError`."""
     store = Store(place, None, NODE, read=True)
     stack.callback(store.close)
     past = store.past(salvage=True)
+    if past is not None:
+        _check_snapshot(past, source)
     if past is None or past.snapshot is None:
         raise CheckpointError(f"{source}: the GPS that began there wrote no snapshot; begin anew")
     kept = State.of(past.snapshot)
@@ -166,7 +196,17 @@ def _find(folder: Path, source: str, stack: ExitStack) -> _Found:
     restored = restore(past, past.header.run, machine, None, lambda m: plane_of(run, m))
     history = history_until(store.history, past.snapshot.number)
     told = b"".join(history_line(each) for each in restored.told)
-    return _Found(past, kept, restored, machine, run, history + told)
+    used = past.snapshot.name
+    return _Found(past, kept, restored, machine, run, history + told, used, past.passed_over)
+
+
+def _check_snapshot(past: Past, source: str) -> None:
+    """Raises `CheckpointError` if there were snapshots, and none is sound."""
+    if past.snapshot is None and past.passed_over:
+        raise CheckpointError(
+            f"{source}: no snapshot is sound: {'; '.join(past.passed_over)}; go on from a copy with --resume, or"
+            " begin anew"
+        )
 
 
 def _local(source: str) -> Path | None:
@@ -179,8 +219,8 @@ def _local(source: str) -> Path | None:
     return None
 
 
-def _fetch(source: str, place: Path) -> None:
-    """Bring the newest of the copies, or the named one, to this machine."""
+def _copies(source: str) -> tuple[Archive, list[str]]:
+    """An archive and the copies in it, the newest first; of a named copy only that. Raises `ConfigError`."""
     archive, names = Archive(source), [source.rstrip("/").rpartition("/")[2]]
     above = Archive(source.rstrip("/").rpartition("/")[0] or "/")
     if names[0] in above.names():
@@ -189,9 +229,7 @@ def _fetch(source: str, place: Path) -> None:
         names = archive.names()
     if not names:
         raise ConfigError(f"--resume {source}: there is no state of a GPS and no snapshot of one")
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    archive.fetch(names[-1], place)
+    return archive, names[::-1]
 
 
 def _check_fixed(old: RunFile, new: RunFile) -> None:

@@ -8,15 +8,16 @@ import torch
 
 from lps.settings import settings
 from lps.state import Lps
-from pelago.config import RunFile
-from pelago.core.errors import ForeignState
+from pelago.config import Durability, RunFile
+from pelago.core.errors import CheckpointError, ForeignState
 from pelago.core.names import Peer
 from pelago.net import daemon
 from pelago.net.keeper import Memory
 from pelago.net.limits import Limits
 from pelago.net.node import Node, NodeSettings
 from pelago.net.sockets import Bind, Connect
-from pelago.net.store import Store
+from pelago.net.store import Past, Store
+from pelago.net.telemetry import Telemetry
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
 from pelago.tensor.plane import Plane
@@ -33,7 +34,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--resume",
         action="store_true",
-        help="the run file was changed: begin anew where the folder has a state of the run before",
+        help="begin anew where the folder has a state of the run before the run file was changed, or a damaged"
+        " one",
     )
     return flags
 
@@ -48,7 +50,7 @@ async def serve(options: argparse.Namespace, run: RunFile) -> int:
     out = daemon.out_folder(run, options.out)
     name = f"lps-{options.region}"
     log = daemon.telemetry(out, name)
-    memory, process, incarnation = _memory(run, out, name, resume=options.resume)
+    memory, process, incarnation = open_memory(run, out, name, log, resume=options.resume)
     outer = DelayedNesterov.from_eta(
         run.lps.lr, run.lps.momentum, run.lps.momentum_delay, run.lps.momentum_activation
     )
@@ -78,7 +80,9 @@ async def serve(options: argparse.Namespace, run: RunFile) -> int:
     return daemon.outcome(finish)
 
 
-def _memory(run: RunFile, out: Path, name: str, *, resume: bool) -> tuple[Memory | None, Peer, int]:
+def open_memory(
+    run: RunFile, out: Path, name: str, log: Telemetry, *, resume: bool
+) -> tuple[Memory | None, Peer, int]:
     """Where the LPS keeps its state, with its process name and incarnation: those of the life that it
     finds there and goes on with, or new ones. Raises `ConfigError`, `CheckpointError`."""
     process = daemon.process_name(name, daemon.random_bits())
@@ -88,22 +92,42 @@ def _memory(run: RunFile, out: Path, name: str, *, resume: bool) -> tuple[Memory
         return None, process, incarnation
     store = Store(daemon.state_folder(out, name), run.run_id, name)
     try:
-        past = store.past()
-    except ForeignState:
-        if not resume:
-            raise
+        past, why = _past(store, durability, resume=resume)
+    except CheckpointError:
+        store.close()
+        raise
+    if why:
+        log.event("beginning_anew", why=why, removed=str(store.folder))
         store.clear()
-        past = None
-    if past is not None and not daemon.is_certain(past, durability):
-        # The GPS lends anew to a region whose past is uncertain: nothing of it would count.
-        store.clear()
-        past = None
     if past is not None:
         process, incarnation = past.header.process, past.header.incarnation
     memory = Memory(
         store=store, durability=durability, name=name, incarnation=incarnation, past=past
     )
     return memory, process, incarnation
+
+
+def _past(store: Store, durability: Durability, *, resume: bool) -> tuple[Past | None, str]:
+    """What an LPS goes on with, or why it begins anew although something is there: the GPS lends anew to a
+    region whose past is uncertain, so nothing of it would count. Raises `CheckpointError`."""
+    try:
+        past = store.past()
+    except ForeignState as error:
+        if not resume:
+            raise
+        return None, str(error)
+    except CheckpointError as error:
+        if not resume and not daemon.may_be_torn(store, durability):
+            raise CheckpointError(
+                f"{error}; --resume begins anew, without what the region had not exchanged"
+            ) from None
+        return None, str(error)
+    if past is None or daemon.is_certain(past, durability):
+        return past, ""
+    return (
+        None,
+        f"this machine was started again, and lps.durability = {durability!r} does not survive that",
+    )
 
 
 def main() -> int:

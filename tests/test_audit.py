@@ -10,7 +10,7 @@ import pytest
 from pelago.cli.audit import Audit, examine, histories
 from pelago.cli.main import main
 from pelago.core.errors import CheckpointError, ConfigError
-from pelago.net.store import HISTORY, Told
+from pelago.net.history import HISTORY, Told
 from pelago.wire import record
 from pelago.wire.record import Kind
 

@@ -21,7 +21,8 @@ from typing import Any, BinaryIO, Final
 import fsspec
 
 from pelago.core.errors import CheckpointError, ConfigError
-from pelago.net.store import HISTORY, Store, history_until
+from pelago.net.history import HISTORY, history_until
+from pelago.net.store import Store
 from pelago.net.telemetry import Telemetry
 
 SNAPSHOT: Final = "snapshot"
@@ -86,15 +87,16 @@ class Archive:
                 self._files.rm(each, recursive=True)
 
     def fetch(self, name: str, folder: Path) -> None:
-        """Copy one to this machine, as the state of a node without a journal. Raises `CheckpointError`."""
+        """Copy one to this machine, as the state of a node without a journal. Raises `CheckpointError` for one
+        that lacks a file, `ConfigError` if the archive cannot be read."""
         try:
             source = f"{self._root}/{name}"
             self._files.get_file(f"{source}/{SNAPSHOT}", str(folder / "snapshot-00000000"))
             self._files.get_file(f"{source}/{HISTORY}", str(folder / HISTORY))
+        except FileNotFoundError as error:
+            raise CheckpointError(f"the snapshot {name} at {self.url} lacks {error}") from None
         except Exception as error:
-            raise CheckpointError(
-                f"cannot read the snapshot {name} at {self.url}: {error}"
-            ) from None
+            raise ConfigError(f"cannot read the snapshot {name} at {self.url}: {error}") from None
 
 
 class Copier:

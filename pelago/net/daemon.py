@@ -19,7 +19,7 @@ from pelago.core.errors import ConfigError, PeerRefused, PelagoError
 from pelago.core.machine import Finish
 from pelago.net.memory import keep_what_is_freed
 from pelago.net.node import FAILED, exit_code
-from pelago.net.store import Past, boot_id
+from pelago.net.store import Past, Store, boot_id
 from pelago.net.telemetry import Telemetry, say
 
 EXIT_USER: Final = 2
@@ -104,6 +104,12 @@ def is_certain(past: Past, durability: Durability) -> bool:
     """Whether nothing can be missing at the end of a past: ``process`` does not outlive the machine's own
     restart."""
     return durability == "host" or past.header.boot == boot_id()
+
+
+def may_be_torn(store: Store, durability: Durability) -> bool:
+    """Whether damage to a folder is what the end of the machine's own life leaves, where nobody promised
+    better: nothing sound in it says that it was written since."""
+    return durability != "host" and boot_id() not in store.boots()
 
 
 def telemetry(folder: Path, node: str) -> Telemetry:

@@ -14,6 +14,7 @@ lane, and loses nothing: the writer waits for room and goes on.
 import asyncio
 import os
 import queue
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +26,9 @@ from pelago.config import Durability
 from pelago.core.errors import CheckpointError
 from pelago.core.names import BlobId
 from pelago.net import disk
-from pelago.net.store import PART, Store, Told, boot_id, history_line, sync_folder
+from pelago.net.files import sync_file, sync_folder
+from pelago.net.history import Told, history_line
+from pelago.net.store import PART, Store, boot_id
 from pelago.tensor.payload import Cell
 from pelago.wire import record
 from pelago.wire.messages import Event
@@ -45,10 +48,12 @@ many events: what a restart reads and does again is bounded by it."""
 
 @dataclass(frozen=True, slots=True)
 class _Rotate:
-    """From here on records go into the next journal."""
+    """From here on records go into the next journal. ``for_snapshot``: a snapshot will stand for what is
+    before it."""
 
     index: int
     header: bytes
+    for_snapshot: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +110,7 @@ class Journal:
         self._lock = threading.Lock()
         self._items: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._closing = threading.Event()
-        self._items.put(_Rotate(index, self._packed_header(number)))
+        self._items.put(_Rotate(index, _packed_header(self._header, number), for_snapshot=False))
         self._writer = threading.Thread(target=self._run, name="journal", daemon=True)
         self._writer.start()
         self._snapshotting = False
@@ -155,7 +160,8 @@ class Journal:
         with self._lock:
             self._index += 1
             self.bytes = self.events = 0
-            self._items.put(_Rotate(self._index, self._packed_header(self._number)))
+            header = _packed_header(self._header, self._number)
+            self._items.put(_Rotate(self._index, header, for_snapshot=True))
             return self._index, self._number - 1
 
     def snapshot(
@@ -168,7 +174,7 @@ class Journal:
         chunks: Callable[[], Iterator[Cell]],
         then: Callable[[int, str], None],
     ) -> None:
-        """Write the snapshot that belongs to a journal, and remove what it makes needless.
+        """Write the snapshot that belongs to a journal. What is before it goes when the next one is begun.
 
         In a thread of its own; ``then`` hears, on the loop, how many bytes were written, and why none if
         that failed.
@@ -180,16 +186,17 @@ class Journal:
         self._items.put(mark)
 
         def job() -> None:
-            # The writer may have much to write before it: no snapshot is without its journal, and what was
-            # written again there must be there before the journal goes in which it was.
+            # The writer may have much to write before it: no snapshot is without its journal, and the
+            # history has its lines up to here.
             while not mark.reached.wait(RETRY_S):
                 if self._closing.is_set():
                     return
             size, trouble = 0, ""
             try:
+                # Lines up to the snapshot's event do not follow from a journal again.
+                sync_file(self._store.history)
                 records = _snapshot_records(self._header, number, now, image, layout, chunks())
-                size = _write_snapshot(self._store, index, records, self._sync, _bytes(chunks()))
-                self._store.drop_before(index)
+                size = _write_snapshot(self._store, index, records, _bytes(chunks()))
             except OSError as error:
                 trouble = "" if size else f"cannot write a snapshot: {error}"
             except BaseException as error:
@@ -221,13 +228,10 @@ class Journal:
         with self._lock:
             number = self._number
             self._number += 1
-            head = record.head(kind, number, body, first, second, of_body)
+            head = record.head(kind, number, body, first, second, of_body, self._header.salt)
             self.bytes += len(head) + len(body)
             self._items.put((head, body))
         return number
-
-    def _packed_header(self, number: int) -> bytes:
-        return _packed_header(self._header, number)
 
     def _post(self, call: Callable[[Any], None], argument: Any) -> None:
         if not self._closing.is_set():
@@ -260,8 +264,8 @@ class Journal:
         """Write an item, and with it whatever else is queued by then."""
         while item is not None:
             if isinstance(item, _Rotate):
-                if self._sync:
-                    history.sync()
+                if item.for_snapshot:
+                    self._store.drop_old()
                 file.begin(self._store, item.index, item.header)
                 return
             if isinstance(item, _Mark):
@@ -410,15 +414,15 @@ def _snapshot_records(
     layout: bytes | None,
     chunks: Iterable[Cell],
 ) -> Iterator[tuple[bytes, Any]]:
-    packed = record.pack_header(header)
-    yield record.head(Kind.HEADER, 0, packed), packed
-    yield record.head(Kind.STATE, 0, image, number, now), image
+    packed, salt = record.pack_header(header), header.salt
+    yield record.head(Kind.HEADER, number, packed), packed
+    yield record.head(Kind.STATE, number, image, number, now, salt=salt), image
     if layout is not None:
-        yield record.head(Kind.LAYOUT, 0, layout), layout
+        yield record.head(Kind.LAYOUT, number, layout, salt=salt), layout
     for place, cell in enumerate(chunks):
         body = cell.buffer()
-        yield record.head(Kind.CHUNK, 0, body, 0, place, cell.checksum()), body
-    yield record.head(Kind.END, 0, b""), b""
+        yield record.head(Kind.CHUNK, number, body, 0, place, cell.checksum(), salt), body
+    yield record.head(Kind.END, number, b"", salt=salt), b""
 
 
 def begin_with(
@@ -442,7 +446,7 @@ def begin_with(
             file.flush()
             os.fsync(file.fileno())
     records = _snapshot_records(header, number, now, image, layout, chunks)
-    _write_snapshot(store, 0, records, sync=True, needs=0)
+    _write_snapshot(store, 0, records, needs=0)
 
 
 def _bytes(chunks: Iterable[Cell]) -> int:
@@ -450,9 +454,10 @@ def _bytes(chunks: Iterable[Cell]) -> int:
 
 
 def _write_snapshot(
-    store: Store, index: int, records: Iterator[tuple[bytes, Any]], sync: bool, needs: int
+    store: Store, index: int, records: Iterator[tuple[bytes, Any]], needs: int
 ) -> int:
-    """Write beside, then rename: a snapshot that exists is whole. Returns its bytes.
+    """Write beside, then rename, both to the disk: a snapshot that exists is whole, also after a loss of
+    power. Returns its bytes.
 
     ``needs``: so many bytes at least. Where there is no room for them none is written, which would take
     the journal's room for as long as it lasts.
@@ -473,22 +478,23 @@ def _write_snapshot(
                         size += taken
                         view = view[taken:]
             os.ftruncate(descriptor, size)
-            if sync:
-                os.fsync(descriptor)
+            os.fsync(descriptor)
         finally:
             os.close(descriptor)
         part.rename(path)
+        sync_folder(path.parent)
     except OSError as error:
+        # One whose name may not be on the disk counts for nothing: what is before it goes for the newest.
         part.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         if disk.is_full(error):
             store.give_up_spares()  # For the next attempt, and for the journal.
         raise
-    if sync:
-        sync_folder(path.parent)
     return size
 
 
-def header(run: str, node: str, process: str, incarnation: int) -> Header:
-    """The header of the files that this process writes."""
+def header(run: str, node: str, process: str, incarnation: int, salt: int | None = None) -> Header:
+    """The header of the files that this process writes. ``salt``: of the life that goes on; None: a new one."""
     wall_ms = time.time_ns() // 10**6
-    return Header(record.FORMAT, run, node, process, incarnation, boot_id(), wall_ms)
+    known = secrets.randbits(64) if salt is None else salt
+    return Header(record.FORMAT, run, node, process, incarnation, boot_id(), wall_ms, known)

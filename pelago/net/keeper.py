@@ -16,10 +16,11 @@ from pelago.core.machine import PS_PER_MS, Machine
 from pelago.core.names import BlobId, Peer
 from pelago.net import archive, journal
 from pelago.net.archive import Copier
+from pelago.net.history import BEGUN, Told
 from pelago.net.journal import Journal
 from pelago.net.lane import Tensors
 from pelago.net.restore import HISTORY_KINDS, Restored, state
-from pelago.net.store import BEGUN, Past, Store, Told
+from pelago.net.store import Past, Store
 from pelago.net.telemetry import Telemetry
 from pelago.tensor.snapshot import PlaneSnapshot
 from pelago.wire import record
@@ -202,7 +203,13 @@ class Keeper:
         begun = Journal(
             memory.store,
             memory.durability,
-            journal.header(self._run, memory.name, self._process, memory.incarnation),
+            journal.header(
+                self._run,
+                memory.name,
+                self._process,
+                memory.incarnation,
+                None if past is None else past.header.salt,
+            ),
             index=0 if past is None else past.next_index,
             number=1 if past is None else past.next_number,
             grown_bytes=0 if past is None else past.bytes,

@@ -194,6 +194,11 @@ class Node:
         # The machine's clock stood still while nobody was here: that is no time of the run, and how long
         # it was only the wall's clock could say, which may have been set since.
         self._origin_ps = restored.now - time.monotonic_ns() * 1000
+        for fault in past.passed_over:
+            instead = (
+                "the journal from its beginning" if past.snapshot is None else past.snapshot.name
+            )
+            self.telemetry.event("snapshot_damaged", why=fault, instead=instead)
         self.telemetry.event(
             "restored",
             events=restored.events,

@@ -12,7 +12,8 @@ from pelago.core import image
 from pelago.core.errors import CheckpointError, WireError
 from pelago.core.machine import Machine, Note, Received
 from pelago.core.names import BlobId, Peer
-from pelago.net.store import Past, Snapshot, Told
+from pelago.net.history import Told
+from pelago.net.store import Past, Snapshot
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire import record

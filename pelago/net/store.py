@@ -6,36 +6,37 @@ A node's folder holds::
     snapshot-00000003    the whole state after some event
     journal-00000003     what the machine was told since, with the payloads that it was sent
     history              what became of updates, for ever: a note for each, with its samples
+    history-damaged      one that was, with what is behind the damage; the last one only
     spare-...            an old file, to be written over
 
 Snapshot and journal of one number belong together. Journal 0 begins at the machine's first event, so
 it has no snapshot, unless the node goes on from another life's state. A snapshot is written beside its
-place and renamed, so one that exists is whole; until it exists the journal before it stays, and recovery
-reads on from one journal into the next.
+place, to the disk, and renamed, so one that exists is whole. The one before it, and the journals between
+them, stay until the next one is begun: should the newest be damaged all the same, recovery reads the one
+before it, and from there on from one journal into the next.
 """
 
 import errno
-import fcntl
 import mmap
 import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from pelago.core.errors import CheckpointError, ConfigError, ForeignState
 from pelago.net import disk
+from pelago.net.files import lock, lock_to_read, map_file
+from pelago.net.history import HISTORY, certain_bytes, history_until
 from pelago.wire import record
-from pelago.wire.record import Header, Kind
-from pelago.wire.recovery import Record, find_later, scan
+from pelago.wire.record import HEAD_BYTES, Header, Kind
+from pelago.wire.recovery import Record, at, find_later, scan
 
 PART: Final = ".part"
-HISTORY: Final = "history"
 CLEARING: Final = "clearing"
 """A file that is there while the past is being forgotten: a process that finds it goes on with that."""
-BEGUN: Final = "begun"
-"""Kind of the line with which a life begins in a history."""
+DAMAGED_HISTORY: Final = "history-damaged"
 SPARES_MAX: Final = 1
 """Files of each kind that are kept to be written over: to write over pages that the kernel has costs a
 fraction of what new ones cost. They are given up when the disk is short."""
@@ -56,6 +57,8 @@ class Snapshot:
     """A whole snapshot, as it lies in its file."""
 
     header: Header
+    index: int
+    """Of its file."""
     number: int
     """Of the last record whose event is inside."""
     now: int
@@ -64,6 +67,11 @@ class Snapshot:
     """None: the node had no tensors yet."""
     chunks: list[memoryview]
     bytes: int
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"snapshot-{self.index:08d}"
 
 
 @dataclass(slots=True)
@@ -82,17 +90,9 @@ class Past:
     torn_bytes: int
     """At the end of the last journal: a record that was being written. If that is the header, the
     journal has not begun, and its index is the next one."""
+    passed_over: tuple[str, ...] = ()
+    """What is wrong with newer snapshots, in whose place an older one is taken."""
     maps: list[mmap.mmap] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """A line of a node's history."""
-
-    number: int
-    """Of the event from which it follows."""
-    kind: str
-    fields: dict[str, Any]
 
 
 class Store:
@@ -108,7 +108,7 @@ class Store:
         self._mapped: set[Path] = set()
         """Files that were or are being read: their bytes may be a plane's memory, and may not change."""
         try:
-            self._lock = _lock_to_read(folder / "lock") if read else lock(folder / "lock")
+            self._lock = lock_to_read(folder / "lock") if read else lock(folder / "lock")
         except BlockingIOError:
             raise ConfigError(
                 f"{folder}: another process of {node} is running with this state"
@@ -143,34 +143,50 @@ class Store:
         return path.open("rb")
 
     def clear(self) -> None:
-        """Forget the past, but for the history. Raises `CheckpointError`."""
+        """Forget the past, but for the history: of one that is damaged, what is before that stays, and all
+        of it is kept aside as `DAMAGED_HISTORY`. Raises `CheckpointError`."""
         mark = self.folder / CLEARING
         try:
             self.give_up_spares()  # On a full disk they make room for the mark.
             mark.touch()
             for path in self._files():
                 path.unlink()
+            self._set_damaged_history_aside()
             mark.unlink()
         except OSError as error:
             raise CheckpointError(f"cannot begin anew in {self.folder}: {error}") from None
 
-    def drop_before(self, index: int) -> None:
-        """Set aside what a snapshot has made needless. From any thread."""
-        for path in self._files():
-            found = _NAME.fullmatch(path.name)
-            if found is not None and int(found[2]) < index:
-                spares = len(list(self.folder.glob(f"spare-{found[1]}-*")))
-                if spares < SPARES_MAX and path not in self._mapped:
-                    with suppress(OSError):  # A folder that is full may have no room for a name.
-                        path.rename(self.folder / f"spare-{path.name}")
-                path.unlink(missing_ok=True)
+    def _set_damaged_history_aside(self) -> None:
+        try:
+            certain_bytes(self.history, record.NUMBER_MAX)
+        except CheckpointError:
+            sound = history_until(self.history, record.NUMBER_MAX)
+            self.history.rename(self.folder / DAMAGED_HISTORY)
+            self.history.write_bytes(sound)
+
+    def drop_old(self) -> None:
+        """Set aside what is before the newest snapshot, to be written over. From any thread."""
+        for path in self._old():
+            kind = path.name.partition("-")[0]
+            spares = len(list(self.folder.glob(f"spare-{kind}-*")))
+            if spares < SPARES_MAX and path not in self._mapped:
+                with suppress(OSError):  # A folder that is full may have no room for a name.
+                    path.rename(self.folder / f"spare-{path.name}")
+            path.unlink(missing_ok=True)
+            self._mapped.discard(path)
 
     def give_up_spares(self) -> bool:
-        """Remove the files that are kept to be written over; whether there were any. From any thread."""
-        spares = list(self.folder.glob("spare-*"))
+        """Remove the files that are kept to be written over, and what is before the newest snapshot, which
+        is kept only should that one be damaged; whether there were any. From any thread."""
+        spares = [*self.folder.glob("spare-*"), *self._old()]
         for path in spares:
             path.unlink(missing_ok=True)
         return bool(spares)
+
+    def _old(self) -> list[Path]:
+        newest = max(self._numbers("snapshot"), default=0)
+        found = ((path, _NAME.fullmatch(path.name)) for path in self._files())
+        return [path for path, name in found if name is not None and int(name[2]) < newest]
 
     def require_room(self, size: int, path: Path) -> None:
         """Raise `OSError` if the disk has no room for a file of so many bytes, or for one that takes the
@@ -190,17 +206,97 @@ class Store:
     def past(self, *, salvage: bool = False) -> Past | None:
         """What the folder holds, verified; None if nothing began here.
 
-        ``salvage``: up to the first damage, which loses what follows. Raises `CheckpointError`, naming file
-        and place, for what is damaged, and `ForeignState` for what is another run's.
+        If a snapshot is damaged, an older one is taken with all journals since. ``salvage``: up to the first
+        damage, which loses what follows. Raises `CheckpointError`, naming file and place, for what is
+        damaged, and `ForeignState` for what is another run's.
         """
         snapshots, journals = self._numbers("snapshot"), self._numbers("journal")
-        if (not snapshots and not journals) or (self.folder / CLEARING).exists():
+        if (self.folder / CLEARING).exists():
             return None
-        first = max(snapshots, default=0)
-        snapshot = self._read_snapshot(first) if snapshots else None
+        if not snapshots and not journals:
+            if not salvage:
+                certain_bytes(self.history, record.NUMBER_MAX)
+            return None
+        faults: list[CheckpointError] = []
+        # Journal 0 begins at the first event, and needs none.
+        beginnings = [*reversed(snapshots), *([None] if 0 in journals or not snapshots else [])]
+        for first in beginnings:
+            try:
+                snapshot = None if first is None else self._read_snapshot(first)
+            except ForeignState:
+                raise
+            except CheckpointError as error:
+                faults.append(error)
+                continue
+            wanted = [each for each in journals if each >= (first or 0)]
+            try:
+                past = self._read_on(snapshot, first or 0, wanted, salvage)
+            except CheckpointError as error:
+                raise faults[0] if faults else error from None
+            if past is None and faults:
+                break
+            if past is not None:
+                past.passed_over = tuple(map(str, faults))
+            if not salvage:
+                certain_bytes(self.history, 0 if snapshot is None else snapshot.number)
+            return past
+        raise faults[0]
+
+    @property
+    def has_snapshots(self) -> bool:
+        """Whether a snapshot was written here, sound or not."""
+        return bool(self._numbers("snapshot"))
+
+    def boots(self) -> set[str]:
+        """The lives of the machine in which the files here were written, as far as they say."""
+        return {each.boot for each in self._headers()}
+
+    def cut_history(self, number: int) -> None:
+        """Leave of the history what is certain: this life's lines up to the event of a snapshot, and those
+        of lives before. The rest follows from the journal once more. Raises `CheckpointError`."""
+        keep = certain_bytes(self.history, number)
+        if self.history.exists():
+            os.truncate(self.history, keep)
+
+    def cut(self, past: Past) -> None:
+        """Remove what was being written: the torn end of the last journal, so that the next one can
+        follow, and snapshots that never got their name; and those that are damaged."""
+        good = -1 if past.snapshot is None else past.snapshot.index
+        damaged = [self.snapshot(each) for each in self._numbers("snapshot") if each > good]
+        parts = [path for path in self._files() if path.name.endswith(PART)]
+        for path in (*damaged, *parts):
+            path.unlink()
+        if past.torn_bytes and not self.journal(past.next_index).exists():
+            with self.journal(past.next_index - 1).open("r+b") as file:
+                file.truncate(file.seek(0, os.SEEK_END) - past.torn_bytes)
+                os.fsync(file.fileno())  # Before a journal after it makes a torn end a damage.
+
+    def _files(self) -> list[Path]:
+        """Journals and snapshots, those too that are not whole."""
+        return [path for path in sorted(self.folder.iterdir()) if _NAME.match(path.name)]
+
+    def _numbers(self, kind: str) -> list[int]:
+        found = (_NAME.fullmatch(path.name) for path in self._files())
+        return sorted(int(each[2]) for each in found if each and each[1] == kind)
+
+    def _headers(self) -> list[Header]:
+        """Those that can be read."""
+        found = []
+        for path in self._files():
+            with suppress(CheckpointError):
+                first = at(map_file(path)[0], 0)
+                if first is not None:
+                    found.append(record.unpack_header(first.body))
+        return found
+
+    def _read_on(
+        self, snapshot: Snapshot | None, first: int, wanted: list[int], salvage: bool
+    ) -> Past | None:
+        """What follows a snapshot, or the beginning, in the journals from ``first`` on."""
         past: Past | None = None
-        number = snapshot.number if snapshot is not None else 0
-        wanted = [each for each in journals if each >= first]
+        number = 0
+        if snapshot is not None:
+            number = snapshot.number
         if salvage:
             wanted = [each for place, each in enumerate(wanted, first) if each == place]
             if snapshot is not None:
@@ -209,7 +305,7 @@ class Store:
             raise CheckpointError(f"{self.folder}: journal {first} or one after it is missing")
         for index in wanted:
             path, last = self.journal(index), index == wanted[-1]
-            view, mapped = _map(path)
+            view, mapped = map_file(path)
             self._mapped.add(path)
             header, begins, records, end = self._read_journal(path, view, number, salvage)
             if salvage and (header is None or begins != number):
@@ -243,63 +339,51 @@ class Store:
             )
         return past
 
-    def cut_history(self, number: int) -> None:
-        """Leave of the history what is certain: this life's lines up to the event of a snapshot, and those
-        of lives before. The rest follows from the journal once more. Raises `CheckpointError`."""
-        view, _ = _map(self.history) if self.history.exists() else (memoryview(b""), [])
-        keep, end = _certain(self.history, view, number)
-        later = find_later(view, end, 0)
-        if later is not None and _number_at(view, later) <= number:
-            raise _damaged(self.history, end, later)
-        if self.history.exists():
-            os.truncate(self.history, keep)
-
-    def cut(self, past: Past) -> None:
-        """Remove what was being written: the torn end of the last journal, so that the next one can
-        follow, and snapshots that never got their name."""
-        for path in self._files():
-            if path.name.endswith(PART):
-                path.unlink()
-        if past.torn_bytes and not self.journal(past.next_index).exists():
-            with self.journal(past.next_index - 1).open("r+b") as file:
-                file.truncate(file.seek(0, os.SEEK_END) - past.torn_bytes)
-                os.fsync(file.fileno())  # Before a journal after it makes a torn end a damage.
-
-    def _files(self) -> list[Path]:
-        """Journals and snapshots, those too that are not whole."""
-        return [path for path in sorted(self.folder.iterdir()) if _NAME.match(path.name)]
-
-    def _numbers(self, kind: str) -> list[int]:
-        found = (_NAME.fullmatch(path.name) for path in self._files())
-        return sorted(int(each[2]) for each in found if each and each[1] == kind)
-
     def _read_journal(
         self, path: Path, view: memoryview, number: int, salvage: bool
     ) -> tuple[Header | None, int, list[Record], int]:
         """Header, the number of the record before the file, its records, and where they end."""
         records: list[Record] = []
-        header: Header | None = None
-        end = begins = 0
-        for each, stop in scan(view):
-            if header is None:
-                header, begins = self._read_header(path, each), each.head.number
-                if begins != number:
-                    return header, begins, [], 0
-            elif each.head.number != number + len(records) + 1:
+        first = at(view, 0)
+        if first is None:
+            self._check_end(path, view, 0, number + 1, salvage, self._salts())
+            return None, 0, records, 0
+        header, begins = self._read_header(path, first), first.head.number
+        if begins != number:
+            return header, begins, records, 0
+        end = HEAD_BYTES + first.head.length
+        for each, stop in scan(view, end, header.salt):
+            if each.head.number != number + len(records) + 1:
                 break  # Left over from another time.
-            else:
-                records.append(each)
+            records.append(each)
             end = stop
-        if end < len(view):
-            # Behind the end lies what was being written, or what the file held at another time.
-            following = number + len(records) + 1
-            later = find_later(view, end, following)
-            if later is not None and not salvage:
+        self._check_end(path, view, end, number + len(records) + 1, salvage, [header.salt])
+        return header, begins, records, end
+
+    @staticmethod
+    def _check_end(
+        path: Path,
+        view: memoryview,
+        end: int,
+        following: int,
+        salvage: bool,
+        salts: list[int | None],
+    ) -> None:
+        """Behind the end lies what was being written, or what the file held at another time; but nothing
+        that must have been written after it. Raises `CheckpointError`."""
+        for salt in () if salvage or end == len(view) else salts:
+            later = find_later(view, end, following, salt)
+            if later is not None:
                 raise CheckpointError(
                     f"{path}: damaged at byte {end}, where record {following} should begin, and sound again"
                     f" at byte {later}"
                 )
-        return header, begins, records, end
+
+    def _salts(self) -> list[int | None]:
+        """That of a file whose header cannot be read is that of the others, unless it is the only one: then
+        it was never another file, and whatever looks like a record in it is damage."""
+        salts: list[int | None] = [each.salt for each in self._headers()]
+        return salts or [None]
 
     def _read_header(self, path: Path, found: Record) -> Header:
         if found.head.kind is not Kind.HEADER:
@@ -318,19 +402,28 @@ class Store:
 
     def _read_snapshot(self, index: int) -> Snapshot:
         path = self.snapshot(index)
-        view, _ = _map(path)
+        view, _ = map_file(path)
         self._mapped.add(path)
-        found = list(scan(view))
-        kinds = [each.head.kind for each, _ in found]
-        if not found or kinds[-1] is not Kind.END or kinds[:2] != [Kind.HEADER, Kind.STATE]:
-            end = found[-1][1] if found else 0
+        first = at(view, 0)
+        if first is None:
+            raise CheckpointError(f"{path}: damaged at byte 0")
+        header = self._read_header(path, first)
+        end = HEAD_BYTES + first.head.length
+        found: list[Record] = []
+        for each, stop in scan(view, end, header.salt):
+            if each.head.number != first.head.number:
+                break  # Of another snapshot, which this one was written over.
+            found.append(each)
+            end = stop
+        kinds = [each.head.kind for each in found]
+        if kinds[:1] != [Kind.STATE] or kinds[-1] is not Kind.END:
             raise CheckpointError(f"{path}: damaged at byte {end}")
-        header = self._read_header(path, found[0][0])
-        state = found[1][0]
-        layout = [record.unpack(each.body) for each, _ in found if each.head.kind is Kind.LAYOUT]
-        chunks = [each.body for each, _ in found if each.head.kind is Kind.CHUNK]
+        state = found[0]
+        layout = [record.unpack(each.body) for each in found if each.head.kind is Kind.LAYOUT]
+        chunks = [each.body for each in found if each.head.kind is Kind.CHUNK]
         return Snapshot(
             header=header,
+            index=index,
             number=state.head.first,
             now=state.head.second,
             image=record.unpack(state.body),
@@ -340,101 +433,11 @@ class Store:
         )
 
 
-def lock(path: Path) -> IO[Any]:
-    """Have a file for oneself until it is closed. Raises `BlockingIOError` if another process has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return _locked(path.open("a"), fcntl.LOCK_EX)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk. Raises `OSError`."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _lock_to_read(path: Path) -> IO[Any] | None:
-    """As `lock`, but with others that read, and nothing is written; None: there is none, as in a copy of a
-    folder."""
-    try:
-        return _locked(path.open("rb"), fcntl.LOCK_SH)
-    except FileNotFoundError:
-        return None
-
-
-def _locked(file: IO[Any], kind: int) -> IO[Any]:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise
-    return file
-
-
-def history_line(told: Told) -> bytes:
-    """A line as it lies in the file."""
-    body = record.pack([told.kind, told.fields])
-    return record.head(Kind.HISTORY, told.number, body) + body
-
-
-def read_history(path: Path) -> list[Told]:
-    """A node's history, without a line that was being written. Raises `CheckpointError` for damage."""
-    view, _ = _map(path)
-    told: list[Told] = []
-    end = 0
-    for each, stop in scan(view):
-        told.append(_told(path, each, end))
-        end = stop
-    later = find_later(view, end, 0)
-    if later is not None:
-        raise _damaged(path, end, later)
-    return told
-
-
-def history_until(path: Path, number: int) -> bytes:
-    """A history's lines up to those of an event, as they lie in the file: of this life, and all of lives
-    before. Raises `CheckpointError`."""
-    if not path.exists():
-        return b""
-    view, _ = _map(path)
-    return bytes(view[: _certain(path, view, number)[0]])
-
-
-def _certain(path: Path, view: memoryview, number: int) -> tuple[int, int]:
-    """Where the lines end that `history_until` wants, and where all that are sound end."""
-    keep = end = 0
-    for each, stop in scan(view):
-        end = stop
-        if each.head.number <= number or _told(path, each, keep).kind == BEGUN:
-            keep = stop
-    return keep, end
-
-
-def _told(path: Path, found: Record, place: int) -> Told:
-    try:
-        kind, fields = record.unpack(found.body)
-    except (CheckpointError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged at byte {place}: {error}") from None
-    return Told(found.head.number, kind, fields)
-
-
-def _number_at(view: memoryview, place: int) -> int:
-    head = record.parse_head(view[place : place + record.HEAD_BYTES])
-    assert head is not None
-    return head.number
-
-
-def _damaged(path: Path, place: int, later: int) -> CheckpointError:
-    return CheckpointError(f"{path}: damaged at byte {place}, and sound again at byte {later}")
 
 
 def _header_of(snapshot: Snapshot | None) -> Header:
@@ -445,15 +448,3 @@ def _header_of(snapshot: Snapshot | None) -> Header:
 def _past_of(snapshot: Snapshot, index: int) -> Past:
     """A past that ends with its snapshot."""
     return Past(snapshot.header, snapshot, [], index + 1, snapshot.number + 1, 0, 0)
-
-
-def _map(path: Path) -> tuple[memoryview, list[mmap.mmap]]:
-    """A file's bytes, which stay readable when it is removed."""
-    try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                return memoryview(b""), []
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from None
-    return memoryview(mapped), [mapped]

@@ -42,6 +42,7 @@ CONSOLE_KINDS: Final = frozenset(
         "finished",
     }
     | {"worker_joined", "worker_left", "worker_lost", "region_joined", "region_left", "region_lost"}
+    | {"beginning_anew", "snapshot_damaged"}
     | {"validation", "update_rejected", "update_fenced", "transfer_failed", "dropped", "crashed"}
     | {"disk_trouble", "disk_well", "snapshot_failed", "archive_trouble"}
 )

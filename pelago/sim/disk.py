@@ -95,7 +95,9 @@ class Disk:
     def begin(self) -> None:
         """Begin a journal: at the start, after every restart, and with every snapshot."""
         body = record.pack_header(
-            Header(record.FORMAT, self.run, self.node, self.process, self.incarnation, "", 0)
+            Header(
+                record.FORMAT, self.run, self.node, self.process, self.incarnation, "", 0, salt=0
+            )
         )
         self._put(Kind.HEADER, self.last, body, 0, 0)
 

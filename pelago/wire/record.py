@@ -6,7 +6,12 @@ A record is a head of `HEAD_BYTES` and a body::
     | checksum of all of that 8
 
 little-endian; checksums are XXH3-64. ``number`` counts the records of a node upwards, over all of its
-files, so that a record left over from another time is never taken for the next one.
+files, so that a record left over from another time is never taken for the next one; in a snapshot all have
+the number of the last event inside.
+
+The last checksum is seeded with the *salt* of the node's life, a random number that stands in every HEADER
+(which itself has none, like the lines of a history). So no record that a peer made up, and sent as part of a
+payload, is ever taken for one of ours.
 
 ==========  ========================================  ==================  =======
 kind        body                                      first               second
@@ -91,6 +96,8 @@ class Header:
     been started again."""
     wall_ms: int
     """Milliseconds since 1970 when the file was begun."""
+    salt: int
+    """Of this life: what no peer knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +114,10 @@ def checksum(body: bytes | memoryview) -> int:
     return xxhash.xxh3_64_intdigest(body)
 
 
+def _sealed(packed: bytes, salt: int) -> int:
+    return xxhash.xxh3_64_intdigest(packed, salt)
+
+
 def head(
     kind: Kind,
     number: int,
@@ -114,22 +125,26 @@ def head(
     first: int = 0,
     second: int = 0,
     known: int = -1,
+    salt: int = 0,
 ) -> bytes:
-    """The head that goes before ``body``; ``known``: its checksum, if that was computed already."""
+    """The head that goes before ``body``; ``known``: its checksum, if that was computed already;
+    ``salt``: of the life that writes it."""
     length = body.nbytes if isinstance(body, memoryview) else len(body)
     of_body = checksum(body) if known < 0 else known
     packed = _HEAD.pack(MAGIC, kind, number, length, of_body, first, second)
-    return packed + _SEAL.pack(checksum(packed))
+    return packed + _SEAL.pack(_sealed(packed, salt))
 
 
-def parse_head(data: bytes | memoryview) -> Head | None:
-    """A head; None if this is none, or a damaged one."""
+def parse_head(data: bytes | memoryview, salt: int | None = 0) -> Head | None:
+    """A head; None if this is none, or a damaged one, or has another salt. ``salt`` None: whatever it has."""
     if len(data) < HEAD_BYTES:
         return None
     packed = bytes(data[: _HEAD.size])
     (seal,) = _SEAL.unpack_from(data, _HEAD.size)
     magic, kind, number, length, of_body, first, second = _HEAD.unpack(packed)
-    if magic != MAGIC or seal != checksum(packed) or length > LENGTH_MAX:
+    if magic != MAGIC or length > LENGTH_MAX:
+        return None
+    if salt is not None and seal != _sealed(packed, salt):
         return None
     try:
         return Head(Kind(kind), number, length, of_body, first, second)

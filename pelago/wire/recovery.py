@@ -94,31 +94,32 @@ class Record:
     body: memoryview
 
 
-def scan(view: memoryview) -> Iterator[tuple[Record, int]]:
-    """Sound records from the start on, each with where it ends; over where one is not."""
-    place = 0
-    while (found := _at(view, place)) is not None:
+def scan(view: memoryview, place: int = 0, salt: int = 0) -> Iterator[tuple[Record, int]]:
+    """Sound records with this salt from a place on, each with where it ends; over where one is not."""
+    while (found := at(view, place, salt)) is not None:
         place += HEAD_BYTES + found.head.length
         yield found, place
 
 
-def find_later(view: memoryview, place: int, number: int) -> int | None:
-    """Where behind ``place``, which a damaged record ``number`` should begin, a sound one lies that must
-    have been written after it; None: nowhere, so it may be one that was being written."""
-    head = record.parse_head(view[place : place + HEAD_BYTES])
-    if head is not None and head.number == number:
-        place += HEAD_BYTES + head.length  # What lies in its body is a peer's.
+def find_later(view: memoryview, place: int, number: int, salt: int | None = 0) -> int | None:
+    """Where behind ``place``, at which a sound record should begin and does not, one lies that must have
+    been written after it, since its number is at least ``number``; None: nowhere, so it may be one that was
+    being written."""
+    head = None if salt is None else record.parse_head(view[place : place + HEAD_BYTES], salt)
+    # What lies in its body is a peer's.
+    place += 1 if head is None else HEAD_BYTES + head.length
     data: Any = view.obj
     while (place := data.find(record.MAGIC, place)) >= 0:
-        head = record.parse_head(view[place : place + HEAD_BYTES])
-        if head is not None and head.number >= number and _at(view, place) is not None:
+        found = at(view, place, salt)
+        if found is not None and found.head.number >= number:
             return place
-        place += 1
+        place += 1 if found is None else HEAD_BYTES + found.head.length
     return None
 
 
-def _at(view: memoryview, place: int) -> Record | None:
-    head = record.parse_head(view[place : place + HEAD_BYTES])
+def at(view: memoryview, place: int, salt: int | None = 0) -> Record | None:
+    """The sound record that begins at a place; None: there is none. ``salt`` None: whatever it has."""
+    head = record.parse_head(view[place : place + HEAD_BYTES], salt)
     if head is None:
         return None
     start = place + HEAD_BYTES

@@ -17,12 +17,15 @@ from pelago.core.machine import Loaded, Started
 from pelago.core.names import Version
 from pelago.net import daemon, journal
 from pelago.net.archive import Archive, name_of
+from pelago.net.files import lock
+from pelago.net.history import HISTORY, Told, history_line, read_history
 from pelago.net.restore import State, state
-from pelago.net.store import HISTORY, Store, Told, history_line, lock, read_history
+from pelago.net.store import Store
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire import record
 from pelago.wire.messages import TensorSpec
+from pelago.wire.recovery import at
 from tests.nobody import as_nobody
 
 MANIFEST = Manifest((TensorSpec("weight", (1000,)),), 1024)
@@ -165,7 +168,10 @@ def damage_the_journal(out: Path) -> None:
     """Two more records, of which the first is damaged."""
     path = daemon.state_folder(out, NODE) / "journal-00000000"
     body = record.pack_event("run", Started())
-    pieces = [record.head(record.Kind.EVENT, number, body) + body for number in (8, 9)]
+    first = at(memoryview(path.read_bytes()), 0)
+    assert first is not None
+    salt = record.unpack_header(first.body).salt
+    pieces = [record.head(record.Kind.EVENT, number, body, salt=salt) + body for number in (8, 9)]
     path.write_bytes(path.read_bytes() + pieces[0][:-1] + b"?" + pieces[1])
 
 
@@ -190,6 +196,117 @@ def test_damage_by_a_host_that_went_down_is_no_surprise(
     with pytest.raises(CheckpointError):
         open_state(host, tmp_path, None)
     assert resumed(a_run(), tmp_path, None)[0].version.incarnation > 5
+
+
+def a_second_generation(out: Path, run: RunFile) -> tuple[Path, str]:
+    """After `write`: an empty snapshot 1, as a loss of power may leave it, of event 9, and its journal.
+    Returns the snapshot's path, and the digest of the state before."""
+    digest = write(out, run)
+    store = Store(daemon.state_folder(out, NODE), run.run_id, NODE)
+    first = at(memoryview(store.journal(0).read_bytes()), 0)
+    assert first is not None
+    body = record.pack_event("run", Started())
+    salt = record.unpack_header(first.body).salt
+    with store.journal(0).open("ab") as file:
+        for number in (8, 9):
+            file.write(record.head(record.Kind.EVENT, number, body, salt=salt) + body)
+    store.journal(1).write_bytes(record.head(record.Kind.HEADER, 9, first.body) + first.body)
+    store.snapshot(1).write_bytes(b"")
+    store.close()
+    return store.snapshot(1), digest
+
+
+@pytest.mark.parametrize("source", [None, "itself"])
+def test_an_older_snapshot_is_gone_on_from_and_it_is_said_which(
+    source: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the host was started again: as another life."""
+    newest, digest = a_second_generation(tmp_path, a_run())
+    monkeypatch.setattr(daemon, "boot_id", lambda: "another")
+    store, past, word = open_state(a_run(), tmp_path, None if source is None else str(tmp_path))
+    store.close()
+    assert past is not None
+    assert past.snapshot is not None
+    assert past.next_number == 10
+    assert past.header.incarnation > 5
+    assert word.endswith(f"with snapshot-00000000, since {newest}: damaged at byte 0")
+    assert past.snapshot.layout is not None
+    plane = plane_of(a_run(), MANIFEST)
+    plane.restore(past.snapshot.layout, past.snapshot.chunks)
+    assert plane.digest() == digest
+
+
+def test_an_older_snapshot_is_as_good_as_the_newest_while_the_host_is_up(tmp_path: Path) -> None:
+    newest, _ = a_second_generation(tmp_path, a_run())
+    store, past, _ = open_state(a_run(), tmp_path, None)
+    store.close()
+    assert past is not None
+    assert past.header.incarnation == 5
+    assert past.next_number == 10
+    assert past.passed_over == (f"{newest}: damaged at byte 0",)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "zeros", "no history"])
+def test_of_the_copies_the_newest_sound_one_goes_on_and_it_is_said_which(
+    damage: str, tmp_path: Path
+) -> None:
+    digest = write(tmp_path / "a", a_run())
+    archive = Archive(f"file://{tmp_path}/far")
+    folder = daemon.state_folder(tmp_path / "a", NODE)
+    for number in (1, 2):
+        with (folder / "snapshot-00000000").open("rb") as file:
+            archive.put(name_of(5, number), file, (folder / HISTORY).read_bytes())
+    path = tmp_path / "far" / name_of(5, 2) / "snapshot"
+    whole = path.read_bytes()
+    match damage:
+        case "empty":
+            path.write_bytes(b"")
+        case "cut":
+            path.write_bytes(whole[:-1])
+        case "zeros":
+            path.write_bytes(whole[:500] + bytes(500) + whole[1000:])
+        case _:
+            (path.parent / HISTORY).unlink()
+    _, plane, word = resumed(a_run(MORE), tmp_path / "b", archive.url)
+    assert plane.digest() == digest
+    assert f"with {name_of(5, 1)}, since {archive.url}/{name_of(5, 2)}: " in word
+    with pytest.raises(CheckpointError):
+        open_state(a_run(MORE), tmp_path / "c", f"{archive.url}/{name_of(5, 2)}")
+
+
+def test_damage_before_the_first_snapshot_begins_anew_where_nobody_promised_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = a_run()
+    store = Store(daemon.state_folder(tmp_path, NODE), run.run_id, NODE)
+    header = journal.header(run.run_id, NODE, "gps@there:1:1", 5)
+    packed, body = record.pack_header(header), record.pack_event("run", Started())
+    head = record.head(record.Kind.EVENT, 1, body, salt=header.salt)
+    later = record.head(record.Kind.EVENT, 2, body, salt=header.salt) + body
+    store.journal(0).write_bytes(
+        record.head(record.Kind.HEADER, 0, packed) + packed + head + bytes(len(body)) + later
+    )
+    store.close()
+    with pytest.raises(CheckpointError, match="damaged at byte"):
+        open_state(run, tmp_path, None)
+    monkeypatch.setattr(daemon, "boot_id", lambda: "another")
+    store, past, word = open_state(run, tmp_path, None)
+    store.close()
+    assert past is None
+    assert word.startswith("beginning anew: ")
+
+
+def test_a_damaged_history_is_refused_and_resume_goes_on_with_what_is_before_it(
+    tmp_path: Path,
+) -> None:
+    digest = write(tmp_path, a_run())
+    path = daemon.state_folder(tmp_path, NODE) / HISTORY
+    data = bytearray(path.read_bytes())
+    data[10] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="history: damaged at byte 0"):
+        open_state(a_run(), tmp_path, None)
+    assert resumed(a_run(), tmp_path, str(tmp_path))[1].digest() == digest
 
 
 REFUSED: dict[str, tuple[tuple[str, str], str]] = {

@@ -31,7 +31,8 @@ def an_event(number: int) -> Event:
 def a_piece(
     kind: Kind, number: int, body: bytes | memoryview, first: int = 0, second: int = 0
 ) -> bytes:
-    return record.head(kind, number, body, first, second) + bytes(body)
+    salt = 0 if kind is Kind.HEADER else HEADER.salt
+    return record.head(kind, number, body, first, second, salt=salt) + bytes(body)
 
 
 def header_piece(number: int = 0, header: Header | None = None) -> bytes:
@@ -50,11 +51,11 @@ def journal_pieces(first: int, last: int) -> list[bytes]:
 def snapshot_pieces(number: int, chunks: int = 2) -> list[bytes]:
     """A snapshot of the state after an event."""
     return [
-        header_piece(),
-        a_piece(Kind.STATE, 0, record.pack(["image", number]), number, 1000 + number),
-        a_piece(Kind.LAYOUT, 0, record.pack({"payloads": []})),
-        *(a_piece(Kind.CHUNK, 0, bytes([index]) * 8, 0, index) for index in range(chunks)),
-        a_piece(Kind.END, 0, b""),
+        header_piece(number),
+        a_piece(Kind.STATE, number, record.pack(["image", number]), number, 1000 + number),
+        a_piece(Kind.LAYOUT, number, record.pack({"payloads": []})),
+        *(a_piece(Kind.CHUNK, number, bytes([index]) * 8, 0, index) for index in range(chunks)),
+        a_piece(Kind.END, number, b""),
     ]
 
 

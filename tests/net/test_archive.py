@@ -9,7 +9,8 @@ import pytest
 
 from pelago.core.errors import ConfigError
 from pelago.net.archive import Archive, Copier, name_of
-from pelago.net.store import HISTORY, Store, Told, history_line
+from pelago.net.history import HISTORY, Told, history_line
+from pelago.net.store import Store
 from pelago.net.telemetry import Telemetry
 from tests.net.house import eventually
 
@@ -61,7 +62,8 @@ async def test_a_snapshot_is_copied_with_its_history_and_its_bytes_stay(
     assert copier.due
     copier.copy(store, 3, name_of(7, 5), 5, log)
     assert not copier.due
-    store.drop_before(4)
+    store.snapshot(4).write_bytes(b"snapshot four")
+    store.drop_old()
     assert not list(store.folder.glob("spare-*"))
     await eventually(lambda: _told(tmp_path, "archived"))
     copied = tmp_path / "far" / name_of(7, 5)

@@ -242,8 +242,8 @@ async def test_a_sync_that_fails_is_a_fault_and_counts_for_nothing(
 async def test_a_snapshot_takes_the_place_of_what_is_before_it(
     tmp_path: Path, durability: Durability
 ) -> None:
-    """1. Three times: some events, a snapshot. 2. Only the newest and its journal are left.
-    3. They say all."""
+    """1. Three times: some events, a snapshot. 2. Only the newest and its journal are left, and those
+    before it. 3. They say all."""
     async with a_desk(tmp_path, durability) as desk:
         for turn in range(3):
             desk.events(5 * turn + 1, 5 * turn + 5)
@@ -252,7 +252,9 @@ async def test_a_snapshot_takes_the_place_of_what_is_before_it(
         desk.events(16, 17)
         await desk.durable(17)
         left = list(filter(counts, names(tmp_path)))
-        assert left == ["journal-00000003", "snapshot-00000003"]
+        assert left == [
+            f"{kind}-0000000{each}" for kind in ("journal", "snapshot") for each in (2, 3)
+        ]
         past = past_of(desk.store)
         assert_reads(past, 17, first=16)
         assert past.snapshot is not None
@@ -265,6 +267,74 @@ async def test_a_snapshot_takes_the_place_of_what_is_before_it(
         assert [bytes(chunk) for chunk in past.snapshot.chunks] == wanted
         assert desk.snapshots[-1] == (past.snapshot.bytes, "")
         assert (desk.troubles, desk.faults) == ([], [])
+
+
+async def test_a_new_snapshot_is_on_the_disk_before_the_old_one_goes(
+    tmp_path: Path, durability: Durability, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So are its name and the history: a loss of power finds one of the two, and all that belongs to it."""
+    steps: list[str] = []
+    fsync, rename, unlink = os.fsync, Path.rename, Path.unlink
+
+    def synced(descriptor: int) -> None:
+        fsync(descriptor)
+        steps.append("sync " + Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    def renamed(path: Path, target: Path) -> Path:
+        steps.append(f"{path.name} becomes {target.name}")
+        return rename(path, target)
+
+    def unlinked(path: Path, missing_ok: bool = False) -> None:
+        steps.append(f"{path.name} goes")
+        unlink(path, missing_ok)
+
+    async with a_desk(tmp_path / "state", durability) as desk:
+        desk.events(1, 3)
+        desk.snapshot()
+        await desk.until(lambda: len(desk.snapshots) == 1)
+        desk.events(4, 6)
+        monkeypatch.setattr(os, "fsync", synced)
+        monkeypatch.setattr(Path, "rename", renamed)
+        monkeypatch.setattr(Path, "unlink", unlinked)
+        desk.snapshot()
+        await desk.until(lambda: len(desk.snapshots) == 2)
+        monkeypatch.undo()
+    part, name = "snapshot-00000002.part", "snapshot-00000002"
+    written = ["sync history", f"sync {part}", f"{part} becomes {name}", "sync state"]
+    assert steps[-4:] == written
+    assert "snapshot-00000001" not in " ".join(steps)
+
+
+async def test_a_snapshot_whose_name_does_not_reach_the_disk_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError(errno.EIO, "a dying disk")
+
+    async with a_desk(tmp_path) as desk:
+        desk.events(1, 3)
+        monkeypatch.setattr(journal, "sync_folder", fail)
+        desk.snapshot()
+        await desk.until(lambda: bool(desk.snapshots))
+        assert list(filter(counts, names(tmp_path))) == ["journal-00000000", "journal-00000001"]
+        assert_reads(past_of(desk.store), 3)
+
+
+async def test_a_chunk_that_looks_like_records_does_no_harm_when_its_file_is_written_over(
+    tmp_path: Path,
+) -> None:
+    """1. It comes, with records in it that no salt of ours seals. 2. Two snapshots later its file is that of
+    a new journal, which ends before it."""
+    forged = record.head(Kind.EVENT, record.NUMBER_MAX, b"?") + b"?"
+    body = bytes(400) + forged * 20
+    async with a_desk(tmp_path) as desk:
+        desk.journal.chunk(-1, 0, memoryview(body), record.checksum(body))
+        for turn in range(2):
+            desk.snapshot()
+            await desk.until(lambda turn=turn: len(desk.snapshots) == turn + 1)  # type: ignore[misc]
+        assert forged in desk.store.journal(2).read_bytes()
+        past = past_of(desk.store)
+        assert (past.snapshot is not None, past.records) == (True, [])
 
 
 def counts(name: str) -> bool:
@@ -325,14 +395,15 @@ async def test_no_journal_goes_before_what_is_to_outlive_it_is_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1. Half a payload is in the journal when a snapshot is due; the disk takes the next journal's header
-    and is slow. 2. It takes the half as well: now the snapshot gets its name, and the old journal goes."""
+    and is slow. 2. It takes the half as well: now the snapshot gets its name, and the old journal counts no
+    more. 3. It goes when the next snapshot is begun."""
     begun = Begun("lps-eu", 7, b"a message")
     body = b"8 bytes!"
     slow_now, goes_on = threading.Event(), threading.Event()
     writev = os.writev
 
     def slow(descriptor: int, parts: list[Any]) -> int:
-        head = record.parse_head(bytes(parts[0]))
+        head = record.parse_head(bytes(parts[0]), None)
         if head is not None and head.kind is Kind.BEGIN:
             slow_now.set()
             assert goes_on.wait(DEADLINE_S)
@@ -355,11 +426,13 @@ async def test_no_journal_goes_before_what_is_to_outlive_it_is_written_again(
         assert len(past_of(desk.store).records) == 2
         goes_on.set()
         await desk.until(lambda: bool(desk.snapshots))
-        assert not desk.store.journal(0).exists()
         first, second = past_of(desk.store).records
         assert (first.head.kind, first.head.first) == (Kind.BEGIN, -1)
         assert record.unpack_begun(first.body) == begun
         assert (second.head.kind, bytes(second.body)) == (Kind.CHUNK, body)
+        desk.snapshot()
+        await desk.until(lambda: len(desk.snapshots) == 2)
+        assert not desk.store.journal(0).exists()
 
 
 async def test_a_node_that_closes_before_its_next_journal_writes_no_snapshot(
@@ -474,18 +547,19 @@ async def test_a_disk_that_is_full_at_the_next_journal_is_waited_for(
 
 
 async def test_a_full_disk_is_given_the_spare_files_first(tmp_path: Path) -> None:
-    """A real one. 1. A snapshot leaves a spare journal. 2. The disk is full but for a little, and more is
-    written than that: nobody hears of trouble, and the spare is gone."""
+    """A real one. 1. A snapshot leaves the journal before it. 2. The disk is full but for a little, and more
+    is written than that: nobody hears of trouble, and that journal is gone."""
     with small_disk(tmp_path / "disk", 4 << 20) as folder:
         async with a_desk(folder) as desk:
             desk.journal.chunk(-1, 0, memoryview(bytes(1 << 19)), -1)
             desk.snapshot()
             await desk.until(lambda: len(desk.snapshots) == 1)
-            assert "spare-journal-00000000" in names(folder)
+            assert "journal-00000000" in names(folder)
             fill(folder, 1 << 16)
             desk.journal.chunk(-2, 0, memoryview(bytes(1 << 18)), -1)
             await desk.durable(2)
             assert desk.troubles == []
+            assert "journal-00000000" not in names(folder)
             assert not list(folder.glob("spare-*"))
             assert numbers(past_of(desk.store)) == [2]
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from pelago.core.errors import CheckpointError, ConfigError
-from pelago.net.store import Store, read_history
+from pelago.net.history import read_history
+from pelago.net.store import Store
 from pelago.wire import record
 from pelago.wire.record import FORMAT, HEAD_BYTES, Kind
 from tests.net.books import (
@@ -246,7 +247,7 @@ def test_killed_before_the_old_files_were_removed(store: Store) -> None:
     assert past.snapshot is not None
     assert past.snapshot.number == 6
     assert_reads(past, 9, first=7)
-    store.drop_before(2)
+    store.drop_old()
     left = [name for name in names(store.folder) if not name.startswith("spare-")]
     assert left == ["journal-00000002", "lock", "notes.txt", "snapshot-00000002"]
     assert_reads(past_of(store), 9, first=7)
@@ -265,7 +266,7 @@ def test_an_old_file_is_written_over_and_nothing_of_it_is_taken_for_new(tmp_path
         store = a_store(folder)
         store.journal(0).write_bytes(old)
         store.snapshot(1).write_bytes(b"".join(snapshot_pieces(6)))
-        store.drop_before(1)
+        store.drop_old()
         store.spare(store.journal(1))
         assert store.journal(1).read_bytes() == old
         with store.journal(1).open("r+b") as file:
@@ -287,13 +288,38 @@ def test_a_file_that_was_read_is_never_written_over(store: Store) -> None:
     store.snapshot(1).write_bytes(b"".join(snapshot_pieces(3, chunks=2)))
     store.journal(1).write_bytes(b"".join(journal_pieces(4, 6)))
     past = past_of(store)
-    store.drop_before(2)
+    store.snapshot(2).write_bytes(b"the next one")
+    store.drop_old()
     for path in (store.journal(2), store.snapshot(2)):
         store.spare(path)
         path.write_bytes(bytes(4096))
     assert past.snapshot is not None
     assert [bytes(chunk) for chunk in past.snapshot.chunks] == [bytes([i]) * 8 for i in range(2)]
     assert_reads(past, 6, first=4)
+
+
+FORGED = b"".join(
+    record.head(Kind.EVENT, number, b"?", salt=salt) + b"?"
+    for number in (2, 50, record.NUMBER_MAX)
+    for salt in (0, 1)
+)
+"""What a peer may send as a part of a payload."""
+
+
+@pytest.mark.parametrize("ahead", range(0, 200, 7))
+def test_records_that_a_peer_made_up_are_no_damage_where_an_old_file_is_written_over(
+    store: Store, ahead: int
+) -> None:
+    """The new journal ends anywhere in the old one, also in the middle of the chunk that holds them."""
+    old = header_piece() + a_piece(Kind.CHUNK, 1, bytes(ahead) + FORGED * 3 + bytes(400), -1, 0)
+    store.snapshot(1).write_bytes(b"".join(snapshot_pieces(3)))
+    new = b"".join(journal_pieces(4, 5))
+    assert len(new) < len(old)
+    for taken in (0, 1, HEAD_BYTES + 1, len(new) - 1, len(new)):
+        store.journal(1).write_bytes(new[:taken] + old[taken:])
+        past = past_of(store)
+        assert past.next_number in (4, 5, 6)
+        assert past.next_number == (6 if taken == len(new) else past.next_number)
 
 
 # --- what is damaged -----------------------------------------------------------------------------
@@ -338,6 +364,69 @@ def test_a_flipped_byte_in_a_snapshot_is_refused(store: Store) -> None:
             refused(store, path, f"damaged at byte {start}$")
 
 
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "nothing but zeros": lambda whole: bytes(len(whole)),
+    "zeros in the middle": lambda whole: whole[:100] + bytes(100) + whole[200:],
+    "cut": lambda whole: whole[:-1],
+    "of another time": lambda _: (
+        b"".join(snapshot_pieces(3))[:-60] + b"".join(snapshot_pieces(6))[-60:]
+    ),
+}
+"""What a loss of power, or a disk that lies, makes of a file."""
+
+
+def two_generations(store: Store) -> None:
+    """Snapshot 1 of event 3, journal 1 to event 6, snapshot 2, journal 2 to event 9."""
+    for index, number in ((1, 3), (2, 6)):
+        store.snapshot(index).write_bytes(b"".join(snapshot_pieces(number)))
+        store.journal(index).write_bytes(b"".join(journal_pieces(number + 1, number + 3)))
+
+
+@pytest.mark.parametrize("salvage", [False, True])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_in_the_place_of_a_damaged_snapshot_the_one_before_it_is_taken(
+    store: Store, damage: str, salvage: bool
+) -> None:
+    """1. It leads to the same event, and it is said which was passed over. 2. That one goes."""
+    two_generations(store)
+    newest = store.snapshot(2)
+    newest.write_bytes(DAMAGES[damage](newest.read_bytes()))
+    past = store.past(salvage=salvage)
+    assert past is not None
+    assert past.snapshot is not None
+    assert (past.snapshot.number, past.snapshot.name) == (3, "snapshot-00000001")
+    assert_reads(past, 9, first=4)
+    (told,) = past.passed_over
+    assert f"{newest}: damaged at byte" in told
+    store.cut(past)
+    assert not newest.exists()
+    assert past_of(store).passed_over == ()
+    store.drop_old()
+    assert_reads(past_of(store), 9, first=4)
+
+
+def test_an_older_snapshot_without_all_journals_since_is_only_salvaged(store: Store) -> None:
+    two_generations(store)
+    store.snapshot(2).write_bytes(b"")
+    whole = b"".join(journal_pieces(4, 6))
+    store.journal(1).write_bytes(whole[:-1])
+    refused(store, store.snapshot(2), "damaged at byte 0")
+    past = store.past(salvage=True)
+    assert past is not None
+    assert_reads(past, 5, first=4)
+
+
+def test_the_first_snapshot_is_damaged_and_the_journal_says_all(store: Store) -> None:
+    store.journal(0).write_bytes(b"".join(journal_pieces(1, 3)))
+    store.snapshot(1).write_bytes(b"")
+    store.journal(1).write_bytes(b"".join(journal_pieces(4, 5)))
+    past = past_of(store)
+    assert past.snapshot is None
+    assert_reads(past, 5)
+    assert len(past.passed_over) == 1
+
+
 def test_a_snapshot_without_its_end_is_refused(store: Store) -> None:
     whole, path = b"".join(snapshot_pieces(3)), store.snapshot(1)
     store.journal(1).write_bytes(b"".join(journal_pieces(4, 5)))
@@ -356,7 +445,7 @@ def test_a_missing_journal_is_refused(store: Store, there: list[int]) -> None:
 
 def test_a_journal_that_begins_without_a_header_is_refused(store: Store) -> None:
     store.journal(0).write_bytes(event_piece(1) + event_piece(2))
-    refused(store, store.journal(0), "begins with EVENT, not with a header")
+    refused(store, store.journal(0), "damaged at byte 0, where record 1 should begin")
 
 
 @pytest.mark.parametrize("file", ["journal", "snapshot"])
@@ -486,3 +575,28 @@ def test_damage_to_a_history_is_refused_where_nothing_tells_it_again(store: Stor
         store.cut_history(7)
     store.cut_history(2)
     assert history(store) == LIVES[:4]
+
+
+def test_a_torn_line_may_hold_what_looks_like_lines(store: Store) -> None:
+    """A peer chose the words in it."""
+    write_history(store, *LIVES)
+    body = record.pack(["worker_left", {"why": record.head(Kind.HISTORY, 1, b"?") + b"?"}])
+    with store.history.open("ab") as file:
+        file.write(record.head(Kind.HISTORY, 8, body) + body[:-1])
+    assert history(store) == LIVES
+    store.cut_history(7)
+    assert history(store) == LIVES
+
+
+def test_of_a_damaged_history_the_beginning_stays_when_the_past_is_forgotten(store: Store) -> None:
+    """And all of it is kept aside."""
+    ends = write_history(store, *LIVES)
+    damaged = bytearray(store.history.read_bytes())
+    damaged[ends[1] + 3] ^= 1
+    store.history.write_bytes(damaged)
+    two_generations(store)
+    refused(store, store.history, f"damaged at byte {ends[1]}, and sound again")
+    store.clear()
+    assert history(store) == LIVES[:2]
+    assert (store.folder / "history-damaged").read_bytes() == damaged
+    assert store.past() is None

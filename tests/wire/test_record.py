@@ -26,7 +26,7 @@ from pelago.wire.record import (
 from tests.wire.test_codec import messages, plain, values
 
 RUN = "demo-0123456789ab"
-HEADER = Header(FORMAT, RUN, "lps-eu", "lps-eu@host:12:abc", 7, "a-boot", 1_800_000_000_000)
+HEADER = Header(FORMAT, RUN, "lps-eu", "lps-eu@host:12:abc", 7, "a-boot", 1_800_000_000_000, 17)
 
 blobs = st.none() | st.integers(INTEGER_MIN, 2**63)
 received = st.builds(Received, st.text(max_size=30), messages, blobs)

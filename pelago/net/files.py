@@ -1,0 +1,63 @@
+"""Files as a durable node needs them: locked, mapped, on the disk."""
+
+import fcntl
+import mmap
+import os
+from pathlib import Path
+from typing import IO, Any
+
+from pelago.core.errors import CheckpointError
+
+
+def lock(path: Path) -> IO[Any]:
+    """Have a file for oneself until it is closed. Raises `BlockingIOError` if another process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _locked(path.open("a"), fcntl.LOCK_EX)
+
+
+def lock_to_read(path: Path) -> IO[Any] | None:
+    """As `lock`, but with others that read, and nothing is written; None: there is none, as in a copy of a
+    folder."""
+    try:
+        return _locked(path.open("rb"), fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return None
+
+
+def _locked(file: IO[Any], kind: int) -> IO[Any]:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def sync_file(path: Path) -> None:
+    """Have the bytes of a file on the disk. Raises `OSError`."""
+    _sync(path, os.O_RDONLY)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk. Raises `OSError`."""
+    _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def map_file(path: Path) -> tuple[memoryview, list[mmap.mmap]]:
+    """A file's bytes, which stay readable when it is removed. Raises `CheckpointError`."""
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                return memoryview(b""), []
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from None
+    return memoryview(mapped), [mapped]

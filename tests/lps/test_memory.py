@@ -1,0 +1,192 @@
+"""What an LPS makes of the state that it finds: its life goes on, or begins anew, and it says why."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lps.__main__ import open_memory
+from pelago import config
+from pelago.config import RunFile
+from pelago.core.errors import CheckpointError, ForeignState
+from pelago.core.machine import PeerLost
+from pelago.net import daemon, journal
+from pelago.net.history import HISTORY, Told, history_line, read_history
+from pelago.net.keeper import Memory
+from pelago.net.store import Store
+from pelago.net.telemetry import Telemetry
+from pelago.wire import record
+from pelago.wire.record import Kind
+
+NAME = "lps-eu"
+PAGE = 4096
+TEXT = """
+[run]
+name = "memory"
+budget_local_steps = 100
+[lps]
+durability = "process"
+[[region]]
+name = "eu"
+worker_speeds = [1.0]
+"""
+
+
+def a_run(*changes: tuple[str, str]) -> RunFile:
+    text = TEXT
+    for old, new in changes:
+        text = text.replace(old, new)
+    return config.parse(text, "run.toml")
+
+
+def write(out: Path, run: RunFile, events: int = 200) -> Path:
+    """A state with a snapshot, and a journal and a history of several pages; returns its folder."""
+    store = Store(daemon.state_folder(out, NAME), run.run_id, NAME)
+    header = journal.header(run.run_id, NAME, "lps-eu@here:1:1", 5)
+    lines = [Told(0, "begun", {}), *(Told(7, "update", {"n": each}) for each in range(events))]
+    history = b"".join(map(history_line, lines))
+    image, layout = record.pack(["image", "x" * 3 * PAGE]), record.pack({})
+    journal.begin_with(store, header, 7, 1000, image, layout, (), history)
+    with store.journal(0).open("ab") as file:
+        for number in range(8, 8 + events):
+            body = record.pack_event(run.run_id, PeerLost("eu/0", "a reason"))
+            file.write(record.head(Kind.EVENT, number, body, salt=header.salt) + body)
+    store.close()
+    return store.folder
+
+
+Opened = tuple[Memory, int, list[dict[str, Any]]]
+"""The memory, the incarnation, and what was logged."""
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Callable[..., Opened]]:
+    stores: list[Store] = []
+
+    def open_it(run: RunFile, *, resume: bool = False) -> Opened:
+        log = Telemetry(NAME, tmp_path / "events.jsonl", console=None)
+        try:
+            memory, _, incarnation = open_memory(run, tmp_path, NAME, log, resume=resume)
+        finally:
+            log.close()
+        assert memory is not None
+        stores.append(memory.store)
+        lines = (tmp_path / "events.jsonl").read_text().splitlines()
+        return memory, incarnation, [json.loads(line) for line in lines]
+
+    yield open_it
+    for store in stores:
+        store.close()
+
+
+def page_lost(path: Path, page: int = 1) -> None:
+    data = bytearray(path.read_bytes())
+    assert len(data) > (page + 1) * PAGE
+    data[page * PAGE : (page + 1) * PAGE] = bytes(PAGE)
+    path.write_bytes(data)
+
+
+def page_torn(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[PAGE : PAGE + 512] = b"old sector" * 51 + b"12"
+    path.write_bytes(data)
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "a page of the journal": ("journal-00000000", page_lost),
+    "the first page of the journal": ("journal-00000000", lambda path: page_lost(path, 0)),
+    "a torn page of the journal": ("journal-00000000", page_torn),
+    "no journal": ("journal-00000000", Path.unlink),
+    "a page of the snapshot": ("snapshot-00000000", page_lost),
+    "the first page of the snapshot": ("snapshot-00000000", lambda path: page_lost(path, 0)),
+    "an empty snapshot": ("snapshot-00000000", lambda path: path.write_bytes(b"")),
+    "no snapshot": ("snapshot-00000000", Path.unlink),
+    "a page of the history": (HISTORY, page_lost),
+}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_of_a_host_that_went_down_is_a_fresh_start(
+    damage: str,
+    resume: bool,
+    tmp_path: Path,
+    opened: Callable[..., Opened],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As for an undamaged state: the GPS lends to it anew. It is said what was found, and what goes."""
+    run = a_run()
+    folder = write(tmp_path, run)
+    name, damaging = DAMAGES[damage]
+    damaging(folder / name)
+    monkeypatch.setattr(daemon, "boot_id", lambda: "another")
+    memory, incarnation, logged = opened(run, resume=resume)
+    assert memory.past is None
+    assert incarnation > 5
+    (line,) = [each for each in logged if each["kind"] == "beginning_anew"]
+    assert str(folder) in line["why"]
+    assert line["removed"] == str(folder)
+    assert not list(folder.glob("journal-*"))
+    assert not list(folder.glob("snapshot-*"))
+    kept = [each.kind for each in read_history(folder / HISTORY)]
+    assert kept[:1] == ["begun"]
+    assert (folder / "history-damaged").exists() == (name == HISTORY)
+    assert memory.store.past() is None
+
+
+@pytest.mark.parametrize("damage", ["a page of the journal", "a page of the history"])
+def test_damage_while_the_host_was_up_is_refused_and_resume_begins_anew(
+    damage: str, tmp_path: Path, opened: Callable[..., Opened]
+) -> None:
+    run = a_run()
+    name, damaging = DAMAGES[damage]
+    damaging(write(tmp_path, run) / name)
+    with pytest.raises(CheckpointError, match=f"{name}: damaged at byte .*; --resume begins anew"):
+        opened(run)
+
+
+def test_resume_begins_anew_where_damage_was_refused(
+    tmp_path: Path, opened: Callable[..., Opened]
+) -> None:
+    run = a_run()
+    page_lost(write(tmp_path, run) / "journal-00000000")
+    memory, incarnation, _ = opened(run, resume=True)
+    assert memory.past is None
+    assert incarnation > 5
+
+
+def test_what_host_promises_is_not_given_up_after_a_restart_of_the_host(
+    tmp_path: Path, opened: Callable[..., Opened], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = a_run(('"process"', '"host"'))
+    page_lost(write(tmp_path, run) / "journal-00000000")
+    monkeypatch.setattr(daemon, "boot_id", lambda: "another")
+    with pytest.raises(CheckpointError, match="--resume begins anew"):
+        opened(run)
+
+
+def test_a_sound_state_goes_on_and_that_of_another_run_only_makes_way(
+    tmp_path: Path, opened: Callable[..., Opened]
+) -> None:
+    run, changed = a_run(), a_run(("= 100", "= 200"))
+    write(tmp_path, run)
+    memory, incarnation, _ = opened(run)
+    assert memory.past is not None
+    assert incarnation == 5
+    memory.store.close()
+    with pytest.raises(ForeignState):
+        opened(changed)
+
+
+def test_a_state_that_may_lack_its_end_is_a_fresh_start(
+    tmp_path: Path, opened: Callable[..., Opened], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = a_run()
+    write(tmp_path, run)
+    monkeypatch.setattr(daemon, "boot_id", lambda: "another")
+    memory, _, logged = opened(run)
+    assert memory.past is None
+    (line,) = [each for each in logged if each["kind"] == "beginning_anew"]
+    assert "this machine was started again" in line["why"]
