@@ -1,9 +1,11 @@
 """`gps --run RUN.toml`: the global parameter server's command line."""
 
 import argparse
+import asyncio
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 
@@ -19,7 +21,7 @@ from pelago.net import daemon
 from pelago.net.archive import Archive, Copier
 from pelago.net.keeper import Memory
 from pelago.net.limits import Limits
-from pelago.net.node import CRASHED, PAUSED, Node, NodeSettings
+from pelago.net.node import CRASHED, EXIT_ERROR, PAUSED, Node, NodeSettings
 from pelago.net.ports import require_free
 from pelago.net.restore import State
 from pelago.net.sockets import Bind
@@ -27,6 +29,9 @@ from pelago.net.store import Past
 from pelago.net.telemetry import Telemetry
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
+from pelago.tensor.snapshot import PlaneSnapshot
+
+S_PER_MINUTE: Final = 60.0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,13 +79,35 @@ async def serve(options: argparse.Namespace, run: RunFile) -> int:
         memory=life.memory,
     )
     log.line(f"serving run {run.run_id} at {host}:{port}, {manifest.numel:,} parameters")
+    exporting = asyncio.create_task(_export_regularly(node, gps, run, out, log))
     finish = await node.run()
-    if finish.reason not in (CRASHED, PAUSED):
-        found = result(gps, run, clock="real", model_parameters=manifest.numel)
+    exporting.cancel()
+    if finish.reason in (CRASHED, PAUSED):
+        return daemon.outcome(finish)
+    found = result(gps, run, clock="real", model_parameters=manifest.numel)
+    plane = node.tensors.plane
+    failures = files.write(out, found, manifest, plane.model(), plane.average())
+    for failure in failures:
+        log.event("not_written", why=failure)
+    log.line(
+        f"{finish.reason}; results in {out}{', but for what is named above' if failures else ''}"
+    )
+    return max(daemon.outcome(finish), EXIT_ERROR if failures else 0)
+
+
+async def _export_regularly(node: Node, gps: Gps, run: RunFile, out: Path, log: Telemetry) -> None:
+    """Write the global model every so often, as at the end of the run; one that fails is left to the next."""
+    while run.run.export_minutes:
+        await asyncio.sleep(run.run.export_minutes * S_PER_MINUTE)
+        taken: asyncio.Future[PlaneSnapshot] = asyncio.get_running_loop().create_future()
+        facts = {"version": gps.version.counter, "counted_steps": gps.counted_steps}
         plane = node.tensors.plane
-        files.write(out, found, manifest, plane.model(), plane.average())
-        log.line(f"{finish.reason}; results in {out}")
-    return daemon.outcome(finish)
+        node.tensors.lane.submit(plane.snapshot, taken.set_result)
+        failures = await asyncio.to_thread(files.write_snapshot, out, await taken, facts)
+        for failure in failures:
+            log.event("export_failed", why=failure)
+        if not failures:
+            log.event("exported", **facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +140,6 @@ async def _begin(options: argparse.Namespace, run: RunFile, out: Path, log: Tele
     if manifest is None:
         log.line("building the initial model")
         start = await initial.build(run)
-        log.line(f"initial model: {start.origin}")
-        log.event("initial_model", origin=start.origin)
         manifest, corpus, plane = start.manifest, start.corpus, plane_of(run, start.manifest)
         plane.adopt(0, start.flat)
         plane.apply("load", 0, 1.0)

@@ -3,22 +3,34 @@
 global.safetensors           the model itself, from which training would go on
 global_average.safetensors   its running mean, if one is kept (`gps.average`): what the evaluator
                              measures and exports, here for runs that have no evaluator
+
+Each is written whole or not at all, and without regard to what became of the others.
 """
 
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from safetensors.torch import save_file
 
-from pelago.core.errors import CheckpointError
+from pelago.net import whole
 from pelago.tensor.manifest import Manifest
+from pelago.tensor.snapshot import PlaneSnapshot
 
+MODEL: Final = "global.safetensors"
 AVERAGE: Final = "global_average.safetensors"
+RESULT: Final = "result.json"
+PLOT: Final = "loss.png"
+NOT_WRITTEN: Final = "not_written"
+"""Key of a result that names what could not be written beside it."""
+
+_Jobs: TypeAlias = dict[str, Callable[[Path], None]]
+"""By the name of a file: how to write it to a path."""
 
 
 def write(
@@ -27,31 +39,89 @@ def write(
     manifest: Manifest,
     flat: torch.Tensor,
     average: torch.Tensor | None = None,
-) -> None:
-    """Write everything. Raises `CheckpointError`.
+) -> list[str]:
+    """Write all that can be written. Returns what could not be, a line each; the result names it too.
 
     ``flat``: the global model, fp32, in the manifest's order; ``average``: its mean, if one is kept.
     """
+    jobs = _models(manifest, flat, average, _facts(result)) | {
+        PLOT: lambda path: plot_loss(path, result["validation"])
+    }
+    failures: list[str] = []
+    done = False
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _save(folder / "global.safetensors", manifest, flat)
-        if average is None:
-            # An earlier run into this folder may have kept one.
-            (folder / AVERAGE).unlink(missing_ok=True)
-        else:
-            _save(folder / AVERAGE, manifest, average)
-        plot_loss(folder / "loss.png", result["validation"])
-        partial = folder / ".result.json.part"
-        text = json.dumps(_finite(result), indent=1, allow_nan=False)
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, folder / "result.json")
+        with whole.replacing(folder / RESULT) as new:
+            # The smallest is written first, so that the large ones cannot take its room.
+            _write_json(new, result)
+            failures, done = _write_each(folder, jobs, average), True
+            if failures:
+                with suppress(OSError):
+                    told = new.with_suffix(".told")
+                    _write_json(told, result | {NOT_WRITTEN: failures})
+                    os.replace(told, new)
     except OSError as error:
-        raise CheckpointError(f"cannot write the results to {folder}: {error}") from None
+        failures.append(_failure(folder / RESULT, error))
+    return failures if done else [*failures, *_write_each(folder, jobs, average)]
 
 
-def _save(path: Path, manifest: Manifest, flat: torch.Tensor) -> None:
+def write_snapshot(folder: Path, taken: PlaneSnapshot, facts: Mapping[str, int]) -> list[str]:
+    """Write the model of a snapshot, and its mean if one is kept, with facts in their heads. Returns as
+    `write`."""
+    flat, average = (
+        torch.cat([cell.tensor for cell in cells]) if cells is not None else None
+        for cells in (taken.arenas["model"], taken.arenas.get("average"))
+    )
+    assert flat is not None
+    told = {key: str(value) for key, value in facts.items()}
+    return _write_each(folder, _models(taken.manifest, flat, average, told), average)
+
+
+def _models(
+    manifest: Manifest,
+    flat: torch.Tensor,
+    average: torch.Tensor | None,
+    facts: Mapping[str, str],
+) -> _Jobs:
+    jobs: _Jobs = {MODEL: lambda path: _save(path, manifest, flat, facts)}
+    if average is not None:
+        jobs[AVERAGE] = lambda path: _save(path, manifest, average, facts)
+    return jobs
+
+
+def _write_each(folder: Path, jobs: _Jobs, average: torch.Tensor | None) -> list[str]:
+    failures = []
+    for name, job in jobs.items():
+        try:
+            with whole.replacing(folder / name) as new:
+                job(new)
+        except Exception as error:  # Whatever the library that writes it raises.
+            failures.append(_failure(folder / name, error))
+    if average is None:
+        # An earlier run into this folder may have kept one.
+        try:
+            (folder / AVERAGE).unlink(missing_ok=True)
+        except OSError as error:
+            failures.append(f"cannot remove {folder / AVERAGE}: {error}")
+    return failures
+
+
+def _failure(path: Path, error: Exception) -> str:
+    return f"cannot write {path}: {' '.join(str(error).split()) or type(error).__name__}"
+
+
+def _facts(result: dict[str, Any]) -> dict[str, str]:
+    """What the head of a model's file says of it."""
+    return {"version": str(result["gps"]["version"]), "counted_steps": str(result["counted_steps"])}
+
+
+def _save(path: Path, manifest: Manifest, flat: torch.Tensor, facts: Mapping[str, str]) -> None:
     tensors = {name: view.contiguous() for name, view in manifest.named_views(flat).items()}
-    save_file(tensors, path, metadata={"fingerprint": manifest.fingerprint})
+    save_file(tensors, path, metadata={"fingerprint": manifest.fingerprint, **facts})
+
+
+def _write_json(path: Path, result: dict[str, Any]) -> None:
+    text = json.dumps(_finite(result), indent=1, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def _finite(value: Any) -> Any:
@@ -86,4 +156,4 @@ def plot_loss(path: Path, validation: Sequence[Sequence[float]]) -> None:
         axes.annotate(
             f"{loss:.3f}", (seconds / 1e3, loss), xytext=(-6, 8), textcoords="offset points"
         )
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")

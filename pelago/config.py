@@ -88,6 +88,8 @@ class Run(Section):
     budget_minutes: NonNegativeFloat = 0.0
     """Minutes after the first lease at which the run ends, those not counted in which there was no GPS;
     0: no limit."""
+    export_minutes: NonNegativeFloat = 0.0
+    """Minutes between exports of the global model while the run goes on; 0: at its end only."""
     out: UserPath = ""
     """Folder of the results; empty: runs/NAME."""
 
@@ -394,7 +396,7 @@ class RunFile(Section):
         same = self.model_dump(
             mode="json",
             exclude={
-                "run": {"out"},
+                "run": {"out", "export_minutes"},
                 "model": {"preset"},
                 "data": {"source", "tokenizer"},
                 "gps": {"bind", "connect", "snapshots", "snapshots_minutes", "snapshots_kept"},

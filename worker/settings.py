@@ -1,10 +1,14 @@
 """From the run file to a worker's settings, for the daemon and the virtual driver."""
 
+from typing import Final
+
 from pelago.config import RunFile
 from pelago.core.machine import PS_PER_MS
 from pelago.core.names import Address, Peer
 from worker.schedule import local_steps
 from worker.state import WorkerSettings
+
+PS_PER_MINUTE: Final = 60_000 * PS_PER_MS
 
 
 def settings(
@@ -44,6 +48,7 @@ def settings(
         tick_ps=0 if lossless else heartbeat_ps,
         retry_ps=2 * heartbeat_ps,
         lost_after_ps=run.network.lost_after_ms * PS_PER_MS,
+        export_interval_ps=round(run.run.export_minutes * PS_PER_MINUTE),
         group_samples=tuple(
             round_samples(run.relative_speed(region or 0, each)) for each in range(groups)
         ),

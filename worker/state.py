@@ -77,6 +77,8 @@ class WorkerSettings:
     """0: no heartbeats and no retries, for a driver that loses nothing."""
     retry_ps: int
     lost_after_ps: int
+    export_interval_ps: int = 0
+    """Time between exports of the evaluator; 0: it exports the last version only."""
     group_samples: tuple[int, ...] = ()
     """Samples of one lease for each group that the run file names, if the server chooses the group."""
 
@@ -326,6 +328,12 @@ class Evaluator:
         self.version = Version(0, 0)
         self.after_steps = 0
         """Counted local steps that the next version to measure must have behind it."""
+        self.fault = ""
+        """Why the last version could not be exported."""
+        self._exported_at: int | None = None
+        """When an export began, or failed; before the first one: when the evaluator joined."""
+        self._exports = False
+        self._measured_steps = -1
         self._model: Model | None = None
         self._found: Evaluated | None = None
         self._asked_at = 0
@@ -368,6 +376,8 @@ class Evaluator:
                 effects += self.uplink.welcome(message.fence, message.group)
                 if self.state == "joining":
                     self.state = "idle"
+                    if self._exported_at is None:
+                        self._exported_at = self._now
                     effects += self._ask()
             case Wait(what):
                 effects += self.uplink.waiting(what)
@@ -384,7 +394,7 @@ class Evaluator:
                 pass  # The last version still comes; then we leave.
             case Rejoin() | Goodbye() if self.state == "leaving" and self.uplink.leaving:
                 self.state = "gone"
-                effects.append(Finish(self.uplink.leaving.reason))
+                effects.append(Finish(self.uplink.leaving.reason, error=self.fault))
             case _:
                 effects += [Release(blob)] if blob is not None else []
         return effects
@@ -394,13 +404,25 @@ class Evaluator:
         again: list[Effect] = (
             [] if self._found is None else [Send(self.settings.server, self._found)]
         )
-        return [*again, Send(self.settings.server, Pull(0, self.after_steps))]
+        after_steps = self.after_steps
+        if self._export_due:  # Whatever is newer than what was measured.
+            after_steps = min(after_steps, self._measured_steps + 1)
+        return [*again, Send(self.settings.server, Pull(0, after_steps))]
+
+    @property
+    def _export_due(self) -> bool:
+        interval = self.settings.export_interval_ps
+        began = self._now if self._exported_at is None else self._exported_at
+        return 0 < interval <= self._now - began
 
     def _on_model(self, message: Model, blob: BlobId) -> list[Effect]:
         if self.state != "idle" or not (message.final or message.version >= self.version):
             return [Release(blob)]
         self.state, self.version, self._model = "validating", message.version, message
-        return [Validate(message.version, blob, export=message.final), Release(blob)]
+        self._exports = message.final or self._export_due
+        if self._exports:
+            self._exported_at = self._now
+        return [Validate(message.version, blob, export=self._exports), Release(blob)]
 
     def _on_validated(self, event: Validated) -> list[Effect]:
         model = self._model
@@ -409,16 +431,25 @@ class Evaluator:
         self._found = Evaluated(event.version, model.counted_steps, event.loss, event.tokens)
         interval = self.settings.validation_interval_steps
         self.after_steps = (model.counted_steps // interval + 1) * interval
-        self.state, self._model = "idle", None
+        self.state, self._model, self._measured_steps = "idle", None, model.counted_steps
+        self.fault = event.fault if model.final else ""
         fields = {"counted_steps": model.counted_steps, "loss": event.loss, "final": model.final}
         effects: list[Effect] = [Note("validation", fields)]
+        if event.fault:
+            effects.append(Note("export_failed", {"why": event.fault}))
+        elif self._exports:
+            told = {"version": model.version.counter, "counted_steps": model.counted_steps}
+            effects.append(Note("exported", told))
         return [*effects, *(self._leave("run finished") if model.final else self._ask())]
 
     def _on_tick(self) -> list[Effect]:
         if self.state == "gone":
             return []
         if self.state == "leaving":
-            return self.uplink.leave_again()
+            return [
+                Finish(each.reason, error=self.fault) if isinstance(each, Finish) else each
+                for each in self.uplink.leave_again()
+            ]
         effects = self.uplink.tick(None, self._now)
         if self.state == "idle" and self._now - self._asked_at >= self.settings.retry_ps:
             effects += self._ask()

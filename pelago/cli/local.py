@@ -19,6 +19,7 @@ from pelago import config
 from pelago.cli.progress import Progress
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError, PelagoError
+from pelago.net import whole
 from pelago.net.ports import free_pairs
 from pelago.net.wan import Link, WanProxy
 
@@ -118,7 +119,10 @@ class _Topology:
 
     async def run(self) -> int:
         path = self.out / "run.toml"
-        path.write_text(config.dump(self.run_file), encoding="utf-8")
+        try:
+            whole.write_text(path, config.dump(self.run_file))
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}: {error}") from None
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop)
@@ -188,9 +192,13 @@ class _Topology:
         """Start a node, or another process for one that has ended."""
         self._starts[name] += 1
         folder = self.out / name
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            console = (folder / "console.log").open("ab")
+        except OSError as error:
+            raise ConfigError(f"cannot write results to {folder}: {error}") from None
         role, *flags = command
-        with (folder / "console.log").open("ab") as console:
+        with console:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -311,6 +319,10 @@ class _Topology:
             raise PelagoError(f"no result was written: {self._log('gps')}")
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         self.progress.summarise(result)
+        evaluator = next(each for each in self.processes if each.name == "evaluator")
+        if (code := evaluator.process.returncode or 0) > 0:
+            self.progress.say(f"evaluator ended with exit code {code}: {self._log('evaluator')}")
+            return 1
         if not (self.out / "model" / "config.json").exists():
             self.progress.say("no model/: the evaluator was gone before it had the last version")
             return 1

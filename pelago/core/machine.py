@@ -103,11 +103,13 @@ class Trained:
 
 @frozen
 class Validated:
-    """The evaluator measured the held-out loss (nats per token) of a version."""
+    """The evaluator measured the held-out loss (nats per token) of a version. ``fault``: why it could not
+    be exported, if that was wished and failed."""
 
     version: Version
     loss: float
     tokens: int
+    fault: str = ""
 
 
 @frozen

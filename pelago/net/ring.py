@@ -13,6 +13,7 @@ from pelago.core import machine as vocabulary
 from pelago.core import names
 from pelago.core.errors import CheckpointError
 from pelago.core.machine import Machine, Started
+from pelago.net import whole
 from pelago.wire import messages
 from pelago.wire.messages import Effect, Event, Message
 
@@ -58,8 +59,7 @@ class Ring:
             "events": self._told(),
         }
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(story, indent=1), encoding="utf-8")
+            whole.write_text(path, json.dumps(story, indent=1))
         except OSError as fault:
             # It is all that will be known: the caller tells it to people.
             frames = [line for each in story["traceback"] for line in each.splitlines()]

@@ -45,6 +45,7 @@ CONSOLE_KINDS: Final = frozenset(
     | {"beginning_anew", "snapshot_damaged"}
     | {"validation", "update_rejected", "update_fenced", "transfer_failed", "dropped", "crashed"}
     | {"disk_trouble", "disk_well", "snapshot_failed", "archive_trouble"}
+    | {"exported", "export_failed", "not_written"}
 )
 """Kinds of events that people want to see as they happen."""
 
@@ -70,17 +71,18 @@ class Telemetry:
         self._counted: dict[str, int] = {}
         self._wake = threading.Event()
         self._closing = False
+        self._log: _Log | None = None
         self._writer: threading.Thread | None = None
         if path is not None:
-            log = _Log(path, self._lines, self.counters, self.line)
+            self._log = _Log(path, self._lines, self.counters, self.line)
             self._writer = threading.Thread(
-                target=self._write, args=(log,), name=f"{name}-events", daemon=True
+                target=self._write, args=(self._log,), name=f"{name}-events", daemon=True
             )
             self._writer.start()
 
     def event(self, kind: str, /, **fields: Any) -> None:
         """Log an event; people see it too if its kind is one for them."""
-        if self._writer is not None:
+        if self._log is not None:
             if len(self._lines) < PENDING_LINES_MAX:
                 t_ms = (time.monotonic_ns() - self._started_ns) / 1e6
                 head = {
@@ -93,6 +95,10 @@ class Telemetry:
                 self._lines.append(head | fields | head)
             else:
                 self.counters["lines_lost"] += 1
+            if self._writer is None:
+                # The node has closed; what is said of its results still comes into the log.
+                self._log.write()
+                self._log.close()
         if kind in CONSOLE_KINDS:
             self._say(kind, fields)
 
@@ -119,7 +125,8 @@ class Telemetry:
             say(f"{self._name}: {' '.join(text.split())}", self._console)
 
     def close(self) -> None:
-        """Log the counters, write everything out and stop the writer. Idempotent."""
+        """Log the counters, write everything out and stop the writer. Idempotent; what is said later is
+        written at once."""
         if self._closing:
             return
         self.count()
@@ -127,6 +134,8 @@ class Telemetry:
         self._wake.set()
         if self._writer is not None:
             self._writer.join(CLOSE_S)
+            if not self._writer.is_alive():
+                self._writer = None
 
     def _say(self, kind: str, fields: dict[str, Any]) -> None:
         if kind == "waiting":

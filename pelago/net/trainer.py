@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pelago.core.errors import CheckpointError
 from pelago.core.machine import Progress, Train, Trained, Validate, Validated
 from pelago.core.names import Lease, PushId
 from pelago.net.lane import Lane, Tensors
@@ -45,7 +46,7 @@ class TrainerPort(Protocol):
         ...
 
     def export(self, flat: Any) -> None:
-        """Write the model out for users."""
+        """Write the model out for users. Raises `CheckpointError`."""
         ...
 
 
@@ -82,16 +83,20 @@ class Training:
         self._tensors.use(effect.blob)
         plane = self._tensors.plane
 
-        def job() -> tuple[float, int]:
+        def job() -> Validated:
             flat = plane.flat(effect.blob)
-            found = self._port.validate(flat)
-            if effect.export:
-                self._port.export(flat)
-            return found
+            loss, tokens = self._port.validate(flat)
+            try:
+                if effect.export:
+                    self._port.export(flat)
+            except CheckpointError as error:
+                # What was measured is worth telling all the same.
+                return Validated(effect.version, loss, tokens, str(error))
+            return Validated(effect.version, loss, tokens)
 
-        def done(found: tuple[float, int]) -> None:
+        def done(found: Validated) -> None:
             self._tensors.drop(effect.blob)
-            self._post(Validated(effect.version, found[0], found[1]))
+            self._post(found)
 
         self._tensors.after(lambda: self._lane.submit(job, done))
 

@@ -93,6 +93,7 @@ def leaving(idle: Conversation) -> Conversation:
     assert idle.hears("gps", final, -1) == [Validate(V3, -1, export=True), Release(-1)]
     assert idle.happens(Validated(V3, 2.5, 100)) == [
         Note("validation", {"counted_steps": 24, "loss": 2.5, "final": True}),
+        Note("exported", {"version": 3, "counted_steps": 24}),
         LEAVE,
     ]
     return idle
@@ -256,6 +257,37 @@ def test_facts_that_are_other_nodes_business_change_nothing(
     state: str, event: Event[Message], request: pytest.FixtureRequest
 ) -> None:
     assert request.getfixturevalue(state).happens(event) == []
+
+
+def test_a_last_version_that_cannot_be_exported_is_measured_and_ends_it_with_an_error(
+    idle: Conversation,
+) -> None:
+    idle.hears("gps", replace(MODEL, final=True), -1)
+    found = idle.happens(Validated(V3, 2.5, 100, fault="the disk is full"))
+    assert found[1:] == [Note("export_failed", {"why": "the disk is full"}), LEAVE]
+    assert idle.hears("gps", Goodbye()) == [Finish("run finished", error="the disk is full")]
+
+
+def test_a_version_is_exported_at_its_interval_and_whatever_is_newer_is_asked_for() -> None:
+    """1. Every 60 s: the first version comes at once, and is not exported. 2. After a minute a newer one is
+    asked for, although the next validation is not due, measured and exported. 3. That could not be done: it
+    is told, and the next one is a minute later."""
+    settings = replace(SETTINGS, export_interval_ps=60_000 * PS_PER_MS)
+    evaluator = Conversation(Evaluator(settings))
+    evaluator.happens(Started())
+    evaluator.hears("gps", WELCOME)
+    assert evaluator.hears("gps", MODEL, -1)[0] == Validate(V3, -1, export=False)
+    assert evaluator.happens(Validated(V3, 2.5, 100))[-1] == Send("gps", Pull(0, 30))
+    assert evaluator.after(59).happens(Tick())[-1] == Send("gps", Pull(0, 30))
+    assert evaluator.after(1).happens(Tick())[-1] == Send("gps", Pull(0, 25))
+    newer = replace(MODEL, version=Version(1, 4), counted_steps=26)
+    wishes = evaluator.hears("gps", newer, -2)
+    assert Validate(Version(1, 4), -2, export=True) in wishes
+    effects = evaluator.happens(Validated(Version(1, 4), 2.4, 100, fault="no room"))
+    assert Note("export_failed", {"why": "no room"}) in effects
+    assert effects[-1] == Send("gps", Pull(0, 30))
+    assert evaluator.after(59).happens(Tick())[-1] == Send("gps", Pull(0, 30))
+    assert evaluator.after(1).happens(Tick())[-1] == Send("gps", Pull(0, 27))
 
 
 def test_a_driver_that_loses_nothing_needs_no_tick() -> None:

@@ -1,17 +1,13 @@
 """A causal language model whose parameters are views into one flat fp32 tensor."""
 
 import math
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from pelago.core.errors import CheckpointError, ConfigError
 from pelago.wire.messages import TensorSpec
 
 
@@ -25,15 +21,14 @@ class LanguageModel:
     follow from the configuration or stay as they were loaded.
     """
 
-    def __init__(self, module: torch.nn.Module, origin: str = "") -> None:
+    def __init__(self, module: torch.nn.Module) -> None:
         """Take over a `transformers` causal model in fp32; its parameters move into the flat
-        tensor. ``origin``: for people, where they are from.
+        tensor.
         """
         parameters = sorted(module.named_parameters(), key=lambda pair: pair[1].dim() < 2)
         wrong = [name for name, parameter in parameters if parameter.dtype != torch.float32]
         assert not wrong, f"parameters must be fp32: {wrong[:3]}"
         self.module = module
-        self.origin = origin
         self.vocabulary: int = module.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
         self.device = parameters[0][1].device
         self._manifest = tuple(
@@ -79,31 +74,6 @@ class LanguageModel:
                 parameter.grad = view
         return self._gradient
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Evaluation mode, without dropout: a loss depends on parameters and tokens alone."""
-        with self._mode(training=False):
-            yield
-
-    @contextmanager
-    def training(self, seed: int) -> Iterator[None]:
-        """Training mode. Dropout and the like follow from ``seed``; whoever else draws numbers from
-        PyTorch's generators goes on with theirs afterwards.
-        """
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), self._mode(training=True):
-            torch.manual_seed(seed)
-            yield
-
-    @contextmanager
-    def _mode(self, *, training: bool) -> Iterator[None]:
-        before = self.module.training
-        self.module.train(training)
-        try:
-            yield
-        finally:
-            self.module.train(before)
-
     def compile(self) -> None:
         """Let torch.compile translate the forward and backward pass."""
         self._forward = torch.compile(self.module)
@@ -111,7 +81,6 @@ class LanguageModel:
     def loss(self, tokens: torch.Tensor, mixed: bool = False) -> torch.Tensor:
         """Mean next-token loss in nats, a scalar; ``tokens`` is int64 of shape (batch, length + 1).
 
-        In evaluation mode, but inside ``with training(seed)``.
         ``mixed``: matrix products in bf16 (autocast); logits and loss are fp32 always.
         """
         tokens = tokens.to(self.device, non_blocking=True)
@@ -119,60 +88,14 @@ class LanguageModel:
             logits = self._forward(input_ids=tokens[:, :-1], use_cache=False).logits
         return functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
 
-    def backward(self, tokens: torch.Tensor, share: float, mixed: bool = False) -> torch.Tensor:
-        """Add ``share`` times the gradient of `loss` to `gradient`; that share of the loss, detached.
-
-        Raises `ConfigError` if the model cannot do that with batches of this shape.
-        """
-        try:
-            loss = self.loss(tokens, mixed) * share
-            torch.autograd.backward(loss)
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
-            raise  # Too little memory, or a broken device: not a matter of the shape.
-        except (RuntimeError, IndexError, ValueError) as error:
-            told = (str(error).splitlines() or [type(error).__name__])[0]
-            sequences, length = tokens.shape
-            raise ConfigError(
-                f"the model cannot be trained on {sequences} sequences of data.sequence_length ="
-                f" {length - 1} tokens: {told}"
-            ) from error
-        return loss.detach()
-
-    def export(
-        self,
-        directory: Path,
-        flat: torch.Tensor,
-        complete: Callable[[Path], None] = lambda new: None,
-    ) -> None:
-        """Write ``flat`` as a folder that ``AutoModelForCausalLM.from_pretrained`` opens.
-
-        Written beside and renamed, so a reader never sees half a model; an older export is
-        replaced. ``complete``: adds to the new folder what else belongs there, and looks whether it is
-        good, before it counts. The model holds ``flat`` afterwards. Raises `CheckpointError` if the
-        folder cannot be written.
+    def export(self, directory: Path, flat: torch.Tensor) -> None:
+        """Write ``flat`` into a folder, made for it, that ``AutoModelForCausalLM.from_pretrained``
+        opens. The model holds ``flat`` afterwards. Raises whatever the library does.
         """
         self.load_flat(flat)
-        new = directory.with_name(f".{directory.name}.new")
-        old = directory.with_name(f".{directory.name}.old")
-        try:
-            _remove(new, old)
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            self.module.save_pretrained(new)  # type: ignore[operator]
-            complete(new)
-            if directory.exists():
-                os.replace(directory, old)
-            os.replace(new, directory)
-        except OSError as error:
-            raise CheckpointError(f"cannot write the model to {directory}: {error}") from None
-        finally:
-            _remove(new, old)
+        self.module.save_pretrained(directory)  # type: ignore[operator]
 
     def _views(self, flat: torch.Tensor) -> list[torch.Tensor]:
         sizes = [math.prod(spec.shape) for spec in self._manifest]
         pieces = torch.split(flat, sizes)
         return [piece.view(spec.shape) for piece, spec in zip(pieces, self._manifest, strict=True)]
-
-
-def _remove(*folders: Path) -> None:
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
