@@ -50,7 +50,6 @@ momentum_delay = 2
 updates_per_exchange = 8
 merge_weight = 0.5
 in_flight = "{in_flight}"
-lease_block = 400
 durability = "{durability}"
 [gps]
 lr = 0.5

@@ -104,20 +104,18 @@ class SimulatedTrainer:
             steps = unit.members[0].steps
             return [Job(self._replica, steps, self._parts, lease.spans, lease.clock, payload)]
         samples = SpanSet(lease.spans)
-        shares = [samples.take(member.steps * member.batch) for member in unit.members]
+        sizes = [member.steps * member.batch for member in unit.members]
         return [
             Job(
                 self._replica + index,
                 member.steps,
                 (part,),
-                share,
-                # As if each had a lease of its own.
-                max(lease.clock, share[0][0]),
+                samples.take(sizes[index]),
+                # As if each had a lease of its own, one after the other.
+                lease.clock + sum(sizes[:index]),
                 payload,
             )
-            for index, (member, part, share) in enumerate(
-                zip(unit.members, self._parts, shares, strict=True)
-            )
+            for index, (member, part) in enumerate(zip(unit.members, self._parts, strict=True))
         ]
 
     def finish(self, lease: Lease) -> Round:
@@ -272,8 +270,7 @@ class Cluster:
             payload_bytes=self.settings.model_bytes,
             lossless=self._lossless,
         )
-        rounds = [unit.samples for unit in self.layout.units if unit.region == place]
-        machine = Lps(replace(settings, round_samples_max=max(rounds)))
+        machine = Lps(settings)
         name = self._process(f"lps/{region}")
         plane = self.problem.server_plane(run.lps, run.lps.in_flight)
         at = self.layout.server_places[place]

@@ -26,7 +26,9 @@ class Region:
     """Its newest lease request, and what was lent for it: a repeat gets the same answer."""
     lent: Spans = ()
     clock: int = 0
-    """Samples that had been handed out in the whole run before those."""
+    """Samples that had been handed out in the whole run before those, but for what others kept in hand."""
+    ahead: int = 0
+    """Samples that it had in hand after its newest request, and that no worker waited for."""
     replying: BlobId | None = None
     """The model that is on its way to it."""
     report: RegionReport | None = None
@@ -38,12 +40,12 @@ class Region:
         """Another process serves the region from now on, with books of its own."""
         self.peer, self.incarnation, self.heard_at = peer, incarnation, now
         self.fence += 1
-        self.request, self.lent, self.replying = 0, (), None
+        self.request, self.lent, self.ahead, self.replying = 0, (), 0, None
         self.outcomes, self.newest = Outcomes(), 0
 
     def part(self) -> None:
         """Nobody serves the region any more. Its fence grows when somebody does again."""
-        self.peer, self.replying = None, None
+        self.peer, self.ahead, self.replying = None, 0, None
 
     def outcome(self, push: PushId) -> Outcome | None:
         """What became of an exchange; None: it has not been decided."""

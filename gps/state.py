@@ -296,8 +296,11 @@ class Gps:
                 self.started_at = self._now
                 self._reached_at = self._now
             region.request = message.request
-            region.clock = self.ledger.cursor
+            others = sum(each.ahead for each in self.regions.values() if each is not region)
+            region.clock = max(0, self.ledger.cursor - others)
             region.lent = self.ledger.lend(region.name, message.samples)
+            # Not more than it can have, whatever it says.
+            region.ahead = max(0, min(message.ahead, self.ledger.held[region.name].total))
         if message.request != region.request:
             return []
         return [Send(peer, LeaseGrant(region.request, region.fence, region.lent, region.clock))]

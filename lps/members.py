@@ -9,6 +9,10 @@ from pelago.core.names import BlobId, Lease, Peer
 from pelago.wire.messages import COUNT_MAX, PROTOCOL_VERSION, Hello, WorkerReport
 
 GROUPS_MAX: Final = 1 << 16
+ROUNDS_UNMEASURED: Final = 2
+"""Rounds to have in hand for a member of which it is not known how long they take."""
+ROUNDS_AHEAD_MAX: Final = 4096
+"""Rounds to have in hand for a member at most, however short they are."""
 
 
 @durable()
@@ -26,6 +30,12 @@ class Member:
     """Samples it waits for; 0: it does not wait."""
     replying: BlobId | None = None
     """The model that is on its way to it."""
+    lent_at: int = 0
+    """When its lease was cut."""
+    round_samples: int = 0
+    """Of the round that it asked for last."""
+    round_ps: int = 0
+    """How long its last round took, from its lease to its update; 0: it has had none yet."""
     sent: int = 0
     """Newest version that was sent to it."""
     report: WorkerReport | None = None
@@ -77,6 +87,13 @@ class Members:
         """Members of which nothing was heard after ``then``."""
         return [member for member in self._members.values() if member.heard_at < then]
 
+    def samples_in(self, ahead_ps: int) -> int:
+        """Samples that the members need for so long at the pace of their last rounds, and for one round
+        more each, which may begin at any time; 0 for 0."""
+        if not ahead_ps:
+            return 0
+        return sum(each.round_samples * _rounds(each, ahead_ps) for each in self._members.values())
+
     def reports(self) -> tuple[WorkerReport, ...]:
         """One report a group, over all processes that held it, in order of the groups."""
         reports: dict[int, WorkerReport] = {}
@@ -84,6 +101,12 @@ class Members:
         for report in (*self._past.values(), *present):
             reports[report.group] = _sum(reports.get(report.group), report)
         return tuple(reports[group] for group in sorted(reports))
+
+
+def _rounds(member: Member, ahead_ps: int) -> int:
+    if not member.round_ps:
+        return ROUNDS_UNMEASURED
+    return min(ROUNDS_AHEAD_MAX, 1 - (-ahead_ps // member.round_ps))
 
 
 def _sum(past: WorkerReport | None, now: WorkerReport) -> WorkerReport:

@@ -1,10 +1,14 @@
 """From the run file to the settings of an LPS's machine, for the daemon and the virtual driver."""
 
+from typing import Final
+
 from lps.state import LpsSettings
 from pelago.config import RunFile
 from pelago.core.machine import PS_PER_MS
 from pelago.core.names import Peer
 from pelago.core.staging import WITHOUT_LIMIT
+
+PS_PER_SECOND: Final = 1000 * PS_PER_MS
 
 
 def settings(
@@ -20,7 +24,7 @@ def settings(
 
     ``gps``: what the driver calls the GPS. ``payload_bytes``: of one model; 0: the GPS's manifest
     tells. ``lossless``: for a driver that loses nothing, so no heartbeats and no retries; with room
-    for every update, and samples granted when they are wanted (`lease_block` = 1), HALoS's
+    for every update, and samples granted when they are wanted (`lease_seconds` = 0), HALoS's
     learning-rate clock.
     """
     heartbeat_ps = run.network.heartbeat_ms * PS_PER_MS
@@ -31,9 +35,7 @@ def settings(
         updates_per_exchange=run.lps.updates_per_exchange,
         merge_weight=run.lps.merge_weight,
         in_flight=run.lps.in_flight,
-        lease_block=1 if lossless else run.lps.lease_block,
-        # A bound for every worker: none is faster than 1, and `rescale` only makes rounds shorter.
-        round_samples_max=run.worker.local_steps * run.worker.batch_size,
+        lease_ahead_ps=0 if lossless else round(run.lps.lease_seconds * PS_PER_SECOND),
         update_norm_max=run.lps.update_norm_max,
         staged_max=WITHOUT_LIMIT if lossless else run.lps.staged_max,
         payload_bytes=payload_bytes,

@@ -78,9 +78,8 @@ class LpsSettings:
     updates_per_exchange: int
     merge_weight: float
     in_flight: InFlight
-    lease_block: int
-    round_samples_max: int
-    """Samples of the largest round that a worker of the run file asks for."""
+    lease_ahead_ps: int
+    """For so long samples are kept in hand; 0: none are asked for ahead of need."""
     update_norm_max: float
     staged_max: int
     payload_bytes: int
@@ -119,7 +118,7 @@ class Lps:
         self._payload_bytes = settings.payload_bytes
         self._queue: deque[Peer] = deque()
         """Members that wait for a lease, first come first served."""
-        self._supply = Supply(settings.lease_block, settings.round_samples_max)
+        self._supply = Supply()
         self._next_blob = 1
         self._loaded: Version | None = None
         """Global version that the driver put into the arena: no first transfer then."""
@@ -418,7 +417,7 @@ class Lps:
             return []
         if self.phase in ("draining", "leaving", "gone"):
             return [Send(member.peer, Stop("run finished"))]
-        member.wants = samples
+        member.wants = member.round_samples = samples
         if member.peer not in self._queue:
             self._queue.append(member.peer)
         return self._serve()
@@ -435,12 +434,14 @@ class Lps:
             if member is not None and member.wants:
                 if member.lease is None:
                     member.lease = self.leases.lend(member.group, member.fence, member.wants)
+                    member.lent_at = self._now
                 if member.lease is None:
                     wanted = member.wants
                     break
                 effects += self._answer(member)
             queue.popleft()
-        request = self._supply.ask(self.leases.pool.total, wanted, self._now)
+        needed = self.members.samples_in(self.settings.lease_ahead_ps)
+        request = self._supply.ask(self.leases.pool.total, wanted, needed, self._now)
         if request is not None:
             effects.append(Send(self.settings.gps, request))
         return effects
@@ -489,6 +490,7 @@ class Lps:
             effects.append(Send(peer, Ack(message.push, "applied")))
             effects += self._maybe_exchange()
         if member is not None:
+            member.round_ps = max(1, self._now - member.lent_at)
             member.lease = None
             effects += self._on_pull(member, message.next_samples)
         return effects

@@ -206,8 +206,9 @@ class Lps(Server):
     """What becomes of movement between the send and the merge: lost to the other regions (as in the
     released HALoS code), carried into the next exchange, or replayed on top of a merge made at the
     send point."""
-    lease_block: Positive = 8
-    """Rounds for which a region keeps samples in hand; 1: none ahead of need."""
+    lease_seconds: NonNegativeFloat = 75.0
+    """Seconds for which a region keeps samples in hand, at the pace of its workers, beside a round for each of
+    them: so long it trains on without the GPS. 0: none ahead of need."""
 
 
 class Gps(Server):

@@ -76,7 +76,7 @@ def draw(seed: int) -> Draw:
         batch_size=random.randint(1, 3),
         exchange=random.randint(1, 8),
         in_flight=random.choice(("drop", "carry", "replay")),
-        lease_block=random.choice((1, 2, 4, 8)),
+        lease_seconds=random.choice((0.0, 0.1, 0.5, 4.0)),
         lps_staged=random.randint(1, 3),
         gps_staged=random.randint(1, 2),
         validation=random.choice((10, 50, 200)),
@@ -171,7 +171,7 @@ rescale = {rescale}
 [lps]
 updates_per_exchange = {exchange}
 in_flight = "{in_flight}"
-lease_block = {lease_block}
+lease_seconds = {lease_seconds}
 staged_max = {lps_staged}
 [gps]
 staged_max = {gps_staged}

@@ -173,21 +173,24 @@ class LeaseTable:
         self.outcomes = Outcomes()
         self.clock = 0
         """Of the newest lease; none is cut with an earlier one, see `Lease.clock`."""
+        self._clock_when_empty = 0
+        """What the clock will be when all samples in the pool are lent."""
         self._next = (incarnation << 32) + 1
 
     def add(self, spans: Spans, clock: int) -> None:
-        """The GPS lent samples, when so many had been handed out in the whole run."""
+        """The GPS lent samples, when so many had been handed out in the whole run, those in this pool
+        included."""
         self.pool.add(spans)
-        # Fresh samples begin at that number, and have their place as their clock. Others were lent before.
-        if any(start < clock for start, _ in spans):
-            self.clock = max(self.clock, clock)
+        self._clock_when_empty = clock + sum(stop - start for start, stop in spans)
 
     def lend(self, group: int, fence: int, samples: int) -> Lease | None:
         """Cut a lease from the pool, lowest samples first; None if the pool holds too few."""
         if self.pool.total < samples:
             return None
+        # Not their place in the order: it was given to them when they came into the pool, and others trained
+        # in the meantime.
+        self.clock = max(self.clock, self._clock_when_empty - self.pool.total)
         spans = self.pool.take(samples)
-        self.clock = max(self.clock, spans[0][0])
         lease = Lease(PushId(self._next, fence), spans, self.clock)
         self._next += 1
         self.open[lease.push.lease] = OpenLease(lease, group)
@@ -213,7 +216,7 @@ class LeaseTable:
     def void(self) -> Spans:
         """Revoke every lease and empty the pool. Returns all samples that were not consumed. What comes
         next is of another time, perhaps of a life of the GPS that knows less."""
-        self.clock = 0
+        self.clock = self._clock_when_empty = 0
         spans = [self._close(held.lease.push, "fenced") for held in list(self.open.values())]
         return SpanSet(chain(self.pool.clear(), *spans)).spans()
 

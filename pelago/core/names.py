@@ -68,8 +68,9 @@ class Lease:
     push: PushId
     spans: Spans
     clock: int
-    """Samples of the whole run that were handed out before these, this time: the learning rate's clock.
-    That of samples which are lent again is later than their place in the order."""
+    """Samples of the whole run that workers were given before these, this time: the learning rate's clock.
+    It is later than their place in the order for those that are lent again, and may be earlier for those
+    that a region keeps in hand."""
 
     @property
     def samples(self) -> int:

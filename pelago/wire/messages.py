@@ -101,10 +101,12 @@ class Pull:
 
 @frozen
 class LeaseRequest:
-    """An LPS asks for samples. ``request`` numbers its requests, so that a repeat gets the same answer."""
+    """An LPS asks for samples. ``request`` numbers its requests, so that a repeat gets the same answer.
+    ``ahead``: so many it will have in hand that no worker waits for."""
 
     request: int
     samples: int
+    ahead: int
 
 
 @frozen
@@ -194,7 +196,8 @@ class Rejoin:
 
 @frozen
 class LeaseGrant:
-    """Samples for a region. ``clock``: so many had been handed out in the whole run before these."""
+    """Samples for a region. ``clock``: so many had been handed out in the whole run before these, but for
+    those that other regions keep in hand."""
 
     request: int
     fence: int

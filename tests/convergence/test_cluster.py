@@ -155,7 +155,7 @@ local_steps = 4
 batch_size = 2
 [lps]
 updates_per_exchange = 3
-lease_block = 4
+lease_seconds = 1.0
 staged_max = 1
 [gps]
 staged_max = 1

@@ -111,7 +111,7 @@ def test_the_parts_of_a_server_come_back() -> None:
     ledger, table, outcomes = SampleLedger(), LeaseTable(3), Outcomes()
     ledger.lend("eu", 8)
     ledger.give_back("eu", ((2, 4),))
-    table.pool.add(ledger.held["eu"].spans())
+    table.add(ledger.held["eu"].spans(), 2)
     lease = table.lend(0, 1, 3)
     assert lease is not None
     outcomes.record(4, "rejected")

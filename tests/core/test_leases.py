@@ -125,7 +125,7 @@ def test_the_ledger_sees_a_sample_in_two_places_and_one_that_is_gone() -> None:
 
 def test_a_lease_is_cut_from_the_lowest_samples() -> None:
     table = LeaseTable(incarnation=1)
-    table.pool.add(((8, 16),))
+    table.add(((8, 16),), 8)
     lease = table.lend(group=0, fence=3, samples=6)
     assert lease == Lease(PushId((1 << 32) + 1, 3), ((8, 14),), 8)
     assert lease.samples == 6
@@ -206,11 +206,20 @@ def clocks(table: LeaseTable, count: int, samples: int = 4) -> list[int]:
 
 
 def test_the_clock_of_fresh_samples_is_their_place_in_the_order() -> None:
-    """Also of those that were asked for ahead of need, when others have been lent since."""
+    table = LeaseTable(0)
+    table.add(((8, 16),), 8)
+    assert clocks(table, 2) == [8, 12]
+    table.add(((100, 108),), 100)
+    assert clocks(table, 2) == [100, 104]
+
+
+def test_what_was_kept_in_hand_has_the_clock_of_the_time_when_a_worker_gets_it() -> None:
+    """Others were lent samples meanwhile; all in all 100 had been when the second eight came, less the
+    eight that were in hand."""
     table = LeaseTable(0)
     table.add(((8, 16),), 8)
     table.add(((100, 108),), 100)
-    assert clocks(table, 4) == [8, 12, 100, 104]
+    assert clocks(table, 4) == [92, 96, 100, 104]
 
 
 def test_what_is_lent_again_has_the_clock_of_the_time_when_it_is_lent_again() -> None:
@@ -227,9 +236,9 @@ def test_what_is_lent_again_has_the_clock_of_the_time_when_it_is_lent_again() ->
     table.give_back(lost.push, "fenced")
     assert clocks(table, 2) == [3_000_000, 3_000_004]
     table.add(((4, 8), (9_000_000, 9_000_004)), 9_000_000)
-    assert clocks(table, 3) == [9_000_000, 9_000_000, 9_000_000]
-    table.add(((9_000_004, 9_000_008),), 9_000_004)
-    assert clocks(table, 1) == [9_000_004]
+    assert clocks(table, 3) == [8_999_996, 9_000_000, 9_000_004]
+    table.add(((9_000_008, 9_000_012),), 9_000_008)
+    assert clocks(table, 1) == [9_000_008]
 
 
 def test_the_clock_survives_a_restart_and_begins_anew_with_another_life_of_the_gps() -> None:
@@ -238,7 +247,7 @@ def test_the_clock_survives_a_restart_and_begins_anew_with_another_life_of_the_g
     assert clocks(table, 1) == [50]
     again = LeaseTable(0)
     image.restore(again, image.take(table))
-    assert clocks(again, 1) == [50]
+    assert clocks(again, 1) == [54]
     again.void()
     again.add(((20, 24),), 20)
     assert clocks(again, 1) == [20]

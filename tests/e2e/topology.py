@@ -40,7 +40,7 @@ momentum = 0.0
 momentum_delay = 1
 updates_per_exchange = 4
 merge_weight = 0.5
-lease_block = 4
+lease_seconds = 1.0
 [gps]
 lr = 0.5
 momentum = 0.0

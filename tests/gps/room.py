@@ -72,7 +72,7 @@ class Room(Conversation):
         """An LPS joins, and borrows samples."""
         self.hears(peer, hello("lps", region, incarnation))
         if samples:
-            self.hears(peer, LeaseRequest(1, samples))
+            self.hears(peer, LeaseRequest(1, samples, 0))
         return self
 
     def evaluate(self, peer: str = "judge", after_steps: int = 0) -> list[Effect]:

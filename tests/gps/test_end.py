@@ -194,7 +194,7 @@ def test_an_evaluator_may_leave_while_the_run_goes_on(room: Room) -> None:
 def test_what_an_evaluator_never_says_is_noted_and_dropped(room: Room) -> None:
     room.evaluate()
     note = Note("unexpected", {"peer": "judge", "message": "LeaseRequest"})
-    assert room.hears("judge", LeaseRequest(1, 8)) == [note]
+    assert room.hears("judge", LeaseRequest(1, 8, 0)) == [note]
     assert room.hears("judge", update(E1, ((0, 4),)), -1) == [
         Note("unexpected", {"peer": "judge", "message": "Push"}),
         Release(-1),
@@ -219,7 +219,7 @@ def test_the_budget_of_steps_ends_the_run_with_the_update_that_reaches_it(room: 
         Send("lps-1", Stop(BUDGET)),
         Send("lps-2", Stop(BUDGET)),
     ]
-    assert room.hears("lps-1", LeaseRequest(2, 8)) == []
+    assert room.hears("lps-1", LeaseRequest(2, 8, 0)) == []
     assert room.hears("lps-1", Offer(E2)) == []
     room.hears("lps-1", update(E2, ((4, 8),)), -3)
     assert room.happens(Measured(-3, 1.0, finite=True)) == [Release(-3)]

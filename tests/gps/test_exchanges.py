@@ -65,26 +65,26 @@ def room() -> Room:
 
 
 def test_a_repeated_request_gets_the_same_samples_and_an_older_one_nothing(room: Room) -> None:
-    assert room.hears("lps-1", LeaseRequest(1, 40)) == [
+    assert room.hears("lps-1", LeaseRequest(1, 40, 0)) == [
         Send("lps-1", LeaseGrant(1, 1, ((0, 40),), 0))
     ]
     granted = [Send("lps-1", LeaseGrant(2, 1, ((60, 68),), 60))]
-    assert room.hears("lps-1", LeaseRequest(2, 8)) == granted
-    assert room.hears("lps-1", LeaseRequest(2, 8)) == granted
-    assert room.hears("lps-1", LeaseRequest(1, 40)) == []
+    assert room.hears("lps-1", LeaseRequest(2, 8, 0)) == granted
+    assert room.hears("lps-1", LeaseRequest(2, 8, 0)) == granted
+    assert room.hears("lps-1", LeaseRequest(1, 40, 0)) == []
     assert room.gps.ledger.totals().held == 68
 
 
 def test_a_request_for_nothing_is_not_answered(room: Room) -> None:
-    assert room.hears("lps-1", LeaseRequest(2, 0)) == []
+    assert room.hears("lps-1", LeaseRequest(2, 0, 0)) == []
 
 
 def test_time_is_counted_from_the_first_lease() -> None:
     room = Room().load()
     room.after(10).join("lps-1", "eu")
     assert room.gps.elapsed_ps() == 0
-    room.after(10).hears("lps-1", LeaseRequest(1, 8))
-    room.after(3).hears("lps-1", LeaseRequest(2, 8))
+    room.after(10).hears("lps-1", LeaseRequest(1, 8, 0))
+    room.after(3).hears("lps-1", LeaseRequest(2, 8, 0))
     assert room.gps.elapsed_ps() == 3 * 10**12
 
 

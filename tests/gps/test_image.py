@@ -38,7 +38,7 @@ def test_in_the_middle_of_any_run_it_can_be_restored(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     doubles = Doubles(monkeypatch, Gps, seed, chance=0.05)
-    world = World(seed, in_flight="carry", lease_block=3, budget=160)
+    world = World(seed, in_flight="carry", ahead_ticks=8, budget=160)
     world.run(ticks=100)
     world.make_peace()
     world.run(ticks=300)

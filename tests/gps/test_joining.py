@@ -66,10 +66,10 @@ def test_before_the_model_is_there_a_region_waits_for_it() -> None:
     """
     room = Room().join("lps-1", "eu")
     assert room.hears("lps-1", Pull(0, 0)) == []
-    assert room.hears("lps-1", LeaseRequest(1, 8)) == []
+    assert room.hears("lps-1", LeaseRequest(1, 8, 0)) == []
     room.load()
     assert len(room.hears("lps-1", Pull(0, 0))) == 3
-    assert room.hears("lps-1", LeaseRequest(1, 8)) == [
+    assert room.hears("lps-1", LeaseRequest(1, 8, 0)) == [
         Send("lps-1", LeaseGrant(1, 1, ((0, 8),), 0))
     ]
 
@@ -135,17 +135,34 @@ def test_what_is_lent_again_comes_with_the_clock_of_now() -> None:
     """
     room = Room().load().join("lps-1", "eu", samples=8).join("lps-2", "us")
     fresh = LeaseGrant(1, 1, ((8, 1_000_008),), 8)
-    assert room.hears("lps-2", LeaseRequest(1, 1_000_000)) == [Send("lps-2", fresh)]
+    assert room.hears("lps-2", LeaseRequest(1, 1_000_000, 0)) == [Send("lps-2", fresh)]
     room.hears("lps-1", Leave("enough", None, (), (), ()))
     again = Send("lps-2", LeaseGrant(2, 1, ((0, 8), (1_000_008, 1_000_012)), 1_000_008))
-    assert room.hears("lps-2", LeaseRequest(2, 12)) == [again]
-    assert room.hears("lps-2", LeaseRequest(2, 12)) == [again]
+    assert room.hears("lps-2", LeaseRequest(2, 12, 0)) == [again]
+    assert room.hears("lps-2", LeaseRequest(2, 12, 0)) == [again]
+
+
+def test_what_another_region_keeps_in_hand_is_not_yet_handed_out() -> None:
+    """
+    1. eu asks for 1,000, of which its workers want 100 now: us starts its clock at those.
+    2. eu has lent 800 more when it asks again; it cannot have more in hand than it holds.
+    """
+    room = Room().load().join("lps-1", "eu").join("lps-2", "us")
+    room.hears("lps-1", LeaseRequest(1, 1000, 900))
+    us = LeaseGrant(1, 1, ((1000, 1100),), 100)
+    assert room.hears("lps-2", LeaseRequest(1, 100, 0)) == [Send("lps-2", us)]
+    room.hears("lps-1", LeaseRequest(2, 500, 600))
+    us = LeaseGrant(2, 1, ((1600, 1601),), 1000)
+    assert room.hears("lps-2", LeaseRequest(2, 1, 0)) == [Send("lps-2", us)]
+    room.hears("lps-1", LeaseRequest(3, 1, 10**12))
+    us = LeaseGrant(3, 1, ((1602, 1603),), 1602 - 1501)
+    assert room.hears("lps-2", LeaseRequest(3, 1, 0)) == [Send("lps-2", us)]
 
 
 def test_a_new_process_asks_with_numbers_of_its_own() -> None:
     """Request 1 of the new process is not the request 1 of the old one."""
     room = Room().load().join("lps-1", "eu", samples=8).join("lps-2", "eu", incarnation=2)
-    assert room.hears("lps-2", LeaseRequest(1, 4)) == [
+    assert room.hears("lps-2", LeaseRequest(1, 4, 0)) == [
         Send("lps-2", LeaseGrant(1, 2, ((0, 4),), 8))
     ]
 
@@ -170,7 +187,7 @@ def test_a_silent_region_forfeits_its_samples_and_may_come_back() -> None:
         Send("lps-1", Ack(E1, "fenced")),
     ]
     room.join("lps-9", "us")
-    assert room.hears("lps-9", LeaseRequest(1, 8)) == [
+    assert room.hears("lps-9", LeaseRequest(1, 8, 0)) == [
         Send("lps-9", LeaseGrant(1, 1, ((0, 8),), 8))
     ]
 
@@ -178,7 +195,7 @@ def test_a_silent_region_forfeits_its_samples_and_may_come_back() -> None:
 def test_any_word_is_a_sign_of_life() -> None:
     room = Room().load().join("lps-1", "eu", samples=8)
     for _ in range(5):
-        room.after(50).hears("lps-1", LeaseRequest(1, 8))
+        room.after(50).hears("lps-1", LeaseRequest(1, 8, 0))
         assert without_notes(room.happens(Tick())) == []
 
 
@@ -202,7 +219,8 @@ def test_a_region_that_leaves_early_gives_everything_back() -> None:
 
 
 @pytest.mark.parametrize(
-    "message", [Pull(0, 0), Heartbeat(REPORT), LeaseRequest(1, 8), Offer(E1), update(E1, ((0, 8),))]
+    "message",
+    [Pull(0, 0), Heartbeat(REPORT), LeaseRequest(1, 8, 0), Offer(E1), update(E1, ((0, 8),))],
 )
 def test_a_stranger_is_asked_to_introduce_himself(message: Message) -> None:
     room = Room().load()

@@ -50,7 +50,7 @@ def test_it_goes_on_with_the_model_and_lends_what_is_not_in_it(room: Room) -> No
     assert later.gps.version == Version(1000, 1)
     assert later.gps.counted_steps == 30
     later.join("lps-1", "eu")
-    [grant] = later.hears("lps-1", LeaseRequest(1, 20))
+    [grant] = later.hears("lps-1", LeaseRequest(1, 20, 0))
     assert isinstance(grant, Send)
     assert grant.message.spans == ((4, 16), (16, 24))  # type: ignore[union-attr]
 
@@ -58,7 +58,7 @@ def test_it_goes_on_with_the_model_and_lends_what_is_not_in_it(room: Room) -> No
 def test_what_peers_hold_of_the_life_before_is_void(room: Room) -> None:
     """1. Nobody is known any more. 2. Fences are above any that was given since."""
     later = reopened(room)
-    for message in (Heartbeat(None), Offer(E1), LeaseRequest(2, 8), Pull(0, 0)):
+    for message in (Heartbeat(None), Offer(E1), LeaseRequest(2, 8, 0), Pull(0, 0)):
         assert later.hears("lps-1", message) == [Send("lps-1", Rejoin())]
     [_, welcome] = later.hears("lps-1", hello("lps", "eu"))
     assert isinstance(welcome, Send)
@@ -111,7 +111,7 @@ def test_only_a_later_life_can_reopen(room: Room) -> None:
 def test_samples_are_those_of_whatever_batch_size_it_was_at_the_time(room: Room) -> None:
     """1. An exchange of 4 samples. 2. The run goes on with larger batches: one of 8 samples, 4 more dropped."""
     later = reopened(room).join("lps-1", "eu").join("lps-2", "us")
-    later.hears("lps-2", LeaseRequest(1, 12))
+    later.hears("lps-2", LeaseRequest(1, 12, 0))
     later.push("lps-2", update(PushId(1, 1000), ((4, 12),), ((12, 16),)), -2)
     tables = {"worker": {"batch_size": 512}, "region": [{"name": "eu", "worker_speeds": [1.0]}]}
     run = RunFile.model_validate(tables)

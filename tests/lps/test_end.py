@@ -292,7 +292,7 @@ def test_facts_that_are_other_nodes_business_change_nothing(
         global_model(0),
         Goodbye(),
         Evaluated(Version(9, 0), 0, 1.0, 1),
-        LeaseRequest(1, 4),
+        LeaseRequest(1, 4, 0),
     ],
     ids=lambda message: type(message).__name__,
 )

@@ -312,7 +312,7 @@ def test_workers_are_served_as_soon_as_the_model_is_there() -> None:
     assert room.hears("gps", global_model(0), -1) == [
         Apply("load", -1),
         Release(-1),
-        Send("gps", LeaseRequest(1, 4)),
+        Send("gps", LeaseRequest(1, 4, 0)),
     ]
 
 
@@ -346,7 +346,7 @@ def test_an_evicted_region_voids_what_it_holds_and_starts_afresh(sent: Room) -> 
     assert sent.hears("gps", global_model(4), -9) == [
         Apply("load", -9),
         Release(-9),
-        Send("gps", LeaseRequest(5, 4)),
+        Send("gps", LeaseRequest(5, 4, 0)),
     ]
     assert sent.grant(5, ((40, 44),), fence=2)[1].__class__ is Send
     sent.lps.members.get("w1").replying = None  # type: ignore[union-attr]
@@ -376,7 +376,7 @@ def test_an_old_welcome_is_found_out_by_the_grant_that_does_not_fit(room: Room, 
     room.hears("w0", Pull(4, 0))
     assert room.grant(1, ((0, 4),), fence=fence) == [Note("rejoining", {}), REJOINING, GPS_HELLO]
     room.hears("gps", gps_welcome(fence))
-    assert room.hears("gps", global_model(0), -1)[-1] == Send("gps", LeaseRequest(2, 4))
+    assert room.hears("gps", global_model(0), -1)[-1] == Send("gps", LeaseRequest(2, 4, 0))
 
 
 def test_a_region_evicted_before_it_had_a_model_asks_for_it_again() -> None:

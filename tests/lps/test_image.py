@@ -34,13 +34,13 @@ def used() -> Room:
 
 
 @pytest.mark.parametrize(
-    ("seed", "in_flight", "lease_block"), [(10, "drop", 1), (11, "carry", 3), (12, "replay", 1)]
+    ("seed", "in_flight", "ahead_ticks"), [(10, "drop", 0), (11, "carry", 8), (12, "replay", 0)]
 )
 def test_in_the_middle_of_any_run_it_can_be_restored(
-    seed: int, in_flight: InFlight, lease_block: int, monkeypatch: pytest.MonkeyPatch
+    seed: int, in_flight: InFlight, ahead_ticks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     doubles = Doubles(monkeypatch, Lps, seed, chance=0.05)
-    world = World(seed, in_flight=in_flight, lease_block=lease_block, budget=160)
+    world = World(seed, in_flight=in_flight, ahead_ticks=ahead_ticks, budget=160)
     world.run(ticks=100)
     world.make_peace()
     world.run(ticks=300)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pelago.core.machine import (
+    PS_PER_MS,
     Apply,
     Delivered,
     Measure,
@@ -39,7 +40,7 @@ def room() -> Room:
 # --- leases -----------------------------------------------------------------------------------
 
 
-def test_with_a_block_of_one_exactly_what_is_wanted_is_asked_for_when_it_is_wanted() -> None:
+def test_with_nothing_ahead_of_need_exactly_what_is_wanted_is_asked_for_when_it_is_wanted() -> None:
     """
     1. Nobody wants anything: nothing is asked for.
     2. w0 wants 4, w1 wants 6: one request at a time, first come first served.
@@ -47,13 +48,13 @@ def test_with_a_block_of_one_exactly_what_is_wanted_is_asked_for_when_it_is_want
     """
     room = Room().serve().join("w0").join("w1")
     assert room.served == [Apply("load", -99), Release(-99)]
-    assert room.hears("w0", Pull(4, 0)) == [Send("gps", LeaseRequest(1, 4))]
+    assert room.hears("w0", Pull(4, 0)) == [Send("gps", LeaseRequest(1, 4, 0))]
     assert room.hears("w1", Pull(6, 0)) == []
     assert room.grant(1, ((0, 4),)) == [
         Pin(1),
         Send("w0", reply(0, L1), 1),
         Release(1),
-        Send("gps", LeaseRequest(2, 6)),
+        Send("gps", LeaseRequest(2, 6, 0)),
     ]
     assert room.grant(2, ((4, 10),)) == [
         Pin(2),
@@ -63,37 +64,41 @@ def test_with_a_block_of_one_exactly_what_is_wanted_is_asked_for_when_it_is_want
     assert room.lps.leases.pool.total == 0
 
 
-def test_with_a_larger_block_samples_are_there_before_they_are_wanted() -> None:
+def test_samples_are_there_before_they_are_wanted() -> None:
     """
-    1. As soon as it serves, three rounds of 8 are asked for.
-    2. A worker is answered at once; below three rounds in hand, three more are asked for.
-    3. Meanwhile the next is answered at once too, without another request.
-    4. With enough in hand nothing is asked for.
+    1. Nobody has come: nothing is asked for.
+    2. w0 wants 8, and two such rounds are to be in hand until it is known how long they take; a sixteenth
+       more than that, so that not every round asks.
+    3. It took 2 s, so 60 s are 30 rounds, and one that may begin at any time: 248 in hand.
+    4. A second worker is answered at once. Its clock does not count what is in hand.
     """
-    room = Room(lease_block=3)
+    room = Room(lease_ahead_ps=60_000 * PS_PER_MS)
     room.serve().join("w0").join("w1")
-    assert room.served[-1] == Send("gps", LeaseRequest(1, 24))
-    assert room.grant(1, ((0, 24),)) == []
-    assert room.hears("w0", Pull(8, 0)) == [
-        Pin(1),
-        Send("w0", reply(0, lease(1, ((0, 8),))), 1),
-        Release(1),
-        Send("gps", LeaseRequest(2, 24)),
-    ]
-    assert room.hears("w1", Pull(8, 0)) == [
-        Pin(2),
-        Send("w1", reply(0, lease(2, ((8, 16),))), 2),
-        Release(2),
-    ]
-    assert room.grant(2, ((24, 48),)) == []
+    assert room.served == [Apply("load", -99), Release(-99)]
+    assert room.hears("w0", Pull(8, 0)) == [Send("gps", LeaseRequest(1, 8 + 17, 17))]
+    first = lease(1, ((0, 8),))
+    assert room.grant(1, ((0, 25),))[1:] == [Send("w0", reply(0, first), 1), Release(1)]
+    room.after(2.0)
+    effects = room.push("w0", update(first, next_samples=8))
+    assert effects[-1] == Send("gps", LeaseRequest(2, 248 + 15 - 9, 248 + 15))
+    assert room.grant(2, ((100, 354),)) == []
+    assert room.hears("w1", Pull(8, 0))[1] == Send("w1", reply(1, lease(3, ((16, 24),), 1, 91)), 3)
 
 
-def test_a_round_larger_than_the_block_is_asked_for_whole() -> None:
-    room = Room(lease_block=2).serve().join("w0")
-    room.grant(1, ((0, 16),))
-    assert room.hears("w0", Pull(100, 0)) == [Send("gps", LeaseRequest(2, 84))]
-    effects = room.grant(2, ((16, 100),))
-    assert effects[1] == Send("w0", reply(0, lease(1, ((0, 100),))), 1)
+def test_what_is_to_be_in_hand_follows_the_pace_of_the_workers() -> None:
+    """A round of half a minute: three in hand for a minute, and not thirty."""
+    room = Room(lease_ahead_ps=60_000 * PS_PER_MS).serve().join("w0")
+    work = room.work("w0", samples=8)
+    room.after(30.0)
+    effects = room.push("w0", update(work, next_samples=8))
+    assert effects[-1] == Send("gps", LeaseRequest(2, 24 + 1 - 9, 24 + 1))
+
+
+def test_a_region_whose_workers_are_gone_asks_for_nothing_ahead() -> None:
+    room = Room(lease_ahead_ps=60_000 * PS_PER_MS).serve().join("w0")
+    room.grant(room.hears("w0", Pull(8, 0))[-1].message.request, ((0, 25),))  # type: ignore[union-attr]
+    left = room.hears("w0", Leave("enough", None, (), (), ()))
+    assert not any(isinstance(each, Send) and each.peer == "gps" for each in left)
 
 
 def test_a_pull_that_is_repeated_before_the_answer_changes_nothing(room: Room) -> None:
@@ -132,7 +137,7 @@ def test_a_lost_lease_request_is_repeated(room: Room) -> None:
     """
     room.join("w0")
     room.hears("w0", Pull(4, 0))
-    asked = Send("gps", LeaseRequest(1, 4))
+    asked = Send("gps", LeaseRequest(1, 4, 0))
     assert asked not in room.after(0.9).happens(Tick())
     assert asked in room.after(0.1).happens(Tick())
     assert asked not in room.after(0.9).happens(Tick())
@@ -180,15 +185,17 @@ def test_an_update_from_the_offer_to_the_next_lease(room: Room) -> None:
             },
         ),
         Send("w0", Ack(L1.push, "applied")),
-        Send("gps", LeaseRequest(2, 4)),
+        Send("gps", LeaseRequest(2, 4, 0)),
     ]
     assert room.grant(2, ((4, 8),)) == [Pin(2), Send("w0", reply(1, L2), 2), Release(2)]
 
 
 def test_with_samples_in_hand_the_answer_follows_the_acknowledgement_at_once() -> None:
-    room = Room(lease_block=4).serve().join("w0")
-    room.grant(1, ((0, 32),))
+    room = Room(lease_ahead_ps=PS_PER_MS).serve().join("w0")
+    room.hears("w0", Pull(4, 0))
+    room.grant(1, ((0, 30),))
     first = room.work("w0")
+    room.after(1.0)
     effects = room.push("w0", update(first, next_samples=4))
     assert effects[3:] == [
         Send("w0", Ack(first.push, "applied")),

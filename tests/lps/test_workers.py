@@ -210,7 +210,7 @@ def test_a_stranger_is_asked_to_introduce_himself(room: Room, message: Message) 
     "message",
     [
         Evaluated(Version(9, 0), 0, 1.0, 1),
-        LeaseRequest(1, 8),
+        LeaseRequest(1, 8, 0),
         Model(Version(9, 0), 0, None, None, final=False),
         update(L1),
     ],

@@ -104,12 +104,12 @@ class Node:
 class World:
     """The run and everything that befalls it, from one seed."""
 
-    def __init__(self, seed: int, *, in_flight: InFlight, lease_block: int, budget: int) -> None:
+    def __init__(self, seed: int, *, in_flight: InFlight, ahead_ticks: int, budget: int) -> None:
         self.random = Random(seed)
         self.faults: Faults | None = Faults.swarm(self.random)
         """None: peace."""
         self.now = self.random.randrange(10**18)
-        self._in_flight, self._lease_block = in_flight, lease_block
+        self._in_flight, self._ahead_ticks = in_flight, ahead_ticks
         self._heap: list[tuple[int, int, Node, Event]] = []
         self._order = 0
         self._incarnation = 10
@@ -159,8 +159,7 @@ class World:
             updates_per_exchange=3,
             merge_weight=0.5,
             in_flight=self._in_flight,
-            lease_block=self._lease_block,
-            round_samples_max=STEPS * BATCH,
+            lease_ahead_ps=self._ahead_ticks * TICK,
             update_norm_max=10.0,
             staged_max=1,
             payload_bytes=1,

@@ -179,7 +179,7 @@ class Region:
         if not self._fence:
             return [Send("gps", HELLO)]
         if not self._number:
-            return [Send("gps", LeaseRequest(1, LEASED))]
+            return [Send("gps", LeaseRequest(1, LEASED, 0))]
         if self._number <= self._count:
             offer = Offer(PushId(self._number, self._fence))
             return [] if self._sending else [Send("gps", offer)]

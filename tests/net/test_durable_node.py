@@ -248,7 +248,7 @@ class RawRegion:
     async def joins_and_is_granted(self) -> None:
         self.says(HELLO)
         await self.hears(Welcome)
-        self.says(LeaseRequest(1, LEASED))
+        self.says(LeaseRequest(1, LEASED, 0))
         await self.hears(LeaseGrant)
         self.says(Offer(PushId(1, 1)))
         await self.hears(Grant)
