@@ -154,6 +154,7 @@ async def _begin(options: argparse.Namespace, run: RunFile, out: Path, log: Tele
             past=past,
             facts=facts_of(run, corpus),
             copier=copier,
+            is_read=True,
         )
     machine = machine_of(run, incarnation, manifest, corpus)
     return _Life(machine, process, manifest, plane, memory)

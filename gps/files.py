@@ -72,8 +72,19 @@ def write_snapshot(folder: Path, taken: PlaneSnapshot, facts: Mapping[str, int])
         for cells in (taken.arenas["model"], taken.arenas.get("average"))
     )
     assert flat is not None
+    return write_models(folder, taken.manifest, flat, average, facts)
+
+
+def write_models(
+    folder: Path,
+    manifest: Manifest,
+    flat: torch.Tensor,
+    average: torch.Tensor | None,
+    facts: Mapping[str, int],
+) -> list[str]:
+    """Write the model, and its mean if one is kept, with facts in their heads. Returns as `write`."""
     told = {key: str(value) for key, value in facts.items()}
-    return _write_each(folder, _models(taken.manifest, flat, average, told), average)
+    return _write_each(folder, _models(manifest, flat, average, told), average)
 
 
 def _models(

@@ -25,7 +25,7 @@ from pelago.net.archive import Archive
 from pelago.net.files import lock, sync_folder
 from pelago.net.history import Told, history_line, history_until
 from pelago.net.restore import Restored, State, restore, state
-from pelago.net.store import Past, Store
+from pelago.net.store import Past, Snapshot, Store
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
 from pelago.tensor.plane import Plane
@@ -157,7 +157,7 @@ def _resume(run: RunFile, store: Store, source: str) -> tuple[Store, Past | None
 
 def _find(folder: Path, source: str, stack: ExitStack) -> _Found:
     """Read what the source holds, up to its end or the first damage; of copies the newest sound one."""
-    place = _local(source)
+    place = local_state(source)
     if place is not None:
         return _read(place, source, stack)
     place = folder.with_name(folder.name + ".fetched")
@@ -188,16 +188,23 @@ def _read(place: Path, source: str, stack: ExitStack) -> _Found:
         _check_snapshot(past, source)
     if past is None or past.snapshot is None:
         raise CheckpointError(f"{source}: the GPS that began there wrote no snapshot; begin anew")
-    kept = State.of(past.snapshot)
+    kept, run, machine, restored = life_of(past, past.snapshot, source)
+    history = history_until(store.history, past.snapshot.number)
+    told = b"".join(history_line(each) for each in restored.told)
+    used = past.snapshot.name
+    return _Found(past, kept, restored, machine, run, history + told, used, past.passed_over)
+
+
+def life_of(past: Past, snapshot: Snapshot, source: str) -> tuple[State, RunFile, Gps, Restored]:
+    """What a GPS's past is: its snapshot's state, its run file, its machine, its tensors. Raises
+    `CheckpointError`."""
+    kept = State.of(snapshot)
     if kept.manifest is None or not kept.facts.keys() >= {"run", "corpus"}:
         raise CheckpointError(f"{source}: the snapshot is not of a GPS")
     run = config.parse(kept.facts["run"], f"run file in {source}")
     machine = machine_of(run, past.header.incarnation, kept.manifest, kept.facts["corpus"])
     restored = restore(past, past.header.run, machine, None, lambda m: plane_of(run, m))
-    history = history_until(store.history, past.snapshot.number)
-    told = b"".join(history_line(each) for each in restored.told)
-    used = past.snapshot.name
-    return _Found(past, kept, restored, machine, run, history + told, used, past.passed_over)
+    return kept, run, machine, restored
 
 
 def _check_snapshot(past: Past, source: str) -> None:
@@ -209,7 +216,7 @@ def _check_snapshot(past: Past, source: str) -> None:
         )
 
 
-def _local(source: str) -> Path | None:
+def local_state(source: str) -> Path | None:
     """The folder of state that a path means; None: it is one of copies, or a URL."""
     if "://" in source:
         return None

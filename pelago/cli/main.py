@@ -81,6 +81,31 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument(
         "out", metavar="DIR", type=reading.expanded, help="folder of the run's results"
     )
+
+    export = commands.add_parser(
+        "export",
+        help="write the model of a run that goes on, or that ended before its time",
+        description="Write model/ as the evaluator does, from the newest state that the run's GPS has kept, while "
+        "it runs or when it is gone; global.safetensors where the model cannot be built. On the GPS's host.",
+    )
+    export.add_argument(
+        "source",
+        metavar="RUN",
+        type=reading.expanded,
+        help="folder of the run's results, or of its GPS's state",
+    )
+    export.add_argument(
+        "--out",
+        metavar="DIR",
+        type=reading.expanded,
+        help="where to (default: the results' folder)",
+    )
+    export.add_argument(
+        "--run",
+        metavar="RUN.toml",
+        type=reading.expanded,
+        help="a run file that says where model and corpus are, if not where the GPS found them",
+    )
     return top
 
 
@@ -92,6 +117,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from pelago.cli.audit import audit
 
             return audit(Path(options.out))
+        if options.command == "export":
+            from pelago.cli.export import export
+
+            out = None if options.out is None else Path(options.out)
+            return export(Path(options.source), out, options.run)
         run = config.load(options.run)
         if options.command == "check":
             from pelago.cli.check import check

@@ -33,6 +33,22 @@ def _locked(file: IO[Any], kind: int) -> IO[Any]:
     return file
 
 
+def open_over(path: Path) -> int:
+    """A descriptor to write over a file with, which nobody reads meanwhile (`lock_to_read`) until it is
+    closed: a new file in its place if somebody does. Raises `OSError`."""
+    while True:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            path.unlink()
+            continue
+        except OSError:
+            pass  # Not every file system has locks.
+        return descriptor
+
+
 def sync_file(path: Path) -> None:
     """Have the bytes of a file on the disk. Raises `OSError`."""
     _sync(path, os.O_RDONLY)

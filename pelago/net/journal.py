@@ -26,7 +26,7 @@ from pelago.config import Durability
 from pelago.core.errors import CheckpointError
 from pelago.core.names import BlobId
 from pelago.net import disk
-from pelago.net.files import sync_file, sync_folder
+from pelago.net.files import open_over, sync_file, sync_folder
 from pelago.net.history import Told, history_line
 from pelago.net.store import PART, Store, boot_id
 from pelago.tensor.payload import Cell
@@ -329,7 +329,7 @@ class _File:
 
         def open_it() -> None:
             store.spare(self._path)
-            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
             if self._sync:
                 sync_folder(self._path.parent)
 
@@ -342,7 +342,7 @@ class _File:
 
         def open_it() -> None:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-            self._descriptor = os.open(path, flags, 0o644)
+            self._descriptor = os.open(path, flags, 0o666)
 
         self._patiently(open_it)
 
@@ -468,7 +468,7 @@ def _write_snapshot(
     try:
         store.spare(part)
         store.require_room(needs, part)
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = open_over(part)
         try:
             for head, body in records:
                 for piece in (head, body):

@@ -17,7 +17,7 @@ from pelago.core.names import BlobId, Peer
 from pelago.net import archive, journal
 from pelago.net.archive import Copier
 from pelago.net.history import BEGUN, Told
-from pelago.net.journal import Journal
+from pelago.net.journal import SNAPSHOT_MODELS, Journal
 from pelago.net.lane import Tensors
 from pelago.net.restore import HISTORY_KINDS, Restored, state
 from pelago.net.store import Past, Store
@@ -30,6 +30,9 @@ from pelago.wire.recovery import UNCOMMITTED
 
 COMMITTED_S: Final = 10.0
 """How long a node that is done waits for the disk to take its last events."""
+FRESH_MS: Final = 10_000
+"""So old may a snapshot get that others read, if two models have come since: with small models, it is long
+until so much has grown that one is due."""
 RETRY_MS_MIN: Final = 5_000
 RETRY_MS_MAX: Final = 60_000
 """A snapshot that could not be written is tried again after the first, then after twice as long each time."""
@@ -39,6 +42,7 @@ RETRY_MS_MAX: Final = 60_000
 class Memory:
     """Where a node keeps what it must not forget, and what it finds there.
 
+    ``is_read``: others may want to read its newest snapshot while it runs, which is then never old.
     ``name``: of the node in the run. ``incarnation``: of the life that goes on, or begins. ``facts``: what
     its snapshots say of it besides. ``copier``: takes snapshots away from this host.
     """
@@ -50,6 +54,7 @@ class Memory:
     past: Past | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
     copier: Copier | None = None
+    is_read: bool = False
 
 
 class Keeper:
@@ -87,6 +92,8 @@ class Keeper:
         self._failures = 0
         """Snapshots that could not be written since the last one that could."""
         self._retry_at: int | None = None
+        self._snapshot_at = -(1 << 62)
+        """When the last snapshot was begun."""
         self._trouble = ""
         """What the journal's disk said last, as long as it takes nothing."""
         self.journal = self._begin(memory, restored, on_fault)
@@ -141,7 +148,10 @@ class Keeper:
         written, tensors = self.journal, self._tensors
         plane = tensors.plane if tensors.ready else None
         copier = self._memory.copier
+        model_bytes = 0 if plane is None else plane.manifest.bytes
         wanted = self._is_first or (copier is not None and copier.due)
+        if self._memory.is_read and now - self._snapshot_at >= FRESH_MS * PS_PER_MS:
+            wanted = wanted or written.bytes >= SNAPSHOT_MODELS * model_bytes > 0
         if self._failures:
             if self._retry_at is None:
                 wait_ms = min(RETRY_MS_MAX, RETRY_MS_MIN << min(self._failures - 1, 8))
@@ -149,9 +159,9 @@ class Keeper:
             if now < self._retry_at:
                 return
             wanted = True
-        if not written.due(0 if plane is None else plane.manifest.bytes, wanted):
+        if not written.due(model_bytes, wanted):
             return
-        self._is_first, self._retry_at = False, None
+        self._is_first, self._retry_at, self._snapshot_at = False, None, now
         index, number = written.rotate()
         manifest = None if plane is None else plane.manifest
         taken = state(self._machine, manifest, tensors.last_blob, self._memory.facts)

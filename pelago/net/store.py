@@ -23,7 +23,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import IO, Any, BinaryIO, Final
 
 from pelago.core.errors import CheckpointError, ConfigError, ForeignState
 from pelago.net import disk
@@ -40,6 +40,8 @@ DAMAGED_HISTORY: Final = "history-damaged"
 SPARES_MAX: Final = 1
 """Files of each kind that are kept to be written over: to write over pages that the kernel has costs a
 fraction of what new ones cost. They are given up when the disk is short."""
+LOOKS_MAX: Final = 10
+"""How often a folder is looked through whose snapshots go while they are read."""
 _NAME: Final = re.compile(r"(journal|snapshot)-(\d{8})")
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -99,30 +101,41 @@ class Store:
     """The folder of one node, locked; ``run`` None: of any run.
 
     ``read``: to look into what is there, which may be where nobody may write. Raises `ConfigError` if
-    another process has it.
+    another process has it, but ``beside`` it if one wants to read only what stays as it is: `newest`.
     """
 
-    def __init__(self, folder: Path, run: str | None, node: str, *, read: bool = False) -> None:
+    def __init__(
+        self, folder: Path, run: str | None, node: str, *, read: bool = False, beside: bool = False
+    ) -> None:
         self.folder = folder
+        self.is_running = False
+        """Whether another process has it."""
+        self._held: list[IO[Any]] = []
+        """Snapshots that nobody may write over while they are read beside another process."""
         self._run, self._node = run, node
         self._mapped: set[Path] = set()
         """Files that were or are being read: their bytes may be a plane's memory, and may not change."""
         try:
             self._lock = lock_to_read(folder / "lock") if read else lock(folder / "lock")
         except BlockingIOError:
-            raise ConfigError(
-                f"{folder}: another process of {node} is running with this state"
-            ) from None
+            if not beside:
+                raise ConfigError(
+                    f"{folder}: another process of {node} is running with this state"
+                ) from None
+            self._lock, self.is_running = None, True
         except OSError as error:
             verb = "read" if read else "write to"
             raise ConfigError(f"cannot {verb} the folder of state {folder}: {error}") from None
+        if beside and self._lock is not None:
+            self._lock.close()  # Nobody is kept from starting.
         if (folder / CLEARING).exists() and not read:
             self.clear()
 
     def close(self) -> None:
         """Let another process have the folder."""
-        if self._lock is not None:
-            self._lock.close()
+        for file in (self._lock, *self._held):
+            if file is not None:
+                file.close()
 
     def journal(self, index: int) -> Path:
         """Path of a journal."""
@@ -241,6 +254,29 @@ class Store:
                 certain_bytes(self.history, 0 if snapshot is None else snapshot.number)
             return past
         raise faults[0]
+
+    def newest(self) -> Past | None:
+        """The newest sound snapshot, without what came after it, also while another process writes here;
+        None if there is none. Raises `CheckpointError` if all are damaged."""
+        for _ in range(LOOKS_MAX):
+            faults: dict[int, CheckpointError] = {}
+            for index in reversed(self._numbers("snapshot")):
+                try:
+                    held = lock_to_read(self.snapshot(index))
+                    if held is None:
+                        continue
+                    self._held.append(held)
+                    found = _past_of(self._read_snapshot(index), index)
+                except BlockingIOError:
+                    continue  # It is being written over, so there is a newer one by now.
+                except CheckpointError as error:
+                    faults[index] = error
+                    continue
+                found.passed_over = tuple(map(str, faults.values()))
+                return found
+            if faults and all(self.snapshot(each).exists() for each in faults):
+                raise faults[max(faults)]
+        return None
 
     @property
     def has_snapshots(self) -> bool:

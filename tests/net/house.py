@@ -174,7 +174,12 @@ class House:
         past = store.past()
         incarnation = 1 if past is None else past.header.incarnation
         return Memory(
-            store=store, durability=durability, name=name, incarnation=incarnation, past=past
+            store=store,
+            durability=durability,
+            name=name,
+            incarnation=incarnation,
+            past=past,
+            is_read=name == "gps",
         )
 
     async def kill(self, name: str) -> None:

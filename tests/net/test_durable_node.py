@@ -201,6 +201,18 @@ async def test_a_snapshot_that_failed_is_tried_again_in_time(
     assert told.count('"snapshot_failed"') == 1
 
 
+async def test_a_snapshot_that_others_read_is_never_old(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Far from so much has come that one is due; but two models have, and time has passed."""
+    monkeypatch.setattr(keeper, "FRESH_MS", 0)
+    await a_gps(house)
+    region = Region()
+    machine = await a_region(house, region)
+    await machine.until(lambda: len(region.outcomes) == 7)
+    await eventually(lambda: newest(house.folder, "snapshot") >= 3)
+
+
 async def test_what_waits_for_the_disk_is_not_overtaken(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:

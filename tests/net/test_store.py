@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pelago.core.errors import CheckpointError, ConfigError
+from pelago.net.files import open_over
 from pelago.net.history import read_history
 from pelago.net.store import Store
 from pelago.wire import record
@@ -600,3 +601,56 @@ def test_of_a_damaged_history_the_beginning_stays_when_the_past_is_forgotten(sto
     assert history(store) == LIVES[:2]
     assert (store.folder / "history-damaged").read_bytes() == damaged
     assert store.past() is None
+
+
+# --- read while another process writes -----------------------------------------------------------
+
+
+def test_the_newest_sound_snapshot_is_read_beside_the_process_that_writes(store: Store) -> None:
+    """1. The newest is damaged: the one before it is taken, and the damage told. 2. While it is read its file
+    is not written over, however often the other one makes snapshots."""
+    store.snapshot(1).write_bytes(b"".join(snapshot_pieces(3, chunks=2)))
+    store.journal(1).write_bytes(b"".join(journal_pieces(4, 6)))
+    store.snapshot(2).write_bytes(b"".join(snapshot_pieces(6, chunks=2))[:-10])
+    store.journal(2).write_bytes(b"".join(journal_pieces(7, 8)))
+    reader = Store(store.folder, None, NODE, read=True, beside=True)
+    past = reader.newest()
+    assert reader.is_running
+    assert past is not None
+    assert past.snapshot is not None
+    assert (past.snapshot.number, past.records) == (3, [])
+    assert "snapshot-00000002: damaged" in past.passed_over[0]
+    store.drop_old()
+    part = store.snapshot(3)
+    store.spare(part)
+    descriptor = open_over(part)
+    os.write(descriptor, bytes(1 << 14))
+    os.close(descriptor)
+    assert [bytes(chunk) for chunk in past.snapshot.chunks] == [bytes([i]) * 8 for i in range(2)]
+    reader.close()
+
+
+def test_a_snapshot_that_is_being_written_over_is_not_read(store: Store) -> None:
+    store.snapshot(1).write_bytes(b"".join(snapshot_pieces(3)))
+    descriptor = open_over(store.snapshot(1))
+    reader = Store(store.folder, None, NODE, read=True, beside=True)
+    assert reader.newest() is None
+    os.close(descriptor)
+    assert reader.newest() is not None
+    reader.close()
+
+
+def test_whoever_reads_beside_it_keeps_nobody_from_starting(tmp_path: Path) -> None:
+    a_store(tmp_path).close()
+    reader = Store(tmp_path, None, NODE, read=True, beside=True)
+    assert not reader.is_running
+    a_store(tmp_path).close()
+    reader.close()
+
+
+def test_damage_everywhere_is_told_to_whoever_reads_beside(store: Store) -> None:
+    store.snapshot(1).write_bytes(b"".join(snapshot_pieces(3))[:-10])
+    reader = Store(store.folder, None, NODE, read=True, beside=True)
+    with pytest.raises(CheckpointError, match="snapshot-00000001: damaged"):
+        reader.newest()
+    reader.close()

@@ -1,0 +1,65 @@
+"""`pelago export`: the global model of a run that goes on, or that ended before its time."""
+
+from pathlib import Path
+
+import torch
+
+from gps import files
+from gps.export import Found, find
+from pelago import config
+from pelago.core.errors import CheckpointError, PelagoError
+from pelago.tensor.manifest import Manifest
+
+TRAINED_WITH = "global.safetensors is written instead"
+
+
+def export(source: Path, out: Path | None, run_file: str | None) -> int:
+    """Write what an evaluator would: ``model/``; where it cannot be built, the bare weights. Returns the
+    exit code: 0, or 1 if something could not be written. Raises `PelagoError`.
+
+    ``run_file``: where the model and the corpus are, if not where the GPS found them.
+    """
+    found = find(source)
+    folder = found.folder if out is None else out
+    print(_said(found))
+    try:
+        _export_model(found, found.run if run_file is None else config.load(run_file), folder)
+    except PelagoError as error:
+        print(f"no model/: {' '.join(str(error).split())}; {TRAINED_WITH}")
+    else:
+        print(f"{folder / 'model'}")
+        return 0
+    gps = found.machine
+    facts = {"version": gps.version.counter, "counted_steps": gps.counted_steps}
+    failures = files.write_models(folder, found.manifest, found.flat, found.average, facts)
+    if failures:
+        raise CheckpointError("; ".join(failures))
+    print(f"{folder / files.MODEL}")
+    return 0
+
+
+def _said(found: Found) -> str:
+    gps = found.machine
+    steps = (
+        f"version {gps.version.counter:,} of {found.run.run_id}, {gps.counted_steps:,} local steps"
+    )
+    what = "mean of the models up to " if found.average is not None else ""
+    loss = "no held-out loss is known yet"
+    if gps.validations:
+        _, measured, value = gps.validations[-1]
+        loss = f"held-out loss {value:.4f} at {measured:,} local steps"
+    state = "the run goes on" if found.is_running else f"its GPS does not run ({gps.phase})"
+    said = f"{what}{steps}; {loss}; {state}"
+    return said + (f"; passed over: {'; '.join(found.passed_over)}" if found.passed_over else "")
+
+
+def _export_model(found: Found, run: config.RunFile, folder: Path) -> None:
+    from worker.evaluator import Evaluator
+
+    # A worker of the run may have the accelerator to itself.
+    worker = run.worker.model_copy(update={"device": "cpu"})
+    evaluator = Evaluator(run.model_copy(update={"worker": worker}))
+    if Manifest(evaluator.manifest()).fingerprint != found.manifest.fingerprint:
+        raise CheckpointError("the model that the run file describes is another")
+    flat: torch.Tensor = found.flat if found.average is None else found.average
+    evaluator.export(flat, folder / "model")
