@@ -140,6 +140,8 @@ async def _begin(options: argparse.Namespace, run: RunFile, out: Path, log: Tele
     if manifest is None:
         log.line("building the initial model")
         start = await initial.build(run)
+        log.line(f"initial model: {start.origin}")
+        log.event("initial_model", origin=start.origin)
         manifest, corpus, plane = start.manifest, start.corpus, plane_of(run, start.manifest)
         plane.adopt(0, start.flat)
         plane.apply("load", 0, 1.0)

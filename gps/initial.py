@@ -22,11 +22,14 @@ from pelago.wire.messages import TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Initial:
-    """What a run starts from. ``flat``: all parameters, fp32, in the manifest's order."""
+    """What a run starts from. ``flat``: all parameters, fp32, in the manifest's order. ``origin``: for
+    people, where they are from: a checkpoint, or a seed.
+    """
 
     manifest: Manifest
     flat: torch.Tensor
     corpus: str
+    origin: str
 
 
 async def build(run: RunFile) -> Initial:
@@ -56,8 +59,9 @@ def read(path: Path) -> Initial:
             facts = file.metadata()
             order = json.loads(facts["order"])
             tensors = [file.get_tensor(name) for name in order]
-            corpus = facts["corpus"]
+            corpus, origin = facts["corpus"], facts["origin"]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} holds no initial model: {error}") from None
     specs = tuple(TensorSpec(name, tuple(t.shape)) for name, t in zip(order, tensors, strict=True))
-    return Initial(Manifest(specs), torch.cat([tensor.flatten() for tensor in tensors]), corpus)
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    return Initial(Manifest(specs), flat, corpus, origin)

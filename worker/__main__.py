@@ -87,6 +87,7 @@ def _initialise(run: RunFile, path: Path) -> int:
     facts = {
         "order": json.dumps([spec.name for spec in manifest.specs]),
         "corpus": source.corpus.digest,
+        "origin": source.model.origin,
     }
     try:
         save_file(tensors, path, metadata=facts)
@@ -113,6 +114,7 @@ def _describe(run: RunFile) -> int:
         f" corpus {run.data.source}, {len(corpus.train):,} tokens to train on,"
         f" {len(corpus.validation):,} held out"
     )
+    print(f"weights    {source.model.origin}")
     for line in corpus.account:
         print(f"corpus     {line}")
     print(f"corpus     largest id {highest:,}; the model knows {source.model.vocabulary:,}")
@@ -151,6 +153,7 @@ async def _train(options: argparse.Namespace, run: RunFile) -> int:
         plane=Plane(manifest, None, exchanges=False),
         trainer=WorkerPort(trainer),
     )
+    log.event("model", origin=trainer.model.origin)
     log.line(f"training for region {options.region}; its LPS is at {host}:{port}")
     finish = await node.run()
     return daemon.outcome(finish)

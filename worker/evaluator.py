@@ -11,8 +11,9 @@ from pelago.wire.messages import TensorSpec
 from worker import device as devices
 from worker.data import Corpus, open_corpus
 from worker.data.sources import load_tokenizer
-from worker.models import LanguageModel, build
+from worker.models import LanguageModel, build, companions
 from worker.models.build import FAULTS
+from worker.models.presets import PRESETS
 
 EVALUATION_BATCH: int = 16
 """Sequences per forward pass, unless the run file's micro-batch is smaller."""
@@ -25,9 +26,15 @@ class Evaluator:
         """Open the corpus and build the model. Raises `ConfigError`."""
         device = devices.choose(run.worker.device)
         self.corpus: Corpus = open_corpus(run.data, run.run.seed)
-        self.model: LanguageModel = build(run.model, self.corpus.vocabulary, run.run.seed, device)
+        self.model: LanguageModel = build(
+            run.model, self.corpus.vocabulary, run.run.seed, device, run.data.sequence_length
+        )
         self.corpus.limit_vocabulary(self.model.vocabulary)
-        self._tokenizer = run.data.tokenizer
+        # Read now: where they came from may be gone when the run ends.
+        self._tokenizer = (
+            None if run.data.tokenizer == "bytes" else load_tokenizer(run.data.tokenizer)
+        )
+        self.companions = _companions(run)
         self._samples = run.data.validation_samples
         self._batch_size = min(
             EVALUATION_BATCH, run.worker.micro_batch_size or run.worker.batch_size
@@ -55,8 +62,9 @@ class Evaluator:
         return _mean_loss(self.model, self.corpus, self._samples, self._batch_size)
 
     def export(self, flat: torch.Tensor, directory: Path) -> None:
-        """Write ``flat`` as a Hugging Face model folder (with the tokenizer, if there is one), and
-        reopen it before it takes the place of an older one, at once.
+        """Write ``flat`` as a Hugging Face model folder, with the tokenizer, generation config and
+        licence that came with the model or the corpus, and reopen it before it takes the place of an
+        older one, at once.
 
         Raises `CheckpointError` if it cannot be written, or if what ``from_pretrained`` reads from
         it is not the same model to the bit.
@@ -64,14 +72,32 @@ class Evaluator:
         try:
             with whole.replacing(directory) as new:
                 self.model.export(new, flat)
-                if self._tokenizer != "bytes":
-                    load_tokenizer(self._tokenizer).save_pretrained(new)
+                if self._tokenizer is not None:
+                    # Its configuration then names the class that it needs: beside the configuration of
+                    # another model, one that leaves this open would open as that model's kind.
+                    self._tokenizer.save_pretrained(new)
+                self.companions.write(new)
                 check_export(self.model, new)
+                if self._tokenizer is not None:
+                    companions.require_tokenizer(new, self._tokenizer.get_vocab())
         except CheckpointError:
             raise
         except Exception as error:  # Whatever the library that writes it raises.
             why = " ".join(str(error).split()) or type(error).__name__
             raise CheckpointError(f"cannot write the model to {directory}: {why}") from None
+
+
+def _companions(run: RunFile) -> companions.Companions:
+    """What travels with the model into an export. A model that was trained with the tokenizer of the
+    corpus has no use for its own.
+    """
+    own = run.data.tokenizer == "bytes"
+    model = companions.Companions()
+    if run.model.preset not in PRESETS:
+        model = companions.of_model(Path(run.model.preset), tokenizer=own)
+    if own:
+        return model
+    return companions.joined(model, companions.of_tokenizer(Path(run.data.tokenizer)))
 
 
 def check_export(model: LanguageModel, directory: Path) -> None:
@@ -80,7 +106,11 @@ def check_export(model: LanguageModel, directory: Path) -> None:
 
     try:
         reopened = transformers.AutoModelForCausalLM.from_pretrained(
-            directory, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            directory,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
         )
     except FAULTS as error:
         raise CheckpointError(f"the exported model in {directory} does not open: {error}") from None
@@ -94,7 +124,7 @@ def _mean_loss(
     model: LanguageModel, corpus: Corpus, samples: int, batch_size: int
 ) -> tuple[float, int]:
     total, tokens = 0.0, 0
-    with torch.no_grad():
+    with torch.no_grad(), model.evaluating():
         for batch in corpus.validation_batches(samples, batch_size):
             count = batch.shape[0] * corpus.sequence_length
             total += float(model.loss(batch)) * count

@@ -10,6 +10,7 @@ import torch
 
 from pelago.config import RunFile, Worker
 from pelago.core.names import Lease
+from pelago.core.prng import derive
 from pelago.net.trainer import Result
 from pelago.wire.messages import TensorSpec
 from worker import device as devices
@@ -35,10 +36,13 @@ class Trainer:
         can.
         """
         self.settings: Worker = run.worker
+        self._seed = run.run.seed
         self.pace = pace
         device = devices.choose(run.worker.device)
         self.corpus: Corpus = open_corpus(run.data, run.run.seed)
-        self.model: LanguageModel = build(run.model, self.corpus.vocabulary, run.run.seed, device)
+        self.model: LanguageModel = build(
+            run.model, self.corpus.vocabulary, run.run.seed, device, run.data.sequence_length
+        )
         self.corpus.limit_vocabulary(self.model.vocabulary)
         self._cuda = device.type == "cuda"
         if self._cuda and self.settings.compile:
@@ -110,15 +114,14 @@ class Trainer:
         gradient = self.model.gradient().zero_()
         micro = self.settings.micro_batch_size or len(batch)
         losses: list[torch.Tensor] = []
-        for first in range(0, len(batch), micro):
-            if cancel.is_set():
-                return None
-            part = batch[first : first + micro]
-            # Parts may differ in size, so each counts by its share: the mean is over all tokens.
-            share = len(part) / len(batch)
-            loss = self.model.loss(self.corpus.batch(part), mixed=self._cuda) * share
-            torch.autograd.backward(loss)
-            losses.append(loss.detach())
+        # What dropout leaves out follows from the samples: a lease that is trained again is trained alike.
+        with self.model.training(derive("dropout", self._seed, batch[0])):
+            for first in range(0, len(batch), micro):
+                if cancel.is_set():
+                    return None
+                part = self.corpus.batch(batch[first : first + micro])
+                # Parts may differ in size, so each counts by its share: the mean is over all tokens.
+                losses.append(self.model.backward(part, len(part) / len(batch), mixed=self._cuda))
         norm = float(gradient.norm())
         if math.isfinite(norm):
             self._update(gradient, norm, rate)

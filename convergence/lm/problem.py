@@ -24,7 +24,7 @@ from pelago.tensor.manifest import Manifest
 from worker import device as devices
 from worker.data import Corpus, open_corpus
 from worker.models import LanguageModel, build
-from worker.models.build import architecture
+from worker.models.architecture import architecture
 from worker.schedule import learning_rate
 
 ACTIVATION_BYTES_MAX: Final = {"cpu": 64 << 20, "cuda": 512 << 20}

@@ -26,7 +26,7 @@ from tests.worker.corpora import TINY, write_texts, write_tokens
 from worker import models
 from worker.data import open_corpus
 from worker.evaluator import Evaluator
-from worker.models.build import architecture
+from worker.models.architecture import architecture
 from worker.trainer import Trainer
 
 CPU = torch.device("cpu")

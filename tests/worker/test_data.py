@@ -194,9 +194,72 @@ def test_a_bad_token_id_in_the_middle_is_refused_when_it_is_read(tmp_path: Path)
         corpus.batch(range(corpus.windows))
 
 
-def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"vocab_size = 256 in model\.overrides"):
+def test_a_tokenizer_whose_ids_the_model_lacks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"vocabulary is 100: .*vocab_size = 256 in model\.overrides"
+    ):
         texts(write_texts(tmp_path)).limit_vocabulary(100)
+
+
+def tokenizer(
+    folder: Path, ids: dict[str, int], eos: str | None, unknown: str | None = "?"
+) -> Path:
+    """One of whole words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel(ids, unk_token=unknown or ""))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, eos_token=eos, unk_token=unknown)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def colours(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "a.txt").write_text("red green blue " * 200)
+    return folder
+
+
+def test_ids_that_the_model_lacks_are_no_fault_if_none_occurs(tmp_path: Path) -> None:
+    """A tokenizer with a token for padding, say, which is one larger than its model."""
+    words = {word: number for number, word in enumerate(["?", "red", "green", "blue", "<pad>"])}
+    place = str(tokenizer(tmp_path / "tokenizer", words, None))
+    corpus = texts(colours(tmp_path / "texts"), tokenizer=place)
+    corpus.limit_vocabulary(4)
+    assert "5 ids, of which the model knows 4; the largest that occurs is 3" in corpus.account[-1]
+    with pytest.raises(ConfigError, match=r"uses the token id 3 of a vocabulary of 5 ids.* is 3:"):
+        corpus.limit_vocabulary(3)
+
+
+def test_an_end_of_text_that_is_one_too_large_for_the_model_is_refused(tmp_path: Path) -> None:
+    words = {word: number for number, word in enumerate(["?", "red", "green", "blue", "<end>"])}
+    place = str(tokenizer(tmp_path / "tokenizer", words, "<end>"))
+    with pytest.raises(ConfigError, match=r"uses the token id 4 .* model's vocabulary is 4:"):
+        texts(colours(tmp_path / "texts"), tokenizer=place).limit_vocabulary(4)
+
+
+def test_a_tokenizer_without_an_end_of_text_is_told_of(tmp_path: Path) -> None:
+    words = {word: number for number, word in enumerate(["?", "red", "green", "blue"])}
+    for eos, told in ((None, True), ("?", False)):
+        place = str(tokenizer(tmp_path / f"tokenizer-{eos is None}", words, eos))
+        corpus = texts(tmp_path / "texts" if eos else colours(tmp_path / "texts"), tokenizer=place)
+        assert any("no end-of-text token" in line for line in corpus.account) == told
+
+
+def test_the_largest_id_of_a_tokenizer_counts_not_the_number_of_its_tokens(tmp_path: Path) -> None:
+    """Ids may have gaps; 300 in a byte would be another token."""
+    words = {"?": 0, "red": 1, "green": 2, "blue": 300}
+    place = str(tokenizer(tmp_path / "tokenizer", words, None))
+    corpus = texts(colours(tmp_path / "texts"), tokenizer=place)
+    assert corpus.vocabulary == 301
+    assert set(np.concatenate([corpus.train, corpus.validation]).tolist()) == {1, 2, 300}
+
+
+def test_a_text_that_the_tokenizer_cannot_encode_is_named(tmp_path: Path) -> None:
+    place = str(tokenizer(tmp_path / "tokenizer", {"red": 0, "green": 1}, None, unknown=None))
+    with pytest.raises(ConfigError, match=r"data\.tokenizer = .*: cannot encode a\.txt: "):
+        texts(colours(tmp_path / "texts"), tokenizer=place)
 
 
 @pytest.mark.parametrize(

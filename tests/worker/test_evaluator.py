@@ -8,9 +8,11 @@ import pytest
 import torch
 import transformers
 
-from pelago.core.errors import CheckpointError
+from pelago.config import RunFile
+from pelago.core.errors import CheckpointError, ConfigError
 from tests.small_disk import fill, small_disk
 from tests.worker.corpora import run_file, write_texts
+from tests.worker.tiny_models import checkpoint_folder, config_folder
 from worker.evaluator import Evaluator, check_export
 from worker.trainer import Trainer
 
@@ -18,6 +20,30 @@ from worker.trainer import Trainer
 @pytest.fixture
 def source(tmp_path: Path) -> str:
     return f"text:{write_texts(tmp_path / 'texts')}"
+
+
+def of_folder(source: str, model: Path, **data: object) -> RunFile:
+    """A run of the model of a folder."""
+    keys = run_file(source).model_dump()
+    return RunFile.model_validate(
+        keys | {"model": {"preset": str(model)}, "data": keys["data"] | data}
+    )
+
+
+def word_tokenizer(folder: Path, words: int = 200, eos: str | None = "<end>") -> Path:
+    """A tokenizer of the texts' numbers and words; ``words``: its size, ``eos`` among them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<end>", "?", "squared", "is", *(str(number) for number in range(words - 4))]
+    tokenizer = Tokenizer(
+        models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="?")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, unk_token="?")
+    fast.chat_template = "{{ messages }}"
+    fast.save_pretrained(folder)
+    return folder
 
 
 def noisy(flat: torch.Tensor, seed: int) -> torch.Tensor:
@@ -41,6 +67,17 @@ def test_the_loss_is_the_mean_over_all_held_out_tokens(source: str) -> None:
     expected = evaluator.model.loss(everything).item()
     loss, _ = evaluator.validate(evaluator.initial())
     assert loss == pytest.approx(expected, abs=1e-6)
+
+
+def test_dropout_has_no_part_in_the_loss(source: str, tmp_path: Path) -> None:
+    """Equal from call to call and from process to process, whatever mode the model was in."""
+    run = of_folder(source, config_folder(tmp_path / "gpt2", "gpt2"))
+    first, second = Evaluator(run), Evaluator(run)
+    flat = noisy(first.initial(), 1)
+    expected = first.validate(flat)
+    first.model.module.train()
+    assert first.validate(flat) == second.validate(flat) == expected
+    assert all(each.training for each in first.model.module.modules())
 
 
 def test_worker_and_evaluator_mean_the_same_model(source: str) -> None:
@@ -115,3 +152,78 @@ def test_a_damaged_export_is_noticed(source: str, tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="does not open"):
         check_export(evaluator.model, tmp_path / "model")
+
+
+COMPANIONS = {
+    "generation_config.json": '{"temperature": 0.25, "eos_token_id": 7}',
+    "LICENSE.txt": "Thou shalt.",
+    "USE_POLICY.md": "Thou shalt not.",
+    "merges.txt": "a b",
+    "tokenizer.model": "pieces",
+}
+OTHERS = {"README.md": "a model", "optimizer.bin": "moments", "tokenizer_code.py": "exit()"}
+
+
+def test_what_came_with_a_model_travels_into_its_export(source: str, tmp_path: Path) -> None:
+    """Read at the start: the folder may be gone at the end."""
+    folder = word_tokenizer(checkpoint_folder(tmp_path / "llama", "llama"))
+    for name, content in (COMPANIONS | OTHERS).items():
+        (folder / name).write_text(content)
+    evaluator = Evaluator(of_folder(source, folder))
+    vocabulary = transformers.AutoTokenizer.from_pretrained(folder).get_vocab()
+    for each in folder.iterdir():
+        each.unlink()
+    export = tmp_path / "model"
+    evaluator.export(evaluator.initial(), export)
+    assert {name: (export / name).read_text() for name in COMPANIONS} == COMPANIONS
+    assert not any((export / name).exists() for name in OTHERS)
+    opened = transformers.AutoTokenizer.from_pretrained(export)
+    assert opened.get_vocab() == vocabulary
+    assert opened.chat_template == "{{ messages }}"
+    module = transformers.AutoModelForCausalLM.from_pretrained(export)
+    assert module.generation_config.temperature == 0.25
+
+
+def test_the_tokenizer_of_the_corpus_takes_the_place_of_the_models_own(
+    source: str, tmp_path: Path
+) -> None:
+    """Its class is named, so that it opens beside the configuration of any model."""
+    model = word_tokenizer(checkpoint_folder(tmp_path / "gpt2", "gpt2"), words=20)
+    (model / "LICENSE").write_text("of the model")
+    tokenizer = word_tokenizer(tmp_path / "tokenizer")
+    (tokenizer / "LICENSE").write_text("of the tokenizer")
+    (tokenizer / "tokenizer.model").write_text("pieces")
+    run = of_folder(source, model, tokenizer=str(tokenizer))
+    evaluator = Evaluator(run)
+    export = tmp_path / "model"
+    evaluator.export(evaluator.initial(), export)
+    assert len(transformers.AutoTokenizer.from_pretrained(export)) == 200
+    assert (export / "LICENSE").read_text() == "of the model"
+    assert (export / "LICENSE.tokenizer").read_text() == "of the tokenizer"
+    assert (export / "tokenizer.model").read_text() == "pieces"
+
+
+def test_an_export_that_is_not_good_leaves_the_one_before(source: str, tmp_path: Path) -> None:
+    tokenizer = word_tokenizer(tmp_path / "tokenizer")
+    run = of_folder(source, config_folder(tmp_path / "llama", "llama"), tokenizer=str(tokenizer))
+    evaluator = Evaluator(run)
+    export = tmp_path / "model"
+    evaluator.export(evaluator.initial(), export)
+    before = (export / "model.safetensors").read_bytes()
+    evaluator._tokenizer.add_tokens(["more"])
+    saved = evaluator._tokenizer.save_pretrained
+    evaluator._tokenizer.save_pretrained = lambda folder: (
+        saved(folder),
+        (Path(folder) / "tokenizer.json").write_text("{"),
+    )
+    with pytest.raises(CheckpointError, match=r"tokenizer in .* does not open"):
+        evaluator.export(noisy(evaluator.initial(), 1), export)
+    assert (export / "model.safetensors").read_bytes() == before
+    assert {each.name for each in tmp_path.iterdir()} == {"llama", "model", "texts", "tokenizer"}
+
+
+def test_a_companion_that_git_lfs_did_not_fetch_is_named(source: str, tmp_path: Path) -> None:
+    folder = checkpoint_folder(tmp_path / "llama", "llama")
+    (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ConfigError, match=r"tokenizer\.json is a git-lfs pointer"):
+        Evaluator(of_folder(source, folder))

@@ -9,8 +9,9 @@ import transformers
 from pelago.config import Model
 from pelago.core.errors import ConfigError
 from tests.worker.corpora import TINY
+from tests.worker.tiny_models import checkpoint_folder, config_folder
 from worker.models import LanguageModel, build
-from worker.models.build import architecture
+from worker.models.architecture import architecture
 from worker.models.presets import PRESETS
 
 CPU = torch.device("cpu")
@@ -142,7 +143,7 @@ def test_a_torn_checkpoint_is_named(tmp_path: Path) -> None:
     model.export(tmp_path / "model", model.flat)
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ConfigError, match=r"model\.preset = '.*model'.*cannot be built"):
+    with pytest.raises(ConfigError, match=r"model\.preset = '.*model': model\.safetensors .* torn"):
         build(Model(preset=str(tmp_path / "model")), 256, 0, CPU)
 
 
@@ -201,6 +202,58 @@ def test_rope_theta_can_be_overridden() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "chosen"),
+    [("llama", "sdpa"), ("gemma2", "eager"), ("gpt_neo", "eager"), ("mamba", "eager")],
+)
+def test_attention_is_what_the_library_chooses_for_the_architecture(
+    tmp_path: Path, kind: str, chosen: str
+) -> None:
+    folders = (config_folder(tmp_path / "config", kind), checkpoint_folder(tmp_path / "all", kind))
+    for folder in folders:
+        model = build(Model(preset=str(folder)), 256, 0, CPU)
+        assert model.module.config._attn_implementation == chosen
+
+
+def test_overrides_may_choose_the_attention(tmp_path: Path) -> None:
+    eager = {"attn_implementation": "eager"}
+    model = build(Model(overrides=TINY | eager), 256, 0, CPU)
+    assert model.module.config._attn_implementation == "eager"
+    assert model.loss(TOKENS).item() == pytest.approx(tiny().loss(TOKENS).item(), abs=1e-6)
+    folder = checkpoint_folder(tmp_path / "gpt_neo", "gpt_neo")
+    assert build(Model(preset=str(folder), overrides=eager), 256, 0, CPU).elements > 0
+    with pytest.raises(ConfigError, match=r"'attn_implementation': 'sdpa'.*does not support"):
+        build(Model(preset=str(folder), overrides={"attn_implementation": "sdpa"}), 256, 0, CPU)
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [("gpt2", "n_positions"), ("gptj", "n_positions"), ("opt", "max_position_embeddings")],
+)
+@pytest.mark.parametrize("drawn", [True, False])
+def test_sequences_beyond_a_models_positions_are_refused_with_both_figures(
+    tmp_path: Path, kind: str, named: str, drawn: bool
+) -> None:
+    """Learned ones, and those of a table."""
+    folder = (config_folder if drawn else checkpoint_folder)(tmp_path, kind)
+    assert build(Model(preset=str(folder)), 256, 0, CPU, 64).elements > 0
+    hint = rf"set {named} = 65 in model\.overrides" if drawn else "another model"
+    said = rf"data\.sequence_length = 65: .* positions for 64 tokens only \({named} = 64 .*{hint}"
+    with pytest.raises(ConfigError, match=said):
+        build(Model(preset=str(folder)), 256, 0, CPU, 65)
+    if drawn:
+        longer = Model(preset=str(folder), overrides={named: 65})
+        assert build(longer, 256, 0, CPU, 65).elements > 0
+
+
+@pytest.mark.parametrize("kind", ["llama", "bloom", "mamba"])
+def test_models_without_learned_positions_read_any_length(tmp_path: Path, kind: str) -> None:
+    """Rotary, ALiBi, and a state: what their configuration names is no limit."""
+    keys = {"max_position_embeddings": 16} if kind == "llama" else {"seq_length": 16}
+    folder = config_folder(tmp_path, kind, **keys)
+    assert build(Model(preset=str(folder)), 256, 0, CPU, 100).elements > 0
+
+
+@pytest.mark.parametrize(
     ("model", "said"),
     [
         ({"preset": "llama3-tinny"}, r"model\.preset = 'llama3-tinny'.*did you mean 'llama3-tiny'"),
@@ -213,7 +266,10 @@ def test_rope_theta_can_be_overridden() -> None:
         ({"overrides": {"num_attention_heads": 0}}, r"num_attention_heads = 0: must be at least 1"),
         ({"overrides": {"num_key_value_heads": 3}}, r"overrides .*3.*cannot be"),
         ({"overrides": {"num_attention_heads": 5}}, r"overrides .*5.*cannot be"),
-        ({"overrides": {"vocab_size": 100}}, r"vocabulary of 100 is smaller than the corpus's"),
+        (
+            {"overrides": {"attn_implementation": "fast"}},
+            r"attn_implementation = 'fast': must be one",
+        ),
     ],
 )
 def test_an_impossible_model_is_named(

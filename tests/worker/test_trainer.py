@@ -14,6 +14,7 @@ from pelago.core.names import Lease, PushId, Spans
 from pelago.net.trainer import Result
 from pelago.tensor.manifest import Manifest
 from tests.worker.corpora import TINY, run_file, write_texts, write_tokens
+from tests.worker.tiny_models import config_folder
 from worker.data import open_corpus
 from worker.models import LanguageModel, build
 from worker.optimiser import Optimiser, in_blocks
@@ -254,6 +255,58 @@ def test_the_same_lease_gives_the_same_bits(source: str) -> None:
     first, second = (done(train(Trainer(run_file(source)), ((0, 16),))) for _ in range(2))
     assert torch.equal(first.delta, second.delta)
     assert first.loss == second.loss
+
+
+def with_dropout(source: str, folder: Path, **worker: object) -> RunFile:
+    """A run of a GPT-2, which leaves out a tenth of everything in training."""
+    keys = run_file(source, **worker).model_dump()
+    return RunFile.model_validate(keys | {"model": {"preset": str(config_folder(folder, "gpt2"))}})
+
+
+def test_dropout_is_drawn_anew_for_every_step_and_alike_for_the_same_samples(
+    source: str, tmp_path: Path
+) -> None:
+    """A lease that is trained again, by whomever, gives the same bits; so does one after another."""
+    run = with_dropout(source, tmp_path / "gpt2", max_lr=1e-30, min_lr=0.0)
+    trainer, other = Trainer(run), Trainer(run)
+    torch.manual_seed(1)
+    first = done(train(trainer, ((0, 8),)))
+    torch.manual_seed(2)
+    assert done(train(other, ((8, 16),))).loss != first.loss
+    state = torch.random.get_rng_state()
+    again = done(train(other, ((0, 8),)))
+    assert again.loss == first.loss
+    assert torch.equal(torch.random.get_rng_state(), state)
+    with trainer.model.evaluating():
+        whole = trainer.model.loss(trainer.corpus.batch(range(8))).item()
+    assert first.loss != pytest.approx(whole, abs=1e-5)
+
+
+def test_a_trainer_leaves_training_mode_also_when_it_is_cancelled(
+    source: str, tmp_path: Path
+) -> None:
+    trainer = Trainer(with_dropout(source, tmp_path / "gpt2"))
+    modes: list[bool] = []
+    trainer.model.module.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    done(train(trainer, ((0, 8),)))
+    cancel = threading.Event()
+    assert train(trainer, ((0, 8),), None, lambda steps: cancel.set(), cancel) is None
+    assert modes == [True] * 3
+    assert not any(each.training for each in trainer.model.module.modules())
+
+
+def test_a_step_that_the_model_cannot_do_is_a_configuration_error(source: str) -> None:
+    """Not a fault of ours: the worker ends with a sentence."""
+    trainer = Trainer(run_file(source))
+
+    def broken(module: torch.nn.Module, arguments: object) -> None:
+        raise IndexError("index out of range in self")
+
+    trainer.model.module.register_forward_pre_hook(broken)
+    with pytest.raises(
+        ConfigError, match=r"4 sequences of data\.sequence_length = 16 tokens: index"
+    ):
+        train(trainer, ((0, 4),))
 
 
 def test_the_loss_is_the_mean_over_the_lease(source: str) -> None:

@@ -66,22 +66,33 @@ class Corpus:
     def limit_vocabulary(self, vocabulary: int) -> None:
         """From now on refuse token ids that a model of ``vocabulary`` ids does not know.
 
-        Raises `ConfigError` at once if the source's vocabulary is larger, if its type cannot hold all
+        Raises `ConfigError` at once if the source uses ids above, if its type cannot hold all
         ids or is not that of the file, or for a bad id near either end of the arrays; a bad id
         elsewhere is refused when it is read, or by `scan`.
         """
         if self.vocabulary > vocabulary:
-            raise ConfigError(
-                f"data.source = {self.name!r} has token ids up to {self.vocabulary - 1}, but the "
-                f"model's vocabulary is {vocabulary}: choose another model, or set "
-                f"vocab_size = {self.vocabulary} in model.overrides"
-            )
+            self._require_spare(vocabulary)
         self._id_limit = vocabulary
         self._check_type()
         for tokens, start in self._parts():
             tail = max(0, len(tokens) - EDGE_TOKENS)
             self._check_ids(tokens[:EDGE_TOKENS], start)
             self._check_ids(tokens[tail:], start + tail)
+
+    def _require_spare(self, vocabulary: int) -> None:
+        """The vocabulary is larger than the model's: right only if what the model lacks never occurs."""
+        highest = max(int(part.max()) for part, _ in self._parts())
+        if highest >= vocabulary:
+            raise ConfigError(
+                f"data.source = {self.name!r} uses the token id {highest} of a vocabulary of"
+                f" {self.vocabulary} ids, but the model's vocabulary is {vocabulary}: choose another model"
+                f" or tokenizer, or set vocab_size = {self.vocabulary} in model.overrides, which adds rows"
+                " to the embedding"
+            )
+        self.account += (
+            f"vocabulary: {self.vocabulary:,} ids, of which the model knows {vocabulary:,}; the largest"
+            f" that occurs is {highest:,}",
+        )
 
     def scan(self, progress: Callable[[float], None]) -> int:
         """Look at every id, and return the largest. ``progress`` hears which part of all was seen.

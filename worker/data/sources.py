@@ -1,6 +1,8 @@
 """From the run file's [data] to a corpus."""
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,6 +10,7 @@ import numpy as np
 
 from pelago.config import Data
 from pelago.core.errors import ConfigError
+from worker.data.account import shown
 from worker.data.corpus import Corpus
 from worker.data.files import SourceFile, folder_files, held_out, stdlib_files
 from worker.data.tokens import Tokens, open_tokens, sampled_digest, split_tail
@@ -44,7 +47,8 @@ def open_corpus(data: Data, seed: int) -> Corpus:
 
 
 def _from_files(data: Data, files: list[SourceFile], seed: int, account: tuple[str, ...]) -> Corpus:
-    encode, vocabulary = _encoder(data.tokenizer)
+    encoder = _encoder(data.tokenizer)
+    encode, vocabulary = encoder.encode, encoder.vocabulary
     out = held_out(files, data.validation_fraction)
     train = _joined([encode(file) for file in files if file.path not in out], vocabulary)
     validation = _joined([encode(file) for file in files if file.path in out], vocabulary)
@@ -62,7 +66,7 @@ def _from_files(data: Data, files: list[SourceFile], seed: int, account: tuple[s
         digest=_digest(train, validation, vocabulary, content),
         sequence_length=data.sequence_length,
         seed=seed,
-        account=account,
+        account=account + encoder.account,
     )
 
 
@@ -94,19 +98,43 @@ def _joined(parts: list[Tokens], vocabulary: int) -> Tokens:
     return np.concatenate(parts).astype(dtype, copy=False) if parts else np.empty(0, dtype)
 
 
-def _encoder(tokenizer: str) -> tuple[Any, int]:
-    """A function from a file to its tokens, separator included, and the size of the vocabulary."""
-    if tokenizer == "bytes":
+@dataclass(frozen=True, slots=True)
+class _Encoder:
+    """``encode``: from a file to its tokens, the separator included. ``vocabulary``: one more than the
+    largest id. ``account``: what a user should know of it.
+    """
+
+    encode: Callable[[SourceFile], Tokens]
+    vocabulary: int
+    account: tuple[str, ...] = ()
+
+
+def _encoder(place: str) -> _Encoder:
+    if place == "bytes":
         separator = bytes([FILE_SEPARATOR])
-        return lambda file: np.frombuffer(file.content + separator, dtype=np.uint8), BYTE_VOCABULARY
-    hugging_face = load_tokenizer(tokenizer)
-    end = [] if hugging_face.eos_token_id is None else [hugging_face.eos_token_id]
+        return _Encoder(
+            lambda file: np.frombuffer(file.content + separator, dtype=np.uint8), BYTE_VOCABULARY
+        )
+    tokenizer = load_tokenizer(place)
+    # Some leave out ids between those of the texts and those of added tokens.
+    vocabulary = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    endless = (
+        "tokenizer: has no end-of-text token (eos_token), so that nothing stands between two files"
+    )
 
     def encode(file: SourceFile) -> Tokens:
         text = file.content.decode("utf-8", errors="replace")
-        return np.asarray(hugging_face.encode(text, add_special_tokens=False) + end, dtype=np.int64)
+        try:
+            ids = tokenizer.encode(text, add_special_tokens=False)
+        except Exception as error:
+            # The library raises whatever its parts raise.
+            raise ConfigError(
+                f"data.tokenizer = {place!r}: cannot encode {shown(file.path)}: {_first_line(error)}"
+            ) from None
+        return np.asarray(ids + end, dtype=np.int64)
 
-    return encode, len(hugging_face)
+    return _Encoder(encode, vocabulary, () if end else (endless,))
 
 
 def load_tokenizer(place: str) -> Any:
@@ -122,11 +150,16 @@ def load_tokenizer(place: str) -> Any:
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        return transformers.AutoTokenizer.from_pretrained(place, local_files_only=True)
+        return transformers.AutoTokenizer.from_pretrained(
+            place, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:
         # The library raises whatever its parsers raise; the user needs the place and the first line
         # of it.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"data.tokenizer = {place!r}: no readable Hugging Face tokenizer there: {reason}"
+            f"data.tokenizer = {place!r}: no readable Hugging Face tokenizer there: {_first_line(error)}"
         ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

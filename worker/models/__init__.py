@@ -1,8 +1,12 @@
 """Language models of Hugging Face `transformers`, behind a thin adapter over one flat fp32 tensor.
 
-presets.py   named architectures
-build.py     build: from the run file's [model] to a LanguageModel
-language.py  LanguageModel: manifest, load_flat, read_flat, loss, export
+presets.py       named architectures
+architecture.py  from the run file's [model] to a configuration
+weights.py       which weights a folder holds, and whether they can be trusted
+build.py         build: from the run file's [model] to a LanguageModel
+probe.py         what only a try can tell of a model
+companions.py    tokenizer, generation config and licence, which travel into an export
+language.py      LanguageModel: manifest, load_flat, read_flat, loss, export
 """
 
 from worker.models.build import build

@@ -1,13 +1,15 @@
 """A causal language model whose parameters are views into one flat fp32 tensor."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from pelago.core.errors import ConfigError
 from pelago.wire.messages import TensorSpec
 
 
@@ -21,14 +23,15 @@ class LanguageModel:
     follow from the configuration or stay as they were loaded.
     """
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, origin: str = "") -> None:
         """Take over a `transformers` causal model in fp32; its parameters move into the flat
-        tensor.
+        tensor. ``origin``: for people, where they are from.
         """
         parameters = sorted(module.named_parameters(), key=lambda pair: pair[1].dim() < 2)
         wrong = [name for name, parameter in parameters if parameter.dtype != torch.float32]
         assert not wrong, f"parameters must be fp32: {wrong[:3]}"
         self.module = module
+        self.origin = origin
         self.vocabulary: int = module.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
         self.device = parameters[0][1].device
         self._manifest = tuple(
@@ -74,6 +77,31 @@ class LanguageModel:
                 parameter.grad = view
         return self._gradient
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode, without dropout: a loss depends on parameters and tokens alone."""
+        with self._mode(training=False):
+            yield
+
+    @contextmanager
+    def training(self, seed: int) -> Iterator[None]:
+        """Training mode. Dropout and the like follow from ``seed``; whoever else draws numbers from
+        PyTorch's generators goes on with theirs afterwards.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), self._mode(training=True):
+            torch.manual_seed(seed)
+            yield
+
+    @contextmanager
+    def _mode(self, *, training: bool) -> Iterator[None]:
+        before = self.module.training
+        self.module.train(training)
+        try:
+            yield
+        finally:
+            self.module.train(before)
+
     def compile(self) -> None:
         """Let torch.compile translate the forward and backward pass."""
         self._forward = torch.compile(self.module)
@@ -81,12 +109,32 @@ class LanguageModel:
     def loss(self, tokens: torch.Tensor, mixed: bool = False) -> torch.Tensor:
         """Mean next-token loss in nats, a scalar; ``tokens`` is int64 of shape (batch, length + 1).
 
+        In evaluation mode, but inside ``with training(seed)``.
         ``mixed``: matrix products in bf16 (autocast); logits and loss are fp32 always.
         """
         tokens = tokens.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed):
             logits = self._forward(input_ids=tokens[:, :-1], use_cache=False).logits
         return functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+
+    def backward(self, tokens: torch.Tensor, share: float, mixed: bool = False) -> torch.Tensor:
+        """Add ``share`` times the gradient of `loss` to `gradient`; that share of the loss, detached.
+
+        Raises `ConfigError` if the model cannot do that with batches of this shape.
+        """
+        try:
+            loss = self.loss(tokens, mixed) * share
+            torch.autograd.backward(loss)
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise  # Too little memory, or a broken device: not a matter of the shape.
+        except (RuntimeError, IndexError, ValueError) as error:
+            told = (str(error).splitlines() or [type(error).__name__])[0]
+            sequences, length = tokens.shape
+            raise ConfigError(
+                f"the model cannot be trained on {sequences} sequences of data.sequence_length ="
+                f" {length - 1} tokens: {told}"
+            ) from error
+        return loss.detach()
 
     def export(self, directory: Path, flat: torch.Tensor) -> None:
         """Write ``flat`` into a folder, made for it, that ``AutoModelForCausalLM.from_pretrained``

@@ -1,0 +1,266 @@
+"""The weights that a Hugging Face folder holds: which files they are, and whether they can be trusted.
+
+A folder either gives all of its weights or is refused: a model that starts from random numbers where its
+user meant a checkpoint looks like a model that trains badly.
+"""
+
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import safe_open
+
+from pelago.core.errors import ConfigError
+
+SAFETENSORS: Final = "model.safetensors"
+PYTORCH: Final = "pytorch_model.bin"
+INDEX: Final = ".index.json"
+LOADABLE: Final = (SAFETENSORS, SAFETENSORS + INDEX, PYTORCH, PYTORCH + INDEX)
+"""What is looked for, in this order, as `transformers` does."""
+
+WEIGHT_ENDINGS: Final = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack"),
+    *(".onnx", ".npz", ".distcp", INDEX),
+)
+"""Endings of files that hold weights in some format, or say where they are."""
+
+LFS_POINTER: Final = b"version https://git-lfs.github.com/"
+TRAINING: Final = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+"""Types that become fp32; everything else is quantised."""
+
+WRAPPERS: Final = ("_orig_mod.", "module.")
+"""What torch.compile and DistributedDataParallel put before every name."""
+
+COMPUTED: Final = re.compile(
+    r"(^|\.)((rotary_emb\.|rotary_pos_emb\.)?inv_freq|position_ids|masked_bias|_extra_state)$"
+)
+"""Buffers that older checkpoints hold and that every model computes for itself."""
+MASK: Final = re.compile(r"(^|\.)attn\.(attention\.)?bias$|(^|\.)attention\.bias$")
+"""A causal mask of shape (1, 1, n, n); a bias of that name has one dimension."""
+
+SHOWN: Final = 4
+"""Names in one message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The files of a folder's weights. ``found``: the one that was looked for first."""
+
+    found: Path
+    files: tuple[Path, ...]
+
+    @property
+    def described(self) -> str:
+        """For people: the file, and how many shards it names."""
+        shards = f" ({len(self.files)} shards)" if self.found.name.endswith(INDEX) else ""
+        return f"{self.found}{shards}"
+
+
+def some(names: Iterable[str]) -> str:
+    """A few of many names, and how many more there are."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
+    return ", ".join(ordered[:SHOWN]) + more
+
+
+def require_no_pointer(path: Path, key: str) -> None:
+    """Raises `ConfigError` if a file is not the file but a note of git-lfs about where it is."""
+    with path.open("rb") as stream:
+        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ConfigError(
+                f"{key}: {path.name} is a git-lfs pointer, not the file itself: run `git lfs pull`"
+                " where it was cloned"
+            )
+
+
+def find(folder: Path, key: str) -> Checkpoint | None:
+    """The weights of a folder; None if it holds none, so that they are to be drawn at random.
+
+    ``key``: how errors name the folder. Raises `ConfigError` for an index whose shards are not all there,
+    and for weights of a format that is not read here.
+    """
+    # A link that leads nowhere is a name in the folder, too: what it meant is missing.
+    names = set(os.listdir(folder))
+    for name in LOADABLE:
+        if name in names:
+            path = folder / name
+            files = _shards(path, key) if name.endswith(INDEX) else (path,)
+            return Checkpoint(path, files)
+    others = {name for name in names if name.lower().endswith(WEIGHT_ENDINGS)}
+    if others:
+        adapter = any(name.startswith("adapter_") for name in others)
+        hint = (
+            "merge the adapter into its base model and save that"
+            if adapter
+            else "convert them with save_pretrained"
+        )
+        raise ConfigError(
+            f"{key}: holds {some(others)}, but none of {', '.join(LOADABLE)}: {hint}, or, to start from"
+            " random weights, name a folder with the config.json alone"
+        )
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Tensors by name, on the CPU. ``prefix``: what a wrapper had put before every name."""
+
+    tensors: Mapping[str, torch.Tensor]
+    prefix: str
+
+
+def read(checkpoint: Checkpoint, key: str) -> Weights:
+    """All tensors of a checkpoint; those of safetensors are mapped and not read yet.
+
+    Raises `ConfigError` for a file that is torn, and for weights that are quantised.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for path in checkpoint.files:
+        found = _tensors(path, key)
+        twice = tensors.keys() & found.keys()
+        if twice:
+            raise ConfigError(f"{key}: more than one shard holds {some(twice)}")
+        tensors |= found
+    if not tensors:
+        raise ConfigError(f"{key}: {checkpoint.found.name} holds no tensors")
+    weights = _unwrapped(tensors)
+    _require_plain(weights.tensors, key)
+    return weights
+
+
+def require_fit(info: Mapping[str, Any], weights: Weights, expected: int, key: str) -> None:
+    """Raises `ConfigError` unless the tensors read were exactly those of the model.
+
+    ``info``: what ``from_pretrained`` tells of its loading; ``expected``: how many parameters the model
+    has. What every model computes for itself may be there or not.
+    """
+    computed = {name for name, each in weights.tensors.items() if _is_computed(name, each)}
+    missing = {name for name in info["missing_keys"] if not COMPUTED.search(name)}
+    unexpected = {
+        name
+        for name in info["unexpected_keys"]
+        if not COMPUTED.search(name) and not any(name.endswith(each) for each in computed)
+    }
+    wrong = {
+        f"{name} ({_shape(have)} instead of {_shape(want)})"
+        for name, have, want in info["mismatched_keys"]
+    }
+    faults = []
+    if missing:
+        faults.append(
+            f"{len(missing)} of the model's {expected} parameters are not in them: {some(missing)}"
+        )
+    if unexpected:
+        faults.append(
+            f"{len(unexpected)} of their {len(weights.tensors)} tensors are not in the model:"
+            f" {some(unexpected)}"
+        )
+    if wrong:
+        faults.append(f"{len(wrong)} have another shape: {some(wrong)}")
+    if faults:
+        raise ConfigError(
+            f"{key}: the weights are not those of the model that config.json and model.overrides"
+            f" describe; {'; '.join(faults)}"
+        )
+
+
+def _shards(index: Path, key: str) -> tuple[Path, ...]:
+    try:
+        require_no_pointer(index, key)
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        names = sorted({str(place) for place in places})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{key}: {index.name} cannot be read as an index of shards: {_line(error)}"
+        ) from None
+    if not names:
+        raise ConfigError(f"{key}: {index.name} names no shards")
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise ConfigError(f"{key}: {index.name} names files elsewhere: {some(outside)}")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise ConfigError(
+            f"{key}: {index.name} names {len(names)} shards, and {len(missing)} of them are not there:"
+            f" {some(missing)}"
+        )
+    return tuple(index.parent / name for name in names)
+
+
+def _tensors(path: Path, key: str) -> dict[str, torch.Tensor]:
+    try:
+        require_no_pointer(path, key)
+        return _safetensors(path) if path.suffix == ".safetensors" else _pytorch(path, key)
+    except ConfigError:
+        raise
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise ConfigError(f"{key}: {path.name} cannot be opened: {error.strerror}") from None
+    except Exception as error:
+        # A file may be anything, and the parsers raise as much.
+        what = "is torn, or holds no weights"
+        if path.suffix != ".safetensors":
+            what = "is torn, or a pickle of more than tensors, which could run any code"
+        raise ConfigError(
+            f"{key}: {path.name} {what}; save the model anew with save_pretrained ({_line(error)})"
+        ) from None
+
+
+def _safetensors(path: Path) -> dict[str, torch.Tensor]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _pytorch(path: Path, key: str) -> dict[str, torch.Tensor]:
+    # Only tensors are unpickled: a pickle may name any code to run.
+    held = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    if not isinstance(held, dict) or not held:
+        raise ConfigError(f"{key}: {path.name} holds no tensors by name")
+    others = {str(name) for name, each in held.items() if not isinstance(each, torch.Tensor)}
+    if others:
+        raise ConfigError(
+            f"{key}: {path.name} holds more than tensors by name: {some(others)}: convert the model in it"
+            " with save_pretrained"
+        )
+    return {str(name): each for name, each in held.items()}
+
+
+def _unwrapped(tensors: dict[str, torch.Tensor]) -> Weights:
+    """The tensors without the prefixes that wrappers gave to all of their names."""
+    taken = ""
+    while True:
+        prefix = next((each for each in WRAPPERS if all(n.startswith(each) for n in tensors)), "")
+        if not prefix:
+            return Weights(tensors, taken)
+        taken += prefix
+        tensors = {name.removeprefix(prefix): each for name, each in tensors.items()}
+
+
+def _is_computed(name: str, tensor: torch.Tensor) -> bool:
+    return bool(COMPUTED.search(name) or (MASK.search(name) and tensor.dim() == 4))
+
+
+def _require_plain(tensors: Mapping[str, torch.Tensor], key: str) -> None:
+    quantised = {
+        f"{name} ({str(each.dtype).removeprefix('torch.')})"
+        for name, each in tensors.items()
+        if each.dtype not in TRAINING and not _is_computed(name, each)
+    }
+    if quantised:
+        raise ConfigError(
+            f"{key}: {len(quantised)} of {len(tensors)} tensors are quantised: {some(quantised)}: training"
+            " needs weights of float32, bfloat16 or float16; dequantise them and save that"
+        )
+
+
+def _shape(shape: Iterable[int]) -> str:
+    return "x".join(str(each) for each in shape) or "scalar"
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
