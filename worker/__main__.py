@@ -3,9 +3,7 @@
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
-from typing import Final
 
 import torch
 from safetensors import SafetensorError
@@ -21,13 +19,11 @@ from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from worker.evaluator import Evaluator as Measure
 from worker.ports import EvaluatorPort, WorkerPort
+from worker.rehearsal import describe
 from worker.schedule import Pace
 from worker.settings import settings
 from worker.state import Evaluator, Worker
 from worker.trainer import Trainer
-
-PROGRESS: Final = "progress"
-"""First word of the lines in which `--describe` says how far it is."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,6 +58,9 @@ def parser() -> argparse.ArgumentParser:
     modes.add_argument(
         "--describe", action="store_true", help="say what model and corpus would be used, and end"
     )
+    flags.add_argument(
+        "--no-step", action="store_true", help="with --describe: try no training step"
+    )
     return flags
 
 
@@ -72,7 +71,7 @@ async def work(options: argparse.Namespace, run: RunFile) -> int:
     if options.initialise:
         return _initialise(run, Path(options.initialise))
     if options.describe:
-        return _describe(run)
+        return _describe(run, step=not options.no_step)
     if options.evaluate:
         return await _evaluate(options, run)
     if not options.region:
@@ -96,28 +95,9 @@ def _initialise(run: RunFile, path: Path) -> int:
     return 0
 
 
-def _describe(run: RunFile) -> int:
-    source = Measure(run)
-    manifest, corpus = Manifest(source.manifest()), source.corpus
-    # What took long is told once a second, to `pelago check`, which shows it.
-    told_s = time.monotonic()
-
-    def progress(part: float) -> None:
-        nonlocal told_s
-        if time.monotonic() - told_s >= 1:
-            told_s = time.monotonic()
-            print(f"{PROGRESS} {part:.4f}", file=sys.stderr, flush=True)
-
-    highest = corpus.scan(progress)
-    print(
-        f"{run.model.preset}, {manifest.numel:,} parameters ({manifest.bytes / 1e6:,.1f} MB an update);"
-        f" corpus {run.data.source}, {len(corpus.train):,} tokens to train on,"
-        f" {len(corpus.validation):,} held out"
-    )
-    print(f"weights    {source.model.origin}")
-    for line in corpus.account:
-        print(f"corpus     {line}")
-    print(f"corpus     largest id {highest:,}; the model knows {source.model.vocabulary:,}")
+def _describe(run: RunFile, *, step: bool) -> int:
+    for line in describe(run, step=step):
+        print(line)
     return 0
 
 

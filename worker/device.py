@@ -1,8 +1,56 @@
-"""The processor that a node computes on."""
+"""The processor that a node computes on, and what is free of the machine's memory."""
+
+import os
+from pathlib import Path
+from typing import Final
 
 import torch
 
 from pelago.core.errors import ConfigError
+
+CGROUPS: Final = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    (
+        "/sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+)
+"""Where a container's limit and use of memory are, and what of the use can be given up; versions 2 and 1."""
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def free_bytes(proc: Path = Path("/proc/meminfo"), root: Path = Path("/")) -> int | None:
+    """Memory that a process can still have here, of the machine and of its container; None where the
+    system does not tell.
+    """
+    free = []
+    try:
+        lines = proc.read_text(encoding="ascii").splitlines()
+        free += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+    except (OSError, ValueError, IndexError):
+        pass
+    for place, limit, use, spare in CGROUPS:
+        folder = root / place[1:]
+        try:
+            most = int((folder / limit).read_text(encoding="ascii"))
+            used = int((folder / use).read_text(encoding="ascii"))
+            facts = dict(
+                line.split()[:2]
+                for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+            )
+        except (OSError, ValueError):
+            continue  # There is no such limit: not this version, or "max".
+        free.append(max(0, most - used + int(facts.get(spare, "0"))))
+    return min(free) if free else None
 
 
 def choose(name: str) -> torch.device:

@@ -22,10 +22,10 @@ EVALUATION_BATCH: int = 16
 class Evaluator:
     """Measures versions of the model on one held-out set. Not thread-safe: one call at a time."""
 
-    def __init__(self, run: RunFile) -> None:
-        """Open the corpus and build the model. Raises `ConfigError`."""
+    def __init__(self, run: RunFile, corpus: Corpus | None = None) -> None:
+        """Open the corpus, unless it is open, and build the model. Raises `ConfigError`."""
         device = devices.choose(run.worker.device)
-        self.corpus: Corpus = open_corpus(run.data, run.run.seed)
+        self.corpus: Corpus = corpus or open_corpus(run.data, run.run.seed)
         self.model: LanguageModel = build(
             run.model, self.corpus.vocabulary, run.run.seed, device, run.data.sequence_length
         )

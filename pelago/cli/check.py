@@ -21,12 +21,15 @@ PROGRESS: Final = "progress"
 THIS_MACHINE = ("127.0.0.1", "localhost")
 
 
-def check(run: RunFile) -> int:
-    """Validate files, ports and shapes, then print what would run. Raises `ConfigError`."""
+def check(run: RunFile, *, step: bool = True) -> int:
+    """Validate files, ports and shapes, then print what would run. Raises `ConfigError`.
+
+    ``step``: also try one micro-batch, forward and backward, as far as this machine has room for it.
+    """
     _check_ports(run)
     _check_out(run.out)
     if run.simulation is None:
-        described = _describe_model(run)
+        described = _describe_model(run, step)
     else:
         described = (
             f"problem {run.simulation.problem}, {run.simulation.model_bytes:,} bytes a model"
@@ -79,12 +82,13 @@ def _check_out(out: Path) -> None:
         raise ConfigError(f"run.out = '{out}': cannot be made, {standing} is no folder to write to")
 
 
-def _describe_model(run: RunFile) -> str:
+def _describe_model(run: RunFile, step: bool) -> str:
     """Build the model and open the corpus in a worker of their own, which is what knows how to."""
     with tempfile.TemporaryDirectory(prefix="pelago-check-") as folder:
         path = Path(folder) / "run.toml"
         path.write_text(config.dump(run), encoding="utf-8")
         command = [sys.executable, "-m", "worker", "--run", str(path), "--describe"]
+        command += [] if step else ["--no-step"]
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
         ) as child:

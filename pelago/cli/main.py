@@ -68,9 +68,12 @@ def parser() -> argparse.ArgumentParser:
         "check",
         help="validate a run file and say what would run",
         description="Validate a run file whole: keys and values, that files exist, ports are free and shapes "
-        "fit. Starts nothing.",
+        "fit; one micro-batch is trained on, if this machine has room for it. Starts nothing.",
     )
     check.add_argument("run", metavar="RUN.toml", type=reading.expanded, help="the run file")
+    check.add_argument(
+        "--no-step", action="store_true", help="do not try a micro-batch, forward and backward"
+    )
 
     audit = commands.add_parser(
         "audit",
@@ -126,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "check":
             from pelago.cli.check import check
 
-            return check(run)
+            return check(run, step=not options.no_step)
         from pelago.cli.local import local, resume
 
         out = Path(options.out) if options.out else run.out

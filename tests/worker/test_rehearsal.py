@@ -1,0 +1,150 @@
+"""What is said of a run before it begins, and the one step that is tried."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pelago.config import RunFile
+from pelago.core.errors import ConfigError
+from tests.worker.corpora import run_file, write_texts, write_tokens
+from tests.worker.test_evaluator import of_folder, word_tokenizer
+from tests.worker.tiny_models import checkpoint_folder, config_folder, tensors_of, write_tensors
+from worker import device as devices
+from worker.models.architecture import architecture
+from worker.rehearsal import OPERATIONS_MAX, Demand, affordable, demand_of, describe
+from worker.trainer import Trainer
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    return f"text:{write_texts(tmp_path / 'texts')}"
+
+
+def lines(run: RunFile, *, step: bool = True) -> dict[str, list[str]]:
+    """The lines after the first, by their first word."""
+    _, *rest = describe(run, step=step)
+    found: dict[str, list[str]] = {}
+    for line in rest:
+        found.setdefault(line[:11].strip(), []).append(line[11:])
+    return found
+
+
+def test_one_micro_batch_of_the_configured_shape_is_trained_on(source: str) -> None:
+    (said,) = lines(run_file(source, micro_batch_size=2))["step"]
+    assert said.startswith("2 sequences of 16 tokens, forward and backward on cpu: ")
+    assert float(said.rpartition(" ")[2]) == pytest.approx(5.55, abs=0.2)
+    (whole,) = lines(run_file(source))["step"]
+    assert whole.startswith("4 sequences of 16 tokens")
+    assert lines(run_file(source), step=False)["step"] == ["not tried (--no-step)"]
+
+
+def test_the_first_line_is_about_the_model_and_the_next_about_its_weights(
+    source: str, tmp_path: Path
+) -> None:
+    folder = word_tokenizer(checkpoint_folder(tmp_path / "llama", "llama"))
+    run = of_folder(source, folder)
+    first = next(describe(run, step=False))
+    assert first.startswith(
+        f"{folder}, {demand_of(architecture(run.model, 0), 16).parameters:,} para"
+    )
+    origin, unused = lines(run, step=False)["weights"]
+    assert origin == f"pretrained, 21 tensors from {folder}/model.safetensors"
+    assert unused == "their own tokenizer is not used: data.tokenizer = 'bytes'"
+
+
+def test_a_machine_without_room_for_the_model_says_so_and_reads_the_files_all_the_same(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "free_bytes", lambda: 10**5)
+    folder = checkpoint_folder(tmp_path / "llama", "llama")
+    found = lines(of_folder(source, folder))
+    lack = "; not built: that takes 0.0 GB, and 0.0 GB are free here"
+    assert found["weights"] == [f"21 tensors in {folder}/model.safetensors{lack}"]
+    assert found["step"] == ["not tried, for want of memory"]
+    assert lines(run_file(source))["weights"] == [f"random, drawn from seed 0{lack}"]
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"model\.safetensors is torn"):
+        lines(of_folder(source, folder))
+
+
+def test_what_is_tried_is_what_there_is_room_and_time_for(source: str) -> None:
+    run = run_file(source, micro_batch_size=4)
+    step = 4 * 100 + 4 * 1000
+    small = Demand(parameters=100, sequence_bytes=1000, sequence_operations=1)
+    assert affordable(run, small, None) == affordable(run, small, step) == (4, "")
+    sequences, why = affordable(run, small, step - 1)
+    assert sequences == 1
+    assert why == "4 would take 0.0 GB, and 0.0 GB are free here"
+    assert affordable(run, small, 1399)[0] == 0
+    slow = Demand(parameters=100, sequence_bytes=1000, sequence_operations=OPERATIONS_MAX // 4 + 1)
+    assert affordable(run, slow, None) == (1, "4 would take this CPU long")
+    slower = Demand(parameters=100, sequence_bytes=1000, sequence_operations=OPERATIONS_MAX + 1)
+    assert affordable(run, slower, None) == (0, "1 would take this CPU long")
+
+
+def test_the_demand_grows_with_the_shape(source: str) -> None:
+    small = demand_of(architecture(run_file(source).model, 256), 16)
+    assert small.parameters == Trainer(run_file(source)).model.elements
+    long = demand_of(architecture(run_file(source).model, 256), 32)
+    assert long.sequence_bytes > 2 * small.sequence_bytes
+    assert long.sequence_operations == 2 * small.sequence_operations
+
+
+def test_a_model_whose_gradient_is_not_finite_is_refused(source: str, tmp_path: Path) -> None:
+    folder = checkpoint_folder(tmp_path / "llama", "llama", tie_word_embeddings=False)
+    tensors = tensors_of(folder)
+    write_tensors(folder, tensors | {"lm_head.weight": torch.full((256, 32), 3e38)})
+    with pytest.raises(ConfigError, match="loss or gradient of the first batch is not finite"):
+        lines(of_folder(source, folder))
+
+
+def test_sequences_too_long_for_the_model_end_a_worker_before_it_joins(
+    source: str, tmp_path: Path
+) -> None:
+    """And `check`, with both figures."""
+    run = of_folder(source, config_folder(tmp_path / "gpt2", "gpt2"), sequence_length=65)
+    for open_run in (Trainer, lines):
+        with pytest.raises(ConfigError, match=r"sequence_length = 65: .* for 64 tokens only"):
+            open_run(run)
+
+
+def test_ids_that_the_model_lacks_are_found_without_building_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "free_bytes", lambda: 1)
+    file = write_tokens(tmp_path / "a.bin", 4000, vocabulary=300)
+    with pytest.raises(ConfigError, match="token id 299, but the model knows ids from 0 to 255"):
+        lines(run_file(f"tokens:{file}"))
+
+
+MEMINFO = "MemTotal:       16000 kB\nMemFree:  10 kB\nMemAvailable:    8000 kB\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8000 << 10),
+        ({"memory.max": "max\n", "memory.current": "5000\n"}, 8000 << 10),
+        ({"memory.max": "9000\n", "memory.current": "5000\n"}, 9000 - 5000 + 700),
+        (
+            {"memory/memory.limit_in_bytes": "9000", "memory/memory.usage_in_bytes": "5000"},
+            9000 - 5000 + 900,
+        ),
+    ],
+    ids=["no container", "no limit", "version 2", "version 1"],
+)
+def test_free_memory_is_that_of_the_machine_and_of_the_container(
+    tmp_path: Path, files: dict[str, str], expected: int
+) -> None:
+    """What the kernel keeps of files and can give up counts as free."""
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text(MEMINFO)
+    group = tmp_path / "sys/fs/cgroup"
+    for name, content in files.items():
+        path = group / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        (path.parent / "memory.stat").write_text("inactive_file 700\ntotal_inactive_file 900\n")
+    assert devices.free_bytes(meminfo, tmp_path) == expected
+    assert devices.free_bytes(tmp_path / "none", tmp_path / "none") is None
