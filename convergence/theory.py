@@ -24,14 +24,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite, sqrt
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convergence.gains import Course
-from convergence.sgd import Vector
+from pelago import children
+
+if TYPE_CHECKING:
+    from convergence.gains import Course
 
 Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ class Bound:
     """Over the GPS's models: of each j the model that is current when gradient j begins."""
 
 
-def statistics(found: Course, variances: Vector) -> Statistics:
+def statistics(found: "Course", variances: Vector) -> Statistics:
     """The statistics of a course. ``variances``: s_j^2, the bound on E|noise of g_j|^2, shape [N].
 
     Raises `ValueError` as `spread` does.
@@ -223,14 +227,15 @@ def lag_estimate(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of docs/THEORY.md, progress on stderr, and at last a line of JSON."""
-    # The comparison stands on this module, which is no more than formulas.
-    from convergence.looseness import SETTINGS, compare, example
-
+    children.leave_working_folder()
     parser = argparse.ArgumentParser(prog="python -m convergence.theory", description=main.__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="runs to average (default: 3)")
     options = parser.parse_args(arguments)
     if options.seeds < 1:
         parser.error(f"argument --seeds: {options.seeds} must be at least 1")
+    # Here: the comparison stands on this module, which is no more than formulas, and on torch.
+    from convergence.looseness import SETTINGS, compare, example
+
     seeds = range(options.seeds)
     rows = []
     print(

@@ -3,13 +3,15 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from experiments import replay, shipped, study
-from pelago.config import RunFile
+from pelago import children
 from pelago.core.errors import ConfigError, PelagoError
 from pelago.reading import expanded
+
+if TYPE_CHECKING:
+    from pelago.config import RunFile
 
 
 def parser() -> argparse.ArgumentParser:
@@ -102,6 +104,7 @@ def _add_replay(command: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Console script: 0 if all went well, 1 if a run failed, 2 for what the user got wrong."""
+    children.leave_working_folder()
     options = parser().parse_args(arguments)
     try:
         if options.command == "list":
@@ -109,6 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.command == "report":
             _report(options)
         else:
+            from experiments import shipped, study
+
             path = shipped.find(options.file)
             return _study(path, options) if study.is_study(path) else _replay(path, options)
     except PelagoError as error:
@@ -120,6 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _list() -> None:
+    from experiments import shipped
+
     every = shipped.catalogue()
     width = max(len(each.name) for each in every)
     for each in every:
@@ -127,6 +134,10 @@ def _list() -> None:
 
 
 def _replay(path: Path, options: argparse.Namespace) -> int:
+    from contextlib import nullcontext
+
+    from experiments import replay
+
     for flag in ("engine", "jobs", "together", "fresh"):
         if getattr(options, flag):
             raise ConfigError(f"--{flag}: {path} is one run; this is for studies")
@@ -153,7 +164,7 @@ def _replay(path: Path, options: argparse.Namespace) -> int:
     return 0
 
 
-def _use_one_thread(run: RunFile) -> None:
+def _use_one_thread(run: "RunFile") -> None:
     """As in studies: a sum has one order on one thread, so a run gives the same bytes everywhere."""
     # torch takes as long to import as a whole run without tensors takes.
     if run.simulation is not None and run.simulation.problem != "timing":
@@ -163,7 +174,7 @@ def _use_one_thread(run: RunFile) -> None:
 
 
 def _study(path: Path, options: argparse.Namespace) -> int:
-    from experiments import engines, ray_engine
+    from experiments import engines, ray_engine, study
     from experiments.conduct import Conductor
     from experiments.plan import Plan
     from experiments.progress import watch

@@ -18,9 +18,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Final
 
-from convergence.children import end_with_parent
 from convergence.gang import Gang
 from pelago import config
+from pelago.children import end_with
 from pelago.core.errors import PelagoError
 
 END_S: Final = 5.0
@@ -123,7 +123,9 @@ class _Hand:
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process: SpawnProcess = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self.process: SpawnProcess = context.Process(
+            target=_serve, args=(theirs, os.getpid()), daemon=True
+        )
         self.alive = True
         self._names: list[str] = []
         """Of the tasks that it has not answered."""
@@ -183,8 +185,8 @@ class _Hand:
         self.process.close()
 
 
-def _serve(connection: Connection) -> None:
-    end_with_parent()
+def _serve(connection: Connection, parent: int) -> None:
+    end_with(parent)
     while True:
         try:
             pack: list[Task] = connection.recv()

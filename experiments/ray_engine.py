@@ -7,6 +7,8 @@ Ray's own documentation says; without it Ray starts on this machine for as long 
 import os
 from collections import deque
 from collections.abc import Generator, Sequence
+from contextlib import chdir
+from pathlib import Path
 from typing import Any, Final
 
 from experiments.engines import Engine, Finished, Task, execute
@@ -51,7 +53,10 @@ def _start(ray: Any, jobs: int) -> None:
             "include_dashboard": False,
         }
     try:
-        ray.init(**settings)
+        # Ray puts the working folder first on its workers' path, and what lies in a user's must not be
+        # executed; the one of our packages may.
+        with chdir(Path(__file__).parent.parent):
+            ray.init(**settings)
     except (ConnectionError, RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())
         raise ConfigError(f"--engine ray: RAY_ADDRESS = {address!r}: {said}") from None

@@ -4,9 +4,7 @@ The GPS builds no models. A worker process on its host, which does, writes the i
 says which corpus it sees; both become the run's, and whoever joins with others is refused.
 """
 
-import asyncio
 import json
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +12,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from pelago import children
 from pelago.config import RunFile, dump
-from pelago.core.errors import CheckpointError, ConfigError
+from pelago.core.errors import CheckpointError
 from pelago.tensor.manifest import Manifest
 from pelago.wire.messages import TensorSpec
 
@@ -32,24 +31,14 @@ class Initial:
     origin: str
 
 
-async def build(run: RunFile) -> Initial:
+def build(run: RunFile) -> Initial:
     """Have a worker build the initial model. Raises `ConfigError` with the worker's own words."""
-    with tempfile.TemporaryDirectory(prefix="pelago-initial-") as folder:
-        path, model = Path(folder) / "run.toml", Path(folder) / "initial.safetensors"
-        path.write_text(dump(run), encoding="utf-8")
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "worker", "--run", str(path), "--initialise", str(model)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        _, stderr = await process.communicate()
-        if process.returncode:
-            lines = stderr.decode(errors="replace").strip().splitlines()
-            said = lines[-1] if lines else f"worker --initialise exited with {process.returncode}"
-            raise ConfigError(said.removeprefix("worker: "))
-        return read(model)
+    # The file has no name, so that nothing is left behind however this process ends.
+    with tempfile.TemporaryFile(prefix="pelago-initial-") as model:
+        path, number = Path(f"/proc/self/fd/{model.fileno()}"), model.fileno()
+        flags = ("--run", "/dev/stdin", "--initialise", str(path))
+        children.ask("worker", *flags, told=dump(run), pass_fds=[number])
+        return read(path)
 
 
 def read(path: Path) -> Initial:

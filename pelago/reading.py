@@ -5,11 +5,12 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any, Final
 
 from pelago.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 _UTF_16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _KINDS: Final = {
@@ -55,7 +56,7 @@ def tables(text: str, source: str) -> dict[str, Any]:
         raise ConfigError(f"{source}: not TOML: {error}") from None
 
 
-def faults(error: ValidationError) -> list[Mapping[str, Any]]:
+def faults(error: "ValidationError") -> list[Mapping[str, Any]]:
     """What pydantic found, one entry a value: of a value that may be of several kinds it has one for each."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for detail in error.errors(include_url=False):

@@ -5,5 +5,7 @@ world.py     its nodes in the virtual driver, and who starts them again
 witness.py   what must hold of the whole: nothing lost, nothing twice, no promise broken
 books.py     what servers noted of their own history
 trial.py     one seed: faults, then fair weather, and a verdict
-__main__.py  many seeds, on all cores
+pool.py      many seeds, on all cores
+tally.py     what they came to
+__main__.py  the command line
 """

@@ -1,13 +1,14 @@
 """Many seeds on all cores."""
 
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from itertools import islice
 from multiprocessing import get_context
 
-from convergence.children import end_with_parent
 from convergence.fuzz.trial import Outcome, trial
+from pelago.children import end_with
 
 
 def outcomes(seeds: Iterator[int], jobs: int, deadline: float | None) -> Iterator[Outcome]:
@@ -22,7 +23,8 @@ def outcomes(seeds: Iterator[int], jobs: int, deadline: float | None) -> Iterato
             if over():
                 return
         return
-    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=end_with_parent) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, initializer=end_with, initargs=(os.getpid(),)) as pool:
         pending: set[Future[Outcome]] = set()
         try:
             while True:

@@ -1,16 +1,14 @@
 """`pelago check`: everything that can be known about a run before it starts."""
 
 import os
-import subprocess
-import sys
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
-from pelago import config
+from pelago import children, config
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError
 from pelago.net.archive import Archive
@@ -84,35 +82,24 @@ def _check_out(out: Path) -> None:
 
 def _describe_model(run: RunFile, step: bool) -> str:
     """Build the model and open the corpus in a worker of their own, which is what knows how to."""
-    with tempfile.TemporaryDirectory(prefix="pelago-check-") as folder:
-        path = Path(folder) / "run.toml"
-        path.write_text(config.dump(run), encoding="utf-8")
-        command = [sys.executable, "-m", "worker", "--run", str(path), "--describe"]
-        command += [] if step else ["--no-step"]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
-        ) as child:
-            assert child.stdout is not None
-            assert child.stderr is not None
-            lines = _show_progress(child.stderr)
-            described = child.stdout.read()
-        if child.returncode:
-            fault = (lines or [f"worker --describe exited with {child.returncode}"])[-1]
-            raise ConfigError(fault.removeprefix("worker: "))
-    return described.strip()
-
-
-def _show_progress(stderr: IO[str]) -> list[str]:
-    """Show how far the child is, which says so in lines of their own; returns its other lines."""
-    others: list[str] = []
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = None
-        for line in stderr:
-            word, _, part = line.strip().partition(" ")
-            if word == PROGRESS:
-                task = progress.add_task("reading the corpus") if task is None else task
-                progress.update(task, total=1.0, completed=float(part))
-            elif line.strip():
-                others.append(line.strip())
-    return others
+        shown = _shows_progress(progress)
+        flags = ("--run", "/dev/stdin", "--describe", *(() if step else ("--no-step",)))
+        return children.ask("worker", *flags, told=config.dump(run), heard=shown).strip()
+
+
+def _shows_progress(progress: Progress) -> Callable[[str], bool]:
+    """Shows how far the child is, which says so in lines of their own."""
+    tasks: list[TaskID] = []
+
+    def heard(line: str) -> bool:
+        word, _, part = line.partition(" ")
+        if word != PROGRESS:
+            return False
+        if not tasks:
+            tasks.append(progress.add_task("reading the corpus"))
+        progress.update(tasks[0], total=1.0, completed=float(part))
+        return True
+
+    return heard

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pelago
-from pelago import config, reading
-from pelago.core.errors import PelagoError
+from pelago import children, reading
+from pelago.core.errors import ConfigError, PelagoError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -114,6 +114,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code. An error that is not ours is one line on stderr."""
+    children.leave_working_folder()
     options = parser().parse_args(arguments)
     try:
         if options.command == "audit":
@@ -121,10 +122,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return audit(Path(options.out))
         if options.command == "export":
+            if not Path(options.source).is_dir():
+                raise ConfigError(f"{options.source}: no such folder")
             from pelago.cli.export import export
 
             out = None if options.out is None else Path(options.out)
             return export(Path(options.source), out, options.run)
+        from pelago import config
+
         run = config.load(options.run)
         if options.command == "check":
             from pelago.cli.check import check
@@ -140,6 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PelagoError as error:
         print(f"pelago: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

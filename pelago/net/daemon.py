@@ -1,56 +1,16 @@
-"""What every daemon's command line does alike: flags, the node's folder and name, errors, exit codes."""
+"""What every daemon does alike: its folder and name, its log, how it ends. command.py is its command line."""
 
-import argparse
 import os
 import platform
-import sys
-import threading
 import time
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import IO, Any, Final
 
-import uvloop
-
-import pelago
-from pelago import reading
-from pelago.config import Durability, RunFile, endpoint, load
+from pelago.config import Durability, RunFile
 from pelago.core.errors import ConfigError, PeerRefused, PelagoError
 from pelago.core.machine import Finish
-from pelago.net.memory import keep_what_is_freed
 from pelago.net.node import FAILED, exit_code
 from pelago.net.store import Past, Store, boot_id
-from pelago.net.telemetry import Telemetry, say
-
-EXIT_USER: Final = 2
-"""A run file, flag, path or port is wrong (the code that argparse uses as well)."""
-EXIT_REFUSED: Final = 3
-"""The server refused this node."""
-
-
-def flags(role: str, description: str) -> argparse.ArgumentParser:
-    """A daemon's parser with the flags that all of them have."""
-    parser = argparse.ArgumentParser(prog=role, description=description)
-    parser.add_argument(
-        "--run",
-        required=True,
-        metavar="RUN.toml",
-        type=reading.expanded,
-        help="the run file, the same everywhere",
-    )
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        type=reading.expanded,
-        help="folder of the run's results (default: [run] out)",
-    )
-    parser.add_argument("--version", action="version", version=f"pelago {pelago.__version__}")
-    return parser
-
-
-def address(flag: str | None, default: tuple[str, int], key: str) -> tuple[str, int]:
-    """The address of a flag, or else the run file's. Raises `ConfigError`."""
-    return default if flag is None else endpoint(flag, key)
+from pelago.net.telemetry import Telemetry
 
 
 def out_folder(run: RunFile, flag: str | None) -> Path:
@@ -129,52 +89,3 @@ def outcome(finish: Finish) -> int:
     if finish.reason == FAILED:
         raise PelagoError(finish.error)
     return exit_code(finish)
-
-
-def main(
-    role: str,
-    parser: argparse.ArgumentParser,
-    run_node: Callable[[argparse.Namespace, RunFile], Coroutine[Any, Any, int]],
-) -> int:
-    """Parse the command line, read the run file, run the node. What a user got wrong is one line."""
-    options = parser.parse_args()
-    keep_what_is_freed()
-    code = _run(role, options, run_node)
-    flushed = [_flush(stream) for stream in (sys.stdout, sys.stderr)]
-    if not all(flushed) or any(thread.daemon for thread in threading.enumerate()):
-        # A trainer deep in a long step cannot be stopped, and the interpreter must not be taken down
-        # around it; nor may a console that takes nothing change the exit code. Everything that has to be
-        # written was written.
-        os._exit(code)
-    return code
-
-
-def _flush(stream: IO[str] | None) -> bool:
-    try:
-        if stream is not None:
-            stream.flush()
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def _run(
-    role: str,
-    options: argparse.Namespace,
-    run_node: Callable[[argparse.Namespace, RunFile], Coroutine[Any, Any, int]],
-) -> int:
-    try:
-        return uvloop.run(run_node(options, load(options.run)))
-    except PeerRefused as error:
-        say(f"{role}: refused: {one_line(error)}", sys.stderr)
-        return EXIT_REFUSED
-    except PelagoError as error:
-        say(f"{role}: {one_line(error)}", sys.stderr)
-        return EXIT_USER
-    except KeyboardInterrupt:
-        return 130
-
-
-def one_line(error: Exception) -> str:
-    """An error's text on one line, whatever libraries put into it."""
-    return " ".join(str(error).split())

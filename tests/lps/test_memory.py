@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lps.__main__ import open_memory
+from lps.service import open_memory
 from pelago import config
 from pelago.config import RunFile
 from pelago.core.errors import CheckpointError, ForeignState

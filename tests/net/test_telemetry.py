@@ -129,7 +129,8 @@ def test_a_node_whose_console_and_log_take_nothing_goes_on_and_ends_well(tmp_pat
     program = f"""
 import pathlib, sys
 from pelago.core.machine import Finish, Note, SetTick, Started, Tick
-from pelago.net import daemon
+import uvloop
+from pelago.net import command, daemon
 from pelago.net.node import Node, NodeSettings
 from pelago.net.telemetry import Telemetry
 class Talker:
@@ -141,10 +142,12 @@ class Talker:
         return [Finish("done")] if self.ticks == 50 else [Note("joined", {{"text": "x" * 10_000}})]
     def check(self): pass
 path = pathlib.Path({str(tmp_path)!r})
-async def run(options, run_file):
+def run(options, run_file):
     settings = NodeSettings(run_id="r", name="talker", crash_file=path / "crash.json")
-    return daemon.outcome(await Node(Talker(), settings, Telemetry("talker", path / "events.jsonl")).run())
-sys.exit(daemon.main("talker", daemon.flags("talker", ""), run))
+    node = Node(Talker(), settings, Telemetry("talker", path / "events.jsonl"))
+    return daemon.outcome(uvloop.run(node.run()))
+parser = command.flags("talker", "")
+sys.exit(command.main("talker", parser, lambda options, run_file: None, lambda: run))
 """
     run_file = tmp_path / "run.toml"
     run_file.write_text('[[region]]\nname = "eu"\nworker_speeds = [1.0]\n')

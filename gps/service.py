@@ -1,0 +1,169 @@
+"""The global parameter server as a process: what it begins or goes on with, and what it leaves behind."""
+
+import argparse
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+import uvloop
+
+from gps import files, initial
+from gps.result import result
+from gps.resume import NODE, facts_of, machine_of, open_state, plane_of
+from gps.state import Gps
+from pelago.config import RunFile
+from pelago.core.errors import ConfigError
+from pelago.core.machine import Finish
+from pelago.core.names import Peer, Version
+from pelago.net import command, daemon
+from pelago.net.archive import Archive, Copier
+from pelago.net.keeper import Memory
+from pelago.net.limits import Limits
+from pelago.net.node import CRASHED, EXIT_ERROR, PAUSED, Node, NodeSettings
+from pelago.net.ports import require_free
+from pelago.net.restore import State
+from pelago.net.sockets import Bind
+from pelago.net.store import Past
+from pelago.net.telemetry import Telemetry
+from pelago.tensor.manifest import Manifest
+from pelago.tensor.plane import Plane
+from pelago.tensor.snapshot import PlaneSnapshot
+
+S_PER_MINUTE: Final = 60.0
+
+
+def serve(options: argparse.Namespace, run: RunFile) -> int:
+    """Run the GPS until its budget is reached and everybody has left, then write the results."""
+    # One thread: its blocks fit the cache, and a norm then has the same last bits everywhere.
+    torch.set_num_threads(1)
+    host, port = command.address(options.bind, run.gps_bind(), "--bind")
+    # Now, not after the model was built; the sockets are bound when there is something to serve.
+    require_free(host, port, "gps.bind")
+    out = daemon.out_folder(run, options.out)
+    log = daemon.telemetry(out, "gps")
+    life = _begin(options, run, out, log)
+    gps, manifest = life.machine, life.manifest
+    node = Node(
+        gps,
+        NodeSettings(
+            run_id=run.run_id,
+            name=life.process,
+            server=Bind(host, port, "gps.bind"),
+            limits=Limits(incoming_max=run.gps.staged_max),
+            loaded=Version(gps.settings.incarnation, 0),
+            crash_file=out / "gps" / "crash.json",
+        ),
+        log,
+        plane=life.plane,
+        plane_factory=lambda found: plane_of(run, found),
+        memory=life.memory,
+    )
+    log.line(f"serving run {run.run_id} at {host}:{port}, {manifest.numel:,} parameters")
+    finish = uvloop.run(_run(node, gps, run, out, log))
+    if finish.reason in (CRASHED, PAUSED):
+        return daemon.outcome(finish)
+    found = result(gps, run, clock="real", model_parameters=manifest.numel)
+    plane = node.tensors.plane
+    failures = files.write(out, found, manifest, plane.model(), plane.average())
+    for failure in failures:
+        log.event("not_written", why=failure)
+    log.line(
+        f"{finish.reason}; results in {out}{', but for what is named above' if failures else ''}"
+    )
+    return max(daemon.outcome(finish), EXIT_ERROR if failures else 0)
+
+
+async def _run(node: Node, gps: Gps, run: RunFile, out: Path, log: Telemetry) -> Finish:
+    exporting = asyncio.create_task(_export_regularly(node, gps, run, out, log))
+    finish = await node.run()
+    exporting.cancel()
+    return finish
+
+
+async def _export_regularly(node: Node, gps: Gps, run: RunFile, out: Path, log: Telemetry) -> None:
+    """Write the global model every so often, as at the end of the run; one that fails is left to the next."""
+    while run.run.export_minutes:
+        await asyncio.sleep(run.run.export_minutes * S_PER_MINUTE)
+        taken: asyncio.Future[PlaneSnapshot] = asyncio.get_running_loop().create_future()
+        facts = {"version": gps.version.counter, "counted_steps": gps.counted_steps}
+        plane = node.tensors.plane
+        node.tensors.lane.submit(plane.snapshot, taken.set_result)
+        failures = await asyncio.to_thread(files.write_snapshot, out, await taken, facts)
+        for failure in failures:
+            log.event("export_failed", why=failure)
+        if not failures:
+            log.event("exported", **facts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Life:
+    """What a GPS begins or goes on with. ``plane``: None if ``memory`` has one."""
+
+    machine: Gps
+    process: Peer
+    manifest: Manifest
+    plane: Plane | None
+    memory: Memory | None
+
+
+def _begin(options: argparse.Namespace, run: RunFile, out: Path, log: Telemetry) -> _Life:
+    """Find the state to go on with, or make the model to begin with."""
+    process = daemon.process_name(NODE, daemon.random_bits())
+    incarnation = daemon.incarnation()
+    store, past = None, None
+    if run.gps.durability != "none":
+        store, past, word = open_state(run, out, options.resume)
+        if word:
+            log.line(word)
+    elif options.resume is not None:
+        raise ConfigError("gps.durability = 'none': --resume needs a state that is kept")
+    if past is not None:
+        process, incarnation = past.header.process, past.header.incarnation
+    copier = None if store is None else _copier(run, begins=past is None)
+    manifest, corpus = _known(past)
+    plane = None
+    if manifest is None:
+        log.line("building the initial model")
+        start = initial.build(run)
+        log.line(f"initial model: {start.origin}")
+        log.event("initial_model", origin=start.origin)
+        manifest, corpus, plane = start.manifest, start.corpus, plane_of(run, start.manifest)
+        plane.adopt(0, start.flat)
+        plane.apply("load", 0, 1.0)
+        plane.release(0)
+    memory = None
+    if store is not None:
+        memory = Memory(
+            store=store,
+            durability=run.gps.durability,
+            name=NODE,
+            incarnation=incarnation,
+            past=past,
+            facts=facts_of(run, corpus),
+            copier=copier,
+            is_read=True,
+        )
+    machine = machine_of(run, incarnation, manifest, corpus)
+    return _Life(machine, process, manifest, plane, memory)
+
+
+def _known(past: Past | None) -> tuple[Manifest | None, str]:
+    """Model and corpus of the life that goes on, if a snapshot tells them."""
+    if past is None or past.snapshot is None:
+        return None, ""
+    kept = State.of(past.snapshot)
+    return kept.manifest, kept.facts.get("corpus", "")
+
+
+def _copier(run: RunFile, *, begins: bool) -> Copier | None:
+    """Raises `ConfigError` if a run that begins could not write its copies; one that goes on is not held
+    up by that."""
+    gps = run.gps
+    if not gps.snapshots:
+        return None
+    archive = Archive(gps.snapshots)
+    if begins:
+        archive.require_writable()
+    return Copier(archive, gps.snapshots_minutes, gps.snapshots_kept)

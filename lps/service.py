@@ -1,0 +1,113 @@
+"""A local parameter server as a process: the life that it begins or goes on with."""
+
+import argparse
+from pathlib import Path
+
+import torch
+import uvloop
+
+from lps.settings import settings
+from lps.state import Lps
+from pelago.config import Durability, RunFile
+from pelago.core.errors import CheckpointError, ForeignState
+from pelago.core.names import Peer
+from pelago.net import command, daemon
+from pelago.net.keeper import Memory
+from pelago.net.limits import Limits
+from pelago.net.node import Node, NodeSettings
+from pelago.net.sockets import Bind, Connect
+from pelago.net.store import Past, Store
+from pelago.net.telemetry import Telemetry
+from pelago.tensor.manifest import Manifest
+from pelago.tensor.optim import DelayedNesterov
+from pelago.tensor.plane import Plane
+
+
+def serve(options: argparse.Namespace, run: RunFile) -> int:
+    """Serve a region until the GPS ends the run."""
+    region = run.region_index(options.region)
+    # One thread: its blocks fit the cache, and a norm then has the same last bits everywhere.
+    torch.set_num_threads(1)
+    host, port = command.address(options.bind, run.lps_bind(region), "--bind")
+    gps_host, gps_port = command.address(options.connect, run.gps_connect(), "--connect")
+    out = daemon.out_folder(run, options.out)
+    name = f"lps-{options.region}"
+    log = daemon.telemetry(out, name)
+    memory, process, incarnation = open_memory(run, out, name, log, resume=options.resume)
+    outer = DelayedNesterov.from_eta(
+        run.lps.lr, run.lps.momentum, run.lps.momentum_delay, run.lps.momentum_activation
+    )
+
+    def plane(manifest: Manifest) -> Plane:
+        return Plane(manifest, outer, remember=run.lps.in_flight != "drop")
+
+    node = Node(
+        Lps(settings(run, region, incarnation=incarnation)),
+        NodeSettings(
+            run_id=run.run_id,
+            name=process,
+            server=Bind(host, port, f"region {options.region}: bind"),
+            client=Connect(gps_host, gps_port, "gps", "--connect"),
+            # One more place than workers' updates: the global model arrives beside them.
+            limits=Limits(incoming_max=run.lps.staged_max + 1),
+            crash_file=out / name / "crash.json",
+        ),
+        log,
+        plane_factory=plane,
+        memory=memory,
+    )
+    log.line(
+        f"serving region {options.region} at {host}:{port}; the GPS is at {gps_host}:{gps_port}"
+    )
+    finish = uvloop.run(node.run())
+    return daemon.outcome(finish)
+
+
+def open_memory(
+    run: RunFile, out: Path, name: str, log: Telemetry, *, resume: bool
+) -> tuple[Memory | None, Peer, int]:
+    """Where the LPS keeps its state, with its process name and incarnation: those of the life that it
+    finds there and goes on with, or new ones. Raises `ConfigError`, `CheckpointError`."""
+    process = daemon.process_name(name, daemon.random_bits())
+    incarnation = daemon.incarnation()
+    durability = run.lps.durability
+    if durability == "none":
+        return None, process, incarnation
+    store = Store(daemon.state_folder(out, name), run.run_id, name)
+    try:
+        past, why = _past(store, durability, resume=resume)
+    except CheckpointError:
+        store.close()
+        raise
+    if why:
+        log.event("beginning_anew", why=why, removed=str(store.folder))
+        store.clear()
+    if past is not None:
+        process, incarnation = past.header.process, past.header.incarnation
+    memory = Memory(
+        store=store, durability=durability, name=name, incarnation=incarnation, past=past
+    )
+    return memory, process, incarnation
+
+
+def _past(store: Store, durability: Durability, *, resume: bool) -> tuple[Past | None, str]:
+    """What an LPS goes on with, or why it begins anew although something is there: the GPS lends anew to a
+    region whose past is uncertain, so nothing of it would count. Raises `CheckpointError`."""
+    try:
+        past = store.past()
+    except ForeignState as error:
+        if not resume:
+            raise
+        return None, str(error)
+    except CheckpointError as error:
+        if not resume and not daemon.may_be_torn(store, durability):
+            raise CheckpointError(
+                f"{error}; --resume begins anew, without what the region had not exchanged"
+            ) from None
+        return None, str(error)
+    if past is None or daemon.is_certain(past, durability):
+        return past, ""
+    return (
+        None,
+        f"this machine was started again, and lps.durability = {durability!r} does not survive that",
+    )

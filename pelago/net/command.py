@@ -1,0 +1,119 @@
+"""A daemon's command line: flags, the run file, errors, exit codes.
+
+A usage error is answered before anything is imported that takes long, torch above all: what needs it is
+in the role's `service` module, imported when flags and run file are known to be sound.
+"""
+
+import argparse
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING, Final, TypeAlias
+
+import pelago
+from pelago import children, reading
+from pelago.core.errors import PeerRefused, PelagoError
+from pelago.net.memory import keep_what_is_freed
+from pelago.net.telemetry import say
+
+if TYPE_CHECKING:
+    from pelago.config import RunFile
+
+EXIT_USER: Final = 2
+"""A run file, flag, path or port is wrong (the code that argparse uses as well)."""
+EXIT_REFUSED: Final = 3
+"""The server refused this node."""
+EXIT_INTERRUPTED: Final = 130
+"""Ctrl-C, before there was anything to end in good order."""
+
+Check: TypeAlias = "Callable[[argparse.Namespace, RunFile], None]"
+"""Raises `ConfigError` for flags that do not fit the run file."""
+Role: TypeAlias = "Callable[[argparse.Namespace, RunFile], int]"
+"""Runs a node to its end; returns the exit code. Raises `PelagoError`."""
+
+
+def flags(role: str, description: str) -> argparse.ArgumentParser:
+    """A daemon's parser with the flags that all of them have."""
+    parser = argparse.ArgumentParser(prog=role, description=description)
+    parser.add_argument(
+        "--run",
+        required=True,
+        metavar="RUN.toml",
+        type=reading.expanded,
+        help="the run file, the same everywhere",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=reading.expanded,
+        help="folder of the run's results (default: [run] out)",
+    )
+    parser.add_argument("--version", action="version", version=f"pelago {pelago.__version__}")
+    return parser
+
+
+def address(flag: str | None, default: tuple[str, int], key: str) -> tuple[str, int]:
+    """The address of a flag, or else the run file's. Raises `ConfigError`."""
+    from pelago.config import endpoint
+
+    return default if flag is None else endpoint(flag, key)
+
+
+def main(
+    role: str,
+    parser: argparse.ArgumentParser,
+    check: Check,
+    imported: Callable[[], Role],
+) -> int:
+    """Parse the command line, read the run file, run the node. What a user got wrong is one line.
+
+    ``imported``: imports what runs the node.
+    """
+    children.leave_working_folder()
+    options = parser.parse_args()
+    keep_what_is_freed()
+    code = _run(role, options, check, imported)
+    flushed = [_flush(stream) for stream in (sys.stdout, sys.stderr)]
+    if not all(flushed) or any(thread.daemon for thread in threading.enumerate()):
+        # A trainer deep in a long step cannot be stopped, and the interpreter must not be taken down
+        # around it; nor may a console that takes nothing change the exit code. Everything that has to be
+        # written was written.
+        os._exit(code)
+    return code
+
+
+def _flush(stream: IO[str] | None) -> bool:
+    try:
+        if stream is not None:
+            stream.flush()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _run(
+    role: str,
+    options: argparse.Namespace,
+    check: Check,
+    imported: Callable[[], Role],
+) -> int:
+    try:
+        from pelago.config import load
+
+        run = load(options.run)
+        check(options, run)
+        return imported()(options, run)
+    except PeerRefused as error:
+        say(f"{role}: refused: {one_line(error)}", sys.stderr)
+        return EXIT_REFUSED
+    except PelagoError as error:
+        say(f"{role}: {one_line(error)}", sys.stderr)
+        return EXIT_USER
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def one_line(error: Exception) -> str:
+    """An error's text on one line, whatever libraries put into it."""
+    return " ".join(str(error).split())

@@ -1,0 +1,34 @@
+"""A model as a safetensors file, written where it is to lie.
+
+The library's own writer makes another file beside it, of a mode of its own, and renames that: an open file
+without a name cannot be written so. Format: https://huggingface.co/docs/safetensors (8 bytes of the
+header's length, a JSON header, the tensors one after the other), which an arena is already.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pelago.tensor.manifest import ELEMENT_BYTES, Manifest
+
+if TYPE_CHECKING:
+    import torch
+
+_ALIGNMENT: Final = 8
+
+
+def write(
+    path: Path, manifest: Manifest, flat: "torch.Tensor", metadata: Mapping[str, str]
+) -> None:
+    """Write ``flat``, shape [numel], fp32, on the CPU, with some facts about it. Raises `OSError`."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    for spec, start in zip(manifest.specs, manifest.offsets, strict=False):
+        ends = [start * ELEMENT_BYTES, (start + math.prod(spec.shape)) * ELEMENT_BYTES]
+        header[spec.name] = {"dtype": "F32", "shape": list(spec.shape), "data_offsets": ends}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        flat.detach().contiguous().numpy().tofile(file)

@@ -1,0 +1,105 @@
+"""A command and every process that came from it, wherever it went: other groups, other sessions, other parents."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DEADLINE_S = 50.0
+BIN = Path(sys.executable).parent
+MARK = "PELAGO_TEST_FAMILY"
+
+
+@dataclass
+class Family:
+    """A running command; its descendants are known by a variable of their environment."""
+
+    process: subprocess.Popen[str]
+    name: str
+    seen: set[int] = field(default_factory=set)
+
+    def members(self) -> dict[int, list[str]]:
+        """Process id and command line of all that live, the command among them."""
+        mark = f"{MARK}={self.name}".encode()
+        found: dict[int, list[str]] = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                    line = (folder / "cmdline").read_bytes().decode(errors="replace")
+                    found[int(folder.name)] = line.split("\0")
+            except OSError:
+                continue  # It has ended by now.
+        return found
+
+    def one(self, *words: str) -> int:
+        """The member whose command line has these words; 0 if there is none."""
+        for number, line in self.members().items():
+            if all(word in line for word in words):
+                return number
+        return 0
+
+    def until(self, what: str, true: Callable[[], object]) -> None:
+        """Wait, with a deadline, for something that no event tells across processes."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not true():
+            assert time.monotonic() < deadline, f"never happened: {what}; {self.members()}"
+            time.sleep(0.005)
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the command: its exit code, and what it printed."""
+        output, _ = self.process.communicate(timeout=DEADLINE_S)
+        return self.process.returncode, output
+
+    def gone(self) -> None:
+        """Nobody is left, or is so in a moment."""
+        self.until("all are gone", lambda: not self.members())
+
+
+def has_loaded(number: int, library: str) -> bool:
+    """Whether a process has a library in its memory: how far it is with its imports."""
+    try:
+        return library in Path(f"/proc/{number}/maps").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+@contextmanager
+def family(
+    command: Sequence[str | Path],
+    *,
+    folder: Path,
+    ignored: Sequence[signal.Signals] = (),
+    environment: dict[str, str] | None = None,
+) -> Iterator[Family]:
+    """Begin a command in ``folder``, some signals ignored; whoever lives at the end is killed."""
+    name = f"{os.getpid()}-{time.monotonic_ns()}"
+    # Python resets nothing that it finds ignored, and a test may run in a shell that ignores SIGINT.
+    before = {
+        number: signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **(environment or {}), MARK: name},
+        )
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    found = Family(process, name)
+    try:
+        yield found
+    finally:
+        for number in found.members():
+            os.kill(number, signal.SIGKILL)
+        process.communicate()

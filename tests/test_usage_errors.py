@@ -1,0 +1,89 @@
+"""A usage error, and --help, are answered before anything is imported that takes seconds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.topology import run_file
+
+HEAVY = ("torch", "transformers", "matplotlib", "ray")
+PROGRAM = """
+import importlib, json, sys
+name, *sys.argv[1:] = json.loads(sys.argv[1])
+sys.argv[0] = name
+try:
+    code = importlib.import_module(name).main()
+except SystemExit as ended:
+    code = ended.code
+print(json.dumps([code or 0, [each for each in HEAVY if each in sys.modules]]))
+"""
+COMMANDS = (
+    "pelago.cli.main",
+    "gps.__main__",
+    "lps.__main__",
+    "worker.__main__",
+    "experiments.__main__",
+    "convergence.fuzz.__main__",
+    "convergence.theory",
+)
+WRONG = (
+    "pelago.cli.main",
+    "pelago.cli.main local",
+    "pelago.cli.main chekk RUN",
+    "pelago.cli.main local RUN --livee",
+    *(
+        f"pelago.cli.main {command} /nowhere.toml"
+        for command in ("local", "check", "resume", "export")
+    ),
+    *(f"{role}.__main__" for role in ("gps", "lps", "worker")),
+    *(f"{role}.__main__ --run /nowhere.toml --region eu" for role in ("lps", "worker")),
+    *(f"{role}.__main__ --run RUN --region mars" for role in ("lps", "worker")),
+    "gps.__main__ --run /nowhere.toml",
+    "gps.__main__ --run RUN --bind nonsense",
+    "lps.__main__ --run RUN --region eu --connect nonsense",
+    "worker.__main__ --run RUN",
+    "worker.__main__ --run RUN --evaluate --connect nonsense",
+    "worker.__main__ --run RUN --evaluate --describe",
+    "experiments.__main__ replay",
+    "experiments.__main__ replay nowhere",
+    "experiments.__main__ replay RUN",
+    "experiments.__main__ replay lm_search --jobs 0",
+    "experiments.__main__ replay lm_search --trace",
+    "experiments.__main__ replay lm_search --engine ray --together 2",
+    "experiments.__main__ replay halos_paper --fresh",
+    "experiments.__main__ report /nowhere",
+    "convergence.fuzz.__main__ --seeds 0",
+    "convergence.theory --seeds 0",
+)
+
+
+def ran(*words: str) -> tuple[int, list[str], str]:
+    """Run a command in a new process: its exit code, what it imported, and what it said."""
+    program = PROGRAM.replace("HEAVY", repr(HEAVY))
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(words)],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    code, imported = json.loads(done.stdout.splitlines()[-1])
+    return code, imported, done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_imports_nothing_heavy(command: str) -> None:
+    assert ran(command, "--help") == (0, [], "")
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_usage_error_imports_nothing_heavy(tmp_path: Path, line: str) -> None:
+    words = line.replace("RUN", str(run_file(tmp_path))).split()
+    code, imported, said = ran(*words)
+    assert (code, imported) == (2, []), said
+    assert "Traceback" not in said
+    assert len(said.splitlines()[-1]) > len("error: ")

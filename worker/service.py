@@ -1,0 +1,129 @@
+"""A worker or the evaluator as a process, and what a worker tells of a model without training it."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+import uvloop
+
+from pelago.config import RunFile
+from pelago.core.errors import CheckpointError
+from pelago.net import command, daemon
+from pelago.net.node import Node, NodeSettings
+from pelago.net.sockets import Connect
+from pelago.tensor import model_file
+from pelago.tensor.manifest import Manifest
+from pelago.tensor.plane import Plane
+from worker.evaluator import Evaluator as Measure
+from worker.ports import EvaluatorPort, WorkerPort
+from worker.rehearsal import describe
+from worker.schedule import Pace
+from worker.settings import settings
+from worker.state import Evaluator, Worker
+from worker.trainer import Trainer
+
+
+def work(options: argparse.Namespace, run: RunFile) -> int:
+    """Do what the flags ask for."""
+    # Bit-equal results need one thread, and processes that share a machine are faster so.
+    torch.set_num_threads(1)
+    if options.initialise:
+        return _initialise(run, Path(options.initialise))
+    if options.describe:
+        return _describe(run, step=not options.no_step)
+    if options.evaluate:
+        return _evaluate(options, run)
+    return _train(options, run)
+
+
+def _initialise(run: RunFile, path: Path) -> int:
+    source = Measure(run)
+    manifest = Manifest(source.manifest())
+    facts = {
+        "order": json.dumps([spec.name for spec in manifest.specs]),
+        "corpus": source.corpus.digest,
+        "origin": source.model.origin,
+    }
+    try:
+        model_file.write(path, manifest, source.initial(), facts)
+    except OSError as error:
+        raise CheckpointError(f"cannot write the initial model to {path}: {error}") from None
+    return 0
+
+
+def _describe(run: RunFile, *, step: bool) -> int:
+    for line in describe(run, step=step):
+        print(line)
+    return 0
+
+
+def _train(options: argparse.Namespace, run: RunFile) -> int:
+    region = run.region_index(options.region)
+    host, port = command.address(options.connect, run.lps_connect(region), "--connect")
+    out = daemon.out_folder(run, options.out)
+    bits = daemon.random_bits()
+    name = daemon.worker_folder(options.region, options.group, bits)
+    log = daemon.telemetry(out, name)
+    pace = Pace.of(run, region, options.group) if options.paced else None
+    trainer = Trainer(run, pace=pace)
+    manifest = Manifest(trainer.manifest())
+    machine = Worker(
+        settings(
+            run,
+            region,
+            options.group,
+            incarnation=daemon.incarnation(),
+            fingerprint=manifest.fingerprint,
+            corpus=trainer.corpus.digest,
+        )
+    )
+    node = Node(
+        machine,
+        NodeSettings(
+            run_id=run.run_id,
+            name=daemon.process_name(f"worker-{options.region}", bits),
+            client=Connect(host, port, "lps", "--connect"),
+            crash_file=out / name / "crash.json",
+        ),
+        log,
+        plane=Plane(manifest, None, exchanges=False),
+        trainer=WorkerPort(trainer),
+    )
+    log.event("model", origin=trainer.model.origin)
+    log.line(f"training for region {options.region}; its LPS is at {host}:{port}")
+    finish = uvloop.run(node.run())
+    return daemon.outcome(finish)
+
+
+def _evaluate(options: argparse.Namespace, run: RunFile) -> int:
+    host, port = command.address(options.connect, run.gps_connect(), "--connect")
+    out = daemon.out_folder(run, options.out)
+    log = daemon.telemetry(out, "evaluator")
+    measure = Measure(run)
+    manifest = Manifest(measure.manifest())
+    machine = Evaluator(
+        settings(
+            run,
+            None,
+            -1,
+            incarnation=daemon.incarnation(),
+            fingerprint=manifest.fingerprint,
+            corpus=measure.corpus.digest,
+        )
+    )
+    node = Node(
+        machine,
+        NodeSettings(
+            run_id=run.run_id,
+            name=daemon.process_name("evaluator", daemon.random_bits()),
+            client=Connect(host, port, "gps", "--connect"),
+            crash_file=out / "evaluator" / "crash.json",
+        ),
+        log,
+        plane=Plane(manifest, None, exchanges=False),
+        trainer=EvaluatorPort(measure, out / "model"),
+    )
+    log.line(f"evaluating; the GPS is at {host}:{port}")
+    finish = uvloop.run(node.run())
+    return daemon.outcome(finish)
