@@ -7,13 +7,16 @@ Both drivers make it here, so the same keys mean the same thing under both clock
     counted_steps     local steps in the updates that the GPS applied, dropped movement included
     samples, tokens   what those steps were trained on, whatever the batch size was at the time
     model             {parameters, fingerprint}
-    gps               {version, updates, updates_by_region {NAME: updates}}
-    lps               {NAME: {updates, exchanges, in_flight_updates}}
-    workers           {"NAME/GROUP": {rounds, steps, busy_fraction}}
+    gps               {version, updates, updates_by_region {NAME: updates}, rejected}
+    lps               {NAME: {updates, exchanges, in_flight_updates, rejected}}; rejected: rounds of
+                      workers that came to nothing, since not finite or too large
+    workers           {"NAME/GROUP": {rounds, steps, skipped, busy_fraction}}; skipped: steps whose
+                      gradient was not finite
     validation        [[elapsed_ms, counted_steps, loss] ...] global model, held-out, nats per token
     ledger            {issued, applied, dropped_in_flight, unexchanged, returned, duplicated}
                       in samples
     bytes             {wan, lan} payload bytes that arrived: between regions, inside them
+    error             why the run ended before it was over, in words; "": it was over
 """
 
 from typing import Any, Literal
@@ -43,6 +46,7 @@ def result(
             "version": gps.version.counter,
             "updates": gps.updates,
             "updates_by_region": {name: region.updates for name, region in gps.regions.items()},
+            "rejected": gps.refusals.total,
         },
         "lps": {name: _region(report) for name, report in reports.items()},
         "workers": {
@@ -56,6 +60,7 @@ def result(
             "wan": sum(report.wan_bytes for report in present),
             "lan": sum(report.lan_bytes for report in present),
         },
+        "error": gps.error,
     }
 
 
@@ -65,12 +70,18 @@ def _region(report: RegionReport | None) -> dict[str, int]:
         "updates": report.updates if report is not None else 0,
         "exchanges": report.exchanges if report is not None else 0,
         "in_flight_updates": report.in_flight_updates if report is not None else 0,
+        "rejected": report.rejected if report is not None else 0,
     }
 
 
 def _worker(report: WorkerReport) -> dict[str, int | float]:
     busy_fraction = report.busy_ms / report.alive_ms if report.alive_ms else 0.0
-    return {"rounds": report.rounds, "steps": report.steps, "busy_fraction": busy_fraction}
+    return {
+        "rounds": report.rounds,
+        "steps": report.steps,
+        "skipped": report.skipped,
+        "busy_fraction": busy_fraction,
+    }
 
 
 def _ledger(gps: Gps) -> dict[str, int]:

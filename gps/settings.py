@@ -36,6 +36,8 @@ def settings(
         budget_local_steps=run.run.budget_local_steps,
         budget_ps=round(run.run.budget_minutes * PS_PER_MINUTE),
         update_norm_max=run.gps.update_norm_max,
+        rejected_max=run.gps.rejected_max,
+        max_lr=run.worker.max_lr,
         staleness_power=run.gps.staleness_power,
         staged_max=WITHOUT_LIMIT if lossless else run.gps.staged_max,
         tick_ps=0 if lossless else heartbeat_ps,

@@ -6,7 +6,7 @@ docs/ARCHITECTURE.md and asserted by `check`. Source of the algorithm: Kim et al
 """
 
 from dataclasses import dataclass
-from typing import Literal, assert_never
+from typing import Final, Literal, assert_never
 
 from gps.regions import Evaluators, Region
 from pelago.core.image import durable
@@ -33,6 +33,7 @@ from pelago.core.machine import (
     Validated,
 )
 from pelago.core.names import BlobId, Peer, PushId, Version, samples_of
+from pelago.core.refusals import Client, Refusals, Verdict, hopeless, update_fault
 from pelago.wire.intake import Intake
 from pelago.wire.messages import (
     COUNT_MAX,
@@ -62,6 +63,8 @@ from pelago.wire.messages import (
     Welcome,
 )
 
+NORM_KEY: Final = "gps.update_norm_max"
+
 
 @dataclass(frozen=True, slots=True)
 class GpsSettings:
@@ -76,6 +79,10 @@ class GpsSettings:
     budget_ps: int
     """Time after the first lease in which there was a GPS; 0: no limit."""
     update_norm_max: float
+    rejected_max: int
+    """Updates of a region that may be rejected in a row."""
+    max_lr: float
+    """Of the workers: the first thing to look at when they learn nothing."""
     staleness_power: float
     """An update based on a version that is n versions old is applied (1 + n)^-power times."""
     staged_max: int
@@ -111,6 +118,10 @@ class Gps:
         """When the first samples were lent: the origin of all times in the result."""
         self.ended_at: int | None = None
         self.end_reason = ""
+        self.refusals = Refusals(settings.rejected_max)
+        """Updates of regions that were rejected."""
+        self.error = ""
+        """Why the run ended although it was not over; empty: all is well."""
         self._reached: dict[Version, int] = {}
         """When a version that an evaluator was sent was reached, until it is measured."""
         self._reached_at = 0
@@ -162,7 +173,7 @@ class Gps:
             effects.append(SetTick(self.settings.tick_ps))
         effects.append(Note("restarted", {"phase": self.phase, "version": self.version.counter}))
         if self.phase == "finished":
-            effects.append(Finish(self.end_reason))
+            effects.append(Finish(self.end_reason, self.error))
         return effects
 
     def reopen(self) -> None:
@@ -183,7 +194,8 @@ class Gps:
         self._reached.clear()
         if self.started_at is not None and self.ended_at is not None:
             self.started_at += self._now - self.ended_at  # Time since the end does not count.
-        self.phase, self.ended_at, self.end_reason = "serving", None, ""
+        self.refusals.clear()
+        self.phase, self.ended_at, self.end_reason, self.error = "serving", None, "", ""
 
     # --- who talks -----------------------------------------------------------------------------------
 
@@ -342,18 +354,48 @@ class Gps:
             fields = {"region": region.name, "why": fault, "norm": event.norm}
             effects += [Note("update_rejected", fields), Release(event.blob)]
             effects.append(Send(peer, Ack(message.push, "rejected")))
-            return [*effects, *self._reply(region, message.push)]
+            verdict = self.refusals.refused(region.name, self._present())
+            return [*effects, *self._on_rejected(region, peer, message.push, fault, verdict)]
         effects += self._apply(region, message, event)
         effects.append(Send(peer, Ack(message.push, "applied")))
         if self.counted_steps >= self.settings.budget_local_steps:
             return [*effects, *self._end("budget of local steps reached")]
         return [*effects, *self._reply(region, message.push), *self._serve_evaluators()]
 
+    def _on_rejected(
+        self, region: Region, peer: Peer, push: PushId, fault: str, verdict: Verdict
+    ) -> list[Effect]:
+        """What follows from another update of a region that came to nothing."""
+        if verdict == "go on":
+            return self._reply(region, push)
+        settings, count = self.settings, self.refusals.in_a_row[region.name]
+        error = hopeless(
+            f"region {region.name}",
+            count,
+            fault,
+            settings.max_lr,
+            settings.update_norm_max,
+            NORM_KEY,
+        )
+        if verdict == "all":
+            return self._fail(error)
+        self.ledger.reclaim(region.name)
+        return [Send(peer, Refuse(error)), *self._part(region, "its updates are rejected")]
+
+    def _present(self) -> list[Client]:
+        return [each.name for each in self.regions.values() if each.peer is not None]
+
+    def _fail(self, error: str) -> list[Effect]:
+        """Nobody's updates can be applied any more."""
+        if self.phase in ("draining", "finished"):
+            return []
+        self.error = error
+        return [Note("giving_up", {"why": error}), *self._end("no update can be applied any more")]
+
     def _update_fault(self, region: Region, message: Push, event: Measured) -> str:
-        if not event.finite:
-            return "not finite"
-        if event.norm > self.settings.update_norm_max:
-            return f"norm above gps.update_norm_max = {self.settings.update_norm_max}"
+        fault = update_fault(event, self.settings.update_norm_max, NORM_KEY)
+        if fault:
+            return fault
         if not 0 <= message.steps <= COUNT_MAX or not 0 <= message.tokens <= COUNT_MAX:
             return f"{message.steps} steps and {message.tokens} tokens are not to be believed"
         if not self.ledger.holds(region.name, (*message.spans, *message.dropped)):
@@ -361,6 +403,7 @@ class Gps:
         return ""
 
     def _apply(self, region: Region, message: Push, event: Measured) -> list[Effect]:
+        self.refusals.accepted(region.name)
         self.ledger.consume(region.name, message.spans, message.dropped)
         # A base that is no version of ours yet is a peer's mistake, and cannot count more than in full.
         staleness = max(0, self.version.counter - message.base.counter)
@@ -402,13 +445,19 @@ class Gps:
     def _on_leave(self, region: Region, peer: Peer, message: Leave) -> list[Effect]:
         if isinstance(message.report, RegionReport):
             region.report = message.report
+        present = self._present()
         effects = self._part(region, message.reason)
         if self.phase in ("draining", "finished"):
             self.ledger.settle(region.name, message.unexchanged, message.dropped)
         else:
             # The run goes on: what never reached the global model is trained again by others.
             self.ledger.reclaim(region.name)
-        return [*effects, Send(peer, Goodbye()), *self._maybe_finish()]
+        effects.append(Send(peer, Goodbye()))
+        if message.error:
+            effects.append(Note("region_failed", {"region": region.name, "why": message.error}))
+            if self.refusals.given_up(region.name, present) == "all":
+                return [*effects, *self._fail(message.error)]
+        return [*effects, *self._maybe_finish()]
 
     def _part(self, region: Region, reason: str) -> list[Effect]:
         """A region's process is gone; whoever serves the region next gets a higher fence."""
@@ -542,7 +591,7 @@ class Gps:
         if any(region.peer is not None for region in self.regions.values()):
             return []
         self.phase = "finished"
-        return [self._status(), Finish(self.end_reason)]
+        return [self._status(), Finish(self.end_reason, self.error)]
 
     def _new_blob(self) -> BlobId:
         self._next_blob += 1

@@ -40,6 +40,11 @@ class Member:
     """Newest version that was sent to it."""
     report: WorkerReport | None = None
 
+    def round_done(self, now: int) -> None:
+        """What became of its round is known."""
+        self.round_ps = max(1, now - self.lent_at)
+        self.lease = None
+
 
 @durable(settings=("get",))
 class Members:
@@ -120,6 +125,7 @@ def _sum(past: WorkerReport | None, now: WorkerReport) -> WorkerReport:
         busy_ms=min(COUNT_MAX, past.busy_ms + now.busy_ms),
         alive_ms=min(COUNT_MAX, past.alive_ms + now.alive_ms),
         loss=now.loss,
+        skipped=min(COUNT_MAX, past.skipped + now.skipped),
     )
 
 

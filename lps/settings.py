@@ -37,6 +37,8 @@ def settings(
         in_flight=run.lps.in_flight,
         lease_ahead_ps=0 if lossless else round(run.lps.lease_seconds * PS_PER_SECOND),
         update_norm_max=run.lps.update_norm_max,
+        rejected_max=run.lps.rejected_max,
+        max_lr=run.worker.max_lr,
         staged_max=WITHOUT_LIMIT if lossless else run.lps.staged_max,
         payload_bytes=payload_bytes,
         wan=run.region[region].name != run.gps_region,

@@ -7,7 +7,7 @@ docs/ARCHITECTURE.md and asserted by `check`. Source of the algorithm: Kim et al
 
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import Literal, assert_never
+from typing import Final, Literal, assert_never
 
 from lps.exchange import Exchanges, InFlight
 from lps.members import Member, Members, hello_fault
@@ -36,6 +36,7 @@ from pelago.core.machine import (
     Validated,
 )
 from pelago.core.names import Address, BlobId, Lease, Peer, PushId, Version
+from pelago.core.refusals import Client, Refusals, hopeless, update_fault
 from pelago.wire.intake import Intake
 from pelago.wire.messages import (
     COUNT_MAX,
@@ -45,6 +46,7 @@ from pelago.wire.messages import (
     Busy,
     Effect,
     Event,
+    Failed,
     Goodbye,
     Grant,
     Heartbeat,
@@ -67,6 +69,8 @@ from pelago.wire.messages import (
 )
 from pelago.wire.uplink import Uplink
 
+NORM_KEY: Final = "lps.update_norm_max"
+
 
 @dataclass(frozen=True, slots=True)
 class LpsSettings:
@@ -81,6 +85,10 @@ class LpsSettings:
     lease_ahead_ps: int
     """For so long samples are kept in hand; 0: none are asked for ahead of need."""
     update_norm_max: float
+    rejected_max: int
+    """Rounds of a worker that may come to nothing in a row."""
+    max_lr: float
+    """Of the workers: the first thing to look at when they learn nothing."""
     staged_max: int
     payload_bytes: int
     """Of one model; 0: taken from the GPS's manifest."""
@@ -119,6 +127,10 @@ class Lps:
         self._queue: deque[Peer] = deque()
         """Members that wait for a lease, first come first served."""
         self._supply = Supply()
+        self.refusals = Refusals(settings.rejected_max)
+        """Rounds of its groups that came to nothing."""
+        self.error = ""
+        """Why this region cannot go on; empty: it can."""
         self._next_blob = 1
         self._loaded: Version | None = None
         """Global version that the driver put into the arena: no first transfer then."""
@@ -196,7 +208,9 @@ class Lps:
             case Wait(what):
                 effects += self.uplink.waiting(what)
             case Refuse(detail) if self.phase != "gone":
-                self.phase = "gone"
+                # Started again, it asks again.
+                self.phase, self._may_return = "gone", True
+                effects += [Send(member.peer, Stop("refused")) for member in self.members]
                 effects.append(Finish("refused", error=detail))
             case Rejoin():
                 effects += self._on_rejoin()
@@ -211,8 +225,7 @@ class Lps:
             case Stop(reason):
                 effects += self._drain(reason)
             case Goodbye() if self.phase == "leaving":
-                self.phase = "gone"
-                effects.append(Finish("run finished"))
+                effects += self._finish()
             case _:
                 effects += [Release(blob)] if blob is not None else []
         return effects
@@ -243,13 +256,18 @@ class Lps:
             return []
         if self.phase == "leaving":
             # Nothing is left to settle with a GPS that does not know us.
-            self.phase = "gone"
-            return [Finish("run finished")]
+            return self._finish()
         return self._begin_anew()
+
+    def _finish(self) -> list[Effect]:
+        self.phase = "gone"
+        return [Finish("run finished", self.error)]
 
     def _begin_anew(self) -> list[Effect]:
         effects: list[Effect] = [Note("rejoining", {})]
         self.leases.void()
+        self.refusals.clear()
+        self.error = ""
         for member in self.members:
             member.lease = None
         upload = self.uplink.upload
@@ -369,6 +387,8 @@ class Lps:
                     return self._on_push(member, message, blob)
                 case Pull():
                     effects = self._on_pull(member, message.samples)
+                case Failed():
+                    effects = self._on_failed(member, message)
                 case Heartbeat(report):
                     if isinstance(report, WorkerReport):
                         member.report = replace(report, group=member.group)
@@ -469,6 +489,50 @@ class Lps:
             return [Release(blob), *self.intake.settled(member.peer, message.push, outcome)]
         return self.intake.arrived(member.peer, message, blob)
 
+    def _on_failed(self, member: Member, message: Failed) -> list[Effect]:
+        member.replying = None  # It trained on what we sent, so that arrived.
+        held = self.leases.find(message.push)
+        if held is None or held.group != member.group:
+            outcome = self.leases.outcome(message.push)
+            return self.intake.settled(member.peer, message.push, outcome)
+        why = f"no gradient of {message.steps} steps was finite"
+        effects = self.intake.free(member.peer, message.push)
+        return [*effects, *self._reject(member.peer, message.push, why, message.next_samples)]
+
+    def _reject(self, peer: Peer, push: PushId, why: str, next_samples: int) -> list[Effect]:
+        """A round came to nothing: its samples are lent again. ``why``: for the user."""
+        group = self.leases.open[push.lease].group
+        self.leases.give_back(push, "rejected")
+        present: list[Client] = [each.group for each in self.members]
+        verdict = self.refusals.refused(group, present)
+        effects: list[Effect] = [
+            Note("update_rejected", {"peer": peer, "group": group, "why": why}),
+            Send(peer, Ack(push, "rejected")),
+        ]
+        member = self.members.get(peer)
+        if member is not None:
+            member.round_done(self._now)
+        if verdict == "all":
+            return [*effects, *self._give_up(self._hopeless(group, why))]
+        if member is None:
+            return effects
+        if verdict == "it":
+            effects.append(Send(peer, Refuse(self._hopeless(group, why))))
+            return [*effects, *self._remove(member, "its updates are rejected")]
+        return [*effects, *self._on_pull(member, next_samples)]
+
+    def _hopeless(self, group: int, why: str) -> str:
+        settings, count = self.settings, self.refusals.in_a_row[group]
+        who = f"worker {settings.region}/{group}"
+        return hopeless(who, count, why, settings.max_lr, settings.update_norm_max, NORM_KEY)
+
+    def _give_up(self, error: str) -> list[Effect]:
+        """Leave the run. Started again, this LPS begins afresh from the global model."""
+        if self.phase in ("draining", "leaving", "gone"):
+            return []
+        self.error, self._may_return = error, True
+        return [Note("giving_up", {"why": error}), *self._drain("this region learns nothing")]
+
     def _on_measured(self, event: Measured) -> list[Effect]:
         pending = self.intake.measured(event.blob)
         if pending is None:
@@ -480,22 +544,20 @@ class Lps:
             # Revoked while it was being measured: its samples are in other hands.
             outcome = self.leases.outcome(message.push)
             return [*effects, Release(event.blob), Send(peer, Ack(message.push, outcome))]
-        if not event.finite or event.norm > self.settings.update_norm_max:
-            self.leases.give_back(message.push, "rejected")
-            fields = {"peer": peer, "norm": event.norm, "finite": event.finite}
-            effects += [Note("update_rejected", fields), Release(event.blob)]
-            effects.append(Send(peer, Ack(message.push, "rejected")))
-        else:
-            effects += self._apply(message, event)
-            effects.append(Send(peer, Ack(message.push, "applied")))
-            effects += self._maybe_exchange()
+        fault = update_fault(event, self.settings.update_norm_max, NORM_KEY)
+        if fault:
+            effects.append(Release(event.blob))
+            return [*effects, *self._reject(peer, message.push, fault, message.next_samples)]
+        effects += self._apply(message, event)
+        effects.append(Send(peer, Ack(message.push, "applied")))
+        effects += self._maybe_exchange()
         if member is not None:
-            member.round_ps = max(1, self._now - member.lent_at)
-            member.lease = None
+            member.round_done(self._now)
             effects += self._on_pull(member, message.next_samples)
         return effects
 
     def _apply(self, message: Push, event: Measured) -> list[Effect]:
+        self.refusals.accepted(self.leases.open[message.push.lease].group)
         spans = self.leases.consume(message.push)
         staleness = self.version - message.base.counter
         self.version += 1
@@ -583,6 +645,7 @@ class Lps:
             wan_bytes=self.wan_bytes,
             exchanging=self.exchanges.current is not None,
             workers=self.members.reports(),
+            rejected=self.refusals.total,
         )
 
     def _drain(self, reason: str) -> list[Effect]:
@@ -591,7 +654,7 @@ class Lps:
         if not self.uplink.joined:
             self.phase = "gone"
             stops: list[Effect] = [Send(member.peer, Stop(reason)) for member in self.members]
-            return [*stops, Finish(reason)]
+            return [*stops, Finish(reason, self.error)]
         self.phase = "draining"
         note = Note("draining", {"why": reason})
         stops = [Send(member.peer, Stop(reason)) for member in self.members]
@@ -605,7 +668,7 @@ class Lps:
         self._supply.void()
         unexchanged, dropped = self.exchanges.settle()
         returned = self.leases.void()
-        leave = Leave("drained", self.report(), returned, unexchanged, dropped)
+        leave = Leave("drained", self.report(), returned, unexchanged, dropped, self.error)
         return [*effects, *self.uplink.leave(leave)]
 
     def _new_blob(self) -> BlobId:

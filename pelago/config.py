@@ -176,6 +176,9 @@ class Server(Section):
     """c of delayed Nesterov."""
     update_norm_max: PositiveFloat = 1e6
     """An update with a larger norm, or one that is not finite, is rejected."""
+    rejected_max: Positive = 16
+    """Updates of one worker (at the GPS: of one region) in a row that may be rejected, or not come about since
+    no gradient was finite. Then it is told to end; if no other does better, the run ends with an error."""
     staged_max: Positive = 2
     """Updates that may be staged or under way to this server at once."""
     durability: Durability = "process"
@@ -219,6 +222,7 @@ class Gps(Server):
     lr: PositiveFloat = 0.15
     momentum: Momentum = 0.5
     momentum_delay: Positive = 2
+    rejected_max: Positive = 4
     bind: Annotated[str, AfterValidator(_some_address)] = "0.0.0.0:7700"
     """Control port; bulk data uses the next one. Host 0.0.0.0: all IPv4 addresses; *: those of IPv6 too."""
     connect: Address = ""

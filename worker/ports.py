@@ -22,7 +22,7 @@ class WorkerPort:
         self,
         lease: Lease,
         flat: torch.Tensor,
-        on_step: Callable[[int], None],
+        on_step: Callable[[int, int], None],
         cancel: threading.Event,
     ) -> Result | None:
         """One round on a lease, from ``flat``; None if cancelled."""
@@ -49,7 +49,7 @@ class EvaluatorPort:
         self,
         lease: Lease,
         flat: torch.Tensor,
-        on_step: Callable[[int], None],
+        on_step: Callable[[int, int], None],
         cancel: threading.Event,
     ) -> Result | None:
         """Not the evaluator's business."""

@@ -33,7 +33,7 @@ from pelago.core.machine import (
     Validate,
     Validated,
 )
-from pelago.core.names import Address, BlobId, Lease, Peer, Version
+from pelago.core.names import Address, BlobId, Lease, Peer, PushId, Version
 from pelago.wire.messages import (
     PROTOCOL_VERSION,
     Ack,
@@ -41,6 +41,7 @@ from pelago.wire.messages import (
     Effect,
     Evaluated,
     Event,
+    Failed,
     Goodbye,
     Grant,
     Heartbeat,
@@ -102,13 +103,15 @@ class Worker:
         self.uplink = Uplink(
             settings.server, settings.hello("worker"), settings.retry_ps, settings.lost_after_ps
         )
-        self.state: Literal["joining", "idle", "training", "uploading", "leaving", "gone"] = (
-            "joining"
-        )
+        self.state: Literal[
+            "joining", "idle", "training", "uploading", "failed", "leaving", "gone"
+        ] = "joining"
         self.lease: Lease | None = None
         self.base = Version(0, 0)
         self.rounds = 0
         self.steps = 0
+        self.skipped = 0
+        """Of them, those whose gradient was not finite."""
         self.tokens = 0
         self.loss = 0.0
         self._asked_at = 0
@@ -116,6 +119,7 @@ class Worker:
         self._round_started_at = 0
         self._round_steps = 0
         """Steps of the round in hand that `steps` counts already."""
+        self._round_skipped = 0
         self._busy_ps = 0
         self._now = 0
 
@@ -141,9 +145,9 @@ class Worker:
                 return []
             case Tick():
                 return self._on_tick()
-            case Progress(push, steps):
+            case Progress(push, steps, skipped):
                 if self.lease is not None and self.lease.push == push:
-                    self._count(steps)
+                    self._count(steps, skipped)
                 return []
             case StopRequested(reason):
                 return self._leave(reason)
@@ -164,6 +168,7 @@ class Worker:
             busy_ms=(self._busy_ps + running_ps) // PS_PER_MS,
             alive_ms=alive_ps // PS_PER_MS,
             loss=self.loss,
+            skipped=self.skipped,
         )
 
     def _on_message(self, message: Message, blob: BlobId | None) -> list[Effect]:
@@ -223,24 +228,27 @@ class Worker:
             # Either this is an old model, or the Welcome that we went by was: ask which fence is ours.
             return [Release(blob), *self._rejoin()]
         self.state, self.lease, self.base = "training", message.lease, message.version
-        self._round_started_at, self._round_steps = self._now, 0
+        self._round_started_at, self._round_steps, self._round_skipped = self._now, 0, 0
         return [Train(message.lease, message.version, blob), Release(blob)]
 
-    def _count(self, steps: int) -> None:
+    def _count(self, steps: int, skipped: int) -> None:
         """So many steps of the round in hand are done. Several may be told of at once, or again."""
         if steps > self._round_steps:
             self.steps += steps - self._round_steps
-            self._round_steps = steps
+            self.skipped += skipped - self._round_skipped
+            self._round_steps, self._round_skipped = steps, skipped
 
     def _on_trained(self, event: Trained) -> list[Effect]:
         if self.state != "training" or self.lease is None or self.lease.push != event.push:
             return [Release(event.blob)]
-        self.state = "uploading"
-        self._count(event.steps)
-        self.tokens += event.tokens
-        self.loss = event.loss
+        self._count(event.steps, event.skipped)
         busy_ps = self._now - self._round_started_at
         self._busy_ps += busy_ps
+        if event.skipped >= event.steps:
+            return [Release(event.blob), *self._fail(event)]
+        self.state = "uploading"
+        self.tokens += event.tokens
+        self.loss = event.loss
         push = Push(
             push=event.push,
             base=self.base,
@@ -253,15 +261,32 @@ class Worker:
             next_samples=self._round_samples(),
         )
         fields = {"steps": event.steps, "loss": event.loss, "busy_ms": busy_ps / PS_PER_MS}
+        if event.skipped:
+            fields["skipped"] = event.skipped
         return [Note("round", fields), *self.uplink.offer(push, event.blob, self._now)]
+
+    def _fail(self, event: Trained) -> list[Effect]:
+        """Nothing was learned from this lease: give it back, and say why."""
+        self.state = "failed"
+        fields = {"steps": event.steps, "why": "no gradient was finite"}
+        return [Note("round_failed", fields), *self._say_failed(event.steps)]
+
+    def _failed_on(self, push: PushId) -> bool:
+        return self.state == "failed" and self.lease is not None and self.lease.push == push
+
+    def _say_failed(self, steps: int) -> list[Effect]:
+        assert self.lease is not None
+        self._asked_at = self._now
+        message = Failed(self.lease.push, steps, self._round_samples())
+        return [Send(self.settings.server, message)]
 
     def _on_ack(self, message: Ack) -> list[Effect]:
         upload = self.uplink.finished(message.push)
-        if upload is None:
+        if upload is None and not self._failed_on(message.push):
             return []
         self.rounds += message.outcome == "applied"
         self.state, self.lease, self._asked_at = "idle", None, self._now
-        effects: list[Effect] = [Release(upload.blob)]
+        effects: list[Effect] = [] if upload is None else [Release(upload.blob)]
         if message.outcome != "applied":
             effects.append(Note(f"update_{message.outcome}", {"lease": message.push.lease}))
         # A fenced holder must be welcomed again before anything it holds counts.
@@ -273,8 +298,12 @@ class Worker:
         if self.state == "leaving":
             return self.uplink.leave_again()
         effects = self.uplink.tick(self.report(), self._now)
-        if self.state == "idle" and self._now - self._asked_at >= self.settings.retry_ps:
+        if self._now - self._asked_at < self.settings.retry_ps:
+            return effects
+        if self.state == "idle":
             effects += self._pull()
+        elif self.state == "failed":
+            effects += self._say_failed(self._round_steps)
         return effects
 
     def _rejoin(self) -> list[Effect]:
@@ -313,7 +342,7 @@ class Worker:
         assert (self.uplink.upload is not None) == (self.state == "uploading"), self.state
         if self.lease is not None:  # W3: what it holds bears the fence it was welcomed with.
             assert self.lease.push.fence == self.uplink.fence, (self.lease, self.uplink.fence)
-        assert self.state in ("training", "uploading") or self.lease is None  # W4
+        assert self.state in ("training", "uploading", "failed") or self.lease is None  # W4
 
 
 class Evaluator:

@@ -63,13 +63,14 @@ class Trainer:
         self,
         lease: Lease,
         flat_start: torch.Tensor,
-        on_step: Callable[[int], None],
+        on_step: Callable[[int, int], None],
         cancel: threading.Event,
     ) -> Result | None:
         """Train on a lease, one local step per batch (the last may be smaller). None if cancelled.
 
         ``flat_start``: fp32, shape (elements,), on the CPU, unchanged until this returns.
-        ``on_step`` hears the number of steps done after each, from this thread. Setting ``cancel``
+        ``on_step`` hears the number of steps done after each, and of those among them that were skipped
+        since their gradient was not finite, from this thread. Setting ``cancel``
         ends this before the next micro-batch, or at once while it waits for the pace; the optimiser
         then stands where the last whole step left it. Raises `ConfigError` for token ids that the
         model does not know.
@@ -80,19 +81,24 @@ class Trainer:
         self.model.load_flat(flat_start)
         clock = lease.clock // self.settings.global_batch_size
         size = self.settings.batch_size
-        loss_sum, steps = 0.0, 0
+        loss_sum, applied, steps, skipped = 0.0, 0, 0, 0
         due_s = time.perf_counter()
         for first in range(0, len(samples), size):
             started_s = time.perf_counter()
             batch = samples[first : first + size]
             clock += 1
-            loss = self._step(batch, learning_rate(self.settings, clock), cancel)
-            if loss is None:
+            step = self._step(batch, learning_rate(self.settings, clock), cancel)
+            if step is None:
                 return None
-            loss_sum += loss * len(batch)
+            loss, finite = step
             steps += 1
+            if finite:
+                loss_sum += loss * len(batch)
+                applied += len(batch)
+            else:
+                skipped += 1
             ended_s = time.perf_counter()
-            on_step(steps)
+            on_step(steps, skipped)
             if self.pace is not None:
                 due_s = self.pace.due_s(due_s, started_s, ended_s)
                 if cancel.wait(max(0.0, due_s - time.perf_counter())):
@@ -104,12 +110,15 @@ class Trainer:
             delta=delta,
             steps=steps,
             tokens=len(samples) * self.corpus.sequence_length,
-            loss=loss_sum / len(samples),
+            loss=loss_sum / applied if applied else math.nan,
+            skipped=skipped,
         )
 
-    def _step(self, batch: list[int], rate: float, cancel: threading.Event) -> float | None:
-        """One optimiser step on a batch; its mean loss, or None if cancelled before the parameters
-        changed.
+    def _step(
+        self, batch: list[int], rate: float, cancel: threading.Event
+    ) -> tuple[float, bool] | None:
+        """One optimiser step on a batch; its mean loss, and whether the gradient was finite, or else
+        nothing was changed. None if cancelled before the parameters changed.
         """
         gradient = self.model.gradient().zero_()
         micro = self.settings.micro_batch_size or len(batch)
@@ -123,9 +132,10 @@ class Trainer:
                 # Parts may differ in size, so each counts by its share: the mean is over all tokens.
                 losses.append(self.model.backward(part, len(part) / len(batch), mixed=self._cuda))
         norm = float(gradient.norm())
-        if math.isfinite(norm):
+        finite = math.isfinite(norm)
+        if finite:
             self._update(gradient, norm, rate)
-        return float(torch.stack(losses).sum())
+        return float(torch.stack(losses).sum()), finite
 
     def _update(self, gradient: torch.Tensor, norm: float, rate: float) -> None:
         """Clip and step. A gradient that is not finite never comes here: it would stay in the

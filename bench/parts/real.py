@@ -72,7 +72,7 @@ class Instant:
         self._ready = False
 
     def train(
-        self, lease: Lease, flat: Any, on_step: Callable[[int], None], cancel: threading.Event
+        self, lease: Lease, flat: Any, on_step: Callable[[int, int], None], cancel: threading.Event
     ) -> Result | None:
         """The same update, whatever the lease; None at the end of the input."""
         if not self._ready:

@@ -57,6 +57,11 @@ class Draw:
     """The GPS is asked to end while it is bad weather."""
     skewed: bool
     """Clocks go at different rates."""
+    failing: float
+    """Share of the workers' rounds in which no gradient is finite."""
+    hopeless: bool
+    """So are all from the end of the bad weather on, and servers have little patience: the run must end with
+    an error."""
     safety_ps: int
     """How long it is bad weather."""
     weather: Weather
@@ -69,6 +74,10 @@ def draw(seed: int) -> Draw:
     workers = tuple(random.randint(1, 4) for _ in range(random.randint(1, 4)))
     endless, scalar = random.random() < 0.6, random.random() < 0.1
     lost_after_ms = random.randint(3, 12) * 100
+    # From a stream of its own, and not for all, so that the seeds of old findings keep their course.
+    training = Random(derive("fuzz-training", seed))
+    hopeless = training.random() < 0.03
+    failing = _chance(training, 0.3) if hopeless or training.random() < 0.25 else 0.0
     toml = _TOML.format(
         budget=ENDLESS if endless else random.randint(20, 2000),
         seed=seed,
@@ -85,6 +94,7 @@ def draw(seed: int) -> Draw:
         problem="scalar" if scalar else "timing",
         step_ms=random.choice((10.0, 20.0, 40.0)),
         rescale=random.choice(("true", "false")),
+        rejected_max=3 if hopeless else 1000,
         bandwidth=_matrix(random, len(workers), 0.02, 1.0, inside=10.0),
         latency=_matrix(random, len(workers), 1.0, 100.0, inside=0.5),
     ) + "".join(
@@ -116,7 +126,7 @@ def draw(seed: int) -> Draw:
         full_ps=_interval(random),
         jump_ps=_interval(random),
         stop_ps=_interval(random) * 3,
-        # From a stream of its own, and not for all, so that the seeds of old findings keep their course.
+        # From a stream of its own as well.
         lose_ps=_interval(hosts) * 2 if seed % 4 in (1, 2) else 0,
         copy_ps=_interval(hosts) if seed % 4 in (1, 2) else 0,
         lasts_ps=random.randint(1, 4 * lost_after_ms) * PS_PER_MS,
@@ -134,6 +144,8 @@ def draw(seed: int) -> Draw:
         anonymous=Random(derive("anonymous", seed)).random() < 0.15,
         ends_early=seed % 8 == 7,
         skewed=random.random() < 0.5,
+        failing=failing,
+        hopeless=hopeless,
         safety_ps=random.randint(2, 12) * PS_PER_S,
         weather=weather,
         mischief=mischief,
@@ -173,7 +185,9 @@ updates_per_exchange = {exchange}
 in_flight = "{in_flight}"
 lease_seconds = {lease_seconds}
 staged_max = {lps_staged}
+rejected_max = {rejected_max}
 [gps]
+rejected_max = {rejected_max}
 staged_max = {gps_staged}
 validation_interval_steps = {validation}
 [network]

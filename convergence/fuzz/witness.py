@@ -7,7 +7,8 @@ C3  An exchange holds what its region was trained on since the last one, all of 
 C4  What a server answered once about an update it never contradicts: not after a restart either.
 C5  Versions that leave for a peer never go back.
 C6  A lease names one set of samples, of one holder, and an update counts from the model that came with it.
-C7  An honest update is never rejected but for what it was measured to be, and nobody is refused.
+C7  An honest update is never rejected but for what it was measured to be, and nobody is refused, unless
+    nothing can be learned any more: then the run ends with an error.
 C8  A server that comes back noted what it noted before, as far as its disk goes.
 C9  The GPS's books are those of the updates that arrived, and balance.
 C10 A server's parameters are those of the operations that it ordered and its disk kept.
@@ -21,6 +22,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 
 from convergence.fuzz.books import KEPT, Entry, GlobalBook, LocalBook
+from convergence.fuzz.draw import Draw
 from gps.state import Gps
 from lps.state import Lps
 from pelago.core.machine import (
@@ -73,18 +75,18 @@ class Server:
 
 class Witness:
     """Watches a cluster. ``find``: the node behind a process's name. ``value``: a server's parameters,
-    if they are one number. ``unfit``: whether payloads may be measured as not finite."""
+    if they are one number. ``drawn``: what may befall them."""
 
     def __init__(
         self,
         find: Callable[[str], Node],
         value: Callable[[PlanePort], float | None],
-        unfit: bool,
+        drawn: Draw,
     ) -> None:
         self.servers: dict[str, Server] = {}
         self._find = find
         self._value = value
-        self._unfit = unfit
+        self._drawn = drawn
         self._made: dict[tuple[str, PushId], list[Push]] = {}
         """Updates that workers made, by process; more than one on a lease if a word that came late had
         them drop the first, whose payload was on its way."""
@@ -177,9 +179,11 @@ class Witness:
                 case Note(kind, _) if kind in KEPT:
                     self._keep(node, server, number, effect, about, peer)
                 case Note("update_rejected", fields):  # C7
-                    finite = fields.get("finite", fields.get("why") != "not finite")
-                    assert self._unfit, effect
-                    assert not finite, effect
+                    if fields["why"].startswith("no gradient"):
+                        assert self._drawn.failing or self._drawn.hopeless, effect
+                    else:
+                        assert fields["why"] == "not finite", effect
+                        assert self._drawn.weather.unfit, effect
                 case Apply(operation, blob, weight):
                     payload = node.plane.lend(blob)
                     server.done.append(Done(number, operation, payload, weight))
@@ -248,8 +252,10 @@ class Witness:
     # --- ends ------------------------------------------------------------------------------------
 
     def _ends(self, node: Node, event: Event, finish: Finish) -> None:
-        assert not finish.error, f"{node.name} ends: {finish.error}"  # C7
         machine = node.machine
+        if self._drawn.hopeless and "can be applied" in finish.error:
+            return
+        assert not finish.error, f"{node.name} ends: {finish.error}"  # C7
         if isinstance(machine, Evaluator):
             found = machine._found
             if found is None or not isinstance(event, Received):
@@ -260,6 +266,7 @@ class Witness:
             gps = self._find(self._newest_gps()).machine
             assert isinstance(gps, Gps)
             over = gps.phase in ("draining", "finished") or len(self._all_gps()) > 1
+            over = over or self._drawn.hopeless
             assert over, f"{node.name} ends unasked: {finish.reason}"  # C12
 
     def _was_heard(self, node: Node, version: Version, counted_steps: int) -> None:

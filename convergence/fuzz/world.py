@@ -6,7 +6,7 @@ called like it, later ones "eu/0#2" and so on. What a process is not durable for
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Final, Literal
 
@@ -87,7 +87,8 @@ class Drill:
         part = Part(self._index, self._region, batch)
         steps = lease.samples // batch
         job = Job(self._index, steps, (part,), lease.spans, lease.clock, self._start)
-        return self._world.problem.train([job])[0]
+        found = self._world.problem.train([job])[0]
+        return replace(found, skipped=steps) if self._world.fails() else found
 
     def cancel(self, lease: Lease) -> None:
         """It is not wanted any more."""
@@ -105,6 +106,7 @@ class World:
         self.run = config.parse(drawn.toml)
         self.problem = build(self.run, sum(drawn.workers))
         self.random = Random(derive("world", drawn.seed))
+        self._failures = Random(derive("failures", drawn.seed))
         self.trace = Trace() if trace else None
         settings, network = self.run.simulation, self.run.network
         assert settings is not None
@@ -115,7 +117,7 @@ class World:
         self.witness = Witness(
             lambda name: self.hardship.states[name].node,
             self.problem.value,
-            drawn.weather.unfit > 0,
+            drawn,
         )
         self.hardship = Hardship(
             self.simulation,
@@ -156,6 +158,13 @@ class World:
         """No more trouble from now on."""
         self.calm = True
         self.hardship.heal()
+
+    def fails(self) -> bool:
+        """Whether a round that is over now had no gradient that was finite."""
+        if self.calm:
+            return self.drawn.hopeless
+        share = self.drawn.failing
+        return share > 0 and self._failures.random() < share
 
     def machine(self, seat: str) -> Machine[Message]:
         """The machine that has a seat now."""

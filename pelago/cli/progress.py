@@ -92,9 +92,20 @@ class Progress:
             )
         )
         self.say("samples " + ", ".join(f"{key} {value:,}" for key, value in ledger.items()))
+        self._say_losses(result)
         wan, lan = result["bytes"]["wan"] / 1e6, result["bytes"]["lan"] / 1e6
         self.say(f"payload {wan:,.1f} MB between regions, {lan:,.1f} MB inside them")
         self.say(f"results in {self._out}: result.json, loss.png, model/")
+
+    def _say_losses(self, result: dict[str, Any]) -> None:
+        """What came to nothing, if anything did."""
+        skipped = sum(each["skipped"] for each in result["workers"].values())
+        rejected = sum(each["rejected"] for each in result["lps"].values())
+        if skipped or rejected or result["gps"]["rejected"]:
+            self.say(
+                f"{skipped:,} steps skipped, since their gradient was not finite; rejected: {rejected:,} rounds"
+                f" of workers, {result['gps']['rejected']:,} updates of regions"
+            )
 
     def _nodes(self) -> str:
         workers = sum(len(each.worker_speeds) for each in self._run.region)

@@ -7,7 +7,8 @@
     │   └── OtherRun        an envelope of another run
     ├── CheckpointError   the disk's: a file that is not what it should be
     │   └── ForeignState    the state of another run, or of another node
-    └── PeerRefused       a peer said no, and retrying will not help
+    ├── PeerRefused       a peer said no, and retrying will not help
+    └── RunFailed         training came to nothing: no update can be applied any more
 
 A broken invariant of our own is an ``assert``: the node stops and says what it saw.
 """
@@ -47,6 +48,10 @@ class CheckpointError(PelagoError):
 
 class ForeignState(CheckpointError):
     """A folder of state is sound, but of another run or node."""
+
+
+class RunFailed(PelagoError):
+    """The run, or a region's part in it, ended before it was over, since training comes to nothing."""
 
 
 class PeerRefused(PelagoError):

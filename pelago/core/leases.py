@@ -221,11 +221,13 @@ class LeaseTable:
         return SpanSet(chain(self.pool.clear(), *spans)).spans()
 
     def check(self) -> None:
-        """Assert that no sample is in two places."""
-        everything = SpanSet(self.pool)
+        """Assert that no sample is in two places, and that time only goes on."""
+        everything, clock = SpanSet(self.pool), 0
         for number, held in self.open.items():
             assert number == held.lease.push.lease < self._next
             assert everything.add(held.lease.spans) == 0, "a sample is leased twice"
+            assert clock <= held.lease.clock <= self.clock, "the clock of the leases went back"
+            clock = held.lease.clock
 
     def _close(self, push: PushId, outcome: Outcome) -> Spans:
         held = self.open.pop(push.lease)

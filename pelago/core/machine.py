@@ -84,21 +84,25 @@ class Tick:
 
 @frozen
 class Progress:
-    """The trainer has finished so many local steps of a lease; several may be told of at once."""
+    """The trainer has finished so many local steps of a lease; several may be told of at once. ``skipped``:
+    of how many the gradient was not finite, so that they changed nothing."""
 
     push: PushId
     steps: int
+    skipped: int = 0
 
 
 @frozen
 class Trained:
-    """The trainer finished a lease; ``blob`` is the pseudo-gradient, start minus end."""
+    """The trainer finished a lease; ``blob`` is the pseudo-gradient, start minus end. ``skipped``: steps
+    among ``steps`` that changed nothing, since their gradient was not finite."""
 
     push: PushId
     blob: BlobId
     steps: int
     tokens: int
     loss: float
+    skipped: int = 0
 
 
 @frozen

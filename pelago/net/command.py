@@ -13,13 +13,15 @@ from typing import IO, TYPE_CHECKING, Final, TypeAlias
 
 import pelago
 from pelago import children, reading
-from pelago.core.errors import PeerRefused, PelagoError
+from pelago.core.errors import PeerRefused, PelagoError, RunFailed
 from pelago.net.memory import keep_what_is_freed
 from pelago.net.telemetry import say
 
 if TYPE_CHECKING:
     from pelago.config import RunFile
 
+EXIT_FAILED: Final = 1
+"""The node did its part, and the run came to nothing."""
 EXIT_USER: Final = 2
 """A run file, flag, path or port is wrong (the code that argparse uses as well)."""
 EXIT_REFUSED: Final = 3
@@ -107,6 +109,9 @@ def _run(
     except PeerRefused as error:
         say(f"{role}: refused: {one_line(error)}", sys.stderr)
         return EXIT_REFUSED
+    except RunFailed as error:
+        say(f"{role}: {one_line(error)}", sys.stderr)
+        return EXIT_FAILED
     except PelagoError as error:
         say(f"{role}: {one_line(error)}", sys.stderr)
         return EXIT_USER

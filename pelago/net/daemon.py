@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from pelago.config import Durability, RunFile
-from pelago.core.errors import ConfigError, PeerRefused, PelagoError
+from pelago.core.errors import ConfigError, PeerRefused, PelagoError, RunFailed
 from pelago.core.machine import Finish
-from pelago.net.node import FAILED, exit_code
+from pelago.net.node import CRASHED, FAILED, exit_code
 from pelago.net.store import Past, Store, boot_id
 from pelago.net.telemetry import Telemetry
 
@@ -83,9 +83,11 @@ def telemetry(folder: Path, node: str) -> Telemetry:
 
 
 def outcome(finish: Finish) -> int:
-    """The exit code that a finished node deserves. Raises `PeerRefused`."""
+    """The exit code that a finished node deserves. Raises `PeerRefused`, `RunFailed`."""
     if finish.reason == "refused":
         raise PeerRefused(finish.error)
     if finish.reason == FAILED:
         raise PelagoError(finish.error)
+    if finish.error and finish.reason != CRASHED:
+        raise RunFailed(finish.error)
     return exit_code(finish)

@@ -44,6 +44,7 @@ CONSOLE_KINDS: Final = frozenset(
     | {"worker_joined", "worker_left", "worker_lost", "region_joined", "region_left", "region_lost"}
     | {"beginning_anew", "snapshot_damaged"}
     | {"validation", "update_rejected", "update_fenced", "transfer_failed", "dropped", "crashed"}
+    | {"giving_up", "region_failed", "round_failed"}
     | {"disk_trouble", "disk_well", "snapshot_failed", "archive_trouble"}
     | {"exported", "export_failed", "not_written"}
 )

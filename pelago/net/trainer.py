@@ -16,13 +16,16 @@ class Result:
     """What training on a lease gave.
 
     ``delta``: the pseudo-gradient, start minus end, a flat fp32 tensor on the CPU, shape
-    (elements,). ``tokens``: predicted in all. ``loss``: their mean training loss, in nats.
+    (elements,). ``tokens``: predicted in all. ``skipped``: steps among ``steps`` whose gradient was not
+    finite, so that they changed nothing. ``loss``: mean training loss of the others' tokens, in nats; not
+    a number if there are none.
     """
 
     delta: Any
     steps: int
     tokens: int
     loss: float
+    skipped: int = 0
 
 
 class TrainerPort(Protocol):
@@ -35,10 +38,10 @@ class TrainerPort(Protocol):
         self,
         lease: Lease,
         flat: Any,
-        on_step: Callable[[int], None],
+        on_step: Callable[[int, int], None],
         cancel: threading.Event,
     ) -> Result | None:
-        """Train; call ``on_step(steps so far)`` after each step; None once ``cancel`` is set."""
+        """Train; call ``on_step(steps, skipped ones)`` so far after each step; None once ``cancel`` is set."""
         ...
 
     def validate(self, flat: Any) -> tuple[float, int]:
@@ -113,15 +116,17 @@ class Training:
         def live() -> bool:
             return self._cancels.get(push) is cancel
 
-        def stepped(steps: int) -> None:
+        def stepped(so_far: tuple[int, int]) -> None:
             if live():
-                self._post(Progress(push, steps))
+                self._post(Progress(push, *so_far))
 
         def job() -> Result | None:
             if cancel.is_set():
                 return None
             flat = plane.flat(effect.blob)
-            return self._port.train(effect.lease, flat, lambda steps: post(stepped, steps), cancel)
+            return self._port.train(
+                effect.lease, flat, lambda *so_far: post(stepped, so_far), cancel
+            )
 
         def done(result: Result | None) -> None:
             self._tensors.drop(effect.blob)
@@ -131,6 +136,7 @@ class Training:
             blob = self._tensors.new_blob()
             self._tensors.created(blob)
             plane.adopt(blob, result.delta)
-            self._post(Trained(push, blob, result.steps, result.tokens, result.loss))
+            steps, skipped = result.steps, result.skipped
+            self._post(Trained(push, blob, steps, result.tokens, result.loss, skipped))
 
         self._lane.submit(job, done)

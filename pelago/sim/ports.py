@@ -77,11 +77,13 @@ class Plan:
 
 @frozen
 class Round:
-    """What training on a lease gave: ``delta`` is start minus end, ``loss`` a mean in nats."""
+    """What training on a lease gave: ``delta`` is start minus end, ``loss`` a mean in nats. ``skipped``:
+    steps that changed nothing, since their gradient was not finite."""
 
     delta: Payload
     tokens: int
     loss: float
+    skipped: int = 0
 
 
 class TrainerPort(Protocol):

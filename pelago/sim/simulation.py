@@ -339,7 +339,8 @@ class Simulation:
         found = node.trainer.finish(lease)
         blob = node.new_blob()
         node.plane.adopt(blob, found.delta)
-        fact = Trained(lease.push, blob, training.steps, found.tokens, found.loss)
+        steps, skipped = training.steps, found.skipped
+        fact = Trained(lease.push, blob, steps, found.tokens, found.loss, skipped)
         self._soon.append((node, fact))
 
     def _on_link_due(self, due: LinkDue) -> None:

@@ -52,11 +52,14 @@ class WorkerReport:
     busy_ms: int
     alive_ms: int
     loss: float
+    skipped: int = 0
+    """Steps among ``steps`` that changed nothing, since their gradient was not finite."""
 
 
 @frozen
 class RegionReport:
-    """What one region has done so far; bytes are payload bytes that arrived."""
+    """What one region has done so far; bytes are payload bytes that arrived. ``rejected``: rounds of its
+    workers that came to nothing, see `Failed` and `Ack`."""
 
     updates: int
     exchanges: int
@@ -66,6 +69,7 @@ class RegionReport:
     wan_bytes: int
     exchanging: bool
     workers: tuple[WorkerReport, ...]
+    rejected: int = 0
 
 
 # --- from a client: a worker to its LPS, an LPS or the evaluator to the GPS ------------------------
@@ -150,13 +154,25 @@ class Evaluated:
 class Leave:
     """I go. What I was leased and did not consume is settled here: a worker's lease simply returns;
     an LPS names what it gives back, what it applied but never exchanged, and what it dropped. An
-    evaluator's report is what it found last, which the GPS may not have heard."""
+    evaluator's report is what it found last, which the GPS may not have heard. ``error``: why an LPS
+    cannot go on although the run does, for the user; empty: all is well."""
 
     reason: str
     report: WorkerReport | RegionReport | Evaluated | None
     returned: Spans
     unexchanged: Spans
     dropped: Spans
+    error: str = ""
+
+
+@frozen
+class Failed:
+    """A worker's round came to nothing: no gradient of its ``steps`` steps was finite. So there is no
+    update, and its lease goes back. ``next_samples``: also give me the next lease, as in `Push`."""
+
+    push: PushId
+    steps: int
+    next_samples: int
 
 
 # --- from a server ---------------------------------------------------------------------------------
@@ -272,6 +288,7 @@ Message: TypeAlias = Union[
     Model,
     Stop,
     Goodbye,
+    Failed,
 ]
 """Append only: a message's place in this union is its tag on the wire."""
 

@@ -153,5 +153,5 @@ class Uplink:
         if self._leave_ticks <= LEAVE_TICKS_MAX:
             return [Send(self.server, self.leaving)]
         if self._leave_ticks == LEAVE_TICKS_MAX + 1:
-            return [Note("left_unanswered", {}), Finish(self.leaving.reason)]
+            return [Note("left_unanswered", {}), Finish(self.leaving.reason, self.leaving.error)]
         return []

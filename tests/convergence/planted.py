@@ -1,6 +1,7 @@
 """Bugs to plant in the real code: what the fuzzer must find. Each is put in by a `pytest.MonkeyPatch`."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,11 +14,13 @@ from lps.supply import Supply
 from pelago.core import image
 from pelago.core.leases import LeaseTable, SampleLedger
 from pelago.core.machine import Measure, Send
+from pelago.core.refusals import Refusals
 from pelago.core.staging import Staging
 from pelago.sim import hardship
 from pelago.sim.disk import Disk
-from pelago.wire.messages import Ack, Goodbye, Model
+from pelago.wire.messages import Ack, Failed, Goodbye, Model
 from pelago.wire.uplink import Uplink
+from worker.state import Worker
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 PLANTS: dict[str, Plant] = {}
@@ -265,3 +268,34 @@ def a_restored_plane_has_forgotten_its_momentum(patch: pytest.MonkeyPatch) -> No
         self._momentum = self._accumulator = None
 
     around(patch, Plane, "restore", restore)
+
+
+@plant
+def what_is_lent_again_has_the_clock_of_its_place(patch: pytest.MonkeyPatch) -> None:
+    def lend(original: Any, self: LeaseTable, *args: int) -> Any:
+        lease = original(self, *args)
+        if lease is not None:
+            lease = replace(lease, clock=lease.spans[0][0])
+            self.open[lease.push.lease].lease = lease
+        return lease
+
+    around(patch, LeaseTable, "lend", lend)
+
+
+@plant
+def nobody_counts_what_comes_to_nothing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Refusals, "verdict", lambda self, client, present: "go on")
+
+
+@plant
+def a_word_that_a_round_failed_is_said_once(patch: pytest.MonkeyPatch) -> None:
+    around(
+        patch,
+        Worker,
+        "_on_tick",
+        lambda original, self: [
+            each
+            for each in original(self)
+            if not (isinstance(each, Send) and isinstance(each.message, Failed))
+        ],
+    )

@@ -12,7 +12,8 @@ import pytest
 from convergence.fuzz import __main__ as command
 from convergence.fuzz import pool
 from convergence.fuzz.draw import draw
-from convergence.fuzz.trial import Outcome, Verdict, trial
+from convergence.fuzz.trial import Outcome, Verdict, _run, trial
+from convergence.fuzz.world import World
 from tests.convergence.planted import PLANTS
 
 ONCE: Final = {
@@ -61,7 +62,10 @@ FOUND: Final = {
     "a_lost_transfer_is_not_noticed": 3,
     "a_snapshot_removes_the_journal_before_it_is_whole": 32,
     "a_damaged_record_ends_a_journal_quietly": 32,
-    "a_restored_plane_has_forgotten_its_momentum": 165,
+    "a_restored_plane_has_forgotten_its_momentum": 533,
+    "what_is_lent_again_has_the_clock_of_its_place": 1,
+    "nobody_counts_what_comes_to_nothing": 85,
+    "a_word_that_a_round_failed_is_said_once": 974,
 }
 """A seed below a thousand that finds each planted bug."""
 SLOW: Final = (
@@ -79,6 +83,16 @@ QUICK: Final = [name for name in FOUND if name not in SLOW]
 def test_nothing_is_found_in_the_code_as_it_is(seed: int) -> None:
     found = trial(seed)
     assert found.verdict is Verdict.SOUND, found.story
+
+
+@pytest.mark.parametrize("seed", [57, 120])
+def test_a_run_in_which_nothing_is_learned_any_more_ends_with_an_error(seed: int) -> None:
+    """From the end of the bad weather on no gradient is finite; processes that end are started again."""
+    world = World(draw(seed))
+    assert world.drawn.hopeless
+    _run(world)
+    assert "no gradient of" in world.gps.error
+    assert "worker.max_lr" in world.gps.error
 
 
 def test_one_seed_gives_one_course() -> None:

@@ -53,6 +53,7 @@ def test_replay_writes_the_resolved_run_file_the_result_and_the_arrivals(
         "validation",
         "ledger",
         "bytes",
+        "error",
         "final",
     ]
     with (out / "arrivals.csv").open(encoding="utf-8", newline="") as lines:

@@ -226,7 +226,7 @@ def test_a_pull_is_answered_once_while_the_model_is_on_its_way(room: Room) -> No
     [
         (1.0, False, "not finite"),
         (float("nan"), False, "not finite"),
-        (10.1, True, "norm above gps.update_norm_max = 10.0"),
+        (10.1, True, "norm 10.1 above gps.update_norm_max = 10"),
     ],
 )
 def test_an_update_that_could_spoil_the_model_is_rejected(

@@ -247,6 +247,8 @@ def lps_settings() -> LpsSettings:
         in_flight="drop",
         lease_ahead_ps=10**12,
         update_norm_max=1e9,
+        rejected_max=4,
+        max_lr=0.5,
         staged_max=1,
         payload_bytes=0,
         wan=False,

@@ -183,12 +183,12 @@ class Lessons:
     def train(self, lease, flat, on_step, cancel):  # type: ignore[no-untyped-def]
         self.seen.append(flat.clone())
         for step in range(1, 4):
-            on_step(step)
+            on_step(step, step // 3)
             self.started.set()
             while step == 2 and not self.go.wait(0.005):
                 if cancel.is_set():
                     return None
-        return Result(flat * 0.5, 3, 96, 1.25)
+        return Result(flat * 0.5, 3, 96, 1.25, 1)
 
     def validate(self, flat):  # type: ignore[no-untyped-def]
         self.seen.append(flat.clone())
@@ -217,8 +217,9 @@ async def test_training_answers_with_progress_and_the_pseudo_gradient(house: Hou
     node = house.server(machine, plane=plane, trainer=lessons)
     trained = await machine.hears(Trained)
     push = a_lease(4).push
-    assert machine.of(Progress) == [Progress(push, step) for step in (1, 2, 3)]
+    assert machine.of(Progress) == [Progress(push, step, step // 3) for step in (1, 2, 3)]
     assert (trained.push, trained.steps, trained.tokens, trained.loss) == (push, 3, 96, 1.25)
+    assert trained.skipped == 1
     assert trained.blob < 0
     assert torch.equal(lessons.seen[0], plane.model())
     assert torch.equal(plane.flat(trained.blob), plane.model() * 0.5)
@@ -234,7 +235,7 @@ async def test_a_cancelled_lease_is_not_answered_and_the_next_one_is(house: Hous
         [Cancel(first.push)],
     )
     node = house.server(machine, plane=house.plane(), trainer=lessons)
-    await machine.until(lambda: Progress(second.push, 2) in machine.events)
+    await machine.until(lambda: Progress(second.push, 2, 0) in machine.events)
     lessons.go.set()
     trained = await machine.hears(Trained)
     assert trained.push == second.push

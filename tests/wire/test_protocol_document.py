@@ -34,6 +34,7 @@ FROZEN_TAGS: Final = {
     "Model": 16,
     "Stop": 17,
     "Goodbye": 18,
+    "Failed": 19,
     "Begin": 64,
     "Chunk": 65,
     "Have": 66,

@@ -32,6 +32,7 @@ from pelago.wire.messages import (
     Busy,
     Effect,
     Evaluated,
+    Failed,
     Goodbye,
     Grant,
     Heartbeat,
@@ -234,6 +235,41 @@ def test_a_rejected_update_is_forgotten_and_does_not_count_as_a_round(
     ]
     assert uploading.machine.report().rounds == 0  # type: ignore[attr-defined]
     assert uploading.hears("eu", MODEL, -3) == [Train(LEASE, Version(1, 4), -3), Release(-3)]
+
+
+def test_a_round_without_a_finite_gradient_gives_its_lease_back(training: Conversation) -> None:
+    """
+    1. There is no update to send, but a word instead, which is repeated until it is answered.
+    2. The next model comes before the answer: it is the answer that counts.
+    3. Skipped steps are reported, also those of a round that was good for something.
+    """
+    failed = Send("eu", Failed(PUSH, 2, 8))
+    assert training.happens(Progress(PUSH, 1, 1)) == []
+    assert training.after(2).happens(replace(TRAINED, skipped=2)) == [
+        Release(-2),
+        Note("round_failed", {"steps": 2, "why": "no gradient was finite"}),
+        failed,
+    ]
+    assert training.hears("eu", MODEL, -3) == [Release(-3)]
+    assert failed not in training.after(0.5).happens(Tick())
+    report = replace(NO_REPORT, steps=2, skipped=2, busy_ms=2000, alive_ms=3000)
+    assert training.after(0.5).happens(Tick()) == [Send("eu", Heartbeat(report)), failed]
+    rejected = Ack(PUSH, "rejected")
+    assert training.hears("eu", rejected) == [Note("update_rejected", {"lease": 11})]
+    assert training.hears("eu", rejected) == []
+    training.hears("eu", MODEL, -4)
+    assert training.happens(replace(TRAINED, skipped=1, blob=-5))[0] == Note(
+        "round", {"steps": 2, "loss": 1.5, "busy_ms": 0.0, "skipped": 1}
+    )
+    assert training.machine.report().skipped == 3  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("word", [Rejoin(), Stop("enough"), Refuse("no")])
+def test_a_failed_round_is_forgotten_with_its_lease(training: Conversation, word: Message) -> None:
+    training.happens(replace(TRAINED, skipped=2))
+    training.hears("eu", word)
+    assert training.machine.lease is None  # type: ignore[attr-defined]
+    training.after(9).happens(Tick())
 
 
 def test_a_fenced_worker_asks_to_be_let_in_again(uploading: Conversation) -> None:

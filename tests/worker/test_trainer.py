@@ -1,5 +1,6 @@
 """The inner loop is HALoS's: AdamW on a lease, from a server's model to a pseudo-gradient."""
 
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +37,7 @@ def train(
     trainer: Trainer,
     spans: Spans,
     start: torch.Tensor | None = None,
-    on_step: Callable[[int], None] = lambda steps: None,
+    on_step: Callable[[int, int], None] = lambda steps, skipped: None,
     cancel: threading.Event | None = None,
 ) -> Result | None:
     flat = trainer.initial() if start is None else start
@@ -92,7 +93,7 @@ def test_samples_that_are_lent_again_train_at_the_rate_of_now(source: str) -> No
     trainer = Trainer(run)
     start = trainer.initial()
     work = lease((0, 8), clock=320)
-    result = done(trainer.train(work, start, lambda steps: None, threading.Event()))
+    result = done(trainer.train(work, start, lambda steps, skipped: None, threading.Event()))
     expected = reference(run, [[0, 1, 2, 3], [4, 5, 6, 7]], clocks=[41, 42])
     assert torch.allclose(start - result.delta, expected, rtol=0, atol=2e-6)
 
@@ -235,7 +236,9 @@ def test_a_lease_of_several_spans_and_an_odd_size_is_trained_whole(source: str) 
     run = run_file(source)
     trainer = Trainer(run)
     steps: list[int] = []
-    result = done(train(trainer, ((40, 45), (90, 96)), on_step=steps.append))
+    result = done(
+        train(trainer, ((40, 45), (90, 96)), on_step=lambda done, skipped: steps.append(done))
+    )
     batches = [[40, 41, 42, 43], [44, 90, 91, 92], [93, 94, 95]]
     expected = reference(run, batches, clocks=[6, 7, 8])
     assert torch.allclose(trainer.initial(), expected, rtol=0, atol=2e-6)
@@ -290,7 +293,7 @@ def test_a_trainer_leaves_training_mode_also_when_it_is_cancelled(
     trainer.model.module.register_forward_pre_hook(lambda module, _: modes.append(module.training))
     done(train(trainer, ((0, 8),)))
     cancel = threading.Event()
-    assert train(trainer, ((0, 8),), None, lambda steps: cancel.set(), cancel) is None
+    assert train(trainer, ((0, 8),), None, lambda steps, skipped: cancel.set(), cancel) is None
     assert modes == [True] * 3
     assert not any(each.training for each in trainer.model.module.modules())
 
@@ -348,7 +351,7 @@ def test_a_cancelled_lease_gives_nothing_and_leaves_whole_steps_in_the_optimiser
     run = run_file(source)
     trainer = Trainer(run)
     start, cancel = trainer.initial(), threading.Event()
-    stop_after_two = lambda steps: cancel.set() if steps == 2 else None  # noqa: E731
+    stop_after_two = lambda steps, skipped: cancel.set() if steps == 2 else None  # noqa: E731
     assert train(trainer, ((0, 16),), start, stop_after_two, cancel) is None
 
     other = Trainer(run)
@@ -382,7 +385,9 @@ def test_a_cancel_ends_a_wait_for_the_pace_at_once(source: str) -> None:
     results: list[Result | None] = []
 
     def work() -> None:
-        results.append(train(trainer, ((0, 16),), None, lambda steps: stepped.set(), cancel))
+        results.append(
+            train(trainer, ((0, 16),), None, lambda steps, skipped: stepped.set(), cancel)
+        )
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -404,10 +409,33 @@ def test_a_gradient_that_is_not_finite_leaves_no_trace_in_the_moments(source: st
     run = run_file(source)
     trainer, untouched = Trainer(run), Trainer(run)
     start = trainer.initial()
-    broken = done(train(trainer, ((0, 8),), torch.full_like(start, float("nan"))))
+    told: list[tuple[int, int]] = []
+    nowhere = torch.full_like(start, float("nan"))
+    broken = done(train(trainer, ((0, 8),), nowhere, lambda *so_far: told.append(so_far)))
     assert broken.delta.isnan().all()
+    assert (broken.steps, broken.skipped, told) == (2, 2, [(1, 1), (2, 2)])
+    assert math.isnan(broken.loss)
     healthy, expected = (done(train(each, ((8, 16),), start)) for each in (trainer, untouched))
     assert torch.equal(healthy.delta, expected.delta)
+
+
+def test_a_step_that_is_skipped_is_counted_and_is_no_part_of_the_loss(source: str) -> None:
+    """The first of three batches gives a gradient that is not finite; the others are trained on."""
+    run = run_file(source)
+    trainer, untouched = Trainer(run), Trainer(run)
+    start, loss = trainer.initial(), trainer.model.loss
+
+    def spoilt(tokens: torch.Tensor, mixed: bool = False) -> torch.Tensor:
+        trainer.model.loss = loss  # type: ignore[method-assign]
+        return loss(tokens, mixed) * math.inf
+
+    trainer.model.loss = spoilt  # type: ignore[method-assign]
+    found = done(train(trainer, ((0, 12),), start))
+    work = lease((4, 12), clock=8)
+    expected = done(untouched.train(work, start, lambda steps, skipped: None, threading.Event()))
+    assert (found.steps, found.skipped, expected.skipped) == (3, 1, 0)
+    assert found.loss == expected.loss
+    assert torch.equal(found.delta, expected.delta)
 
 
 def test_a_token_that_the_model_does_not_know_is_refused(tmp_path: Path) -> None:

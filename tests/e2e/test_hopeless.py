@@ -1,0 +1,86 @@
+"""A run that learns nothing ends by itself, with an error that names what to look at."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.topology import Daemons, run_file
+
+pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
+
+
+def hopeless(folder: Path, changes: dict[str, str], budget: int = 10**9) -> Path:
+    """A run of one region and one worker, without a budget of minutes."""
+    path = run_file(folder, budget=budget, interval=10**6, step_ms=0.0, regions={"eu": [1.0]})
+    text = path.read_text(encoding="utf-8")
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def ends(path: Path, out: Path, *errors: str) -> None:
+    """The GPS ends with these words and exit code 1, and writes its results all the same; the LPS too."""
+    with Daemons(path, out) as daemons:
+        daemons.start_servers("eu")
+        daemons.start_worker("eu", 0)
+        for node in ("gps", "lps-eu", "worker-eu-0"):
+            code, said = daemons.wait(node)
+            if node.startswith("worker"):
+                assert code == 0, said
+            else:
+                assert code == 1, said
+                assert "Traceback" not in said
+                for error in errors:
+                    assert error in said.splitlines()[-1], said
+        result = daemons.result()
+        assert "worker.max_lr" in result["error"]
+        assert result["ledger"]["duplicated"] == 0
+        assert result["lps"]["eu"]["rejected"] == 3
+        rounds = daemons.events("worker-eu-0", "round_failed")
+        skipped = sum(each["steps"] for each in rounds)
+        assert result["workers"]["eu/0"]["skipped"] >= skipped
+
+
+def test_a_learning_rate_that_is_far_too_high_ends_the_run(tmp_path: Path) -> None:
+    """Every update is larger than any that is allowed: none is applied, for ever, were it not noticed."""
+    changes = {
+        "max_lr = 5e-3": "max_lr = 1e4",
+        "[lps]\n": "[lps]\nrejected_max = 3\nupdate_norm_max = 10\n",
+    }
+    path = hopeless(tmp_path, changes)
+    ends(path, tmp_path / "out", "worker.max_lr = 10000", "lps.update_norm_max = 10", "norm ")
+
+
+def test_a_model_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    """A weight in its initial checkpoint is not: no gradient is, and no worker's round comes to anything."""
+    folder = spoilt_checkpoint(tmp_path)
+    tiny = "hidden_size = 32, intermediate_size = 64, num_hidden_layers = 1"
+    changes = {
+        f'preset = "llama3-tiny"\noverrides = {{{tiny}}}': f'preset = "{folder}"',
+        "[lps]\n": "[lps]\nrejected_max = 3\n",
+    }
+    why = "no gradient of 2 steps was finite"
+    ends(hopeless(tmp_path, changes), tmp_path / "out", "worker.max_lr", why)
+
+
+def spoilt_checkpoint(folder: Path) -> Path:
+    """A folder of a model of which a weight is not a number."""
+    import torch
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=256,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    model = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    model.save_pretrained(folder / "model")
+    return folder / "model"
