@@ -6,12 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from pelago import config
 from pelago.core.spans import SpanSet
 from tests.e2e.topology import Daemons, assert_books_balance, run_file
-from worker.evaluator import Evaluator
+from tests.worker.reopened import held_out_loss
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -50,20 +49,7 @@ def test_a_model_trains_across_two_regions_and_the_export_has_the_loss_of_the_la
         assert (out / name).stat().st_size > 0, name
 
     run = config.load(out / "run.toml")
-    transformers = pytest.importorskip("transformers")
-    model = transformers.AutoModelForCausalLM.from_pretrained(out / "model", dtype=torch.float32)
-    reference = Evaluator(run)
-    total = tokens = 0.0
-    with torch.no_grad():
-        for batch in reference.corpus.validation_batches(run.data.validation_samples, 16):
-            loss = model(input_ids=batch[:, :-1], use_cache=False).logits
-            total += float(
-                torch.nn.functional.cross_entropy(
-                    loss.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"
-                )
-            )
-            tokens += batch[:, 1:].numel()
-    assert abs(total / tokens - losses[-1]) < 1e-5
+    assert abs(held_out_loss(run, out / "model") - losses[-1]) < 1e-5
 
     again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert again.returncode == 2

@@ -8,6 +8,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+transformers.logging.disable_progress_bar()
+
 _SIZE: Final = {
     "vocab_size": 256,
     "hidden_size": 32,

@@ -1,0 +1,46 @@
+"""Every architecture trains, is measured, and comes back from its export with the loss that was measured."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from pelago.core.names import Lease, PushId
+from pelago.net.trainer import Result
+from tests.worker.corpora import write_texts
+from tests.worker.reopened import held_out_loss
+from tests.worker.test_evaluator import of_folder
+from tests.worker.tiny_models import ARCHITECTURES, config_folder
+from worker.evaluator import Evaluator
+from worker.trainer import Trainer
+
+NAMED = frozenset({"bloom", "gemma2", "gpt_neo", "gpt_oss", "gptj", "mamba", "opt"})
+"""Those that need something of their own; the others are tried with the slow tests."""
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in NAMED else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in sorted(ARCHITECTURES)
+    ],
+)
+def test_an_architecture_trains_and_its_export_has_the_loss_that_was_measured(
+    tmp_path: Path, kind: str
+) -> None:
+    """Attention as the library has it, experts, states, and positions of every sort."""
+    source = f"text:{write_texts(tmp_path / 'texts')}"
+    run = of_folder(source, config_folder(tmp_path / "config", kind))
+    trainer, evaluator = Trainer(run), Evaluator(run)
+    start = trainer.initial()
+    assert torch.equal(start, evaluator.initial())
+    lease = Lease(PushId(1, 0), ((0, 64),), 80)
+    result = trainer.train(lease, start, lambda *steps: None, threading.Event())
+    assert isinstance(result, Result)
+    trained = start - result.delta
+    before, after = (evaluator.validate(flat)[0] for flat in (start, trained))
+    assert after < before
+    assert evaluator.validate(trained)[0] == after
+    evaluator.export(trained, tmp_path / "model")
+    assert held_out_loss(run, tmp_path / "model") == pytest.approx(after, abs=1e-5)
