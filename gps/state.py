@@ -201,11 +201,12 @@ class Gps:
 
     def _on_message(self, peer: Peer, message: Message, blob: BlobId | None) -> list[Effect]:
         region = self._served_by(peer)
+        if region is not None:
+            region.heard_at = self._now
         effects: list[Effect]
         if isinstance(message, Hello):
             effects = self._on_hello(peer, message)
         elif region is not None:
-            region.heard_at = self._now
             if isinstance(message, Push) and blob is not None:
                 return self._on_push(region, peer, message, blob)
             effects = self._on_region_message(region, peer, message)

@@ -15,6 +15,8 @@ from pelago.core.names import BlobId, Lease, Peer, PushId, Version
 
 PS_PER_MS = 10**9
 """Picoseconds in a millisecond."""
+PS_PER_S = 1000 * PS_PER_MS
+"""Picoseconds in a second."""
 
 M = TypeVar("M")
 

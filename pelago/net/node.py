@@ -20,7 +20,9 @@ from typing import Any, Final, assert_never
 import zmq
 
 from pelago.core.errors import OtherProtocol, OtherRun, PelagoError, WireError
+from pelago.core.listening import Listening
 from pelago.core.machine import (
+    PS_PER_S,
     Apply,
     Cancel,
     Difference,
@@ -69,9 +71,14 @@ EXIT_CRASHED: Final = 70
 FAREWELL_S: Final = 0.5
 """How long a server that is done still answers."""
 HOUSEKEEPING_S: Final = 0.25
+LISTEN_FIRST_S: Final = 0.1
+"""So long a process that was stopped hears what came meanwhile, before its machine's next tick."""
+LISTENING_TURNS: Final = 2
+"""A loop that comes to its timers later than so many of their intervals did not listen in between."""
+MISSED_S: Final = 1.0
+"""So long a pause of the process is worth a line in the log."""
 COUNTERS_EVERY: Final = 20
 """The counters are logged once in so many rounds of housekeeping."""
-PS_PER_S: Final = 10**12
 CRASHED: Final = "crashed"
 """`Finish.reason` of a node that broke an invariant of its own."""
 
@@ -131,6 +138,11 @@ class Node:
         self.keeper: Keeper | None = None
         # A random origin: nothing can take this clock for another machine's, or for the wall's.
         self._origin_ps = random.SystemRandom().getrandbits(50) * 1000
+        self._listening = Listening(
+            round(LISTENING_TURNS * HOUSEKEEPING_S * PS_PER_S), round(LISTEN_FIRST_S * PS_PER_S)
+        )
+        self._missed_ps = 0
+        """Of what the listening clock missed, so much was logged or is not worth it."""
         self._ring = Ring()
         self._inbox: deque[Event] = deque()
         self._handling = False
@@ -143,8 +155,8 @@ class Node:
         self._rounds = 0
 
     def clock(self) -> int:
-        """Picoseconds of this process's monotonic clock."""
-        return time.monotonic_ns() * 1000 + self._origin_ps
+        """Picoseconds in which this process listened; see `pelago.core.listening`."""
+        return self._listening.read(time.monotonic_ns() * 1000) + self._origin_ps
 
     async def run(self) -> Finish:
         """Run the machine until it is done, or breaks an invariant (``reason`` is then `CRASHED`).
@@ -193,7 +205,7 @@ class Node:
         self._plane = restored.plane
         # The machine's clock stood still while nobody was here: that is no time of the run, and how long
         # it was only the wall's clock could say, which may have been set since.
-        self._origin_ps = restored.now - time.monotonic_ns() * 1000
+        self._origin_ps = restored.now - (self.clock() - self._origin_ps)
         for fault in past.passed_over:
             instead = (
                 "the journal from its beginning" if past.snapshot is None else past.snapshot.name
@@ -304,6 +316,8 @@ class Node:
             case Send(peer, message, blob):
                 self._send(peer, message, blob)
             case SetTick(interval_ps):
+                listening = self._listening
+                listening.gap_ps_max = min(listening.gap_ps_max, LISTENING_TURNS * interval_ps)
                 self._set_tick(interval_ps / PS_PER_S)
             case Measure() | Apply() | Pin() | Difference() | Release():
                 self.tensors.execute(effect)
@@ -390,14 +404,33 @@ class Node:
 
     def _on_tick(self, interval_s: float) -> None:
         self._set_tick(interval_s)
-        self.post(Tick())
+        if self._listening.has_listened(time.monotonic_ns() * 1000):
+            self.post(Tick())
+        else:
+            # Put off once only: a loop that is always late must tell its machine of time all the same.
+            self._loop.call_later(LISTEN_FIRST_S, self._post_tick)
+
+    def _post_tick(self) -> None:
+        if not self._finished.done():
+            self.post(Tick())
 
     def _keep_house(self) -> None:
         self._housekeeping = self._loop.call_later(HOUSEKEEPING_S, self._keep_house)
+        self._mind_pauses()
         self.transfers.tick()
         self._rounds += 1
         if self._rounds % COUNTERS_EVERY == 0:
             self.telemetry.count()
+
+    def _mind_pauses(self) -> None:
+        """Look at the clock, and say so if this process did not run for a while."""
+        self.clock()
+        missed_ps, self._missed_ps = (
+            self._listening.missed_ps - self._missed_ps,
+            self._listening.missed_ps,
+        )
+        if missed_ps >= MISSED_S * PS_PER_S:
+            self.telemetry.event("paused", seconds=round(missed_ps / PS_PER_S, 3))
 
     def _stop_timers(self) -> None:
         self._housekeeping.cancel()

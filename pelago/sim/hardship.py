@@ -10,6 +10,8 @@
 - A durable server's messages leave when its disk holds their cause, but for those in `UNCOMMITTED`.
   After a crash it comes back under its name, from what its disk holds, and hears `Restarted`.
 - Any other process that dies stays dead; who supervises it may add another one.
+- A process that is frozen goes on later as if nothing had been: what came meanwhile waits for it, but its
+  timer, which is due, comes first.
 """
 
 from collections import deque
@@ -34,13 +36,14 @@ from pelago.core.machine import (
     Restarted,
     Send,
     SetTick,
+    Tick,
 )
 from pelago.core.names import BlobId, Peer
 from pelago.sim.disk import Disk
 from pelago.sim.ports import DurablePlane, Payload
 from pelago.sim.recovery import Recovered, recover
 from pelago.sim.simulation import LOST, Node, Simulation
-from pelago.sim.weather import Clock, Weather
+from pelago.sim.weather import MOMENT_PS, Clock, Weather
 from pelago.wire.codec import decode_message, encode
 from pelago.wire.messages import Effect, Event, Message
 from pelago.wire.recovery import UNCOMMITTED
@@ -100,6 +103,20 @@ class State:
     writing: bool = False
     blobs: dict[BlobId, None] = field(default_factory=dict)
     """Payloads that the machine of a durable server holds."""
+    frozen_until: int = 0
+    """When it goes on; 0: it runs."""
+    tick_is_late: bool = False
+    """Its tick was put off, so that it first listens."""
+    waiting: deque[Event] = field(default_factory=deque)
+    """What came while it was frozen; its tick first."""
+    deferred: list[Callable[[], None]] = field(default_factory=list)
+    """What it would have done while it was frozen."""
+
+    def run_again(self) -> None:
+        """It is not frozen any more, or another process is in its place."""
+        self.frozen_until, self.tick_is_late = 0, False
+        self.waiting.clear()
+        self.deferred.clear()
 
 
 class Hardship:
@@ -146,8 +163,37 @@ class Hardship:
         self._count("full_disks")
         self._full_until = until_ps
 
+    def freeze(self, name: Peer, until_ps: int) -> None:
+        """A process is stopped for a while, as with SIGSTOP, and hears and does nothing."""
+        state = self.states[name]
+        if state.node.finished is not None or state.frozen_until:
+            return
+        self._count("freezes")
+        state.frozen_until = until_ps
+        state.clock.freeze(self.simulation.now)
+        life = state.life
+
+        def go_on() -> None:
+            if state.life == life:
+                self._thaw(state)
+
+        self.simulation.call(until_ps, go_on)
+
+    def _thaw(self, state: State) -> None:
+        if not state.frozen_until:
+            return
+        state.clock.thaw(self.simulation.now)
+        events, actions = list(state.waiting), list(state.deferred)
+        state.run_again()
+        for event in events:
+            self.simulation.give(state.node, event)
+        for action in actions:
+            action()
+
     def heal(self) -> None:
         """From now on all goes well."""
+        for state in self.states.values():
+            self._thaw(state)
         self.weather = Weather(late_ps=0)
         self._cuts.clear()
         self._full_until = 0
@@ -174,6 +220,7 @@ class Hardship:
         self._count("crashes")
         state.life += 1
         state.held.clear()
+        state.run_again()
         self.simulation.lose(name)
         if state.memory is None:
             return
@@ -188,6 +235,11 @@ class Hardship:
     def handle(self, node: Node, event: Event) -> None:
         """As the real driver does: handle, write down, do."""
         simulation, state = self.simulation, self.states[node.name]
+        if state.frozen_until:
+            self._keep_waiting(state, event)
+            return
+        if type(event) is Tick and self._listens_first(state):
+            return
         now, memory = state.clock.read(simulation.now), state.memory
         payload = None
         if memory is not None and isinstance(event, Received) and event.blob is not None:
@@ -210,6 +262,27 @@ class Hardship:
             self.crash(node.name)
         elif memory is not None:
             self._keep(state, memory, now)
+
+    @staticmethod
+    def _keep_waiting(state: State, event: Event) -> None:
+        if type(event) is not Tick:
+            state.waiting.append(event)
+        elif not state.waiting or type(state.waiting[0]) is not Tick:
+            state.waiting.appendleft(event)  # A timer fires once, however late.
+
+    def _listens_first(self, state: State) -> bool:
+        """Put a tick off that comes right after a pause, once; see `pelago.core.listening`."""
+        put_off = not state.tick_is_late and not state.clock.has_listened(self.simulation.now)
+        state.tick_is_late = put_off
+        if put_off:
+            life, at_ps = state.life, self.simulation.now + state.clock.last(MOMENT_PS)
+
+            def tick() -> None:
+                if state.life == life:
+                    self.simulation.give(state.node, Tick())
+
+            self.simulation.call(at_ps, tick)
+        return put_off
 
     def _do(self, state: State, effect: Effect, number: int) -> None:
         match effect:
@@ -358,6 +431,10 @@ class Hardship:
         if state.life != shipment.life or sender.finished is not None:
             return
         receiver = self.simulation.find(shipment.peer)
+        stands_until = self._stands_until(state, receiver)
+        if stands_until:
+            self.simulation.call(stands_until, lambda: self._unload(shipment))
+            return
         reached = receiver is not None and not self._is_cut(state, receiver)
         if receiver is None or not reached or receiver.finished is not None:
             shipment.tries += 1
@@ -384,6 +461,12 @@ class Hardship:
             self.simulation.give(sender, PeerLost(shipment.peer, "cut"))
         else:
             self.simulation.give(sender, Delivered(shipment.peer, shipment.blob))
+
+    def _stands_until(self, state: State, receiver: Node | None) -> int:
+        """Until when nothing moves between two nodes because one of them is frozen; 0: it does."""
+        if receiver is None:
+            return state.frozen_until
+        return max(state.frozen_until, self.states[receiver.name].frozen_until)
 
     def _is_cut(self, state: State, receiver: Node) -> bool:
         if not self._cuts:
@@ -416,7 +499,11 @@ class Hardship:
         at_ps = self.simulation.now + after_ps + self._random.randint(0, max(0, within_ps))
 
         def act() -> None:
-            if state.life == life:
+            if state.life != life:
+                return
+            if state.frozen_until:
+                state.deferred.append(act)
+            else:
                 action()
 
         self.simulation.call(at_ps, act)

@@ -263,3 +263,12 @@ def test_facts_that_are_other_nodes_business_change_nothing(event: Event[Message
 def test_a_model_of_a_later_incarnation_cannot_be_loaded() -> None:
     with pytest.raises(AssertionError):
         Room().happens(Loaded(Version(10, 0)))
+
+
+def test_a_region_that_says_hello_again_and_again_is_not_silent() -> None:
+    """Its Welcome is lost each time; it is not put out for that."""
+    room = Room().load().join("lps-1", "eu")
+    for _ in range(3):
+        room.after(50).hears("lps-1", hello("lps", "eu"))
+        room.happens(Tick())
+    assert room.gps.regions["eu"].peer == "lps-1"

@@ -272,3 +272,17 @@ def test_bytes_that_arrived_are_counted(room: Room) -> None:
     room.happens(Delivered("w0", 1))
     room.push("w0", update(L1))
     assert (room.lps.wan_bytes, room.lps.lan_bytes) == (100, 200)
+
+
+def test_a_member_that_says_hello_again_and_again_is_not_silent() -> None:
+    """1. It joined. 2. It missed the word, and asks again while the LPS itself waits for a GPS that came
+    anew, and so cannot answer it. 3. It was heard all the same, and is not put out."""
+    room = Room().serve().join("w0", 0)
+    room.hears("gps", Rejoin())
+    for _ in range(3):
+        room.after(4)
+        assert room.hears("w0", hello(0)) == [
+            Send("w0", Wait("the GPS, for which the LPS of eu waits"))
+        ]
+        room.happens(Tick())
+    assert room.lps.members.get("w0") is not None

@@ -212,3 +212,37 @@ def test_what_was_not_durable_was_not_said() -> None:
         pair.run(9)
         assert pair.nobody.left == []
         assert pair.one.count in (2, 3)
+
+
+def test_a_frozen_process_hears_later_what_came_and_its_tick_last() -> None:
+    """1. `one` has a tick every 100 ms, and is frozen at 150 ms. 2. `other` says something to it at 250 ms.
+    3. At 5.03 s it goes on: it hears that first, and then its tick, once. 4. Its clock stood still."""
+    pair = Pair(Weather(), Scripted(Started=(SetTick(100 * PS_PER_MS),)))
+    pair.run(150)
+    pair.hardship.freeze("one", 5_030 * PS_PER_MS)
+    pair.run(250).tells(OFFER)
+    pair.run(4_999)
+    assert pair.one.kinds() == [Started, Tick]
+    pair.run(5_060)
+    assert pair.one.kinds() == [Started, Tick, Received, Tick]
+    assert pair.one.heard[-1][0] < 300 * PS_PER_MS
+
+
+def test_nothing_moves_to_or_from_a_frozen_process_and_all_arrives_later() -> None:
+    pair = Pair(Weather(), Scripted(Started=SHIP)).run(1)
+    pair.hardship.freeze("other", 1_000 * PS_PER_MS)
+    pair.run(999)
+    assert pair.one.kinds() == [Started]
+    pair.run(1_001)
+    assert pair.one.kinds() == [Started, Delivered]
+    assert [type(each) for _, each in pair.other.heard] == [Received]
+
+
+def test_a_frozen_process_that_is_killed_hears_nothing_of_what_came() -> None:
+    pair = Pair(Weather(down_ps=10 * PS_PER_MS), Scripted(), is_durable=True).run(1)
+    pair.hardship.freeze("one", 1_000 * PS_PER_MS)
+    pair.tells(OFFER)
+    pair.run(2)
+    pair.hardship.crash("one")
+    pair.run(2_000)
+    assert pair.one.kinds() == [Started, Restarted]
