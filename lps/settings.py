@@ -45,4 +45,5 @@ def settings(
         tick_ps=0 if lossless else heartbeat_ps,
         retry_ps=2 * heartbeat_ps,
         lost_after_ps=run.network.lost_after_ms * PS_PER_MS,
+        give_up_after_ps=run.network.give_up_after_ms * PS_PER_MS,
     )

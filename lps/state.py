@@ -67,7 +67,7 @@ from pelago.wire.messages import (
     Welcome,
     WorkerReport,
 )
-from pelago.wire.uplink import Uplink
+from pelago.wire.uplink import GIVE_UP_AFTER_PS, Uplink
 
 NORM_KEY: Final = "lps.update_norm_max"
 
@@ -98,6 +98,8 @@ class LpsSettings:
     """0: no heartbeats and no retries, for a driver that loses nothing."""
     retry_ps: int
     lost_after_ps: int
+    give_up_after_ps: int = GIVE_UP_AFTER_PS
+    """So long without a word of the GPS's, and the LPS ends with an error."""
 
 
 @durable(settings=("settings",))
@@ -109,7 +111,13 @@ class Lps:
         hello = Hello(
             PROTOCOL_VERSION, "lps", Address(settings.region), settings.incarnation, "", ""
         )
-        self.uplink = Uplink(settings.gps, hello, settings.retry_ps, settings.lost_after_ps)
+        self.uplink = Uplink(
+            settings.gps,
+            hello,
+            settings.retry_ps,
+            settings.lost_after_ps,
+            settings.give_up_after_ps,
+        )
         self.phase: Literal["joining", "loading", "serving", "draining", "leaving", "gone"] = (
             "joining"
         )
@@ -373,13 +381,16 @@ class Lps:
 
     def _on_worker_message(self, peer: Peer, message: Message, blob: BlobId | None) -> list[Effect]:
         member = self.members.get(peer)
+        if member is not None:
+            member.heard_at = (
+                self._now
+            )  # Whatever it says: it may be a Hello that we cannot answer yet.
         effects: list[Effect]
         if isinstance(message, Hello):
             effects = self._on_hello(peer, message)
         elif member is None:
             effects = [Send(peer, Goodbye() if isinstance(message, Leave) else Rejoin())]
         else:
-            member.heard_at = self._now
             match message:
                 case Offer():
                     effects = self._on_offer(member, message.push)
@@ -623,6 +634,8 @@ class Lps:
         if self.phase == "leaving":
             return [*effects, *self.uplink.leave_again()]
         effects += self.uplink.tick(self.report(), self._now)
+        if self.uplink.gives_up(self._now):
+            return effects  # All stays as it is: started again, it waits again, and goes on.
         due = self._now - self.settings.retry_ps
         if self.phase == "loading" and self._pulled_at <= due and self.uplink.joined:
             effects += self._pull()

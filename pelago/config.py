@@ -283,6 +283,8 @@ class Network(Section):
     """A peer silent for so long is lost; a worker's leases are then leased again."""
     region_lost_after_ms: Positive = 600_000
     """A region silent for so long forfeits its leases."""
+    give_up_after_ms: Positive = 3_600_000
+    """A node whose server was silent for so long ends with an error: the run may be over, or lost."""
 
     @model_validator(mode="after")
     def _order(self) -> Self:
@@ -290,6 +292,11 @@ class Network(Section):
             raise ValueError(
                 f"must hold: 2 * heartbeat_ms ({self.heartbeat_ms}) <= lost_after_ms ({self.lost_after_ms})"
                 f" <= region_lost_after_ms ({self.region_lost_after_ms})"
+            )
+        if self.give_up_after_ms < self.lost_after_ms:
+            raise ValueError(
+                f"give_up_after_ms = {self.give_up_after_ms} must not be below"
+                f" lost_after_ms = {self.lost_after_ms}"
             )
         return self
 
@@ -407,7 +414,7 @@ class RunFile(Section):
                 "gps": {"bind", "connect", "snapshots", "snapshots_minutes", "snapshots_kept"},
                 "worker": {"device", "compile", "micro_batch_size"},
                 "local": True,
-                "network": {"bandwidth_gbps", "latency_ms", "share_links"},
+                "network": {"bandwidth_gbps", "latency_ms", "share_links", "give_up_after_ms"},
             },
         )
         for region in same["region"]:

@@ -45,6 +45,10 @@ def test_two_regions_are_all_that_must_be_said() -> None:
         ("[gps]\nconnect = 'host:65535'\n", "gps.connect = 'host:65535'"),
         ("[data]\nsource = 'web'\n", "data.source = 'web'"),
         ("[network]\nlost_after_ms = 600\n", "2 * heartbeat_ms (500) <= lost_after_ms (600)"),
+        (
+            "[network]\ngive_up_after_ms = 600\n",
+            "give_up_after_ms = 600 must not be below lost_after_ms",
+        ),
         ("[network]\nlatency_ms = [[0, 1]]\n", "network.latency_ms must be 2 x 2"),
         ("[simulation]\nproblem = 'chess'\n", "simulation.problem = 'chess'"),
         ("[simulation]\nmethod = 'halo'\n", "simulation.method = 'halo'"),

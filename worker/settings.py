@@ -49,6 +49,7 @@ def settings(
         retry_ps=2 * heartbeat_ps,
         lost_after_ps=run.network.lost_after_ms * PS_PER_MS,
         export_interval_ps=round(run.run.export_minutes * PS_PER_MINUTE),
+        give_up_after_ps=run.network.give_up_after_ms * PS_PER_MS,
         group_samples=tuple(
             round_samples(run.relative_speed(region or 0, each)) for each in range(groups)
         ),

@@ -59,7 +59,7 @@ from pelago.wire.messages import (
     Welcome,
     WorkerReport,
 )
-from pelago.wire.uplink import Uplink
+from pelago.wire.uplink import GIVE_UP_AFTER_PS, Uplink
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,8 @@ class WorkerSettings:
     """Time between exports of the evaluator; 0: it exports the last version only."""
     group_samples: tuple[int, ...] = ()
     """Samples of one lease for each group that the run file names, if the server chooses the group."""
+    give_up_after_ps: int = GIVE_UP_AFTER_PS
+    """So long without a word of the server's, and the node ends with an error."""
 
     def hello(self, role: Role) -> Hello:
         """How this node introduces itself."""
@@ -94,15 +96,19 @@ class WorkerSettings:
             self.corpus,
         )
 
+    def uplink(self, role: Role) -> Uplink:
+        """This node's end of the conversation with its server."""
+        return Uplink(
+            self.server, self.hello(role), self.retry_ps, self.lost_after_ps, self.give_up_after_ps
+        )
+
 
 class Worker:
     """One worker group of one replica of one rank."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         self.settings = settings
-        self.uplink = Uplink(
-            settings.server, settings.hello("worker"), settings.retry_ps, settings.lost_after_ps
-        )
+        self.uplink = settings.uplink("worker")
         self.state: Literal[
             "joining", "idle", "training", "uploading", "failed", "leaving", "gone"
         ] = "joining"
@@ -298,6 +304,10 @@ class Worker:
         if self.state == "leaving":
             return self.uplink.leave_again()
         effects = self.uplink.tick(self.report(), self._now)
+        if self.uplink.gives_up(self._now):
+            effects = [*self._abandon(), *effects]
+            self.state = "gone"
+            return effects
         if self._now - self._asked_at < self.settings.retry_ps:
             return effects
         if self.state == "idle":
@@ -350,9 +360,7 @@ class Evaluator:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self.settings = settings
-        self.uplink = Uplink(
-            settings.server, settings.hello("evaluator"), settings.retry_ps, settings.lost_after_ps
-        )
+        self.uplink = settings.uplink("evaluator")
         self.state: Literal["joining", "idle", "validating", "leaving", "gone"] = "joining"
         self.version = Version(0, 0)
         self.after_steps = 0
@@ -480,6 +488,9 @@ class Evaluator:
                 for each in self.uplink.leave_again()
             ]
         effects = self.uplink.tick(None, self._now)
+        if self.uplink.gives_up(self._now):
+            self.state = "gone"
+            return effects
         if self.state == "idle" and self._now - self._asked_at >= self.settings.retry_ps:
             effects += self._ask()
         return effects

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
-from pelago.core.machine import PS_PER_MS
+from pelago.core.machine import PS_PER_MS, PS_PER_S
 from pelago.core.prng import derive
 from pelago.sim.weather import Weather
 
 REGIONS: Final = ("eu", "us", "asia", "africa")
-PS_PER_S: Final = 1000 * PS_PER_MS
 ENDLESS: Final = 1 << 40
 """A budget of local steps that no trial reaches."""
+FREEZING: Final = (4, 6, 9, 12)
+"""Seeds modulo 16 in which processes are frozen: none of those that found something before that was known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,10 @@ class Mischief:
     """A copy of the GPS's state is made, away from its host."""
     lasts_ps: int
     """At most so long does a cut or a full disk last."""
+    freeze_ps: int
+    """A process, for a while."""
+    frozen_ps: int
+    """At most so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,7 @@ def draw(seed: int) -> Draw:
         validation=random.choice((10, 50, 200)),
         lost_after_ms=lost_after_ms,
         region_lost_after_ms=random.choice((1, 2, 8)) * lost_after_ms,
+        give_up_after_ms=3000 if Random(derive("patience", seed)).random() < 0.1 else 60_000,
         problem="scalar" if scalar else "timing",
         step_ms=random.choice((10.0, 20.0, 40.0)),
         rescale=random.choice(("true", "false")),
@@ -119,6 +125,8 @@ def draw(seed: int) -> Draw:
         unfit=_chance(random, 0.05),
     )
     hosts = Random(derive("hosts", seed))
+    # From a stream of its own as well.
+    frost = Random(derive("freeze", seed))
     mischief = Mischief(
         kill_ps=_interval(random),
         cut_ps=_interval(random),
@@ -130,6 +138,8 @@ def draw(seed: int) -> Draw:
         lose_ps=_interval(hosts) * 2 if seed % 4 in (1, 2) else 0,
         copy_ps=_interval(hosts) if seed % 4 in (1, 2) else 0,
         lasts_ps=random.randint(1, 4 * lost_after_ms) * PS_PER_MS,
+        freeze_ps=_interval(frost) if seed % 16 in FREEZING else 0,
+        frozen_ps=frost.randint(1, 8) * lost_after_ms * PS_PER_MS,
     )
     return Draw(
         seed,
@@ -196,6 +206,7 @@ latency_ms = {latency}
 heartbeat_ms = 100
 lost_after_ms = {lost_after_ms}
 region_lost_after_ms = {region_lost_after_ms}
+give_up_after_ms = {give_up_after_ms}
 [simulation]
 problem = "{problem}"
 model_bytes = 1000000

@@ -7,12 +7,12 @@ from enum import IntEnum
 from typing import Final
 
 from convergence.fuzz.books import GlobalBook
-from convergence.fuzz.draw import PS_PER_S, draw
+from convergence.fuzz.draw import draw
 from convergence.fuzz.witness import check_payloads
 from convergence.fuzz.world import World
 from gps.state import Gps
 from lps.state import Lps
-from pelago.core.machine import StopRequested
+from pelago.core.machine import PS_PER_MS, PS_PER_S, StopRequested
 from pelago.sim.hardship import DOWN
 from pelago.sim.simulation import LOST, Node
 
@@ -91,6 +91,9 @@ def _run(world: World) -> None:
     end_ps = END_PS + (0 if drawn.endless else left * LOCAL_STEP_PS)
     _wait(world, end_ps, lambda: world.over, "the GPS does not finish")
     check_payloads(_present(world))
+    # Whoever cannot be served any more ends: first the servers that wait for the GPS, then their clients.
+    give_up_ps = world.run.network.give_up_after_ms * PS_PER_MS
+    _wait(world, 3 * give_up_ps + END_PS, lambda: not _present(world), "somebody waits for ever")
     gps = world.node("gps")
     world.witness.check_end(gps, [gps, *_present(world)])
 

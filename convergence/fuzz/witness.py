@@ -15,6 +15,7 @@ C10 A server's parameters are those of the operations that it ordered and its di
 C11 An evaluator that went in good order was heard.
 C12 Nobody ends unasked while the run goes on.
 C13 No payload is kept that no machine needs.
+C14 Nobody is given up who was not silent while somebody listened (silence.py).
 """
 
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 
 from convergence.fuzz.books import KEPT, Entry, GlobalBook, LocalBook
 from convergence.fuzz.draw import Draw
+from convergence.fuzz.silence import Silences
 from gps.state import Gps
 from lps.state import Lps
 from pelago.core.machine import (
@@ -37,10 +39,12 @@ from pelago.core.machine import (
     Trained,
 )
 from pelago.core.names import Lease, PushId, Version
+from pelago.sim.hardship import State
 from pelago.sim.ports import DurablePlane, Payload, PlanePort, TimingPlane
 from pelago.sim.recovery import Recovered
-from pelago.sim.simulation import Node
+from pelago.sim.simulation import Node, Simulation
 from pelago.wire.messages import Ack, Effect, Event, Goodbye, Message, Model, Outcome, Push, Stop
+from pelago.wire.uplink import UNANSWERED
 from worker.state import Evaluator, Worker
 
 
@@ -74,17 +78,19 @@ class Server:
 
 
 class Witness:
-    """Watches a cluster. ``find``: the node behind a process's name. ``value``: a server's parameters,
-    if they are one number. ``drawn``: what may befall them."""
+    """Watches a cluster. ``find``: the process with a name. ``now``: the time of the simulation. ``value``: a
+    server's parameters, if they are one number. ``drawn``: what may befall them."""
 
     def __init__(
         self,
-        find: Callable[[str], Node],
+        find: Callable[[str], State],
+        now: Callable[[], int],
         value: Callable[[PlanePort], float | None],
         drawn: Draw,
     ) -> None:
         self.servers: dict[str, Server] = {}
         self._find = find
+        self._silences = Silences(find, now)
         self._value = value
         self._drawn = drawn
         self._made: dict[tuple[str, PushId], list[Push]] = {}
@@ -121,6 +127,7 @@ class Witness:
             upload = node.machine.uplink.upload
             if upload is not None:
                 self._made.setdefault((node.name, upload.push), []).append(upload.message)
+        self._silences.handled(node, event, effects)
         for effect in effects:
             if type(effect) is Finish:
                 self._ends(node, event, effect)
@@ -146,9 +153,11 @@ class Witness:
 
     def arrived(self, node: Node, sender: Node, message: Message) -> None:
         """A node is about to hear a message."""
+        self._silences.heard(node, Simulation.called(sender, node))
 
     def restarted(self, node: Node, number: int, recovered: Recovered) -> None:
         """A durable server is back."""
+        self._silences.begins(node)
         server = self.servers[node.name]
         first = recovered.told[0][0] if recovered.told else number + 1
         kept = [each for each in server.entries if each.number <= number]
@@ -252,6 +261,8 @@ class Witness:
     # --- ends ------------------------------------------------------------------------------------
 
     def _ends(self, node: Node, event: Event, finish: Finish) -> None:
+        if finish.reason == UNANSWERED:
+            return  # C14 asserts that it may.
         machine = node.machine
         if self._drawn.hopeless and "can be applied" in finish.error:
             return
@@ -263,7 +274,7 @@ class Witness:
             if isinstance(event.message, Goodbye):
                 self._was_heard(node, found.version, found.counted_steps)
         elif isinstance(machine, Worker | Lps) and node.name not in self._asked:
-            gps = self._find(self._newest_gps()).machine
+            gps = self._find(self._newest_gps()).node.machine
             assert isinstance(gps, Gps)
             over = gps.phase in ("draining", "finished") or len(self._all_gps()) > 1
             over = over or self._drawn.hopeless
@@ -271,7 +282,7 @@ class Witness:
 
     def _was_heard(self, node: Node, version: Version, counted_steps: int) -> None:
         """C11."""
-        gps = self._find(self._newest_gps()).machine
+        gps = self._find(self._newest_gps()).node.machine
         assert isinstance(gps, Gps)
         if version.incarnation == gps.settings.incarnation and version == gps.version:
             known = [steps for _, steps, _ in gps.validations]

@@ -14,7 +14,7 @@ import gps.settings
 import lps.settings
 import worker.settings
 from convergence.fuzz.books import GlobalBook
-from convergence.fuzz.draw import PS_PER_S, Draw
+from convergence.fuzz.draw import Draw
 from convergence.fuzz.witness import Witness
 from convergence.problems import Job, Part, build
 from gps.state import Gps
@@ -23,6 +23,7 @@ from pelago import config
 from pelago.core import image
 from pelago.core.machine import (
     PS_PER_MS,
+    PS_PER_S,
     Loaded,
     Machine,
     Restarted,
@@ -35,7 +36,7 @@ from pelago.sim.disk import Disk
 from pelago.sim.hardship import DOWN, Hardship, Memory
 from pelago.sim.links import Links
 from pelago.sim.ports import DurablePlane, Payload, Plan, Round
-from pelago.sim.simulation import Node, Simulation
+from pelago.sim.simulation import LOST, Node, Simulation
 from pelago.sim.trace import Trace
 from pelago.sim.weather import Clock
 from pelago.wire.messages import Message
@@ -48,7 +49,7 @@ LIVES_APART_S: Final = 1000
 CLOCK_BITS: Final = 50
 """Clocks begin anywhere below 2 to this power, as the daemons' do."""
 
-Kind = Literal["kill", "cut", "full", "jump", "stop", "lose", "copy"]
+Kind = Literal["kill", "cut", "full", "jump", "stop", "lose", "copy", "freeze"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,8 @@ class World:
         self.problem = build(self.run, sum(drawn.workers))
         self.random = Random(derive("world", drawn.seed))
         self._failures = Random(derive("failures", drawn.seed))
+        self._newer = Random(derive("newer trouble", drawn.seed))
+        """For kinds of trouble that came later, so that the seeds of old findings keep their course."""
         self.trace = Trace() if trace else None
         settings, network = self.run.simulation, self.run.network
         assert settings is not None
@@ -115,7 +118,8 @@ class World:
         )
         self.simulation = Simulation(self.run.run_id, links, trace=self.trace)
         self.witness = Witness(
-            lambda name: self.hardship.states[name].node,
+            lambda name: self.hardship.states[name],
+            lambda: self.simulation.now,
             self.problem.value,
             drawn,
         )
@@ -152,7 +156,9 @@ class World:
         )
         for kind, every_ps in kinds:
             if every_ps:
-                self._arrange(kind, every_ps)
+                self._arrange(kind, every_ps, self.random)
+        if mischief.freeze_ps:
+            self._arrange("freeze", mischief.freeze_ps, self._newer)
 
     def heal(self) -> None:
         """No more trouble from now on."""
@@ -183,8 +189,8 @@ class World:
 
     @property
     def over(self) -> bool:
-        """Whether the GPS has ended for good."""
-        return self.gps.phase == "finished" and self.node("gps").finished not in (None, DOWN)
+        """Whether the GPS has ended for good. One that was killed while it ended is started again."""
+        return self.node("gps").finished not in (None, DOWN, LOST)
 
     def servers(self) -> list[str]:
         """Seats of the servers."""
@@ -314,23 +320,26 @@ class World:
 
     # --- trouble ---------------------------------------------------------------------------------
 
-    def _arrange(self, kind: Kind, every_ps: int) -> None:
-        after_ps = max(1, round(self.random.expovariate(1.0) * every_ps))
+    def _arrange(self, kind: Kind, every_ps: int, random: Random) -> None:
+        after_ps = max(1, round(random.expovariate(1.0) * every_ps))
 
         def strike() -> None:
             if not self.calm:
-                self._strike(kind)
-                self._arrange(kind, every_ps)
+                self._strike(kind, random)
+                self._arrange(kind, every_ps, random)
 
         self.simulation.call(self.simulation.now + after_ps, strike)
 
-    def _strike(self, kind: Kind) -> None:
-        random, mischief = self.random, self.drawn.mischief
+    def _strike(self, kind: Kind, random: Random) -> None:
+        mischief = self.drawn.mischief
         until_ps = self.simulation.now + random.randint(1, mischief.lasts_ps)
         seat = random.choice(self._all_seats())
         name = self.seats[seat]
         if kind == "kill":
             self.hardship.crash(name)
+        elif kind == "freeze":
+            frozen_ps = random.randint(1, mischief.frozen_ps)
+            self.hardship.freeze(name, self.simulation.now + frozen_ps)
         elif kind == "full":
             self.hardship.fill_disks(until_ps)
         elif kind == "lose":
@@ -353,7 +362,7 @@ class World:
         """Of the GPS as it is, if it is there."""
         state = self.hardship.states[self.seats["gps"]]
         node, book = state.node, self.witness.servers[self.seats["gps"]].book
-        if node.finished is not None:
+        if node.finished is not None or state.frozen_until:
             return
         assert isinstance(book, GlobalBook)
         plane = self._plane(node.plane).image(())

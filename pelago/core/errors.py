@@ -8,7 +8,8 @@
     ├── CheckpointError   the disk's: a file that is not what it should be
     │   └── ForeignState    the state of another run, or of another node
     ├── PeerRefused       a peer said no, and retrying will not help
-    └── RunFailed         training came to nothing: no update can be applied any more
+    ├── RunFailed         training came to nothing: no update can be applied any more
+    └── PeerSilent        a server did not answer for so long that the run must be taken for over
 
 A broken invariant of our own is an ``assert``: the node stops and says what it saw.
 """
@@ -56,3 +57,7 @@ class RunFailed(PelagoError):
 
 class PeerRefused(PelagoError):
     """The server refused this node: another run, model, corpus or protocol."""
+
+
+class PeerSilent(PelagoError):
+    """The server did not answer for `network.give_up_after_ms`."""

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Final, TypeAlias
 
 import pelago
 from pelago import children, reading
-from pelago.core.errors import PeerRefused, PelagoError, RunFailed
+from pelago.core.errors import PeerRefused, PeerSilent, PelagoError, RunFailed
 from pelago.net.memory import keep_what_is_freed
 from pelago.net.telemetry import say
 
@@ -26,6 +26,8 @@ EXIT_USER: Final = 2
 """A run file, flag, path or port is wrong (the code that argparse uses as well)."""
 EXIT_REFUSED: Final = 3
 """The server refused this node."""
+EXIT_UNANSWERED: Final = 4
+"""The server did not answer for `network.give_up_after_ms`."""
 EXIT_INTERRUPTED: Final = 130
 """Ctrl-C, before there was anything to end in good order."""
 
@@ -112,6 +114,9 @@ def _run(
     except RunFailed as error:
         say(f"{role}: {one_line(error)}", sys.stderr)
         return EXIT_FAILED
+    except PeerSilent as error:
+        say(f"{role}: {one_line(error)}", sys.stderr)
+        return EXIT_UNANSWERED
     except PelagoError as error:
         say(f"{role}: {one_line(error)}", sys.stderr)
         return EXIT_USER

@@ -6,11 +6,12 @@ import time
 from pathlib import Path
 
 from pelago.config import Durability, RunFile
-from pelago.core.errors import ConfigError, PeerRefused, PelagoError, RunFailed
+from pelago.core.errors import ConfigError, PeerRefused, PeerSilent, PelagoError, RunFailed
 from pelago.core.machine import Finish
 from pelago.net.node import CRASHED, FAILED, exit_code
 from pelago.net.store import Past, Store, boot_id
 from pelago.net.telemetry import Telemetry
+from pelago.wire.uplink import UNANSWERED
 
 
 def out_folder(run: RunFile, flag: str | None) -> Path:
@@ -83,9 +84,11 @@ def telemetry(folder: Path, node: str) -> Telemetry:
 
 
 def outcome(finish: Finish) -> int:
-    """The exit code that a finished node deserves. Raises `PeerRefused`, `RunFailed`."""
+    """The exit code that a finished node deserves. Raises `PeerRefused`, `PeerSilent`, `RunFailed`."""
     if finish.reason == "refused":
         raise PeerRefused(finish.error)
+    if finish.reason == UNANSWERED:
+        raise PeerSilent(finish.error)
     if finish.reason == FAILED:
         raise PelagoError(finish.error)
     if finish.error and finish.reason != CRASHED:

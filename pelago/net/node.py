@@ -65,6 +65,7 @@ from pelago.wire.messages import (
     Welcome,
 )
 from pelago.wire.record import Begun
+from pelago.wire.uplink import UNANSWERED
 
 EXIT_ERROR: Final = 1
 EXIT_CRASHED: Final = 70
@@ -329,9 +330,8 @@ class Node:
                 self._need_trainer().validate(effect)
             case Note(kind, fields):
                 self._note(kind, fields)
-            case Finish(reason, error):
-                self.telemetry.event("finished", reason=reason, error=error)
-                self._finish(effect)
+            case Finish():
+                self._end(effect)
             case _:
                 assert_never(effect)
 
@@ -372,6 +372,14 @@ class Node:
         if kind == "waiting" and connect is not None:
             fields = {**fields, "server": f"{connect.peer} at {connect.host}:{connect.port}"}
         self.telemetry.event(kind, **fields)
+
+    def _end(self, finish: Finish) -> None:
+        connect = self.settings.client
+        if finish.reason == UNANSWERED and connect is not None:
+            where = f"{connect.peer} at {connect.host}:{connect.port}"
+            finish = Finish(UNANSWERED, error=f"{where}: {finish.error}")
+        self.telemetry.event("finished", reason=finish.reason, error=finish.error)
+        self._finish(finish)
 
     def _finish(self, finish: Finish) -> None:
         if not self._finished.done():

@@ -2,14 +2,15 @@
 
 A worker speaks so to its LPS, an LPS and the evaluator to the GPS. Pure: it returns effects, and the
 machine that owns it emits them. Nothing here rests on a message arriving: Hello, Offer and whatever
-the owner asks for are repeated on the tick until they are answered.
+the owner asks for are repeated on the tick until they are answered, or until nothing at all was heard
+for so long that the run must be taken for over or lost.
 """
 
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from pelago.core.image import durable
-from pelago.core.machine import Finish, Note, Send
+from pelago.core.machine import PS_PER_S, Finish, Note, Send
 from pelago.core.names import BlobId, Peer, PushId
 from pelago.wire.messages import (
     Effect,
@@ -23,6 +24,10 @@ from pelago.wire.messages import (
     WorkerReport,
 )
 
+UNANSWERED: Final = "unanswered"
+"""`Finish.reason` of a node that waited for its server in vain."""
+GIVE_UP_AFTER_PS: Final = 3600 * PS_PER_S
+"""An hour: for whoever says nothing else."""
 LEAVE_TICKS_MAX: Final = 20
 """How often a leaving node says so before it goes without an answer."""
 
@@ -44,11 +49,22 @@ class Upload:
         return self.message.push
 
 
-@durable(settings=("server", "_retry_ps", "_lost_after_ps"))
+@durable(settings=("server", "_retry_ps", "_lost_after_ps", "_give_up_after_ps"))
 class Uplink:
-    """State of the conversation. The owner holds at most one update in it at a time."""
+    """State of the conversation. The owner holds at most one update in it at a time.
 
-    def __init__(self, server: Peer, hello: Hello, retry_ps: int, lost_after_ps: int) -> None:
+    After ``lost_after_ps`` without a word it is noted that the node waits; after ``give_up_after_ps`` the
+    node ends with an error.
+    """
+
+    def __init__(
+        self,
+        server: Peer,
+        hello: Hello,
+        retry_ps: int,
+        lost_after_ps: int,
+        give_up_after_ps: int = GIVE_UP_AFTER_PS,
+    ) -> None:
         self.server = server
         self.hello = hello
         self.joined = False
@@ -59,7 +75,10 @@ class Uplink:
         self._leave_ticks = 0
         self._retry_ps = retry_ps
         self._lost_after_ps = lost_after_ps
+        self._give_up_after_ps = give_up_after_ps
         self._heard_at: int | None = None
+        self._quiet_since: int | None = None
+        """When the server was last heard, or else when we first asked."""
         self._waiting = ""
 
     def join(self) -> list[Effect]:
@@ -76,7 +95,7 @@ class Uplink:
 
     def heard(self, now: int) -> list[Effect]:
         """Any message of the server's came."""
-        self._heard_at = now
+        self._heard_at = self._quiet_since = now
         return self.waiting("") if self.joined and self._waiting else []
 
     def waiting(self, what: str) -> list[Effect]:
@@ -89,8 +108,14 @@ class Uplink:
     def tick(self, report: WorkerReport | RegionReport | None, now: int) -> list[Effect]:
         """Repeat what was not answered; beat the heart."""
         effects: list[Effect] = []
+        if self._quiet_since is None:
+            self._quiet_since = now
         if self._heard_at is None or now - self._heard_at > self._lost_after_ps:
             effects += self.waiting(f"{self.server} to answer")
+        if self.gives_up(now):
+            seconds = self._give_up_after_ps / PS_PER_S
+            why = f"no answer for {seconds:g} s (network.give_up_after_ms): is the run over?"
+            return [*effects, Finish(UNANSWERED, error=why)]
         if not self.joined:
             return [*effects, *self.join()]
         effects.append(Send(self.server, Heartbeat(report)))
@@ -99,6 +124,11 @@ class Uplink:
             upload.asked_at = now
             effects.append(Send(self.server, Offer(upload.push)))
         return effects
+
+    def gives_up(self, now: int) -> bool:
+        """Whether nothing was heard for too long: `tick` ends the node then."""
+        since = self._quiet_since
+        return since is not None and now - since > self._give_up_after_ps
 
     def offer(self, message: Push, blob: BlobId, now: int) -> list[Effect]:
         """Begin to get an update across."""
@@ -127,7 +157,7 @@ class Uplink:
     def restarted(self, now: int) -> None:
         """The process is another one: what it was sending is lost, and it does not know of a silence."""
         self.lost(now)
-        self._heard_at = now
+        self._heard_at = self._quiet_since = now
 
     def finished(self, push: PushId) -> Upload | None:
         """The update's fate is known: forget it and return it, once."""

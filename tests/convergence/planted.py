@@ -1,29 +1,44 @@
-"""Bugs to plant in the real code: what the fuzzer must find. Each is put in by a `pytest.MonkeyPatch`."""
+"""Bugs to plant in the real code: what the fuzzer must find. Each is put in by a `pytest.MonkeyPatch`.
 
-from collections.abc import Callable
+`python -m tests.convergence.planted --find` prints the table of seeds that find them, for
+`tests/convergence/test_fuzz.py`: the courses of seeds change with the machines.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from typing import Any
+from multiprocessing import cpu_count, get_context
+from typing import Any, Final
 
 import pytest
 
+from convergence.fuzz.trial import Verdict, trial
 from gps.regions import Region
 from gps.state import Gps
 from lps.exchange import Exchanges
 from lps.state import Lps
 from lps.supply import Supply
+from pelago.children import end_with
 from pelago.core import image
 from pelago.core.leases import LeaseTable, SampleLedger
+from pelago.core.listening import Listening
 from pelago.core.machine import Measure, Send
 from pelago.core.refusals import Refusals
 from pelago.core.staging import Staging
 from pelago.sim import hardship
 from pelago.sim.disk import Disk
-from pelago.wire.messages import Ack, Failed, Goodbye, Model
+from pelago.wire.messages import Ack, Failed, Goodbye, Hello, Model
 from pelago.wire.uplink import Uplink
 from worker.state import Worker
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 PLANTS: dict[str, Plant] = {}
+SEEDS: Final = range(1, 1000)
+"""Where a seed is looked for that finds a bug."""
 
 
 def plant(put: Plant) -> Plant:
@@ -299,3 +314,73 @@ def a_word_that_a_round_failed_is_said_once(patch: pytest.MonkeyPatch) -> None:
             if not (isinstance(each, Send) and isinstance(each.message, Failed))
         ],
     )
+
+
+@plant
+def a_client_waits_for_ever(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Uplink, "gives_up", lambda self, now: False)
+
+
+@plant
+def a_pause_counts_as_silence(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Listening, "read", lambda self, time_ps: time_ps)
+
+
+@plant
+def a_tick_comes_before_what_waited(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Listening, "has_listened", lambda self, time_ps: True)
+
+
+@plant
+def a_member_that_says_hello_is_not_heard(patch: pytest.MonkeyPatch) -> None:
+    def on_message(original: Any, self: Any, peer: Any, message: Any, blob: Any) -> Any:
+        known = self.members.get(peer) if isinstance(message, Hello) else None
+        before = known and known.heard_at
+        effects = original(self, peer, message, blob)
+        if known is not None:
+            known.heard_at = before
+        return effects
+
+    around(patch, Lps, "_on_worker_message", on_message)
+
+
+# --- the table of seeds --------------------------------------------------------------------------
+
+
+def find(name: str) -> tuple[str, int | None, float]:
+    """The first seed that finds a bug, None if there is none; and how many seconds that seed took."""
+    with pytest.MonkeyPatch.context() as patch:
+        PLANTS[name](patch)
+        for seed in SEEDS:
+            begin = time.monotonic()
+            if trial(seed).verdict is not Verdict.SOUND:
+                return name, seed, time.monotonic() - begin
+    return name, None, 0.0
+
+
+def search(names: list[str], jobs: int) -> Iterator[tuple[str, int | None, float]]:
+    """Find all of them on several processes, in the order in which they are asked for."""
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, initializer=end_with, initargs=(os.getpid(),)) as pool:
+        yield from pool.map(find, names)
+
+
+def main() -> int:
+    """Command line. Exit status 1 if a bug is not found."""
+    parser = argparse.ArgumentParser(prog="python -m tests.convergence.planted")
+    parser.add_argument("--find", nargs="*", metavar="NAME", help="bugs to look for (default: all)")
+    parser.add_argument("--jobs", type=int, default=cpu_count(), metavar="J", help="processes")
+    options = parser.parse_args()
+    if options.find is None:
+        print("\n".join(PLANTS))
+        return 0
+    missing = 0
+    for name, seed, seconds in search(options.find or list(PLANTS), options.jobs):
+        missing += seed is None
+        told = f"{seconds:.1f} s" if seed is not None else f"not found below {SEEDS.stop}"
+        print(f'    "{name}": {seed},  # {told}', flush=True)
+    return 1 if missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

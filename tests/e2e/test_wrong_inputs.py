@@ -271,3 +271,24 @@ def assert_alive(daemons: Daemons, node: str) -> None:
     message = Hello(PROTOCOL_VERSION, role, Address(region), 1, "", "")  # type: ignore[arg-type]
     assert answer(daemons, node, message) is not None
     assert not (daemons.out / node / "crash.json").exists()
+
+
+def test_nodes_that_nobody_serves_end_and_say_where_nobody_answered(tmp_path: Path) -> None:
+    """A worker, an evaluator and an LPS of a run that is over: no node waits for ever."""
+    path = run_file(tmp_path, network="give_up_after_ms = 2000")
+    run = config.load(path)
+    with Daemons(path, tmp_path / "out") as daemons:
+        daemons.start("lps", "lps", "--region", "eu")
+        daemons.start("worker", "worker", "--region", "us")
+        daemons.start("evaluator", "worker", "--evaluate")
+        servers = {
+            "lps": f"gps at 127.0.0.1:{run.gps_bind()[1]}",
+            "worker": f"lps at 127.0.0.1:{run.lps_bind(1)[1]}",
+            "evaluator": f"gps at 127.0.0.1:{run.gps_bind()[1]}",
+        }
+        for node, server in servers.items():
+            code, output = daemons.wait(node)
+            assert code == 4, (node, output)
+            assert "Traceback" not in output
+            line = f"{server}: no answer for 2 s (network.give_up_after_ms): is the run over?"
+            assert line in output.splitlines()[-1], (node, output)

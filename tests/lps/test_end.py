@@ -37,7 +37,7 @@ from pelago.wire.messages import (
     Stop,
     Welcome,
 )
-from pelago.wire.uplink import LEAVE_TICKS_MAX
+from pelago.wire.uplink import GIVE_UP_AFTER_PS, LEAVE_TICKS_MAX, UNANSWERED
 from tests.conversation import without_notes
 from tests.lps.room import (
     GPS_HELLO,
@@ -364,3 +364,18 @@ def drained(room: Room, asked: StopRequested | None) -> None:
         room.happens(asked)
     room.hears("w0", Leave("stop", None, (), (), ()))
     assert room.hears("gps", Goodbye())[-1] == Finish("run finished")
+
+
+def test_an_lps_whose_gps_is_gone_for_good_ends_with_an_error_and_keeps_its_state() -> None:
+    """Started again it waits as long again, and goes on if the GPS is back."""
+    room = Room().serve().join("w0", 0)
+    work = room.work("w0")
+    room.now += GIVE_UP_AFTER_PS + 1
+    room.hears("w0", Heartbeat(None))
+    ended = [each for each in room.happens(Tick()) if isinstance(each, Finish)]
+    assert [each.reason for each in ended] == [UNANSWERED]
+    assert "network.give_up_after_ms" in ended[0].error
+    room.happens(Restarted())
+    assert not [each for each in room.happens(Tick()) if isinstance(each, Finish)]
+    assert room.lps.phase == "serving"
+    assert room.lps.leases.find(work.push) is not None

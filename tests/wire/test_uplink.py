@@ -2,7 +2,7 @@
 
 import pytest
 
-from pelago.core.machine import PS_PER_MS, Note, Send
+from pelago.core.machine import PS_PER_MS, PS_PER_S, Finish, Note, Send
 from pelago.core.names import Address, PushId, Version
 from pelago.wire.messages import (
     PROTOCOL_VERSION,
@@ -13,7 +13,7 @@ from pelago.wire.messages import (
     Push,
     WorkerReport,
 )
-from pelago.wire.uplink import Uplink
+from pelago.wire.uplink import GIVE_UP_AFTER_PS, UNANSWERED, Uplink
 
 RETRY, LOST = 1000 * PS_PER_MS, 5000 * PS_PER_MS
 HELLO = Hello(PROTOCOL_VERSION, "worker", Address("eu"), 7, "model", "corpus")
@@ -166,3 +166,32 @@ def test_a_client_that_is_not_welcome_offers_nothing(joined: Uplink) -> None:
     joined.offer(push(), 5, 0)
     joined.join()
     assert joined.tick(None, RETRY) == [Send("lps", joined.hello)]
+
+
+GIVEN_UP = Finish(
+    UNANSWERED, error="no answer for 3600 s (network.give_up_after_ms): is the run over?"
+)
+
+
+def test_a_server_that_never_answers_is_given_up_with_an_error(uplink: Uplink) -> None:
+    """Time is counted from when it was first asked, whatever the clock showed then."""
+    begun = 77 * PS_PER_S
+    uplink.join()
+    uplink.tick(REPORT, begun)
+    assert uplink.tick(REPORT, begun + GIVE_UP_AFTER_PS) == [Send("lps", HELLO)]
+    assert not uplink.gives_up(begun + GIVE_UP_AFTER_PS)
+    assert uplink.tick(REPORT, begun + GIVE_UP_AFTER_PS + 1) == [GIVEN_UP]
+    assert uplink.gives_up(begun + GIVE_UP_AFTER_PS + 1)
+
+
+def test_a_server_that_fell_silent_is_given_up_and_any_word_puts_that_off(joined: Uplink) -> None:
+    joined.heard(10)
+    assert GIVEN_UP not in joined.tick(REPORT, 10 + GIVE_UP_AFTER_PS)
+    joined.heard(11)
+    assert GIVEN_UP not in joined.tick(REPORT, 11 + GIVE_UP_AFTER_PS)
+    assert joined.tick(REPORT, 12 + GIVE_UP_AFTER_PS) == [GIVEN_UP]
+
+
+def test_a_process_that_was_restored_gives_its_server_as_long_again(joined: Uplink) -> None:
+    joined.restarted(2 * GIVE_UP_AFTER_PS)
+    assert GIVEN_UP not in joined.tick(REPORT, 3 * GIVE_UP_AFTER_PS)

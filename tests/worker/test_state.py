@@ -50,7 +50,7 @@ from pelago.wire.messages import (
     Welcome,
     WorkerReport,
 )
-from pelago.wire.uplink import LEAVE_TICKS_MAX
+from pelago.wire.uplink import GIVE_UP_AFTER_PS, LEAVE_TICKS_MAX, UNANSWERED
 from tests.conversation import Conversation
 from worker.state import Worker, WorkerSettings
 
@@ -502,3 +502,23 @@ def test_the_check_sees_a_broken_worker(training: Conversation) -> None:
     worker.state, worker.lease = "training", None
     with pytest.raises(AssertionError):
         worker.check()
+
+
+# --- a server that is gone --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", STATES[:-1])
+def test_a_worker_whose_server_is_gone_for_good_ends_with_an_error(
+    state: str, request: pytest.FixtureRequest
+) -> None:
+    """What it holds it drops, and it says nothing more."""
+    worker: Conversation = request.getfixturevalue(state)
+    worker.happens(Tick())
+    worker.now += GIVE_UP_AFTER_PS + 1
+    effects = worker.happens(Tick())
+    ended = [each for each in effects if isinstance(each, Finish)]
+    assert [each.reason for each in ended] == [UNANSWERED]
+    assert "network.give_up_after_ms" in ended[0].error
+    for dropped in DROPPED.get(state, []):
+        assert dropped in effects
+    assert worker.happens(Tick()) == []

@@ -42,7 +42,7 @@ from pelago.wire.messages import (
     Wait,
     Welcome,
 )
-from pelago.wire.uplink import LEAVE_TICKS_MAX
+from pelago.wire.uplink import GIVE_UP_AFTER_PS, LEAVE_TICKS_MAX, UNANSWERED
 from tests.conversation import Conversation
 from worker.state import Evaluator, WorkerSettings
 
@@ -305,3 +305,15 @@ def test_the_check_sees_a_broken_evaluator(validating: Conversation) -> None:
     evaluator.version = V0
     with pytest.raises(AssertionError):
         evaluator.check()
+
+
+@pytest.mark.parametrize("state", STATES[:-1])
+def test_an_evaluator_whose_gps_is_gone_for_good_ends_with_an_error(
+    state: str, request: pytest.FixtureRequest
+) -> None:
+    evaluator: Conversation = request.getfixturevalue(state)
+    evaluator.happens(Tick())
+    evaluator.now += GIVE_UP_AFTER_PS + 1
+    ended = [each for each in evaluator.happens(Tick()) if isinstance(each, Finish)]
+    assert [each.reason for each in ended] == [UNANSWERED]
+    assert evaluator.happens(Tick()) == []

@@ -1,0 +1,82 @@
+"""Whether a peer that was given up was silent: while the node that gives it up ran, nothing had come of it
+for as long as the run file says. Time in which that node was frozen is none: it could not listen.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gps.state import Gps
+from lps.state import Lps
+from pelago.core.machine import Finish, Note, Send, Tick
+from pelago.sim.hardship import State
+from pelago.sim.simulation import Node
+from pelago.sim.weather import LISTENS_PS
+from pelago.wire.messages import Effect, Event, Rejoin
+from pelago.wire.uplink import UNANSWERED
+from worker.state import Evaluator, Worker
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """When something came, as the hearing node's clock really ran, and what had befallen that."""
+
+    ran_ps: int
+    freezes: int
+    jumps: int
+
+
+class Silences:
+    """``state``: that of the process with a name; ``now``: the time of the simulation."""
+
+    def __init__(self, state: Callable[[str], State], now: Callable[[], int]) -> None:
+        self._state = state
+        self._now = now
+        self._heard: dict[str, dict[str, Heard]] = {}
+        """By who heard, and of whom."""
+        self._begun: dict[str, Heard] = {}
+        """How the clock of each process was when it last began."""
+
+    def heard(self, node: Node, peer: str) -> None:
+        """Something of a peer's came to where a node will find it."""
+        clock = self._state(node.name).clock
+        heard = Heard(clock.ran_ps(self._now()), clock.freezes, clock.jumps)
+        self._heard.setdefault(node.name, {})[peer] = heard
+
+    def begins(self, node: Node) -> None:
+        """A process begins, or goes on with a clock that was set."""
+        self._heard.pop(node.name, None)
+        clock = self._state(node.name).clock
+        self._begun[node.name] = Heard(0, clock.freezes, clock.jumps)
+
+    def handled(self, node: Node, event: Event, effects: list[Effect]) -> None:
+        """C14: assert that whoever was given up was silent."""
+        if type(event) is not Tick:
+            return
+        machine = node.machine
+        for effect in effects:
+            if isinstance(effect, Send):
+                if isinstance(effect.message, Rejoin) and isinstance(machine, Gps | Lps):
+                    self._was_silent(node, effect.peer, machine.settings.lost_after_ps)
+            elif isinstance(machine, Lps | Worker | Evaluator):
+                settings = machine.settings
+                if isinstance(effect, Finish) and effect.reason == UNANSWERED:
+                    self._was_silent(node, machine.uplink.server, settings.give_up_after_ps)
+                elif (
+                    isinstance(effect, Note)
+                    and effect.kind == "waiting"
+                    and machine.uplink.server in self._heard.get(node.name, {})
+                ):
+                    self._was_silent(node, machine.uplink.server, settings.lost_after_ps)
+
+    def _was_silent(self, node: Node, peer: str, for_ps: int) -> None:
+        clock = self._state(node.name).clock
+        begun = self._begun.get(node.name, Heard(0, 0, 0))
+        heard = self._heard.get(node.name, {}).get(peer, begun)
+        if clock.jumps > heard.jumps:
+            return
+        # What a node does not notice of a pause it counts.
+        unnoticed_ps = (1 + clock.freezes - heard.freezes) * LISTENS_PS
+        silent_ps = clock.ran_ps(self._now()) - heard.ran_ps
+        assert silent_ps + unnoticed_ps >= for_ps, (
+            f"{node.name} gives {peer} up, which is silent for {silent_ps} ps, not {for_ps}"
+        )
