@@ -13,6 +13,7 @@ from gps import files, initial
 from gps.result import result
 from gps.resume import NODE, facts_of, machine_of, open_state, plane_of
 from gps.state import Gps
+from pelago import address
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError
 from pelago.core.machine import Finish
@@ -20,7 +21,7 @@ from pelago.core.names import Peer, Version
 from pelago.net import command, daemon
 from pelago.net.archive import Archive, Copier
 from pelago.net.keeper import Memory
-from pelago.net.limits import Limits
+from pelago.net.limits import Limits, Patience
 from pelago.net.node import CRASHED, EXIT_ERROR, PAUSED, Node, NodeSettings
 from pelago.net.ports import require_free
 from pelago.net.restore import State
@@ -52,6 +53,7 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
             name=life.process,
             server=Bind(host, port, "gps.bind"),
             limits=Limits(incoming_max=run.gps.staged_max),
+            patience=Patience.of(run.network),
             loaded=Version(gps.settings.incarnation, 0),
             crash_file=out / "gps" / "crash.json",
         ),
@@ -60,7 +62,9 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
         plane_factory=lambda found: plane_of(run, found),
         memory=life.memory,
     )
-    log.line(f"serving run {run.run_id} at {host}:{port}, {manifest.numel:,} parameters")
+    log.line(
+        f"serving run {run.run_id} at {address.join(host, port)}, {manifest.numel:,} parameters"
+    )
     finish = uvloop.run(_run(node, gps, run, out, log))
     if finish.reason in (CRASHED, PAUSED):
         return daemon.outcome(finish)

@@ -8,12 +8,13 @@ import uvloop
 
 from lps.settings import settings
 from lps.state import Lps
+from pelago import address
 from pelago.config import Durability, RunFile
 from pelago.core.errors import CheckpointError, ForeignState
 from pelago.core.names import Peer
 from pelago.net import command, daemon
 from pelago.net.keeper import Memory
-from pelago.net.limits import Limits
+from pelago.net.limits import Limits, Patience
 from pelago.net.node import Node, NodeSettings
 from pelago.net.sockets import Bind, Connect
 from pelago.net.store import Past, Store
@@ -50,6 +51,7 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
             client=Connect(gps_host, gps_port, "gps", "--connect"),
             # One more place than workers' updates: the global model arrives beside them.
             limits=Limits(incoming_max=run.lps.staged_max + 1),
+            patience=Patience.of(run.network),
             crash_file=out / name / "crash.json",
         ),
         log,
@@ -57,7 +59,8 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
         memory=memory,
     )
     log.line(
-        f"serving region {options.region} at {host}:{port}; the GPS is at {gps_host}:{gps_port}"
+        f"serving region {options.region} at {address.join(host, port)};"
+        f" the GPS is at {address.join(gps_host, gps_port)}"
     )
     finish = uvloop.run(node.run())
     return daemon.outcome(finish)

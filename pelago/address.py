@@ -16,8 +16,11 @@ _LABEL: Final = frozenset(string.ascii_letters + string.digits + "-_.")
 _FORM: Final = "HOST:PORT, as in gps.example:7700, 10.0.0.7:7700 or [fd00::7]:7700"
 
 
-def split(text: str) -> tuple[str, int]:
-    """Host, without brackets and in ASCII, and port. Raises `ValueError` that says what would be right."""
+def split(text: str, *, listens: bool = False) -> tuple[str, int]:
+    """Host, without brackets and in ASCII, and port. Raises `ValueError` that says what would be right.
+
+    ``listens``: a server is to listen there, perhaps at *, all addresses.
+    """
     if "/" in text:
         raise ValueError(f"must be {_FORM}, without tcp:// or a path")
     if text.startswith("["):
@@ -31,7 +34,9 @@ def split(text: str) -> tuple[str, int]:
         raise ValueError(f"must be {_FORM}")
     if ":" in host:
         raise ValueError("an IPv6 address stands in brackets, as in [fd00::7]:7700")
-    return _name(host), _port(port)
+    if host == "*" and not listens:
+        raise ValueError("* is all addresses of a machine, and one is needed to connect to")
+    return host if host == "*" else _name(host), _port(port)
 
 
 def join(host: str, port: int) -> str:
@@ -68,8 +73,6 @@ def _ipv6(host: str) -> str:
 
 
 def _name(host: str) -> str:
-    if host == "*":
-        return host
     try:
         known = host.encode("idna").decode("ascii")
     except UnicodeError:

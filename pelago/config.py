@@ -48,13 +48,16 @@ def _name(value: str) -> str:
     )
 
 
-def _address(value: str) -> str:
-    host, port = address.split(value) if value else ("", 0)
-    return address.join(host, port) if value else ""
+def _connects(value: str) -> str:
+    return address.join(*address.split(value)) if value else ""
+
+
+def _listens(value: str) -> str:
+    return address.join(*address.split(value, listens=True)) if value else ""
 
 
 def _some_address(value: str) -> str:
-    return _address(value or ":")
+    return _listens(value or ":")
 
 
 Positive = Annotated[int, Field(ge=1)]
@@ -66,8 +69,10 @@ Momentum = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Name = Annotated[str, AfterValidator(_name)]
 InFlight = Literal["drop", "carry", "replay"]
 Durability = Literal["none", "process", "host"]
-Address = Annotated[str, AfterValidator(_address)]
+Connects = Annotated[str, AfterValidator(_connects)]
 """HOST:PORT, or nothing."""
+Listens = Annotated[str, AfterValidator(_listens)]
+"""The same, where * is all addresses."""
 UserPath = Annotated[str, AfterValidator(reading.expanded)]
 """A path on the host that reads the file: ~ is the folder of the user there."""
 
@@ -225,7 +230,7 @@ class Gps(Server):
     rejected_max: Positive = 4
     bind: Annotated[str, AfterValidator(_some_address)] = "0.0.0.0:7700"
     """Control port; bulk data uses the next one. Host 0.0.0.0: all IPv4 addresses; *: those of IPv6 too."""
-    connect: Address = ""
+    connect: Connects = ""
     """HOST:PORT under which the regions reach it; empty: that of bind, 127.0.0.1 where that is all addresses."""
     staleness_power: NonNegativeFloat = 0.0
     """An update based on a version that is n versions old counts (1 + n)^-power times; 0: in full."""
@@ -257,9 +262,9 @@ class Region(Section):
     name: Name
     worker_speeds: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
     """Relative speed of each worker; only the ratios in the whole file matter."""
-    bind: Address = ""
+    bind: Listens = ""
     """Control port of its LPS; bulk data uses the next one. Empty: 0.0.0.0 and 7710, 7720, ..."""
-    connect: Address = ""
+    connect: Connects = ""
     """HOST:PORT under which its workers reach it; empty: that of bind, 127.0.0.1 where that is all addresses."""
 
     @field_validator("name")
@@ -438,7 +443,7 @@ class RunFile(Section):
 
     def gps_bind(self) -> tuple[str, int]:
         """Host and control port that the GPS binds."""
-        return address.split(self.gps.bind)
+        return address.split(self.gps.bind, listens=True)
 
     def gps_connect(self) -> tuple[str, int]:
         """Host and control port where the regions find the GPS."""
@@ -446,7 +451,8 @@ class RunFile(Section):
 
     def lps_bind(self, region: int) -> tuple[str, int]:
         """Host and control port that a region's LPS binds."""
-        return address.split(self.region[region].bind or f"0.0.0.0:{7710 + 10 * region}")
+        bind = self.region[region].bind or f"0.0.0.0:{7710 + 10 * region}"
+        return address.split(bind, listens=True)
 
     def lps_connect(self, region: int) -> tuple[str, int]:
         """Host and control port where a region's workers find their LPS."""
@@ -456,7 +462,7 @@ class RunFile(Section):
 def endpoint(text: str, key: str) -> tuple[str, int]:
     """Split HOST:PORT. Raises `ConfigError` naming the key; the next port must exist too (bulk data)."""
     try:
-        return address.split(text)
+        return address.split(text, listens=key.endswith("bind"))
     except ValueError as error:
         raise ConfigError(f"{key} = {text!r}: {error}") from None
 

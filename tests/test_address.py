@@ -19,8 +19,8 @@ from pelago import address
     ],
 )
 def test_an_address_is_host_and_port(text: str, host: str, port: int) -> None:
-    assert address.split(text) == (host, port)
-    assert address.split(address.join(host, port)) == (host, port)
+    assert address.split(text, listens=True) == (host, port)
+    assert address.split(address.join(host, port), listens=True) == (host, port)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,7 @@ def test_an_address_is_host_and_port(text: str, host: str, port: int) -> None:
         ("[::1]7700", "must be HOST:PORT"),
         ("[::1:7700", "must be HOST:PORT"),
         ("[host]:7700", "'host' in brackets is no IPv6 address"),
+        ("*:7700", "* is all addresses of a machine"),
         ("my host:7700", "it has ' ', and names have letters, digits"),
         ("a..b:7700", "between dots stand 1 to 63 characters"),
         ("ü" * 64 + ":7700", "between dots stand 1 to 63 characters"),

@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 import uvloop
 
+from pelago import address
 from pelago.config import RunFile
 from pelago.core.errors import CheckpointError
 from pelago.net import command, daemon
+from pelago.net.limits import Patience
 from pelago.net.node import Node, NodeSettings
 from pelago.net.sockets import Connect
 from pelago.tensor import model_file
@@ -84,6 +86,7 @@ def _train(options: argparse.Namespace, run: RunFile) -> int:
             run_id=run.run_id,
             name=daemon.process_name(f"worker-{options.region}", bits),
             client=Connect(host, port, "lps", "--connect"),
+            patience=Patience.of(run.network),
             crash_file=out / name / "crash.json",
         ),
         log,
@@ -91,7 +94,7 @@ def _train(options: argparse.Namespace, run: RunFile) -> int:
         trainer=WorkerPort(trainer),
     )
     log.event("model", origin=trainer.model.origin)
-    log.line(f"training for region {options.region}; its LPS is at {host}:{port}")
+    log.line(f"training for region {options.region}; its LPS is at {address.join(host, port)}")
     finish = uvloop.run(node.run())
     return daemon.outcome(finish)
 
@@ -118,12 +121,13 @@ def _evaluate(options: argparse.Namespace, run: RunFile) -> int:
             run_id=run.run_id,
             name=daemon.process_name("evaluator", daemon.random_bits()),
             client=Connect(host, port, "gps", "--connect"),
+            patience=Patience.of(run.network),
             crash_file=out / "evaluator" / "crash.json",
         ),
         log,
         plane=Plane(manifest, None, exchanges=False),
         trainer=EvaluatorPort(measure, out / "model"),
     )
-    log.line(f"evaluating; the GPS is at {host}:{port}")
+    log.line(f"evaluating; the GPS is at {address.join(host, port)}")
     finish = uvloop.run(node.run())
     return daemon.outcome(finish)

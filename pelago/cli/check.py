@@ -1,22 +1,23 @@
 """`pelago check`: everything that can be known about a run before it starts."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from pelago import children, config
+from pelago import address, children, config
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError
 from pelago.net.archive import Archive
+from pelago.net.lookup import addresses
 from pelago.net.ports import require_free
 
 PROGRESS: Final = "progress"
 """First word of the lines in which a worker that describes says how far it is."""
-THIS_MACHINE = ("127.0.0.1", "localhost")
+THIS_MACHINE: Final = ("127.0.0.1", "::1", "localhost")
 
 
 def check(run: RunFile, *, step: bool = True) -> int:
@@ -43,7 +44,8 @@ def check(run: RunFile, *, step: bool = True) -> int:
             f"{run.relative_speed(index, g):.3g}" for g in range(len(region.worker_speeds))
         )
         print(
-            f"region     {region.name}: LPS {host}:{port}, {len(region.worker_speeds)} workers at {speeds}"
+            f"region     {region.name}: LPS {address.join(host, port)}, {len(region.worker_speeds)} workers"
+            f" at {speeds}"
         )
     if run.gps.snapshots:
         print(
@@ -51,7 +53,37 @@ def check(run: RunFile, *, step: bool = True) -> int:
             f" the newest {run.gps.snapshots_kept} stay"
         )
     print(f"results    {run.out}")
+    if run.simulation is None:
+        for doubt in _doubts(run):
+            print(f"beware     {doubt}")
     return 0
+
+
+def _servers(run: RunFile) -> dict[str, tuple[tuple[str, int], tuple[str, int]]]:
+    """Where each server listens, and where it is found; by what the run file calls it."""
+    servers = {"gps": (run.gps_bind(), run.gps_connect())}
+    for index, region in enumerate(run.region):
+        servers[f"region {region.name}"] = (run.lps_bind(index), run.lps_connect(index))
+    return servers
+
+
+def _doubts(run: RunFile) -> Iterator[str]:
+    """What may be right all the same: names can come to be known, and proxies stand between."""
+    for name, ((bind_host, _), (host, port)) in _servers(run).items():
+        shown = f"{name}: connect = {address.join(host, port)}"
+        try:
+            found = {":" in each for each in addresses(host)}
+        except OSError as error:
+            yield f"{shown}: the name is not known here ({error.strerror}); nodes wait until it is"
+            continue
+        if not address.is_number(bind_host) or bind_host == "::":
+            continue
+        if (":" in bind_host) not in found:
+            families = ("IPv6", "IPv4") if True in found else ("IPv4", "IPv6")
+            yield (
+                f"{shown} leads to {families[0]} only, and bind = {bind_host} listens on {families[1]} only;"
+                " bind = *:PORT listens on both"
+            )
 
 
 def _check_ports(run: RunFile) -> None:
@@ -59,9 +91,10 @@ def _check_ports(run: RunFile) -> None:
 
     A server is on the host under which others find it: its `connect`, this machine if that is left out.
     """
-    servers = {"gps.bind": (run.gps_bind(), run.gps_connect())}
-    for index, region in enumerate(run.region):
-        servers[f"region {region.name}: bind"] = (run.lps_bind(index), run.lps_connect(index))
+    servers = {
+        "gps.bind" if name == "gps" else f"{name}: bind": each
+        for name, each in _servers(run).items()
+    }
     seen: dict[tuple[str, int], str] = {}
     for key, ((bind_host, port), (host, _)) in servers.items():
         for each in (port, port + 1):

@@ -154,6 +154,18 @@ class Sender:
         self._patience_ps, self._interval_ps = 0, self._retry_ps
         return [self._ask(now), *self._fill()]
 
+    def ask(self, now: int) -> list[SenderWish]:
+        """The other end may be back after a cut: ask now, unless it was asked only just, and begin with short
+        intervals again. No sign of life: a silence goes on."""
+        if (
+            self.done
+            or self._query == 0
+            or now - (self._ask_at - self._interval_ps) < self._retry_ps
+        ):
+            return []
+        self._interval_ps = self._patience_ps or self._retry_ps
+        return [self._ask(now)]
+
     def have(self, query: int, through: int, beyond: Spans, now: int) -> list[SenderWish]:
         """The other end says what it has: all below ``through``, and ``beyond``, sorted."""
         if self.done:

@@ -85,6 +85,10 @@ class Incoming:
         """Payloads under way."""
         return len(self._transfers)
 
+    def is_receiving(self, peer: Peer) -> bool:
+        """Whether a payload is under way from a peer."""
+        return peer in self._transfers
+
     def arriving(self) -> list[tuple[BlobId, Begun]]:
         """Payloads of which some chunks are here, and how they began."""
         return [(one.blob, one.begun) for one in self._transfers.values()]

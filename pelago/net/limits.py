@@ -1,8 +1,17 @@
 """What a node's driver grants its peers: sizes, numbers, patience."""
 
 from dataclasses import dataclass
+from typing import Final, Self
 
+from pelago.config import Network
 from pelago.core.machine import PS_PER_MS
+
+CONNECT_MS_MIN: Final = 2_000
+CONNECT_MS_MAX: Final = 5_000
+"""Bounds of the time for a connection to be made: the far side of the earth needs half a second, and TCP, which
+asks again after 1, 3 and 7 seconds, would leave gaps in which a line that has healed is not tried."""
+BULK_SILENT_MS_MIN: Final = 30_000
+"""A full window (`Limits.window_bytes`) takes 27 s at 10 Mbps, and is acknowledged in parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +47,33 @@ class Limits:
     def idle_ps(self) -> int:
         """`idle_ms` on the machines' clock."""
         return self.idle_ms * PS_PER_MS
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a connection may be silent before there is another: all from the run file's [network]."""
+
+    lost_after_ms: int = 5_000
+    """Silence after which a peer counts as lost; and a server's control connection as dead, if something was sent
+    to it."""
+
+    @classmethod
+    def of(cls, network: Network) -> Self:
+        """As a run file wants it."""
+        return cls(network.lost_after_ms)
+
+    @property
+    def connect_ms(self) -> int:
+        """For TCP to connect, and then as long for the handshake."""
+        return min(CONNECT_MS_MAX, max(CONNECT_MS_MIN, self.lost_after_ms))
+
+    @property
+    def control_unacknowledged_ms(self) -> int:
+        """For TCP to get what was sent on a control connection acknowledged."""
+        return max(CONNECT_MS_MIN, self.lost_after_ms)
+
+    @property
+    def bulk_silent_ms(self) -> int:
+        """Without a sign of progress on a bulk connection that has something under way; doubled where a healthy
+        but slow one turns out to need longer."""
+        return max(BULK_SILENT_MS_MIN, self.lost_after_ms)

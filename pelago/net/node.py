@@ -45,12 +45,14 @@ from pelago.core.machine import (
     Validate,
 )
 from pelago.core.names import BlobId, Peer, Version
+from pelago.net.dialler import Dialler
 from pelago.net.keeper import Keeper, Memory
 from pelago.net.lane import Tensors
-from pelago.net.limits import Limits
+from pelago.net.limits import Limits, Patience
+from pelago.net.listener import Listener
 from pelago.net.restore import Restored, restore
 from pelago.net.ring import Ring
-from pelago.net.sockets import Bind, Connect, Side, dial, serve
+from pelago.net.sockets import Bind, Connect, Side, client, serve
 from pelago.net.telemetry import Telemetry
 from pelago.net.trainer import TrainerPort, Training
 from pelago.net.transfers import Transfers
@@ -104,6 +106,7 @@ class NodeSettings:
     server: Bind | None = None
     client: Connect | None = None
     limits: Limits = field(default_factory=Limits)
+    patience: Patience = field(default_factory=Patience)
     loaded: Version | None = None
     crash_file: Path = Path("crash.json")
     check_invariants: bool = False
@@ -151,6 +154,8 @@ class Node:
         self._stopping = False
         self._server: Side | None = None
         self._client: Side | None = None
+        self._listener: Listener | None = None
+        self._dialler: Dialler | None = None
         self._training: Training | None = None
         self._tick: asyncio.TimerHandle | None = None
         self._rounds = 0
@@ -234,20 +239,31 @@ class Node:
         resources.callback(context.term)
         if settings.server is not None:
             self._server = serve(
-                context, settings.server, self._on_server_control, self._on_bulk, telemetry
+                context,
+                settings.server,
+                self._on_server_control,
+                self._on_bulk,
+                self._on_client,
+                settings.patience,
+                telemetry,
             )
             resources.callback(self._server.close)
+            self._listener = Listener(settings.server, self._server, telemetry, self.clock)
         if settings.client is not None:
-            self._client = dial(
+            self._client = client(
                 context,
-                settings.client,
+                settings.client.peer,
                 settings.name,
                 self._on_control,
                 self._on_bulk,
-                telemetry,
                 self._on_link,
+                settings.patience,
+                telemetry,
             )
             resources.callback(self._client.close)
+            self._dialler = Dialler(
+                settings.client, self._client, settings.patience, telemetry, self.clock
+            )
         self._loop.set_exception_handler(self._on_loop_exception)
         resources.callback(self._loop.set_exception_handler, None)
         self.tensors = Tensors(self._plane, self.post, self._crash)
@@ -370,7 +386,7 @@ class Node:
             self.keeper.note(kind, fields)
         connect = self.settings.client
         if kind == "waiting" and connect is not None:
-            fields = {**fields, "server": f"{connect.peer} at {connect.host}:{connect.port}"}
+            fields = {**fields, "server": str(connect)}
         self.telemetry.event(kind, **fields)
 
     def _end(self, finish: Finish) -> None:
@@ -426,6 +442,11 @@ class Node:
         self._housekeeping = self._loop.call_later(HOUSEKEEPING_S, self._keep_house)
         self._mind_pauses()
         self.transfers.tick()
+        if self._listener is not None:
+            self._listener.tick()
+        if self._dialler is not None and self.settings.client is not None:
+            moving, progress = self.transfers.progress(self.settings.client.peer)
+            self._dialler.tick(moving=moving, progress=progress)
         self._rounds += 1
         if self._rounds % COUNTERS_EVERY == 0:
             self.telemetry.count()
@@ -481,12 +502,15 @@ class Node:
     def _on_link(self, label: str, up: bool) -> None:
         connect = self.settings.client
         assert connect is not None
-        if label == "bulk":
-            if up:
-                self.transfers.outgoing.reconnected(connect.peer)
-            return
-        where = f"{connect.peer} at {connect.host}:{connect.port}"
-        self.telemetry.event("connected" if up else "disconnected", server=where)
+        if up:
+            self.transfers.outgoing.reconnected(connect.peer)
+        if label == "control":
+            self.telemetry.event("connected" if up else "disconnected", server=str(connect))
+
+    def _on_client(self, _label: str, up: bool) -> None:
+        """Some client is connected anew, and which one only its next message tells."""
+        if up:
+            self.transfers.outgoing.ask_soon()
 
     def _on_bulk(self, peer: Peer, parts: list[Any]) -> None:
         self.transfers.on_bulk(peer, parts)

@@ -69,7 +69,10 @@ class Outgoing:
         self._post = post
         self._telemetry = telemetry
         self._clock = clock
+        self.answers = 0
+        """What receivers have answered so far."""
         self._transfers: dict[Peer, _Transfer] = {}
+        self._ask = False
         self._sizes: tuple[int, ...] = ()
         # A receiver remembers transfers by number, also those of a sender that has restarted since.
         self._last_number = random.SystemRandom().getrandbits(62)
@@ -95,6 +98,7 @@ class Outgoing:
         """A receiver says what has arrived."""
         one = self._find(peer, frame.transfer)
         if one is not None:
+            self.answers += 1
             now = self._clock()
             self._obey(one, one.sender.have(frame.query, frame.through, frame.beyond, now))
 
@@ -114,9 +118,19 @@ class Outgoing:
     def tick(self) -> None:
         """Ask again where nothing was heard; give up where nothing was heard for too long."""
         now = self._clock()
+        ask, self._ask = self._ask, False
         for one in list(self._transfers.values()):
             one.stalled = False
-            self._obey(one, one.sender.tick(now))
+            self._obey(one, one.sender.ask(now) if ask else one.sender.tick(now))
+
+    def ask_soon(self) -> None:
+        """Some peer is connected anew: on the next tick ask all of them what has arrived. By then it is known by its
+        name, and a line that was silent for long has made the pauses between questions as long."""
+        self._ask = True
+
+    def is_sending(self, peer: Peer) -> bool:
+        """Whether a payload is under way to a peer."""
+        return peer in self._transfers
 
     def reconnected(self, peer: Peer) -> None:
         """The connection to a peer was made anew: ask at once what arrived over the old one."""

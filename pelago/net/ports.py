@@ -3,31 +3,36 @@
 import socket
 from contextlib import closing
 
+from pelago import address
 from pelago.core.errors import ConfigError
+from pelago.net.lookup import own_addresses
 
 PORT_MAX = 65535
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether a TCP port can be bound now."""
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
+    """Whether a TCP port of an address (``*``: of all) can be bound now."""
+    if host == "*":
+        host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if host == "::":
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            probe.bind(socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4])
+    except OSError:
+        return False
     return True
 
 
 def require_free(host: str, port: int, key: str) -> None:
     """Raises `ConfigError`, naming the key, if a server's two ports cannot be bound."""
-    try:
-        socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise ConfigError(f"{key} = '{host}:{port}': no such host ({error})") from None
+    shown = address.join(host, port)
+    hosts = own_addresses(host, key, shown)
     for each in (port, port + 1):
-        if not is_free(host, each):
-            raise ConfigError(f"{key} = '{host}:{port}': port {each} is taken on this machine")
+        if not all(is_free(own, each) for own in hosts):
+            raise ConfigError(f"{key} = '{shown}': port {each} is taken on this machine")
 
 
 def free_pairs(count: int, first: int = 0) -> list[int]:

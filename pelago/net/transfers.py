@@ -99,6 +99,11 @@ class Transfers:
             case _:
                 assert_never(frame)
 
+    def progress(self, peer: Peer) -> tuple[bool, int]:
+        """Whether a payload is under way to a peer or from it, and a number that grows with what is heard of it."""
+        moving = self.outgoing.is_sending(peer) or self.incoming.is_receiving(peer)
+        return moving, self.outgoing.answers
+
     def tick(self) -> None:
         """To be called a few times a second."""
         self.outgoing.tick()

@@ -44,6 +44,8 @@ class _Stream:
     def __init__(self, link: Link, source: "_End", sink: "_End") -> None:
         self.ended = False
         """The end of the stream has been passed on."""
+        self.swallows = False
+        """What comes from the source goes nowhere."""
         self.link = link
         self._source = source
         self._sink = sink
@@ -52,6 +54,8 @@ class _Stream:
 
     def push(self, item: bytes | Mark) -> None:
         """Take what the source's socket gave; stop reading it when the queue is full."""
+        if self.swallows:
+            return
         self._queue.append(item)
         self.queued_bytes += size_bytes(item)
         if self.queued_bytes > self.link.queue_bytes_max:
@@ -235,7 +239,9 @@ class _Connection:
     def lost(self, end: _End) -> None:
         """A socket is gone: unless both streams had ended, its peer's shall go too."""
         other = self.target if end is self.client else self.client
-        if other.open and not (self._up.ended and self._down.ended):
+        if self._up.swallows:
+            pass  # The other end is not told this either.
+        elif other.open and not (self._up.ended and self._down.ended):
             self.to(end).close()
             self.from_(end).reset()
         self._forget_if_over()
@@ -245,6 +251,14 @@ class _Connection:
         if self._up.ended and self._down.ended:
             self.client.close()
             self.target.close()
+
+    def swallow(self) -> None:
+        """Take all that comes, and pass nothing on any more; neither end is told."""
+        for end in (self.client, self.target):
+            stream = self.from_(end)
+            stream.swallows = True
+            stream.close()
+            end.read(True)
 
     def abort(self) -> None:
         """Drop both sockets at once."""
@@ -290,7 +304,7 @@ class WanProxy:
         self._server: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._cut = False
+        self._cut = self._swallows = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -357,14 +371,23 @@ class WanProxy:
         for connection in tuple(self._connections):
             connection.abort()
 
+    def swallow(self) -> None:
+        """Be a firewall that has forgotten its connections: they and new ones stay open, and nothing comes out
+        of them. After `heal` new ones pass; those of before stay as they are."""
+        self._swallows = True
+        for connection in tuple(self._connections):
+            connection.swallow()
+
     def heal(self) -> None:
-        """Let connections pass again."""
-        self._cut = False
+        """Let new connections pass again."""
+        self._cut = self._swallows = False
 
     def adopt(self, connection: _Connection) -> bool:
         """Take a new connection, unless the line is cut."""
         self._connections.add(connection)
         self._idle.clear()
+        if self._swallows:
+            connection.swallow()
         return not self._cut
 
     def disown(self, connection: _Connection) -> None:

@@ -173,6 +173,20 @@ def test_after_a_reconnect_only_what_an_answer_proves_missing_is_sent() -> None:
     assert indices(end.have(2, 1, ((2, 3),), 6)) == [1, 3, 4]
 
 
+def test_a_peer_that_may_be_back_is_asked_at_once_but_not_twice_and_its_silence_goes_on() -> None:
+    end = sender()
+    assert end.ask(0) == []  # Nothing was begun.
+    end.start(0)
+    for _ in range(4):
+        end.tick(end.next_tick_ps)
+    now = end.next_tick_ps - 2 * RETRY_PS
+    (asked,) = end.ask(now)
+    assert isinstance(asked, SendBegin)
+    assert end.ask(now + RETRY_PS // 2) == []
+    assert end.next_tick_ps == now + RETRY_PS
+    assert any(isinstance(wish, Failed) for wish in end.tick(100 * RETRY_PS))
+
+
 def test_chunks_that_the_other_end_has_already_are_never_sent() -> None:
     end = sender(chunks=8, window_chunks=2)
     end.start(0)

@@ -33,6 +33,12 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     assert not open_sockets, open_sockets
 
 
+PYZMQS_OWN = frozenset({zmq.PUSH, zmq.PULL})
+"""Kinds of which pyzmq keeps one each, and we none, for large buffers that are sent without a copy."""
+
+
 def _is_open_socket(each: object) -> bool:
     # Asking the type, not the object: a proxy in another library may do anything when asked.
-    return issubclass(type(each), zmq.Socket) and not each.closed  # type: ignore[attr-defined]
+    if not issubclass(type(each), zmq.Socket) or each.closed:  # type: ignore[attr-defined]
+        return False
+    return each.getsockopt(zmq.TYPE) not in PYZMQS_OWN  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ from pelago.wire.codec import decode_frame, encode
 from pelago.wire.messages import (
     CHUNK_BYTES_MAX,
     HEADER_BYTES_MAX,
+    PROTOCOL_VERSION,
     Abort,
     Begin,
     Chunk,
@@ -100,8 +101,8 @@ CONTROL = {
     "no msgpack": ([b"\xc1"], "malformed"),
     "truncated": ([encode(RUN, a_push())[:-3]], "malformed"),
     "trailing bytes": ([encode(RUN, Goodbye()) + b"x"], "malformed"),
-    "unknown tag": ([msgpack.packb((1, RUN, 63))], "malformed"),
-    "no such frame": ([msgpack.packb((1, RUN, 99)), b""], "malformed"),
+    "unknown tag": ([msgpack.packb((PROTOCOL_VERSION, RUN, 63))], "malformed"),
+    "no such frame": ([msgpack.packb((PROTOCOL_VERSION, RUN, 99)), b""], "malformed"),
     "a message as a frame": ([encode(RUN, Goodbye()), b""], "malformed"),
     "a frame as a message": ([encode(RUN, Have(1, 1, 0, ()))], "malformed"),
     "ten thousand levels": ([b"\x91" * 10_000], "malformed"),

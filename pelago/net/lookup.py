@@ -1,0 +1,64 @@
+"""The addresses behind a host's name, asked of the system in a thread: it may take long to say that it knows none.
+
+ZeroMQ would look names up by itself, but in the thread that carries the heartbeats of all its sockets.
+"""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from pelago.core.errors import ConfigError
+
+Found = Callable[[list[str], str], None]
+"""Takes the addresses, in the order in which to try them, and why there are none."""
+
+
+def addresses(host: str, *, passive: bool = False) -> list[str]:
+    """The addresses of a host, IPv4 and IPv6, in the order of the system. Raises `OSError`."""
+    flags = socket.AI_PASSIVE if passive else 0
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=flags)
+    # Another family than those two has an address without a text.
+    texts = [str(each[4][0]) for each in found if each[0] in (socket.AF_INET, socket.AF_INET6)]
+    return list(dict.fromkeys(texts))
+
+
+def own_addresses(host: str, key: str, shown: str) -> list[str]:
+    """The addresses that a server is to listen on: ``*`` as it is. Raises `ConfigError`, naming the key."""
+    if host == "*":
+        return [host]
+    try:
+        return addresses(host, passive=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{key} = {shown}: cannot resolve host {host!r} ({error.strerror})"
+        ) from None
+
+
+class Lookup:
+    """Looks up one name, again whenever asked to; on the event loop's thread."""
+
+    def __init__(self, host: str, found: Found) -> None:
+        self._host = host
+        self._found = found
+        self._loop = asyncio.get_running_loop()
+        self.busy = False
+
+    def begin(self) -> None:
+        """Ask, unless an answer is still awaited."""
+        if not self.busy:
+            self.busy = True
+            threading.Thread(target=self._ask, name="lookup", daemon=True).start()
+
+    def _ask(self) -> None:
+        try:
+            answer, why = addresses(self._host), ""
+        except (OSError, UnicodeError) as error:
+            answer, why = [], str(getattr(error, "strerror", None) or error)
+        with suppress(RuntimeError):  # The loop may be gone.
+            self._loop.call_soon_threadsafe(self._answer, answer, why)
+
+    def _answer(self, answer: list[str], why: str) -> None:
+        self.busy = False
+        self._found(answer, why)
