@@ -151,6 +151,8 @@ class Node:
         self._inbox: deque[Event] = deque()
         self._handling = False
         self._crashed = False
+        self._failure = ""
+        """Why this node leaves, if training or measuring cannot be done at all."""
         self._stopping = False
         self._server: Side | None = None
         self._client: Side | None = None
@@ -298,7 +300,9 @@ class Node:
         if restored is not None:
             self.transfers.incoming.resume(restored)
         if self._trainer is not None:
-            self._training = Training(self._trainer, self.tensors, self.post, self._crash)
+            self._training = Training(
+                self._trainer, self.tensors, self.post, self._on_training_fault
+            )
             resources.callback(self._training.close)
         if settings.handle_signals:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -394,8 +398,21 @@ class Node:
         if finish.reason == UNANSWERED and connect is not None:
             where = f"{connect.peer} at {connect.host}:{connect.port}"
             finish = Finish(UNANSWERED, error=f"{where}: {finish.error}")
+        if self._failure:
+            finish = Finish(FAILED, error=self._failure)
         self.telemetry.event("finished", reason=finish.reason, error=finish.error)
         self._finish(finish)
+
+    def _on_training_fault(self, error: BaseException) -> None:
+        """What a user got wrong shows in training, too. The node hands its lease back and leaves in good
+        order, and says why.
+        """
+        if self._crashed or self._failure or not isinstance(error, PelagoError):
+            self._crash(error)
+            return
+        self._failure = str(error)
+        self.telemetry.event("failed", error=self._failure)
+        self.post(StopRequested(FAILED))
 
     def _finish(self, finish: Finish) -> None:
         if not self._finished.done():

@@ -46,7 +46,9 @@ def test_an_architecture_passes_check_and_a_run_and_its_export_has_the_loss_of_t
     assert_books_balance(result)
     measured = result["validation"][-1][-1]
     reopened = held_out_loss(config.load(out / "run.toml"), out / "model")
-    first = result["validation"][0][-1]
+    untrained = re.search(r"step .* loss (\S+)", checked)
+    assert untrained is not None
+    first = float(untrained[1])
     print(
         f"\n{kind:12} {first:8.5f} {measured:8.5f} {reopened:8.5f} {abs(reopened - measured):.1e}"
     )

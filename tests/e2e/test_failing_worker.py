@@ -1,0 +1,38 @@
+"""What a user got wrong may show only in training: the lease goes back at once, and the worker says why."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.e2e.topology import Daemons, run_file
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def test_a_worker_that_meets_a_bad_id_hands_its_lease_back_and_ends_with_a_sentence(
+    tmp_path: Path,
+) -> None:
+    """A file that nobody has checked, with ids in its middle that the model does not know. The server waits
+    for ten minutes before it takes a silent worker for lost."""
+    tokens = np.arange(400_000, dtype=np.uint16) % 200
+    tokens[100_000:300_000] = 300
+    tokens.tofile(tmp_path / "a.bin")
+    path = run_file(tmp_path, budget=10**6, regions={"eu": [1.0]})
+    text = re.sub('source = "text:[^"]*"', f'source = "tokens:{tmp_path}/a.bin"', path.read_text())
+    text = text.replace("lost_after_ms = 2000", "lost_after_ms = 600000")
+    path.write_text(text, encoding="utf-8")
+    with Daemons(path, tmp_path / "out") as daemons:
+        daemons.start_servers("eu")
+        daemons.start_worker("eu", 0)
+        code, output = daemons.wait("worker-eu-0")
+        assert code == 2, output
+        assert re.search(r"worker: data\.source = .* holds the token id 300, but", output)
+        assert "Traceback" not in output
+        del daemons.processes["worker-eu-0"]
+        daemons.until("its lease is back", lambda: bool(daemons.events("lps-eu", "worker_left")))
+        (left,) = daemons.events("lps-eu", "worker_left")
+        assert left["why"] == "failed"
+        assert left["spans"]
+        assert not (tmp_path / "out" / "worker-eu-0" / "crash.json").exists()
