@@ -2,32 +2,37 @@
 
 import asyncio
 import json
-import os
+import math
 import shutil
 import signal
-import sys
+import subprocess
 import time
 from collections import Counter
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
-from pelago import config
+from pelago import children, config
 from pelago.cli.progress import Progress
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError, PelagoError
 from pelago.net import whole
 from pelago.net.ports import free_pairs
+from pelago.net.signals import listen
 from pelago.net.wan import Link, WanProxy
 
-POLL_S = 0.5
+POLL_S = 0.1
 SETTLE_S = 20.0
 """How long the others may take to end after the GPS has."""
 GOOD_END_S = 5.0
-"""How long after a node ended in good order the GPS's log may take to tell that the run is over."""
+"""How long after a node ended in good order the GPS's log may take to tell that the run is over; and how
+long after the GPS others may take to end by themselves: who has not joined by then is told by nobody."""
+NOW_S = 3.0
+"""How long nodes have that must end at once, before they are killed."""
 LOG_LINES = 3
 RESULTS = ("result.json", "loss.png", "global.safetensors", "global_average.safetensors")
 """What a run leaves in its folder when it ends."""
@@ -81,18 +86,16 @@ class _Process:
     """One node."""
 
     name: str
-    process: asyncio.subprocess.Process
+    process: subprocess.Popen[bytes]
     command: list[str]
     vital: bool
     """Whether the run cannot go on without it."""
     lasting: bool
     """Whether another process can take its place: it keeps nothing, or leaves what it knew."""
-    end: asyncio.Task[int]
-    """Done when the process has ended."""
 
     @property
     def ended(self) -> bool:
-        return self.process.returncode is not None
+        return self.process.poll() is not None
 
 
 class _Topology:
@@ -111,27 +114,31 @@ class _Topology:
         self.processes: list[_Process] = []
         self.progress = Progress(self.run_file, out, live)
         self._source = source
-        self._stopping = False
+        self._ending = False
+        """Whether the run is to end: from then on nothing is started."""
+        self._asked: list[signal.Signals] = []
+        """Signals by which somebody asked for the end."""
+        self._kill_at = math.inf
+        """When whoever lives then is killed, by the loop's clock."""
         self._failure = ""
         self._starts: Counter[str] = Counter()
         self._ends: dict[str, float] = {}
         """When nodes were first seen to have ended in good order, by the loop's clock."""
 
     async def run(self) -> int:
-        path = self.out / "run.toml"
-        try:
-            whole.write_text(path, config.dump(self.run_file))
-        except OSError as error:
-            raise ConfigError(f"cannot write {path}: {error}") from None
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop)
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(self._end_all)
+            stack.callback(listen(asyncio.get_running_loop(), self._on_signal))
+            path = self.out / "run.toml"
+            try:
+                whole.write_text(path, config.dump(self.run_file))
+            except OSError as error:
+                raise ConfigError(f"cannot write {path}: {error}") from None
+            stack.callback(self._kill_all)
             with self.progress:
                 connect = await self._start_links(stack)
                 await self._start_nodes(connect)
                 await self._watch()
+                await self._end_others()
         return self._summarise()
 
     async def _start_links(self, stack: AsyncExitStack) -> dict[str, str]:
@@ -160,35 +167,33 @@ class _Topology:
         return Link(gbps * 1e9 / 8, latency_ms)
 
     async def _start_nodes(self, connect: dict[str, str]) -> None:
-        resumes = self._source is not None
-        await self._start(
-            "gps",
-            ["gps", *(["--resume", str(self._source)] if resumes else [])],
-            vital=True,
-            lasting=self._lasting(self.run_file.gps),
-        )
-        for region in self.run_file.region:
+        for name, command, vital, lasting in self._nodes(connect):
+            # Signals are heard in between.
+            await asyncio.sleep(0)
+            if self._ending:
+                return
+            self._start(name, command, vital=vital, lasting=lasting)
+
+    def _nodes(self, connect: dict[str, str]) -> Iterator[tuple[str, list[str], bool, bool]]:
+        """Name, command, whether it is vital and whether lasting, of every node."""
+        run, resumes = self.run_file, self._source is not None
+        source = ["--resume", str(self._source)] if resumes else []
+        yield "gps", ["gps", *source], True, self._lasting(run.gps)
+        for region in run.region:
             route = ["--connect", connect[region.name]] if region.name in connect else []
             flags = ["--region", region.name, *route, *(["--resume"] if resumes else [])]
-            await self._start(
-                f"lps-{region.name}",
-                ["lps", *flags],
-                vital=True,
-                lasting=self._lasting(self.run_file.lps),
-            )
-        await self._start("evaluator", ["worker", "--evaluate"], vital=True, lasting=True)
-        for region in self.run_file.region:
+            yield f"lps-{region.name}", ["lps", *flags], True, self._lasting(run.lps)
+        yield "evaluator", ["worker", "--evaluate"], True, True
+        for region in run.region:
             for group in range(len(region.worker_speeds)):
                 flags = ["--region", region.name, "--group", str(group), "--paced"]
-                await self._start(
-                    f"worker-{region.name}-{group}", ["worker", *flags], vital=False, lasting=False
-                )
+                yield f"worker-{region.name}-{group}", ["worker", *flags], False, False
 
     @staticmethod
     def _lasting(server: config.Server) -> bool:
         return server.durability != "none"
 
-    async def _start(self, name: str, command: list[str], *, vital: bool, lasting: bool) -> None:
+    def _start(self, name: str, command: list[str], *, vital: bool, lasting: bool) -> None:
         """Start a node, or another process for one that has ended."""
         self._starts[name] += 1
         folder = self.out / name
@@ -199,24 +204,16 @@ class _Topology:
             raise ConfigError(f"cannot write results to {folder}: {error}") from None
         role, *flags = command
         with console:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
+            process = children.start(
                 role,
-                "--run",
-                str(self.out / "run.toml"),
-                *flags,
-                "--out",
-                str(self.out),
-                stdin=asyncio.subprocess.DEVNULL,
+                *("--run", str(self.out / "run.toml"), *flags, "--out", str(self.out)),
                 stdout=console,
                 stderr=console,
-                env=os.environ | ONE_THREAD,
+                environment=ONE_THREAD,
                 # A Ctrl-C at the terminal is ours to hand on, in good order.
                 start_new_session=True,
             )
-        end = asyncio.create_task(process.wait())
-        started = _Process(name, process, command, vital, lasting, end)
+        started = _Process(name, process, command, vital, lasting)
         names = [each.name for each in self.processes]
         if name in names:
             self.processes[names.index(name)] = started
@@ -224,51 +221,84 @@ class _Topology:
             self.processes.append(started)
 
     async def _watch(self) -> None:
-        """Follow the run until the GPS has ended and the others with it."""
+        """Follow the run until the GPS has ended."""
         told: set[int] = set()
-        while not (self.processes[0].ended and self.processes[0].process.pid in told):
-            running = [each.end for each in self.processes if not each.ended]
-            if running:
-                await asyncio.wait(running, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
-            self.progress.update()
-            for each in self.processes:
+        while self.processes and not (
+            self.processes[0].ended and self.processes[0].process.pid in told
+        ):
+            await self._pause()
+            for each in list(self.processes):
                 if each.ended and each.process.pid not in told and self._is_clear(each):
                     told.add(each.process.pid)
-                    await self._judge(each)
-        _, slow_ends = await asyncio.wait([each.end for each in self.processes], timeout=SETTLE_S)
-        if slow_ends:
-            slow = [each.name for each in self.processes if each.end in slow_ends]
-            self.progress.say(
-                f"did not end in {SETTLE_S:g} s and will be stopped: {', '.join(slow)}"
+                    self._judge(each)
+
+    async def _end_others(self) -> None:
+        """The GPS has ended: wait for the others, and end who does not end by himself."""
+        if not self._is_settled():
+            self._terminate(self.processes)
+            await self._ends_within(NOW_S)
+            return
+        if not await self._ends_within(NOW_S if self._ending else GOOD_END_S):
+            # They have not joined, or the GPS has given them up. An evaluator may still write the model.
+            self._terminate(
+                [each for each in self.processes if each.name != "evaluator" or not self._joined()]
             )
+        if not await self._ends_within(SETTLE_S):
+            slow = ", ".join(each.name for each in self.processes if not each.ended)
+            self.progress.say(f"did not end in {SETTLE_S:g} s and will be stopped: {slow}")
+
+    async def _ends_within(self, seconds: float) -> bool:
+        """Wait for all nodes to end, but no longer."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + seconds
+        while (running := not all(each.ended for each in self.processes)) and clock() < until:
+            await self._pause()
+        return not running
+
+    async def _pause(self) -> None:
+        await asyncio.sleep(POLL_S)
         self.progress.update()
+        if asyncio.get_running_loop().time() >= self._kill_at:
+            self._kill_all()
+
+    def _is_settled(self) -> bool:
+        """Whether the GPS has ended the run and told the others so, with or without all results."""
+        code = self.processes[0].process.returncode if self.processes else None
+        return code == 0 or (code is not None and code > 0 and (self.out / "result.json").exists())
+
+    def _joined(self) -> bool:
+        """Whether the evaluator has found the GPS."""
+        log = self.out / "evaluator" / "events.jsonl"
+        return log.exists() and '"connected"' in log.read_text(encoding="utf-8", errors="replace")
 
     def _is_clear(self, ended: _Process) -> bool:
         """Whether it can be told what an end means. A node ends in good order most often because the
         run does, and the GPS's log, which is written once a second, says so a moment later."""
-        if ended is self.processes[0] or ended.process.returncode or self._stopping:
+        if ended is self.processes[0] or ended.process.returncode or self._ending:
             return True
         if self._draining():
             return True
         now = asyncio.get_running_loop().time()
         return now - self._ends.setdefault(ended.name, now) >= GOOD_END_S
 
-    async def _judge(self, ended: _Process) -> None:
+    def _judge(self, ended: _Process) -> None:
         """A process has ended: go on without it, or have the GPS settle and end what cannot go on."""
         code, gps = ended.process.returncode, self.processes[0]
         said = f"{ended.name} ended with exit code {code}"
         killed = code is not None and code < 0
         again = ended.lasting and self._starts[ended.name] < (KILLED_MAX if killed else FAILED_MAX)
+        if self._ending:
+            return
         if ended is gps:
             if killed and again:
-                await self._start_again(ended, said)
+                self._start_again(ended, said)
             elif code:
                 raise PelagoError(f"{said}: {self._log('gps')}")
             return
-        if self._stopping or self._draining():
+        if self._draining():
             return
         if again and (killed or ended.name == "evaluator"):
-            await self._start_again(ended, said)
+            self._start_again(ended, said)
         elif ended.vital:
             self._fail(f"{said}, and the run cannot go on: {self._log(ended.name)}")
         elif all(each.ended for each in self.processes if not each.vital):
@@ -276,14 +306,20 @@ class _Topology:
         else:
             self.progress.say(f"{said}; the others go on")
 
-    async def _start_again(self, ended: _Process, said: str) -> None:
+    def _start_again(self, ended: _Process, said: str) -> None:
         self.progress.say(f"{said}; starting it again")
-        await self._start(ended.name, ended.command, vital=ended.vital, lasting=ended.lasting)
+        self._start(ended.name, ended.command, vital=ended.vital, lasting=ended.lasting)
 
     def _fail(self, why: str) -> None:
-        self._failure, self._stopping = why, True
+        self._failure = why
         self.progress.say(f"{why}; the run is settled")
-        self.processes[0].process.terminate()
+        self._end_run()
+
+    def _end_run(self) -> None:
+        """Ask the GPS to settle the run, once: asked twice it would end at once."""
+        if not self._ending:
+            self._ending = True
+            self._terminate(self.processes[:1])
 
     def _draining(self) -> bool:
         """Whether the GPS has ended the run, so that the others may go."""
@@ -294,35 +330,60 @@ class _Topology:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return " | ".join(lines[-LOG_LINES:]) or f"see {log}"
 
-    def _stop(self) -> None:
-        """Ask the GPS to end the run in good order; the second time, ask everybody to go at once."""
-        waiting = [each.process for each in self.processes if not each.ended]
-        if self._stopping:
-            for process in waiting:
-                process.kill()
-        elif waiting:
-            self.progress.say("stopping: the run is settled and evaluated (again to stop at once)")
-            waiting[0].terminate()
-        self._stopping = True
+    def _on_signal(self, number: signal.Signals) -> None:
+        """First the run is settled; the second time all end at once, the third time they are killed."""
+        self._asked.append(number)
+        match len(self._asked):
+            case 1:
+                self.progress.say(
+                    "stopping: the run is settled and evaluated (again to stop at once)"
+                )
+                self._end_run()
+            case 2:
+                self.progress.say("stopping at once (again to kill)")
+                self._ending = True
+                self._terminate(self.processes)
+                self._kill_at = asyncio.get_running_loop().time() + NOW_S
+            case _:
+                self._kill_all()
 
-    async def _end_all(self) -> None:
+    @staticmethod
+    def _terminate(processes: list[_Process]) -> None:
+        for each in processes:
+            if not each.ended:
+                each.process.terminate()
+
+    def _kill_all(self) -> None:
         for each in self.processes:
             if not each.ended:
                 each.process.kill()
-        await asyncio.gather(*(each.end for each in self.processes))
+        for each in self.processes:
+            with suppress(subprocess.TimeoutExpired):  # It waits for a device; it will end then.
+                each.process.wait(NOW_S)
+
+    def _unsettled(self) -> str:
+        kept = self.run_file.gps.durability != "none" and (self.out / "gps" / "state").exists()
+        on = f"; `pelago resume` goes on from {self.out}" if kept else ""
+        return f"stopped before the run was settled: there are no results{on}"
 
     def _summarise(self) -> int:
         if self._failure:
             raise PelagoError(self._failure)
+        if self._asked and not self._is_settled():
+            self.progress.say(self._unsettled())
+            return 128 + self._asked[-1]
         path = self.out / "result.json"
         if not path.exists():
             raise PelagoError(f"no result was written: {self._log('gps')}")
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         self.progress.summarise(result)
-        evaluator = next(each for each in self.processes if each.name == "evaluator")
-        if (code := evaluator.process.returncode or 0) > 0:
-            self.progress.say(f"evaluator ended with exit code {code}: {self._log('evaluator')}")
-            return 1
+        for each in self.processes:
+            code = each.process.returncode or 0
+            if each.name in ("gps", "evaluator") and code > 0:
+                self.progress.say(
+                    f"{each.name} ended with exit code {code}: {self._log(each.name)}"
+                )
+                return 1
         if not (self.out / "model" / "config.json").exists():
             self.progress.say("no model/: the evaluator was gone before it had the last version")
             return 1

@@ -8,6 +8,8 @@ from pathlib import Path
 import pelago
 from pelago import children, reading
 from pelago.core.errors import ConfigError, PelagoError
+from pelago.net.command import EXIT_INTERRUPTED, EXIT_USER, ended, one_line
+from pelago.net.telemetry import say
 
 
 def parser() -> argparse.ArgumentParser:
@@ -115,7 +117,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code. An error that is not ours is one line on stderr."""
     children.leave_working_folder()
-    options = parser().parse_args(arguments)
+    return ended(_run(parser().parse_args(arguments)))
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         if options.command == "audit":
             from pelago.cli.audit import audit
@@ -143,10 +148,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return resume(run, out, options.source or str(out), live=live)
         return local(run, out, overwrite=options.overwrite, live=live)
     except PelagoError as error:
-        print(f"pelago: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        say(f"pelago: {one_line(error)}", sys.stderr)
+        return EXIT_USER
     except KeyboardInterrupt:
-        return 130
+        return EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":

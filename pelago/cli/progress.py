@@ -34,7 +34,8 @@ class Progress:
     def __enter__(self) -> Self:
         self.say(f"{self._run.run_id}: starting {self._nodes()}; results in {self._out}")
         if self._live is not None:
-            self._live.start()
+            with suppress(OSError):
+                self._live.start()
         return self
 
     def __exit__(
@@ -44,7 +45,9 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         if self._live is not None:
-            self._live.stop()
+            # The terminal may be gone.
+            with suppress(OSError):
+                self._live.stop()
 
     @property
     def phase(self) -> str:
@@ -68,7 +71,8 @@ class Progress:
         if not self._status:
             return
         if self._live is not None:
-            self._live.update(Group(self._headline(), self._table()))
+            with suppress(OSError):
+                self._live.update(Group(self._headline(), self._table()))
         elif self._elapsed_s() - self._printed_s >= PLAIN_INTERVAL_S:
             self._printed_s = self._elapsed_s()
             self.say(f"{self._headline().plain} | {self._regions_line()}")

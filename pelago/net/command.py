@@ -78,11 +78,16 @@ def main(
     options = parser.parse_args()
     keep_what_is_freed()
     code = _run(role, options, check, imported)
+    # A trainer deep in a long step cannot be stopped, and the interpreter must not be taken down around it.
+    return ended(code, at_once=any(thread.daemon for thread in threading.enumerate()))
+
+
+def ended(code: int, *, at_once: bool = False) -> int:
+    """What a command returns at its end. ``at_once``: end the process here; so does a console that takes
+    nothing any more, which must not change the exit code. Everything that has to be written was written.
+    """
     flushed = [_flush(stream) for stream in (sys.stdout, sys.stderr)]
-    if not all(flushed) or any(thread.daemon for thread in threading.enumerate()):
-        # A trainer deep in a long step cannot be stopped, and the interpreter must not be taken down
-        # around it; nor may a console that takes nothing change the exit code. Everything that has to be
-        # written was written.
+    if at_once or not all(flushed):
         os._exit(code)
     return code
 

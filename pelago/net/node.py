@@ -52,6 +52,7 @@ from pelago.net.limits import Limits, Patience
 from pelago.net.listener import Listener
 from pelago.net.restore import Restored, restore
 from pelago.net.ring import Ring
+from pelago.net.signals import listen
 from pelago.net.sockets import Bind, Connect, Side, client, serve
 from pelago.net.telemetry import Telemetry
 from pelago.net.trainer import TrainerPort, Training
@@ -305,9 +306,7 @@ class Node:
             )
             resources.callback(self._training.close)
         if settings.handle_signals:
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                self._loop.add_signal_handler(number, self._on_signal, number)
-                resources.callback(self._loop.remove_signal_handler, number)
+            resources.callback(listen(self._loop, self._on_signal))
         self._housekeeping = self._loop.call_later(HOUSEKEEPING_S, self._keep_house)
         resources.callback(self._stop_timers)
 
@@ -483,8 +482,8 @@ class Node:
         if self._tick is not None:
             self._tick.cancel()
 
-    def _on_signal(self, number: int) -> None:
-        name = signal.Signals(number).name
+    def _on_signal(self, number: signal.Signals) -> None:
+        name = number.name
         if self._stopping:
             self.telemetry.line(f"second {name}: ending at once")
             self.telemetry.close()

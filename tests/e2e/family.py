@@ -21,7 +21,7 @@ class Family:
 
     process: subprocess.Popen[str]
     name: str
-    seen: set[int] = field(default_factory=set)
+    heard: list[str] = field(default_factory=list)
 
     def members(self) -> dict[int, list[str]]:
         """Process id and command line of all that live, the command among them."""
@@ -50,10 +50,19 @@ class Family:
             assert time.monotonic() < deadline, f"never happened: {what}; {self.members()}"
             time.sleep(0.005)
 
+    def hears(self, text: str) -> None:
+        """Wait until the command prints a line with some text in it."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.heard.append(line)
+            if text in line:
+                return
+        raise AssertionError(f"it never said {text!r}: {self.heard}")
+
     def end(self) -> tuple[int, str]:
         """Wait for the command: its exit code, and what it printed."""
         output, _ = self.process.communicate(timeout=DEADLINE_S)
-        return self.process.returncode, output
+        return self.process.returncode, "".join([*self.heard, output])
 
     def gone(self) -> None:
         """Nobody is left, or is so in a moment."""

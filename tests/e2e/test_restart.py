@@ -104,6 +104,6 @@ def _child(parent: int, role: str) -> int:
             its_parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue  # It has ended by now.
-        if its_parent == parent and line[1:3] == [b"-m", role.encode()]:
+        if its_parent == parent and role.encode() in line[1:4]:
             return int(folder.name)
     raise AssertionError(f"no {role} below process {parent}")

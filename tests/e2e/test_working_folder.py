@@ -67,11 +67,7 @@ def test_the_gps_and_its_worker_execute_nothing_of_the_working_folder(tmp_path: 
     folder = trapped(tmp_path / "here", *TRAPS, *EARLY)
     command = (BIN / "gps", "--run", run_file(tmp_path), "--out", tmp_path / "out")
     with family(command, folder=folder) as gps:
-        assert gps.process.stdout is not None
-        said = gps.process.stdout.readlines(1)
-        while said[-1:] and "serving" not in said[-1]:
-            said.append(gps.process.stdout.readline())
-        assert said[-1], said
+        gps.hears("serving")
     assert not (folder / "sprung").exists()
 
 

@@ -89,6 +89,8 @@ async def test_finish_ends_the_node_with_its_reason(house: House) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_becomes_a_stop_request(house: House, number: signal.Signals) -> None:
+    # Whoever runs the tests may have it ignored, which would stay so.
+    signal.signal(number, signal.SIG_DFL)
     machine = Script()
     house.server(machine, handle_signals=True)
     await machine.hears(Started)
@@ -96,6 +98,28 @@ async def test_a_signal_becomes_a_stop_request(house: House, number: signal.Sign
     finish = await house.finish("gps")
     assert machine.of(StopRequested) == [StopRequested(number.name)]
     assert finish.reason == number.name
+
+
+@pytest.mark.parametrize("ignored", [signal.SIGHUP, signal.SIGINT])
+async def test_a_signal_that_was_ignored_at_the_start_stays_so(
+    house: House, ignored: signal.Signals
+) -> None:
+    before = {each: signal.getsignal(each) for each in (ignored, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(ignored, signal.SIG_IGN)
+    try:
+        machine = Script()
+        house.server(machine, handle_signals=True)
+        await machine.hears(Started)
+        os.kill(os.getpid(), ignored)
+        os.kill(os.getpid(), signal.SIGTERM)
+        finish = await house.finish("gps")
+        assert signal.getsignal(ignored) is signal.SIG_IGN
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert finish.reason == "SIGTERM"
+    assert machine.of(StopRequested) == [StopRequested("SIGTERM")]
 
 
 def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
