@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import torch
-from safetensors.torch import save_file
 
 from pelago.net import whole
+from pelago.tensor import model_file
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.snapshot import PlaneSnapshot
 
@@ -93,9 +93,10 @@ def _models(
     average: torch.Tensor | None,
     facts: Mapping[str, str],
 ) -> _Jobs:
-    jobs: _Jobs = {MODEL: lambda path: _save(path, manifest, flat, facts)}
+    head = {"fingerprint": manifest.fingerprint, **facts}
+    jobs: _Jobs = {MODEL: lambda path: model_file.write(path, manifest, flat, head)}
     if average is not None:
-        jobs[AVERAGE] = lambda path: _save(path, manifest, average, facts)
+        jobs[AVERAGE] = lambda path: model_file.write(path, manifest, average, head)
     return jobs
 
 
@@ -123,11 +124,6 @@ def _failure(path: Path, error: Exception) -> str:
 def _facts(result: dict[str, Any]) -> dict[str, str]:
     """What the head of a model's file says of it."""
     return {"version": str(result["gps"]["version"]), "counted_steps": str(result["counted_steps"])}
-
-
-def _save(path: Path, manifest: Manifest, flat: torch.Tensor, facts: Mapping[str, str]) -> None:
-    tensors = {name: view.contiguous() for name, view in manifest.named_views(flat).items()}
-    save_file(tensors, path, metadata={"fingerprint": manifest.fingerprint, **facts})
 
 
 def _write_json(path: Path, result: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ says which corpus it sees; both become the run's, and whoever joins with others 
 
 import json
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from pelago import children
 from pelago.config import RunFile, dump
-from pelago.core.errors import CheckpointError
+from pelago.core.errors import CheckpointError, ConfigError
 from pelago.tensor.manifest import Manifest
 from pelago.wire.messages import TensorSpec
 
@@ -34,7 +35,11 @@ class Initial:
 def build(run: RunFile) -> Initial:
     """Have a worker build the initial model. Raises `ConfigError` with the worker's own words."""
     # The file has no name, so that nothing is left behind however this process ends.
-    with tempfile.TemporaryFile(prefix="pelago-initial-") as model:
+    with ExitStack() as stack:
+        try:
+            model = stack.enter_context(tempfile.TemporaryFile(prefix="pelago-initial-"))
+        except OSError as error:
+            raise ConfigError(f"no room for temporary files (TMPDIR says where): {error}") from None
         path, number = Path(f"/proc/self/fd/{model.fileno()}"), model.fileno()
         flags = ("--run", "/dev/stdin", "--initialise", str(path))
         children.ask("worker", *flags, told=dump(run), pass_fds=[number])

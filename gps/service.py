@@ -18,7 +18,7 @@ from pelago.config import RunFile
 from pelago.core.errors import ConfigError
 from pelago.core.machine import Finish
 from pelago.core.names import Peer, Version
-from pelago.net import command, daemon
+from pelago.net import command, daemon, needs
 from pelago.net.archive import Archive, Copier
 from pelago.net.keeper import Memory
 from pelago.net.limits import Limits, Patience
@@ -62,6 +62,8 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
         plane_factory=lambda found: plane_of(run, found),
         memory=life.memory,
     )
+    here, _ = needs.on_this_machine(run, manifest.bytes, out)
+    needs.tell(log, here or needs.of_gps(run, manifest.bytes, out))
     log.line(
         f"serving run {run.run_id} at {address.join(host, port)}, {manifest.numel:,} parameters"
     )

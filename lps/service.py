@@ -12,7 +12,7 @@ from pelago import address
 from pelago.config import Durability, RunFile
 from pelago.core.errors import CheckpointError, ForeignState
 from pelago.core.names import Peer
-from pelago.net import command, daemon
+from pelago.net import command, daemon, needs
 from pelago.net.keeper import Memory
 from pelago.net.limits import Limits, Patience
 from pelago.net.node import Node, NodeSettings
@@ -40,6 +40,7 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
     )
 
     def plane(manifest: Manifest) -> Plane:
+        needs.tell(log, needs.of_lps(run, name, manifest.bytes, out))
         return Plane(manifest, outer, remember=run.lps.in_flight != "drop")
 
     node = Node(

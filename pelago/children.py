@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
 from importlib.machinery import PathFinder
 from tempfile import TemporaryFile
 from typing import IO, Any, Final
@@ -90,9 +91,8 @@ def ask(
     whether it understood them. An interrupt of ours is its end.
     """
     words: list[str] = []
-    with TemporaryFile() as stdin, TemporaryFile() as stdout:
-        stdin.write(told.encode())
-        stdin.seek(0)
+    with ExitStack() as stack:
+        stdin, stdout = _temporary(stack, told), _temporary(stack, "")
         stderr = subprocess.PIPE
         with start(
             role, *flags, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds
@@ -115,6 +115,19 @@ def ask(
         said = words[-1] if words else f"{role} {flags[-1]} ended with {process.returncode}"
         raise ConfigError(said.removeprefix(f"{role}: "))
     return answer
+
+
+def _temporary(stack: ExitStack, content: str) -> IO[bytes]:
+    """A file without a name. Raises `ConfigError` where there is no room for it."""
+    try:
+        file: IO[bytes] = stack.enter_context(TemporaryFile())  # noqa: SIM115
+        file.write(content.encode())
+        file.seek(0)
+    except OSError as error:
+        from pelago.core.errors import ConfigError
+
+        raise ConfigError(f"no room for temporary files (TMPDIR says where): {error}") from None
+    return file
 
 
 def end_with(parent: int) -> None:

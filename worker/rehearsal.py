@@ -27,6 +27,8 @@ from worker.models.presets import PRESETS
 
 PROGRESS: Final = "progress"
 """First word of the lines in which this says how far it is."""
+MODEL_BYTES: Final = "model_bytes"
+"""And of the line in which it says how large an update is."""
 
 OPERATIONS_MAX: Final = 4 * 10**12
 """Products of a step that a CPU is asked for: about a minute of a few cores."""
@@ -72,6 +74,7 @@ def describe(run: RunFile, *, step: bool) -> Iterator[str]:
         source = Evaluator(run, corpus)
     else:
         corpus.limit_vocabulary(settings.get_text_config().vocab_size)
+    print(f"{MODEL_BYTES} {4 * demand.parameters}", file=sys.stderr, flush=True)
     highest = corpus.scan(_Progress())
     size = 4 * demand.parameters / 1e6
     yield (

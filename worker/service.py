@@ -10,7 +10,7 @@ import uvloop
 from pelago import address
 from pelago.config import RunFile
 from pelago.core.errors import CheckpointError
-from pelago.net import command, daemon
+from pelago.net import command, daemon, needs
 from pelago.net.limits import Patience
 from pelago.net.node import Node, NodeSettings
 from pelago.net.sockets import Connect
@@ -94,6 +94,7 @@ def _train(options: argparse.Namespace, run: RunFile) -> int:
         trainer=WorkerPort(trainer),
     )
     log.event("model", origin=trainer.model.origin)
+    needs.tell(log, needs.of_worker(name, out))
     log.line(f"training for region {options.region}; its LPS is at {address.join(host, port)}")
     finish = uvloop.run(node.run())
     return daemon.outcome(finish)
@@ -128,6 +129,7 @@ def _evaluate(options: argparse.Namespace, run: RunFile) -> int:
         plane=Plane(manifest, None, exchanges=False),
         trainer=EvaluatorPort(measure, out / "model"),
     )
+    needs.tell(log, needs.of_evaluator(manifest.bytes, out))
     log.line(f"evaluating; the GPS is at {address.join(host, port)}")
     finish = uvloop.run(node.run())
     return daemon.outcome(finish)

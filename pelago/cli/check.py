@@ -11,13 +11,15 @@ from rich.progress import Progress, TaskID
 from pelago import address, children, config
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError
+from pelago.net import needs
 from pelago.net.archive import Archive
 from pelago.net.lookup import addresses
-from pelago.net.ports import require_free
+from pelago.net.ports import THIS_MACHINE, require_free
 
 PROGRESS: Final = "progress"
 """First word of the lines in which a worker that describes says how far it is."""
-THIS_MACHINE: Final = ("127.0.0.1", "::1", "localhost")
+MODEL_BYTES: Final = "model_bytes"
+"""And of the line in which it says how large the model is."""
 
 
 def check(run: RunFile, *, step: bool = True) -> int:
@@ -27,8 +29,10 @@ def check(run: RunFile, *, step: bool = True) -> int:
     """
     _check_ports(run)
     _check_out(run.out)
+    disks: list[str] = []
     if run.simulation is None:
-        described = _describe_model(run, step)
+        described, model_bytes = _describe_model(run, step)
+        disks = _check_room(run, model_bytes)
     else:
         described = (
             f"problem {run.simulation.problem}, {run.simulation.model_bytes:,} bytes a model"
@@ -52,6 +56,8 @@ def check(run: RunFile, *, step: bool = True) -> int:
             f"copies     {Archive(run.gps.snapshots).url} every {run.gps.snapshots_minutes:g} minutes,"
             f" the newest {run.gps.snapshots_kept} stay"
         )
+    for line in disks:
+        print(f"disk       {line}")
     print(f"results    {run.out}")
     if run.simulation is None:
         for doubt in _doubts(run):
@@ -113,13 +119,38 @@ def _check_out(out: Path) -> None:
         raise ConfigError(f"run.out = '{out}': cannot be made, {standing} is no folder to write to")
 
 
-def _describe_model(run: RunFile, step: bool) -> str:
-    """Build the model and open the corpus in a worker of their own, which is what knows how to."""
+def _check_room(run: RunFile, model_bytes: int) -> list[str]:
+    """Lines that say what the run will need on the disks of this machine, and has, and what elsewhere. Raises
+    `ConfigError` where it is too little."""
+    here, elsewhere = needs.on_this_machine(run, model_bytes, run.out)
+    try:
+        lines, short = needs.compare([*here, *(needs.of_beginning(model_bytes) if here else ())])
+    except OSError as error:
+        raise ConfigError(f"run.out = '{run.out}': cannot see how much is free: {error}") from None
+    if short:
+        raise ConfigError(f"run.out = '{run.out}': {short}")
+    return [*lines, *([f"on other hosts: up to {needs.listed(elsewhere)}"] if elsewhere else [])]
+
+
+def _describe_model(run: RunFile, step: bool) -> tuple[str, int]:
+    """Build the model and open the corpus in a worker of their own, which is what knows how to. Returns what
+    it says of them, and the bytes of a model."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         shown = _shows_progress(progress)
+        model_bytes = 0
+
+        def heard(line: str) -> bool:
+            nonlocal model_bytes
+            word, _, figure = line.partition(" ")
+            if word != MODEL_BYTES:
+                return shown(line)
+            model_bytes = int(figure)
+            return True
+
         flags = ("--run", "/dev/stdin", "--describe", *(() if step else ("--no-step",)))
-        return children.ask("worker", *flags, told=config.dump(run), heard=shown).strip()
+        described = children.ask("worker", *flags, told=config.dump(run), heard=heard).strip()
+    return described, model_bytes
 
 
 def _shows_progress(progress: Progress) -> Callable[[str], bool]:

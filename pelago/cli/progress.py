@@ -14,6 +14,8 @@ from rich.text import Text
 from pelago.config import RunFile
 
 PLAIN_INTERVAL_S = 5.0
+DISK_KINDS = ("disk_short", "disk_trouble", "disk_well", "snapshot_failed", "not_written")
+"""Events of the GPS that its user should see."""
 PS_PER_S = 10**12
 
 
@@ -68,6 +70,8 @@ class Progress:
             elif event["kind"] == "validation":
                 self._loss = event["loss"]
                 self._say_validation(event)
+            elif event["kind"] in DISK_KINDS:
+                self.say(f"gps: {event['kind']}: {event.get('why', '')}".rstrip(": "))
         if not self._status:
             return
         if self._live is not None:

@@ -8,6 +8,7 @@ from pelago.core.errors import ConfigError
 from pelago.net.lookup import own_addresses
 
 PORT_MAX = 65535
+THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
 
 
 def is_free(host: str, port: int) -> bool:

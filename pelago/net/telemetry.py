@@ -45,7 +45,7 @@ CONSOLE_KINDS: Final = frozenset(
     | {"beginning_anew", "snapshot_damaged"}
     | {"validation", "update_rejected", "update_fenced", "transfer_failed", "dropped", "crashed"}
     | {"giving_up", "region_failed", "round_failed"}
-    | {"disk_trouble", "disk_well", "snapshot_failed", "archive_trouble"}
+    | {"disk_trouble", "disk_well", "disk_short", "snapshot_failed", "archive_trouble"}
     | {"exported", "export_failed", "not_written"}
 )
 """Kinds of events that people want to see as they happen."""

@@ -29,6 +29,8 @@ def write(
         header[spec.name] = {"dtype": "F32", "shape": list(spec.shape), "data_offsets": ends}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
+    array: Any = flat.detach().contiguous().numpy()
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        flat.detach().contiguous().numpy().tofile(file)
+        # Not by the array's own method, whose error does not say that the disk is full.
+        file.write(memoryview(array).cast("B"))

@@ -113,6 +113,16 @@ def test_results_that_cannot_be_written_are_named(tmp_path: Path) -> None:
         assert "cannot write to the folder of results" in line
 
 
+def test_a_disk_that_will_not_do_is_told_with_what_is_needed_and_free(tmp_path: Path) -> None:
+    """Room for a million updates that may be staged, each as large as the model."""
+    path = changed(run_file(tmp_path), "[gps]\n", "[gps]\nstaged_max = 10_000_000\n")
+    line = one_line(["pelago.cli.main", "check", str(path)])
+    assert re.search(
+        r"run\.out = '.*': the disk may get full: .*: up to [\d,.]+ GB \(gps ", line
+    ), line
+    assert re.search(r"\), [\d,.]+ [GMk]?B free: make room", line), line
+
+
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemons]:
     """A GPS and the LPS of eu that serve; both must survive everything that follows."""

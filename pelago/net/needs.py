@@ -1,0 +1,154 @@
+"""How much the nodes of a run will write, and whether there is room for it.
+
+The figures are what may lie on a disk at once, at most, while the run goes on and at its end. They grow with
+the model; logs and histories, which grow with the run, are counted as `LOG_BYTES`.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pelago.config import RunFile, Server
+from pelago.core.errors import ConfigError
+from pelago.net import daemon, disk
+from pelago.net.journal import SNAPSHOT_BYTES, SNAPSHOT_MODELS
+from pelago.net.ports import THIS_MACHINE
+from pelago.net.telemetry import Telemetry
+
+LOG_BYTES: Final = 16 << 20
+SNAPSHOTS: Final = 2
+"""The newest one, and the one before it or the one being written."""
+JOURNALS: Final = 3
+"""The one being written, the one before it, and an old one to be written over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a node writes to a folder."""
+
+    node: str
+    folder: Path
+    bytes: int
+
+
+def of_gps(run: RunFile, model_bytes: int, out: Path) -> list[Need]:
+    """State, results, and copies of snapshots that go to a folder."""
+    models = 2 if run.gps.average else 1
+    snapshot = _snapshot(run.gps, model_bytes, 2 + models)
+    needs = [Need("gps", out, 2 * models * model_bytes + LOG_BYTES)]
+    if run.gps.durability != "none":
+        state = daemon.state_folder(out, "gps")
+        needs.append(Need("gps", state, _state(snapshot, model_bytes) - _used(state)))
+    if run.gps.snapshots and "://" not in run.gps.snapshots:
+        copies = run.gps.snapshots_kept + 1
+        needs.append(Need("copies", Path(run.gps.snapshots), copies * snapshot))
+    return needs
+
+
+def of_lps(run: RunFile, name: str, model_bytes: int, out: Path) -> list[Need]:
+    """State; ``name``: of the node."""
+    if run.lps.durability == "none":
+        return [Need(name, out, LOG_BYTES)]
+    state = daemon.state_folder(out, name)
+    snapshot = _snapshot(run.lps, model_bytes, 5)
+    return [Need(name, state, _state(snapshot, model_bytes) + LOG_BYTES - _used(state))]
+
+
+def of_evaluator(model_bytes: int, out: Path) -> list[Need]:
+    """The exported model, and one that is to take its place."""
+    return [Need("evaluator", out, 2 * model_bytes + LOG_BYTES)]
+
+
+def of_worker(name: str, out: Path) -> list[Need]:
+    """Its log."""
+    return [Need(name, out, LOG_BYTES)]
+
+
+def of_beginning(model_bytes: int) -> list[Need]:
+    """The initial model, on its way from the process that makes it. Raises `ConfigError`."""
+    try:
+        folder = Path(tempfile.gettempdir())
+    except OSError as error:
+        raise ConfigError(f"there is no room for temporary files (TMPDIR): {error}") from None
+    return [Need("initial model", folder, model_bytes)]
+
+
+def on_this_machine(run: RunFile, model_bytes: int, out: Path) -> tuple[list[Need], list[Need]]:
+    """What the servers and the evaluator need that others find on this machine, and what those elsewhere
+    need on theirs."""
+    here: list[Need] = []
+    elsewhere: list[Need] = []
+    gps = here if run.gps_connect()[0] in THIS_MACHINE else elsewhere
+    gps += [*of_gps(run, model_bytes, out), *of_evaluator(model_bytes, out)]
+    for index, region in enumerate(run.region):
+        lps = here if run.lps_connect(index)[0] in THIS_MACHINE else elsewhere
+        lps += of_lps(run, f"lps-{region.name}", model_bytes, out)
+    return here, elsewhere
+
+
+def compare(needs: Sequence[Need]) -> tuple[list[str], str]:
+    """A line for each disk, with what is needed there and what is free, and what is too little, or ""."""
+    lines, short = [], []
+    disks: dict[int, list[Need]] = {}
+    for each in needs:
+        disks.setdefault(os.stat(disk.nearest(each.folder)).st_dev, []).append(each)
+    for each_disk in disks.values():
+        folder = each_disk[0].folder
+        total = sum(each.bytes for each in each_disk)
+        free = disk.free_bytes(folder)
+        line = f"{folder}: up to {size(total)} ({listed(each_disk)}), {size(free)} free"
+        lines.append(line)
+        if free < total:
+            short.append(line)
+    why = f"the disk may get full: {'; '.join(short)}: make room, or choose another folder"
+    return lines, why if short else ""
+
+
+def tell(log: Telemetry, needs: Sequence[Need]) -> None:
+    """Say the figures; a run that may not fit begins all the same, since it waits where it finds no room."""
+    try:
+        lines, short = compare(needs)
+    except OSError as error:
+        lines, short = [f"cannot see how much is free: {error}"], ""
+    for line in lines:
+        log.line(f"disk {line}")
+    log.event("disk", told=lines)
+    if short:
+        log.event("disk_short", why=short)
+
+
+def listed(needs: Iterable[Need]) -> str:
+    """Nodes with their figures, in one line."""
+    sums: dict[str, int] = {}
+    for each in needs:
+        sums[each.node] = sums.get(each.node, 0) + each.bytes
+    return ", ".join(f"{node} {size(total)}" for node, total in sums.items())
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6)):
+        if abs(count) >= scale:
+            return f"{count / scale:,.1f} {unit}"
+    return f"{count / 1e3:,.1f} kB"
+
+
+def _snapshot(server: Server, model_bytes: int, arenas: int) -> int:
+    """Arenas besides payloads that arrive, or arrived."""
+    return (arenas + server.staged_max) * model_bytes
+
+
+def _state(snapshot_bytes: int, model_bytes: int) -> int:
+    # Updates go on arriving while a snapshot is written.
+    journal = max(SNAPSHOT_BYTES, SNAPSHOT_MODELS * model_bytes) + model_bytes
+    return SNAPSHOTS * snapshot_bytes + JOURNALS * journal
+
+
+def _used(folder: Path) -> int:
+    """What lies there already, and is written over."""
+    if not folder.is_dir():
+        return 0
+    return sum(each.stat().st_blocks * 512 for each in folder.iterdir() if each.is_file())

@@ -1,0 +1,70 @@
+"""How much a run will write, disk by disk."""
+
+import io
+from pathlib import Path
+
+from pelago import config
+from pelago.net import needs
+from pelago.net.needs import Need
+from pelago.net.telemetry import Telemetry
+from tests.small_disk import small_disk
+
+TEXT = """
+[gps]
+average = 0.5
+[[region]]
+name = "eu"
+worker_speeds = [1.0]
+[[region]]
+name = "us"
+worker_speeds = [1.0]
+connect = "us.example.org:7720"
+"""
+RUN = config.parse(TEXT, "run.toml")
+MODEL_BYTES = 1_000_000_000
+
+
+def test_each_disk_is_compared_with_the_sum_of_what_comes_to_it(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1 << 20) as disk:
+        there = [Need("gps", disk / "not" / "made", 600_000), Need("lps-eu", disk, 600_000)]
+        lines, short = needs.compare([*there, Need("evaluator", tmp_path, 1)])
+        first, second = lines
+        assert first.startswith(
+            f"{disk}/not/made: up to 1.2 MB (gps 600.0 kB, lps-eu 600.0 kB), 1.0 MB"
+        )
+        assert second.startswith(f"{tmp_path}: up to 0.0 kB (evaluator 0.0 kB), ")
+        assert first in short
+        assert second not in short
+
+
+def test_a_node_says_the_figures_and_begins_all_the_same(tmp_path: Path) -> None:
+    console = io.StringIO()
+    log = Telemetry("gps", console=console)
+    needs.tell(log, [Need("gps", tmp_path, 10**15)])
+    figures, short = console.getvalue().splitlines()
+    assert figures.startswith(f"gps: disk {tmp_path}: up to 1,000,000.0 GB (gps 1,000,000.0 GB), ")
+    assert short.startswith("gps: disk_short why=")
+
+
+def test_state_results_and_copies_grow_with_the_model(tmp_path: Path) -> None:
+    """With a mean: model, mean, momentum and accumulator in a snapshot, and two updates that arrive."""
+    results, state = needs.of_gps(RUN, MODEL_BYTES, tmp_path)
+    assert results.bytes == 4 * MODEL_BYTES + needs.LOG_BYTES
+    assert state.bytes == (2 * 6 + 3 * 3) * MODEL_BYTES
+    (tmp_path / "gps" / "state").mkdir(parents=True)
+    (tmp_path / "gps" / "state" / "snapshot-00000001").write_bytes(bytes(1 << 20))
+    _, state = needs.of_gps(RUN, MODEL_BYTES, tmp_path)
+    assert state.bytes == (2 * 6 + 3 * 3) * MODEL_BYTES - (1 << 20)
+
+
+def test_servers_elsewhere_use_no_disk_of_this_machine(tmp_path: Path) -> None:
+    here, elsewhere = needs.on_this_machine(RUN, MODEL_BYTES, tmp_path)
+    assert {each.node for each in here} == {"gps", "evaluator", "lps-eu"}
+    assert {each.node for each in elsewhere} == {"lps-us"}
+
+
+def test_a_server_that_keeps_nothing_needs_no_room_for_it(tmp_path: Path) -> None:
+    text = TEXT.replace("[gps]\n", '[lps]\ndurability = "none"\n[gps]\ndurability = "none"\n')
+    run = config.parse(text, "run.toml")
+    assert sum(each.bytes for each in needs.of_lps(run, "lps-eu", MODEL_BYTES, tmp_path)) < 10**8
+    assert len(needs.of_gps(run, MODEL_BYTES, tmp_path)) == 1
