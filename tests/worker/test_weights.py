@@ -216,6 +216,12 @@ def spoil(folder: Path, name: str, how: str) -> None:
         case "dangling":
             path.unlink()
             os.symlink(folder / "nowhere", path)
+        case "folder":
+            path.unlink()
+            path.mkdir()
+        case "pipe":
+            path.unlink()
+            os.mkfifo(path)
         case "gone":
             path.unlink()
         case _:
@@ -229,6 +235,8 @@ def spoil(folder: Path, name: str, how: str) -> None:
         ("model.safetensors", "empty", "model.safetensors is torn"),
         ("model.safetensors", "pointer", "model.safetensors is a git-lfs pointer"),
         ("model.safetensors", "dangling", "model.safetensors cannot be opened: No such file"),
+        ("model.safetensors", "folder", "model.safetensors is no file"),
+        ("model.safetensors", "pipe", "model.safetensors is no file"),
         ("model.safetensors", "model-q4.gguf", "holds model-q4.gguf, but none of"),
         ("model.safetensors", "consolidated.00.pth", "holds consolidated.00.pth, but none of"),
         ("model.safetensors", "adapter_model.safetensors", "merge the adapter"),

@@ -94,8 +94,8 @@ def _read(folder: Path, kinds: list[re.Pattern[str]], key: str) -> dict[str, byt
         paths += (folder / TEMPLATES).glob("*.jinja")
     files = {}
     for path in sorted(paths):
-        if path.suffix in CODE or path.is_dir():
-            continue
+        if path.suffix in CODE or (path.exists() and not path.is_file()):
+            continue  # Code is never taken along; a folder or a pipe is no such file.
         try:
             if path.stat().st_size > FILE_BYTES_MAX:
                 continue

@@ -71,6 +71,8 @@ def some(names: Iterable[str]) -> str:
 
 def require_no_pointer(path: Path, key: str) -> None:
     """Raises `ConfigError` if a file is not the file but a note of git-lfs about where it is."""
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{key}: {path.name} is no file")
     with path.open("rb") as stream:
         if stream.read(len(LFS_POINTER)) == LFS_POINTER:
             raise ConfigError(
