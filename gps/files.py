@@ -37,23 +37,23 @@ def write(
     folder: Path,
     result: dict[str, Any],
     manifest: Manifest,
-    flat: torch.Tensor,
+    flat: torch.Tensor | None,
     average: torch.Tensor | None = None,
 ) -> list[str]:
     """Write all that can be written. Returns what could not be, a line each; the result names it too.
 
-    ``flat``: the global model, fp32, in the manifest's order; ``average``: its mean, if one is kept.
+    ``flat``: the global model, fp32, in the manifest's order (None: it is written already); ``average``:
+    its mean, if one is kept.
     """
-    jobs = _models(manifest, flat, average, _facts(result)) | {
-        PLOT: lambda path: plot_loss(path, result["validation"])
-    }
+    jobs: _Jobs = {} if flat is None else _models(manifest, flat, average, _facts(result))
+    jobs[PLOT] = lambda path: plot_loss(path, result["validation"])
     failures: list[str] = []
     done = False
     try:
         with whole.replacing(folder / RESULT) as new:
             # The smallest is written first, so that the large ones cannot take its room.
             _write_json(new, result)
-            failures, done = _write_each(folder, jobs, average), True
+            failures, done = _write_each(folder, jobs), True
             if failures:
                 with suppress(OSError):
                     told = new.with_suffix(".told")
@@ -61,7 +61,7 @@ def write(
                     os.replace(told, new)
     except OSError as error:
         failures.append(_failure(folder / RESULT, error))
-    return failures if done else [*failures, *_write_each(folder, jobs, average)]
+    return failures if done else [*failures, *_write_each(folder, jobs)]
 
 
 def write_snapshot(folder: Path, taken: PlaneSnapshot, facts: Mapping[str, int]) -> list[str]:
@@ -84,7 +84,7 @@ def write_models(
 ) -> list[str]:
     """Write the model, and its mean if one is kept, with facts in their heads. Returns as `write`."""
     told = {key: str(value) for key, value in facts.items()}
-    return _write_each(folder, _models(manifest, flat, average, told), average)
+    return _write_each(folder, _models(manifest, flat, average, told))
 
 
 def _models(
@@ -100,7 +100,7 @@ def _models(
     return jobs
 
 
-def _write_each(folder: Path, jobs: _Jobs, average: torch.Tensor | None) -> list[str]:
+def _write_each(folder: Path, jobs: _Jobs) -> list[str]:
     failures = []
     for name, job in jobs.items():
         try:
@@ -108,7 +108,7 @@ def _write_each(folder: Path, jobs: _Jobs, average: torch.Tensor | None) -> list
                 job(new)
         except Exception as error:  # Whatever the library that writes it raises.
             failures.append(_failure(folder / name, error))
-    if average is None:
+    if MODEL in jobs and AVERAGE not in jobs:
         # An earlier run into this folder may have kept one.
         try:
             (folder / AVERAGE).unlink(missing_ok=True)

@@ -10,6 +10,7 @@ import torch
 import uvloop
 
 from gps import files, initial
+from gps.early import EarlyResults
 from gps.result import result
 from gps.resume import NODE, facts_of, machine_of, open_state, plane_of
 from gps.state import Gps
@@ -46,6 +47,7 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
     log = daemon.telemetry(out, "gps")
     life = _begin(options, run, out, log)
     gps, manifest = life.machine, life.manifest
+    results = EarlyResults()
     node = Node(
         gps,
         NodeSettings(
@@ -56,6 +58,7 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
             patience=Patience.of(run.network),
             loaded=Version(gps.settings.incarnation, 0),
             crash_file=out / "gps" / "crash.json",
+            on_note=results.on_note,
         ),
         log,
         plane=life.plane,
@@ -67,12 +70,13 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
     log.line(
         f"serving run {run.run_id} at {address.join(host, port)}, {manifest.numel:,} parameters"
     )
-    finish = uvloop.run(_run(node, gps, run, out, log))
+    finish, is_written = uvloop.run(_run(node, gps, run, out, log, results))
     if finish.reason in (CRASHED, PAUSED):
         return daemon.outcome(finish)
     found = result(gps, run, clock="real", model_parameters=manifest.numel)
     plane = node.tensors.plane
-    failures = files.write(out, found, manifest, plane.model(), plane.average())
+    flat = None if is_written else plane.model()
+    failures = files.write(out, found, manifest, flat, plane.average())
     for failure in failures:
         log.event("not_written", why=failure)
     log.line(
@@ -81,11 +85,15 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
     return max(daemon.outcome(finish), EXIT_ERROR if failures else 0)
 
 
-async def _run(node: Node, gps: Gps, run: RunFile, out: Path, log: Telemetry) -> Finish:
+async def _run(
+    node: Node, gps: Gps, run: RunFile, out: Path, log: Telemetry, results: EarlyResults
+) -> tuple[Finish, bool]:
+    """How the node ended, and whether the model is written already."""
     exporting = asyncio.create_task(_export_regularly(node, gps, run, out, log))
+    writing = asyncio.create_task(results.write(node, gps, run, out, log))
     finish = await node.run()
     exporting.cancel()
-    return finish
+    return finish, await results.has_written(writing)
 
 
 async def _export_regularly(node: Node, gps: Gps, run: RunFile, out: Path, log: Telemetry) -> None:

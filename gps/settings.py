@@ -6,6 +6,7 @@ from gps.state import GpsSettings
 from pelago.config import RunFile
 from pelago.core.machine import PS_PER_MS
 from pelago.core.staging import WITHOUT_LIMIT
+from pelago.core.watchdog import longest_ps
 from pelago.wire.messages import TensorSpec
 
 PS_PER_MINUTE: Final = 60_000 * PS_PER_MS
@@ -43,5 +44,6 @@ def settings(
         tick_ps=0 if lossless else heartbeat_ps,
         retry_ps=2 * heartbeat_ps,
         lost_after_ps=run.network.lost_after_ms * PS_PER_MS,
+        stuck_after_ps=longest_ps(round(run.worker.stuck_minutes * PS_PER_MINUTE)),
         region_lost_after_ps=run.network.region_lost_after_ms * PS_PER_MS,
     )

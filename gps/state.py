@@ -12,6 +12,7 @@ from gps.regions import Evaluators, Region
 from pelago.core.image import durable
 from pelago.core.leases import SampleLedger
 from pelago.core.machine import (
+    PS_PER_MS,
     Apply,
     Delivered,
     Finish,
@@ -61,9 +62,12 @@ from pelago.wire.messages import (
     TensorSpec,
     Wait,
     Welcome,
+    WorkerReport,
 )
 
 NORM_KEY: Final = "gps.update_norm_max"
+SETTLED: Final = "settled"
+"""Kind of the note that says that the run is over and its books are closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,8 @@ class GpsSettings:
     retry_ps: int
     lost_after_ps: int
     region_lost_after_ps: int
+    stuck_after_ps: int = 0
+    """An evaluator that made no progress for so long is not waited for; 0: for ever."""
 
 
 @durable(settings=("settings",))
@@ -122,6 +128,8 @@ class Gps:
         """Updates of regions that were rejected."""
         self.error = ""
         """Why the run ended although it was not over; empty: all is well."""
+        self._is_settled = False
+        """Whether it was said that all regions have left the run that is over."""
         self._reached: dict[Version, int] = {}
         """When a version that an evaluator was sent was reached, until it is measured."""
         self._reached_at = 0
@@ -168,6 +176,7 @@ class Gps:
         for region in self.regions.values():
             region.replying, region.heard_at = None, self._now
         self.evaluators.restarted(self._now)
+        self._is_settled = False
         effects = self.intake.restarted()
         if self.settings.tick_ps:
             effects.append(SetTick(self.settings.tick_ps))
@@ -196,6 +205,7 @@ class Gps:
             self.started_at += self._now - self.ended_at  # Time since the end does not count.
         self.refusals.clear()
         self.phase, self.ended_at, self.end_reason, self.error = "serving", None, "", ""
+        self._is_settled = False
 
     # --- who talks -----------------------------------------------------------------------------------
 
@@ -477,7 +487,13 @@ class Gps:
 
     def _on_evaluator_message(self, peer: Peer, message: Message) -> list[Effect]:
         match message:
-            case Heartbeat():
+            case Heartbeat(report):
+                limit_ps = self.settings.stuck_after_ps
+                quiet_ms = report.quiet_ms if isinstance(report, WorkerReport) else 0
+                if limit_ps and quiet_ms * PS_PER_MS > limit_ps:
+                    self.evaluators.remove(peer)
+                    note = Note("evaluator_left", {"why": "stuck"})
+                    return [note, Send(peer, Rejoin()), *self._maybe_finish()]
                 return [Send(peer, Heartbeat(None))]
             case Pull(_, after_steps):
                 self.evaluators.wants(peer, after_steps)
@@ -587,10 +603,14 @@ class Gps:
         return [note, *stops, *self._serve_evaluators(), *self._maybe_finish()]
 
     def _maybe_finish(self) -> list[Effect]:
-        if self.phase != "draining" or len(self.evaluators):
+        if self.phase != "draining":
             return []
         if any(region.peer is not None for region in self.regions.values()):
             return []
+        if len(self.evaluators):
+            # All is known but what they still find; it is written before they are waited for.
+            said, self._is_settled = self._is_settled, True
+            return [] if said else [Note(SETTLED, {"waiting_for": len(self.evaluators)})]
         self.phase = "finished"
         return [self._status(), Finish(self.end_reason, self.error)]
 

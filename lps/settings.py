@@ -7,6 +7,7 @@ from pelago.config import RunFile
 from pelago.core.machine import PS_PER_MS
 from pelago.core.names import Peer
 from pelago.core.staging import WITHOUT_LIMIT
+from pelago.core.watchdog import longest_ps
 
 PS_PER_SECOND: Final = 1000 * PS_PER_MS
 
@@ -46,4 +47,5 @@ def settings(
         retry_ps=2 * heartbeat_ps,
         lost_after_ps=run.network.lost_after_ms * PS_PER_MS,
         give_up_after_ps=run.network.give_up_after_ms * PS_PER_MS,
+        stuck_after_ps=longest_ps(round(run.worker.stuck_minutes * 60 * PS_PER_SECOND)),
     )

@@ -15,6 +15,7 @@ from lps.supply import Supply
 from pelago.core.image import durable
 from pelago.core.leases import LeaseTable
 from pelago.core.machine import (
+    PS_PER_MS,
     Apply,
     Delivered,
     Finish,
@@ -71,6 +72,9 @@ from pelago.wire.uplink import GIVE_UP_AFTER_PS, Uplink
 
 NORM_KEY: Final = "lps.update_norm_max"
 
+STUCK_ROUNDS: Final = 4
+"""A trainer of which nothing is heard for as long as so many of its rounds took may be stuck."""
+
 
 @dataclass(frozen=True, slots=True)
 class LpsSettings:
@@ -100,6 +104,9 @@ class LpsSettings:
     lost_after_ps: int
     give_up_after_ps: int = GIVE_UP_AFTER_PS
     """So long without a word of the GPS's, and the LPS ends with an error."""
+    stuck_after_ps: int = 0
+    """A worker whose trainer was not heard of for so long loses its lease, if it did not end by itself;
+    0: never."""
 
 
 @durable(settings=("settings",))
@@ -403,6 +410,8 @@ class Lps:
                 case Heartbeat(report):
                     if isinstance(report, WorkerReport):
                         member.report = replace(report, group=member.group)
+                        if self._is_stuck(member, report):
+                            return [*self._remove(member, "stuck"), Send(peer, Rejoin())]
                     stopping = self.phase in ("draining", "leaving")
                     effects = [Send(peer, Stop("run finished") if stopping else Heartbeat(None))]
                 case Leave():
@@ -413,6 +422,12 @@ class Lps:
         if blob is not None:
             effects.append(Release(blob))
         return effects
+
+    def _is_stuck(self, member: Member, report: WorkerReport) -> bool:
+        """What goes on slowly is not stuck, so a part of a round may take longer than several rounds did."""
+        limit_ps = self.settings.stuck_after_ps
+        patience_ps = max(limit_ps, STUCK_ROUNDS * member.round_ps)
+        return bool(limit_ps) and report.quiet_ms * PS_PER_MS > patience_ps
 
     def _on_hello(self, peer: Peer, message: Hello) -> list[Effect]:
         if self.phase in ("draining", "leaving", "gone"):

@@ -158,6 +158,10 @@ class Worker(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = True
     """torch.compile, where CUDA is used."""
+    stuck_minutes: PositiveFloat = 10.0
+    """A worker whose trainer finishes no micro-batch for so long, and for twenty times as long as its slowest
+    one so far, ends with an error; so does an evaluator. The first one, and an export, may take six times as
+    long."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

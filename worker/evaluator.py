@@ -1,5 +1,6 @@
 """Held-out loss of the global model, and its export."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -52,14 +53,17 @@ class Evaluator:
         self.model.read_flat(out)
         return out
 
-    def validate(self, flat: torch.Tensor) -> tuple[float, int]:
-        """Mean held-out loss in nats per token, in fp32, and over how many tokens.
+    def validate(
+        self, flat: torch.Tensor, on_batch: Callable[[int], None] = lambda _: None
+    ) -> tuple[float, int]:
+        """Mean held-out loss in nats per token, in fp32, and over how many tokens. ``on_batch`` hears
+        how many batches are done after each.
 
         ``flat``: fp32, shape (elements,). The result depends on nothing else: not on the seed of
         the run and not on what was measured before.
         """
         self.model.load_flat(flat)
-        return _mean_loss(self.model, self.corpus, self._samples, self._batch_size)
+        return _mean_loss(self.model, self.corpus, self._samples, self._batch_size, on_batch)
 
     def export(self, flat: torch.Tensor, directory: Path) -> None:
         """Write ``flat`` as a Hugging Face model folder, with the tokenizer, generation config and
@@ -121,12 +125,18 @@ def check_export(model: LanguageModel, directory: Path) -> None:
 
 
 def _mean_loss(
-    model: LanguageModel, corpus: Corpus, samples: int, batch_size: int
+    model: LanguageModel,
+    corpus: Corpus,
+    samples: int,
+    batch_size: int,
+    on_batch: Callable[[int], None],
 ) -> tuple[float, int]:
     total, tokens = 0.0, 0
     with torch.no_grad(), model.evaluating():
-        for batch in corpus.validation_batches(samples, batch_size):
+        batches = corpus.validation_batches(samples, batch_size)
+        for number, batch in enumerate(batches, start=1):
             count = batch.shape[0] * corpus.sequence_length
             total += float(model.loss(batch)) * count
             tokens += count
+            on_batch(number)
     return total / tokens, tokens

@@ -29,7 +29,7 @@ class WorkerPort:
         torch.set_num_threads(1)
         return self._trainer.train(lease, flat, on_step, cancel)
 
-    def validate(self, flat: torch.Tensor) -> tuple[float, int]:
+    def validate(self, flat: torch.Tensor, on_batch: Callable[[int], None]) -> tuple[float, int]:
         """Not a worker's business."""
         raise AssertionError("a worker measures nothing")
 
@@ -55,10 +55,10 @@ class EvaluatorPort:
         """Not the evaluator's business."""
         raise AssertionError("the evaluator trains nothing")
 
-    def validate(self, flat: torch.Tensor) -> tuple[float, int]:
+    def validate(self, flat: torch.Tensor, on_batch: Callable[[int], None]) -> tuple[float, int]:
         """Held-out loss in nats per token, and the number of tokens it is a mean of."""
         torch.set_num_threads(1)
-        return self._evaluator.validate(flat)
+        return self._evaluator.validate(flat, on_batch)
 
     def export(self, flat: torch.Tensor) -> None:
         """Write ``model/``."""

@@ -48,6 +48,7 @@ def settings(
         tick_ps=0 if lossless else heartbeat_ps,
         retry_ps=2 * heartbeat_ps,
         lost_after_ps=run.network.lost_after_ms * PS_PER_MS,
+        stuck_after_ps=round(worker.stuck_minutes * PS_PER_MINUTE),
         export_interval_ps=round(run.run.export_minutes * PS_PER_MINUTE),
         give_up_after_ps=run.network.give_up_after_ms * PS_PER_MS,
         group_samples=tuple(

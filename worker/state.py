@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, assert_never
 
 from pelago.core.machine import (
+    FAILED,
     PS_PER_MS,
     Cancel,
     Delivered,
@@ -34,6 +35,7 @@ from pelago.core.machine import (
     Validated,
 )
 from pelago.core.names import Address, BlobId, Lease, Peer, PushId, Version
+from pelago.core.watchdog import Watchdog
 from pelago.wire.messages import (
     PROTOCOL_VERSION,
     Ack,
@@ -78,6 +80,8 @@ class WorkerSettings:
     """0: no heartbeats and no retries, for a driver that loses nothing."""
     retry_ps: int
     lost_after_ps: int
+    stuck_after_ps: int = 0
+    """What a micro-batch may take, see `Watchdog`; 0: for ever."""
     export_interval_ps: int = 0
     """Time between exports of the evaluator; 0: it exports the last version only."""
     group_samples: tuple[int, ...] = ()
@@ -127,6 +131,7 @@ class Worker:
         """Steps of the round in hand that `steps` counts already."""
         self._round_skipped = 0
         self._busy_ps = 0
+        self._watchdog = Watchdog(settings.stuck_after_ps)
         self._now = 0
 
     def handle(self, event: Event, now: int) -> list[Effect]:
@@ -153,6 +158,7 @@ class Worker:
                 return self._on_tick()
             case Progress(push, steps, skipped):
                 if self.lease is not None and self.lease.push == push:
+                    self._watchdog.progress(now)
                     self._count(steps, skipped)
                 return []
             case StopRequested(reason):
@@ -175,6 +181,7 @@ class Worker:
             alive_ms=alive_ps // PS_PER_MS,
             loss=self.loss,
             skipped=self.skipped,
+            quiet_ms=self._watchdog.quiet_ps(self._now) // PS_PER_MS,
         )
 
     def _on_message(self, message: Message, blob: BlobId | None) -> list[Effect]:
@@ -235,6 +242,7 @@ class Worker:
             return [Release(blob), *self._rejoin()]
         self.state, self.lease, self.base = "training", message.lease, message.version
         self._round_started_at, self._round_steps, self._round_skipped = self._now, 0, 0
+        self._watchdog.begin(self._now)
         return [Train(message.lease, message.version, blob), Release(blob)]
 
     def _count(self, steps: int, skipped: int) -> None:
@@ -247,6 +255,7 @@ class Worker:
     def _on_trained(self, event: Trained) -> list[Effect]:
         if self.state != "training" or self.lease is None or self.lease.push != event.push:
             return [Release(event.blob)]
+        self._watchdog.end()
         self._count(event.steps, event.skipped)
         busy_ps = self._now - self._round_started_at
         self._busy_ps += busy_ps
@@ -303,6 +312,8 @@ class Worker:
             return []
         if self.state == "leaving":
             return self.uplink.leave_again()
+        if self._watchdog.is_over(self._now):
+            return self._give_up()
         effects = self.uplink.tick(self.report(), self._now)
         if self.uplink.gives_up(self._now):
             effects = [*self._abandon(), *effects]
@@ -316,6 +327,18 @@ class Worker:
             effects += self._say_failed(self._round_steps)
         return effects
 
+    def _give_up(self) -> list[Effect]:
+        """The trainer is stuck, and nothing brings it back: hand the lease to others and end."""
+        error = _stuck("the trainer", self._watchdog, self._now)
+        self._watchdog.end()
+        report = self.report()
+        effects = [Note("stuck", {"why": error}), *self._abandon()]
+        if self.state != "joining":
+            # Said once: if it is lost, we are missed soon.
+            effects.append(Send(self.settings.server, Leave("stuck", report, (), (), ())))
+        self.state = "gone"
+        return [*effects, Finish(FAILED, error=error)]
+
     def _rejoin(self) -> list[Effect]:
         effects = self._abandon()
         self.state = "joining"
@@ -327,6 +350,7 @@ class Worker:
         if self.state == "training" and self.lease is not None:
             effects.append(Cancel(self.lease.push))
             self._busy_ps += self._now - self._round_started_at
+            self._watchdog.end()
         if self.uplink.upload is not None:
             upload = self.uplink.finished(self.uplink.upload.push)
             assert upload is not None
@@ -371,6 +395,7 @@ class Evaluator:
         """When an export began, or failed; before the first one: when the evaluator joined."""
         self._exports = False
         self._measured_steps = -1
+        self._watchdog = Watchdog(settings.stuck_after_ps)
         self._model: Model | None = None
         self._found: Evaluated | None = None
         self._asked_at = 0
@@ -391,17 +416,12 @@ class Evaluator:
                 return self._on_tick()
             case Validated():
                 return self._on_validated(event)
+            case Progress():
+                self._watchdog.progress(now)
+                return []
             case StopRequested(reason):
                 return self._leave(reason)
-            case (
-                Loaded()
-                | Delivered()
-                | PeerLost()
-                | Measured()
-                | Progress()
-                | Trained()
-                | Restarted()
-            ):
+            case Loaded() | Delivered() | PeerLost() | Measured() | Trained() | Restarted():
                 return []
             case _:
                 assert_never(event)
@@ -459,12 +479,14 @@ class Evaluator:
         self._exports = message.final or self._export_due
         if self._exports:
             self._exported_at = self._now
+        self._watchdog.begin(self._now, is_long=self._exports)
         return [Validate(message.version, blob, export=self._exports), Release(blob)]
 
     def _on_validated(self, event: Validated) -> list[Effect]:
         model = self._model
         if self.state != "validating" or model is None or model.version != event.version:
             return []
+        self._watchdog.end()
         self._found = Evaluated(event.version, model.counted_steps, event.loss, event.tokens)
         interval = self.settings.validation_interval_steps
         self.after_steps = (model.counted_steps // interval + 1) * interval
@@ -487,13 +509,28 @@ class Evaluator:
                 Finish(each.reason, error=self.fault) if isinstance(each, Finish) else each
                 for each in self.uplink.leave_again()
             ]
-        effects = self.uplink.tick(None, self._now)
+        if self._watchdog.is_over(self._now):
+            return self._give_up()
+        report = None
+        if self.state == "validating":
+            quiet_ms = self._watchdog.quiet_ps(self._now) // PS_PER_MS
+            report = WorkerReport(-1, 0, 0, 0, 0, 0, 0.0, quiet_ms=quiet_ms)
+        effects = self.uplink.tick(report, self._now)
         if self.uplink.gives_up(self._now):
             self.state = "gone"
             return effects
         if self.state == "idle" and self._now - self._asked_at >= self.settings.retry_ps:
             effects += self._ask()
         return effects
+
+    def _give_up(self) -> list[Effect]:
+        """Whoever measures, or exports, is stuck: let nobody wait for us."""
+        error = _stuck("measuring the model", self._watchdog, self._now)
+        self._watchdog.end()
+        self.state = "gone"
+        leave = Leave("stuck", self._found, (), (), ())
+        note = Note("stuck", {"why": error})
+        return [note, Send(self.settings.server, leave), Finish(FAILED, error=error)]
 
     def _leave(self, reason: str) -> list[Effect]:
         if self.state in ("leaving", "gone"):
@@ -511,3 +548,14 @@ class Evaluator:
             "gone",
         )  # E1: it measures one version at a time.
         assert self._found is None or self._found.version <= self.version  # E2: versions only grow.
+
+
+def _stuck(what: str, watchdog: Watchdog, now: int) -> str:
+    quiet_s, allowed_s = (
+        ps / (1000 * PS_PER_MS) for ps in (watchdog.quiet_ps(now), watchdog.allowed_ps)
+    )
+    return (
+        f"{what} is stuck: no sign of life for {quiet_s:,.0f} s, where {allowed_s:,.0f} s are allowed"
+        " (worker.stuck_minutes, or more for what is slow): look at the disk or share that the corpus lies"
+        " on, and at the accelerator"
+    )

@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 
 import torch
@@ -69,8 +70,8 @@ class Trainer:
         """Train on a lease, one local step per batch (the last may be smaller). None if cancelled.
 
         ``flat_start``: fp32, shape (elements,), on the CPU, unchanged until this returns.
-        ``on_step`` hears the number of steps done after each, and of those among them that were skipped
-        since their gradient was not finite, from this thread. Setting ``cancel``
+        ``on_step`` hears the number of steps done after each, and between micro-batches, and of those among
+        them that were skipped since their gradient was not finite, from this thread. Setting ``cancel``
         ends this before the next micro-batch, or at once while it waits for the pace; the optimiser
         then stands where the last whole step left it. Raises `ConfigError` for token ids that the
         model does not know.
@@ -87,7 +88,8 @@ class Trainer:
             started_s = time.perf_counter()
             batch = samples[first : first + size]
             clock += 1
-            step = self._step(batch, learning_rate(self.settings, clock), cancel)
+            rate = learning_rate(self.settings, clock)
+            step = self._step(batch, rate, cancel, partial(on_step, steps, skipped))
             if step is None:
                 return None
             loss, finite = step
@@ -115,10 +117,15 @@ class Trainer:
         )
 
     def _step(
-        self, batch: list[int], rate: float, cancel: threading.Event
+        self,
+        batch: list[int],
+        rate: float,
+        cancel: threading.Event,
+        on_micro_batch: Callable[[], None],
     ) -> tuple[float, bool] | None:
         """One optimiser step on a batch; its mean loss, and whether the gradient was finite, or else
-        nothing was changed. None if cancelled before the parameters changed.
+        nothing was changed. None if cancelled before the parameters changed. ``on_micro_batch`` is
+        called between two micro-batches.
         """
         gradient = self.model.gradient().zero_()
         micro = self.settings.micro_batch_size or len(batch)
@@ -128,6 +135,8 @@ class Trainer:
             for first in range(0, len(batch), micro):
                 if cancel.is_set():
                     return None
+                if first:
+                    on_micro_batch()
                 part = self.corpus.batch(batch[first : first + micro])
                 # Parts may differ in size, so each counts by its share: the mean is over all tokens.
                 losses.append(self.model.backward(part, len(part) / len(batch), mixed=self._cuda))

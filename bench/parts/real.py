@@ -82,7 +82,7 @@ class Instant:
             return None
         return Result(self._delta, self._steps, lease.samples, 1.0)
 
-    def validate(self, flat: Any) -> tuple[float, int]:
+    def validate(self, flat: Any, on_batch: Any) -> tuple[float, int]:
         """Not a worker's business."""
         raise AssertionError("a worker measures nothing")
 

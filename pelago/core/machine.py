@@ -8,7 +8,7 @@ the order in which they were emitted; nothing in this vocabulary carries a tenso
 ``M`` is the union of messages (`pelago.wire.messages.Message`), which lies one layer up.
 """
 
-from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, Union
+from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar, Union
 
 from pelago.core.frozen import frozen
 from pelago.core.names import BlobId, Lease, Peer, PushId, Version
@@ -86,10 +86,11 @@ class Tick:
 
 @frozen
 class Progress:
-    """The trainer has finished so many local steps of a lease; several may be told of at once. ``skipped``:
-    of how many the gradient was not finite, so that they changed nothing."""
+    """The trainer goes on: it has finished so many local steps of a lease, and perhaps a part of the next;
+    several may be told of at once. ``skipped``: of how many the gradient was not finite, so that they changed
+    nothing. ``push`` None: it measures, and has done so many batches of that."""
 
-    push: PushId
+    push: PushId | None
     steps: int
     skipped: int = 0
 
@@ -243,6 +244,10 @@ class Note:
 
     kind: str
     fields: dict[str, Any]
+
+
+FAILED: Final = "failed"
+"""`Finish.reason` of a node that cannot go on through no fault of its own."""
 
 
 @frozen

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pelago.config import Durability, RunFile
 from pelago.core.errors import ConfigError, PeerRefused, PeerSilent, PelagoError, RunFailed
-from pelago.core.machine import Finish
-from pelago.net.node import CRASHED, FAILED, exit_code
+from pelago.core.machine import FAILED, Finish
+from pelago.net.node import CRASHED, exit_code
 from pelago.net.store import Past, Store, boot_id
 from pelago.net.telemetry import Telemetry
 from pelago.wire.uplink import UNANSWERED

@@ -22,6 +22,7 @@ import zmq
 from pelago.core.errors import OtherProtocol, OtherRun, PelagoError, WireError
 from pelago.core.listening import Listening
 from pelago.core.machine import (
+    FAILED,
     PS_PER_S,
     Apply,
     Cancel,
@@ -89,9 +90,6 @@ CRASHED: Final = "crashed"
 PAUSED: Final = "paused"
 """`Finish.reason` of a durable server that was stopped to be started again: the run goes on."""
 
-FAILED: Final = "failed"
-"""`Finish.reason` of a node that cannot go on through no fault of its own."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings:
@@ -112,6 +110,8 @@ class NodeSettings:
     crash_file: Path = Path("crash.json")
     check_invariants: bool = False
     handle_signals: bool = True
+    on_note: Callable[[str], None] | None = None
+    """Hears the kind of each note of the machine."""
 
 
 class Node:
@@ -188,7 +188,7 @@ class Node:
                 # A connection that is closed takes with it what its client has not read yet. So a
                 # server stays a moment, and answers clients that say goodbye again.
                 await asyncio.sleep(FAREWELL_S)
-            if not self._crashed:
+            if not self._crashed and finish.reason != FAILED:
                 await self.tensors.idle()
             return finish
 
@@ -391,6 +391,8 @@ class Node:
         if kind == "waiting" and connect is not None:
             fields = {**fields, "server": str(connect)}
         self.telemetry.event(kind, **fields)
+        if self.settings.on_note is not None:
+            self.settings.on_note(kind)
 
     def _end(self, finish: Finish) -> None:
         connect = self.settings.client

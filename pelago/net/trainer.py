@@ -41,11 +41,13 @@ class TrainerPort(Protocol):
         on_step: Callable[[int, int], None],
         cancel: threading.Event,
     ) -> Result | None:
-        """Train; call ``on_step(steps, skipped ones)`` so far after each step; None once ``cancel`` is set."""
+        """Train; call ``on_step(steps, skipped ones)`` so far after each step, and within one to say that it
+        goes on; None once ``cancel`` is set."""
         ...
 
-    def validate(self, flat: Any) -> tuple[float, int]:
-        """Held-out loss, in nats per token, and the number of tokens it is a mean of."""
+    def validate(self, flat: Any, on_batch: Callable[[int], None]) -> tuple[float, int]:
+        """Held-out loss, in nats per token, and the number of tokens it is a mean of; call
+        ``on_batch(batches so far)`` after each batch."""
         ...
 
     def export(self, flat: Any) -> None:
@@ -84,11 +86,14 @@ class Training:
     def validate(self, effect: Validate) -> None:
         """Measure the held-out loss, after every tensor effect wished before."""
         self._tensors.use(effect.blob)
-        plane = self._tensors.plane
+        plane, post = self._tensors.plane, self._lane.post
+
+        def measured(batches: int) -> None:
+            self._post(Progress(None, batches))
 
         def job() -> Validated:
             flat = plane.flat(effect.blob)
-            loss, tokens = self._port.validate(flat)
+            loss, tokens = self._port.validate(flat, lambda batches: post(measured, batches))
             try:
                 if effect.export:
                     self._port.export(flat)

@@ -43,7 +43,7 @@ class TensorSpec:
 
 @frozen
 class WorkerReport:
-    """What one worker group has done so far."""
+    """What one worker group has done so far; of an evaluator only `quiet_ms` counts."""
 
     group: int
     rounds: int
@@ -54,6 +54,8 @@ class WorkerReport:
     loss: float
     skipped: int = 0
     """Steps among ``steps`` that changed nothing, since their gradient was not finite."""
+    quiet_ms: int = 0
+    """For so long nothing was heard of the thread that trains, or measures; 0 if it is idle."""
 
 
 @frozen

@@ -344,6 +344,14 @@ def a_member_that_says_hello_is_not_heard(patch: pytest.MonkeyPatch) -> None:
     around(patch, Lps, "_on_worker_message", on_message)
 
 
+@plant
+def what_a_worker_waits_for_is_taken_for_in_hand(patch: pytest.MonkeyPatch) -> None:
+    def ask(original: Any, self: Any, in_hand: int, wanted: int, needed: int, now: int) -> Any:
+        return original(self, in_hand + wanted, wanted, needed, now)
+
+    around(patch, Supply, "ask", ask)
+
+
 # --- the table of seeds --------------------------------------------------------------------------
 
 

@@ -118,16 +118,14 @@ class Daemons:
         self, node: str, role: str, *flags: str, run: Path | None = None
     ) -> subprocess.Popen[str]:
         """Start a daemon; ``node`` names it here."""
-        command = [
-            sys.executable,
-            "-m",
-            role,
-            "--run",
-            str(run or self.path),
-            "--out",
-            str(self.out),
-            *flags,
-        ]
+        return self.start_module(node, role, *flags, run=run)
+
+    def start_module(
+        self, node: str, module: str, *arguments: str, run: Path | None = None
+    ) -> subprocess.Popen[str]:
+        """Start what is a daemon with some changes, or a daemon; ``arguments`` come first."""
+        command = [sys.executable, "-m", module, *arguments]
+        command += ["--run", str(run or self.path), "--out", str(self.out)]
         self.processes[node] = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

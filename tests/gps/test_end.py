@@ -35,6 +35,7 @@ from pelago.wire.messages import (
     Push,
     Rejoin,
     Stop,
+    WorkerReport,
 )
 from tests.conversation import without_notes
 from tests.gps.room import REPORT, SETTINGS, Room, hello, update, welcome
@@ -315,7 +316,7 @@ def test_a_region_without_a_process_is_not_told_to_stop() -> None:
 def test_the_evaluator_gets_the_last_version_and_the_run_waits_for_it(room: Room) -> None:
     """
     1. It waits for step 50; the run ends at step 10. It gets that version, as the last one.
-    2. The regions leave; the run waits for the evaluator.
+    2. The regions leave: the results are as good as known, which is said once. The run waits for the evaluator.
     3. It reports and leaves: the run ends.
     """
     room.evaluate(after_steps=50)
@@ -327,9 +328,28 @@ def test_the_evaluator_gets_the_last_version_and_the_run_waits_for_it(room: Room
         Release(2),
     ]
     room.hears("lps-1", LEFT)
-    assert room.hears("lps-2", LEFT)[-1] == Send("lps-2", Goodbye())
+    said = [Send("lps-2", Goodbye()), Note("settled", {"waiting_for": 1})]
+    assert room.hears("lps-2", LEFT)[-2:] == said
+    assert said[1] not in room.happens(Tick())
     room.hears("judge", found(1, 10))
     assert room.hears("judge", LEFT)[-1] == Finish("enough")
+
+
+def test_an_evaluator_that_is_stuck_is_not_waited_for() -> None:
+    """
+    1. It measures the last version, and tells how long it was quiet: as long as is allowed, and longer.
+    2. The run ends. One that goes on, however slowly, is waited for.
+    """
+    room = Room(replace(SETTINGS, stuck_after_ps=60_000 * PS_PER_MS)).load()
+    room.evaluate()
+    room.happens(StopRequested("enough"))
+    for _ in range(100):
+        quiet = WorkerReport(-1, 0, 0, 0, 0, 0, 0.0, quiet_ms=60_000)
+        assert room.after(4.0).hears("judge", Heartbeat(quiet)) == [Send("judge", Heartbeat(None))]
+        assert Finish("enough") not in room.happens(Tick())
+    effects = room.hears("judge", Heartbeat(replace(quiet, quiet_ms=60_001)))
+    assert effects[:2] == [Note("evaluator_left", {"why": "stuck"}), Send("judge", Rejoin())]
+    assert effects[-1] == Finish("enough")
 
 
 def test_an_evaluator_that_is_busy_at_the_end_asks_for_the_last_version_later(room: Room) -> None:

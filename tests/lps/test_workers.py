@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pelago.core.machine import (
+    PS_PER_MS,
     Delivered,
     Measured,
     Note,
@@ -286,3 +287,27 @@ def test_a_member_that_says_hello_again_and_again_is_not_silent() -> None:
         ]
         room.happens(Tick())
     assert room.lps.members.get("w0") is not None
+
+
+def test_a_worker_that_does_not_notice_that_its_trainer_is_stuck_loses_its_lease() -> None:
+    """
+    1. It is quiet for as long as is allowed: it keeps it. Longer: its samples are in the pool again.
+    2. Where rounds take long, it is given as long as four of them.
+    """
+    room = Room(stuck_after_ps=60_000 * PS_PER_MS).serve().join("w0")
+    room.work("w0")
+    quiet = replace(REPORT, quiet_ms=60_000)
+    assert room.hears("w0", Heartbeat(quiet)) == [Send("w0", Heartbeat(None))]
+    effects = room.hears("w0", Heartbeat(replace(quiet, quiet_ms=60_001)))
+    assert isinstance(effects[0], Note)
+    assert effects[0].fields["why"] == "stuck"
+    assert effects[-1] == Send("w0", Rejoin())
+    assert room.lps.leases.pool.total == 4
+    room.join("w0")
+    work = room.work("w0")
+    room.after(100).push("w0", update(work))
+    room.work("w0")
+    assert room.hears("w0", Heartbeat(replace(quiet, quiet_ms=400_000)))[-1] == Send(
+        "w0", Heartbeat(None)
+    )
+    assert room.hears("w0", Heartbeat(replace(quiet, quiet_ms=400_001)))[-1] == Send("w0", Rejoin())

@@ -214,7 +214,7 @@ class Lessons:
                     return None
         return Result(flat * 0.5, 3, 96, 1.25, 1)
 
-    def validate(self, flat):  # type: ignore[no-untyped-def]
+    def validate(self, flat, on_batch):  # type: ignore[no-untyped-def]
         self.seen.append(flat.clone())
         return 2.5, 1000
 
@@ -288,7 +288,7 @@ async def test_validation_measures_and_exports(house: House) -> None:
 
 async def test_a_trainer_that_fails_ends_the_node_with_its_fault(house: House) -> None:
     class Failing(Lessons):
-        def validate(self, flat):  # type: ignore[no-untyped-def]
+        def validate(self, flat, on_batch):  # type: ignore[no-untyped-def]
             raise RuntimeError("out of memory")
 
     house.server(

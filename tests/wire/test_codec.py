@@ -121,7 +121,7 @@ def test_decoded_objects_are_frozen() -> None:
 
 def test_the_envelope_is_protocol_run_tag_fields() -> None:
     assert msgpack.unpackb(encode(RUN, Pull(64, -1))) == [PROTOCOL_VERSION, RUN, TAGS[Pull], 64, -1]
-    assert msgpack.unpackb(encode(RUN, Heartbeat(REPORT)))[3] == [0, -1, 1, 2, 3, 4, 5, 2.5, 0]
+    assert msgpack.unpackb(encode(RUN, Heartbeat(REPORT)))[3] == [0, -1, 1, 2, 3, 4, 5, 2.5, 0, 0]
     assert msgpack.unpackb(encode(RUN, Goodbye())) == [PROTOCOL_VERSION, RUN, TAGS[Goodbye]]
 
 
@@ -248,7 +248,7 @@ def raw(kind: type, *fields: Any) -> bytes:
         (raw(Model, [1, 1], 1, None, None, 0), "Model.final: expected bool, got int"),
         (raw(Heartbeat, [2]), "Heartbeat.report: no such inner tag"),
         (raw(Heartbeat, [True]), "Heartbeat.report: no such inner tag"),
-        (raw(Heartbeat, [0, 1]), "Heartbeat.report: WorkerReport has 8 fields, got 1"),
+        (raw(Heartbeat, [0, 1]), "Heartbeat.report: WorkerReport has 9 fields, got 1"),
         (raw(Hello, 1, "boss", ["eu", 1, 0, 0], 1, "", ""), "Hello.role: expected one of lps"),
         (raw(Hello, 1, "lps", ["eu", 1, 0, 0], 1, b"", ""), "Hello.fingerprint: expected str"),
         (msgpack.packb([PROTOCOL_VERSION, RUN]), "not an array of protocol, run, tag and fields"),

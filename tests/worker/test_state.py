@@ -157,7 +157,7 @@ def test_steps_tokens_rounds_and_time_are_reported(training: Conversation) -> No
     training.happens(Progress(PushId(10, 3), 1))
     training.after(1)
     assert training.happens(Tick()) == [
-        Send("eu", Heartbeat(WorkerReport(2, 0, 1, 0, 1000, 1000, 0.0)))
+        Send("eu", Heartbeat(WorkerReport(2, 0, 1, 0, 1000, 1000, 0.0, quiet_ms=1000)))
     ]
     training.happens(Progress(PUSH, 2))
     training.after(1).happens(TRAINED)
@@ -522,3 +522,46 @@ def test_a_worker_whose_server_is_gone_for_good_ends_with_an_error(
     for dropped in DROPPED.get(state, []):
         assert dropped in effects
     assert worker.happens(Tick()) == []
+
+
+# --- a trainer that is stuck ---------------------------------------------------------------------
+
+
+def test_a_worker_whose_trainer_is_stuck_hands_its_lease_back_and_ends() -> None:
+    """
+    1. A step every minute: it goes on, however many there are; a heartbeat tells how long it is quiet.
+    2. Twenty minutes without: it gives the lease back and ends, and says why.
+    """
+    worker = Conversation(Worker(replace(SETTINGS, stuck_after_ps=120_000 * PS_PER_MS)))
+    worker.happens(Started())
+    worker.hears("eu", WELCOME)
+    worker.hears("eu", MODEL, -1)
+    worker.after(700).happens(Progress(PUSH, 0))
+    for _ in range(30):
+        worker.hears("eu", Heartbeat(None))
+        beat = worker.after(60).happens(Tick())[-1]
+        assert isinstance(beat, Send)
+        assert isinstance(beat.message, Heartbeat)
+        assert isinstance(beat.message.report, WorkerReport)
+        assert beat.message.report.quiet_ms == 60_000
+        worker.happens(Progress(PUSH, 1))
+    assert not any(isinstance(each, Finish) for each in worker.after(1200).happens(Tick()))
+    note, cancel, leave, finish = worker.after(0.5).happens(Tick())
+    assert isinstance(note, Note)
+    assert cancel == Cancel(PUSH)
+    assert isinstance(leave, Send)
+    assert isinstance(leave.message, Leave)
+    assert isinstance(finish, Finish)
+    assert finish.reason == "failed"
+    assert "the trainer is stuck: no sign of life for 1,200 s" in finish.error
+    assert "worker.stuck_minutes" in finish.error
+    assert worker.happens(Tick()) == []
+
+
+def test_a_worker_that_does_not_train_is_not_stuck() -> None:
+    worker = Conversation(Worker(replace(SETTINGS, stuck_after_ps=PS_PER_MS)))
+    worker.happens(Started())
+    worker.hears("eu", WELCOME)
+    worker.hears("eu", MODEL, -1)
+    worker.happens(TRAINED)
+    assert not any(isinstance(each, Finish) for each in worker.after(1_000).happens(Tick()))

@@ -41,6 +41,7 @@ from pelago.wire.messages import (
     Stop,
     Wait,
     Welcome,
+    WorkerReport,
 )
 from pelago.wire.uplink import GIVE_UP_AFTER_PS, LEAVE_TICKS_MAX, UNANSWERED
 from tests.conversation import Conversation
@@ -121,7 +122,8 @@ def test_the_next_threshold_is_the_next_multiple(
 
 def test_what_may_have_been_lost_is_said_again(validating: Conversation) -> None:
     """The finding with the question, until the next version comes; nothing while it measures."""
-    assert validating.after(1).happens(Tick()) == [BEAT]
+    busy = WorkerReport(-1, 0, 0, 0, 0, 0, 0.0, quiet_ms=1000)
+    assert validating.after(1).happens(Tick()) == [Send("gps", Heartbeat(busy))]
     validating.happens(Validated(V3, 2.5, 100))
     assert validating.happens(Tick()) == [BEAT]
     assert validating.after(1).happens(Tick()) == [BEAT, FOUND, Send("gps", Pull(0, 30))]
@@ -317,3 +319,22 @@ def test_an_evaluator_whose_gps_is_gone_for_good_ends_with_an_error(
     ended = [each for each in evaluator.happens(Tick()) if isinstance(each, Finish)]
     assert [each.reason for each in ended] == [UNANSWERED]
     assert evaluator.happens(Tick()) == []
+
+
+def test_an_evaluator_that_is_stuck_leaves_with_what_it_found_and_ends() -> None:
+    evaluator = Conversation(Evaluator(replace(SETTINGS, stuck_after_ps=1000 * PS_PER_MS)))
+    evaluator.happens(Started())
+    evaluator.hears("gps", WELCOME)
+    evaluator.hears("gps", MODEL, -1)
+    for batches in range(1, 30):
+        evaluator.after(1.0).happens(Progress(None, batches))
+        evaluator.happens(Tick())
+    evaluator.happens(Validated(V3, 2.5, 100))
+    evaluator.hears("gps", replace(MODEL, version=Version(1, 4)), -2)
+    told = evaluator.after(20.0).happens(Tick())[-1]
+    assert told == Send("gps", Heartbeat(WorkerReport(-1, 0, 0, 0, 0, 0, 0.0, quiet_ms=20_000)))
+    note, leave, finish = evaluator.after(0.001).happens(Tick())
+    assert isinstance(note, Note)
+    assert leave == Send("gps", Leave("stuck", FOUND.message, (), (), ()))
+    assert isinstance(finish, Finish)
+    assert "measuring the model is stuck: no sign of life for 20 s" in finish.error

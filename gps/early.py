@@ -1,0 +1,46 @@
+"""The results of a run that is over, written before its evaluators are waited for."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from gps import files
+from gps.result import result
+from gps.state import SETTLED, Gps
+from pelago.config import RunFile
+from pelago.net.node import Node
+from pelago.net.telemetry import Telemetry
+
+
+class EarlyResults:
+    """Writes them once the machine notes that all regions have left: evaluators may take their time, or
+    never come to an end, and change nothing but the list of validations."""
+
+    def __init__(self) -> None:
+        self._settled = asyncio.Event()
+        self._has_begun = False
+
+    def on_note(self, kind: str) -> None:
+        """Of the GPS's machine."""
+        if kind == SETTLED:
+            self._settled.set()
+
+    async def write(self, node: Node, gps: Gps, run: RunFile, out: Path, log: Telemetry) -> bool:
+        """Returns whether all could be written."""
+        await self._settled.wait()
+        plane = node.tensors.plane
+        taken: asyncio.Future[tuple[Any, Any]] = asyncio.get_running_loop().create_future()
+        node.tensors.lane.submit(lambda: (plane.model(), plane.average()), taken.set_result)
+        model, average = await taken
+        self._has_begun = True
+        found = result(gps, run, clock="real", model_parameters=plane.manifest.numel)
+        failures = await asyncio.to_thread(files.write, out, found, plane.manifest, model, average)
+        log.event("results_written", failures=failures)
+        return not failures
+
+    async def has_written(self, writing: "asyncio.Task[bool]") -> bool:
+        """When the node is done: whether the model is written. What has not begun by now is left."""
+        if self._has_begun:
+            return await writing
+        writing.cancel()
+        return False

@@ -1,0 +1,32 @@
+"""A worker whose corpus stops to answer, as on a share whose server is gone: `python -m tests.e2e.stuck FILE ...`.
+
+The corpus is read as ever as long as FILE is not there; then whoever reads waits for ever, and holds nothing
+else up. The other arguments are a worker's.
+"""
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from worker.__main__ import main
+from worker.data import Corpus
+
+GONE = Path(sys.argv.pop(1))
+
+
+def until_gone(read: Callable[..., Any]) -> Callable[..., Any]:
+    """As ``read``, until the share is gone."""
+
+    def reading(*arguments: Any) -> Any:
+        if GONE.exists():
+            threading.Event().wait()
+        return read(*arguments)
+
+    return reading
+
+
+if __name__ == "__main__":
+    Corpus._windows = until_gone(Corpus._windows)  # type: ignore[method-assign]
+    sys.exit(main())
