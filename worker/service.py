@@ -68,7 +68,7 @@ def _train(options: argparse.Namespace, run: RunFile) -> int:
     name = daemon.worker_folder(options.region, options.group, bits)
     log = daemon.telemetry(out, name)
     pace = Pace.of(run, region, options.group) if options.paced else None
-    trainer = Trainer(run, pace=pace)
+    trainer = Trainer(run, pace=pace, tell=log.line)
     manifest = Manifest(trainer.manifest())
     machine = Worker(
         settings(

@@ -16,7 +16,7 @@ from pelago.net.trainer import Result
 from pelago.wire.messages import TensorSpec
 from worker import device as devices
 from worker.data import Corpus, open_corpus
-from worker.models import LanguageModel, build
+from worker.models import CompileFault, LanguageModel, build
 from worker.optimiser import Optimiser
 from worker.schedule import Pace, learning_rate
 
@@ -30,12 +30,19 @@ class Trainer:
     out in the whole run.
     """
 
-    def __init__(self, run: RunFile, *, pace: Pace | None = None) -> None:
+    def __init__(
+        self,
+        run: RunFile,
+        *,
+        pace: Pace | None = None,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """Open the corpus and build the model. Raises `ConfigError`.
 
         ``pace``: emulate a slower worker (`pelago local`); without it every step runs as fast as it
-        can.
+        can. ``tell`` takes a line for people, from the thread that trains.
         """
+        self._tell = tell
         self.settings: Worker = run.worker
         self._seed = run.run.seed
         self.pace = pace
@@ -127,6 +134,21 @@ class Trainer:
         nothing was changed. None if cancelled before the parameters changed. ``on_micro_batch`` is
         called between two micro-batches.
         """
+        try:
+            return self._try_step(batch, rate, cancel, on_micro_batch)
+        except CompileFault as fault:
+            # Slower, but no reason to end. Part of the gradient may be there, so the step begins anew.
+            self._tell(f"training without torch.compile, which failed: {fault}")
+            self.model.stop_compiling()
+            return self._try_step(batch, rate, cancel, on_micro_batch)
+
+    def _try_step(
+        self,
+        batch: list[int],
+        rate: float,
+        cancel: threading.Event,
+        on_micro_batch: Callable[[], None],
+    ) -> tuple[float, bool] | None:
         gradient = self.model.gradient().zero_()
         micro = self.settings.micro_batch_size or len(batch)
         losses: list[torch.Tensor] = []

@@ -14,6 +14,7 @@ from pelago.core.errors import ConfigError
 from pelago.core.names import Lease, PushId, Spans
 from pelago.net.trainer import Result
 from pelago.tensor.manifest import Manifest
+from tests.small_disk import fill, small_disk
 from tests.worker.corpora import TINY, run_file, write_texts, write_tokens
 from tests.worker.tiny_models import config_folder
 from worker.data import open_corpus
@@ -463,3 +464,24 @@ def test_an_accelerator_trains_the_same_model(source: str, compiled: bool) -> No
     assert torch.equal(cpu_start, cuda_start)
     assert cuda.delta.device.type == "cpu"
     assert cuda.loss == pytest.approx(cpu.loss, rel=0.02)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # The compiler itself raises them.
+def test_a_model_that_cannot_be_compiled_for_want_of_room_is_trained_without(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler's cache lies on a disk that is full, a real one. What is trained is what would be without."""
+    said: list[str] = []
+    trainer = Trainer(run_file(source), tell=said.append)
+    expected = done(train(Trainer(run_file(source)), ((0, 8),)))
+    with small_disk(tmp_path / "disk", 1 << 20) as disk:
+        fill(disk)
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(disk / "cache"))
+        monkeypatch.setenv("TRITON_CACHE_DIR", str(disk / "cache" / "triton"))
+        trainer.model.compile()
+        found = done(train(trainer, ((0, 8),)))
+    assert torch.equal(found.delta, expected.delta)
+    (line,) = said
+    assert line.startswith("training without torch.compile, which failed: ")
+    assert "No space left" in line
+    assert not trainer.model.is_compiled

@@ -10,6 +10,6 @@ language.py      LanguageModel: manifest, load_flat, read_flat, loss, export
 """
 
 from worker.models.build import build
-from worker.models.language import LanguageModel
+from worker.models.language import CompileFault, LanguageModel
 
-__all__ = ["LanguageModel", "build"]
+__all__ = ["CompileFault", "LanguageModel", "build"]

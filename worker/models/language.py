@@ -13,6 +13,10 @@ from pelago.core.errors import ConfigError
 from pelago.wire.messages import TensorSpec
 
 
+class CompileFault(Exception):
+    """torch.compile could not do its work: its cache lies on a full disk, say, or there is no compiler."""
+
+
 class LanguageModel:
     """The adapter: servers see a manifest and a flat tensor, trainers a loss.
 
@@ -44,6 +48,7 @@ class LanguageModel:
         """All parameters, fp32, shape (elements,); writing to it changes the model."""
         self._gradient: torch.Tensor | None = None
         self._forward: Callable[..., Any] = module
+        self.is_compiled = False
         for parameter, view in zip(self._parameters, self._views(self.flat), strict=True):
             view.copy_(parameter.data)
             parameter.data = view
@@ -105,6 +110,12 @@ class LanguageModel:
     def compile(self) -> None:
         """Let torch.compile translate the forward and backward pass."""
         self._forward = torch.compile(self.module)
+        self.is_compiled = True
+
+    def stop_compiling(self) -> None:
+        """Go on as before `compile`."""
+        self._forward = self.module
+        self.is_compiled = False
 
     def loss(self, tokens: torch.Tensor, mixed: bool = False) -> torch.Tensor:
         """Mean next-token loss in nats, a scalar; ``tokens`` is int64 of shape (batch, length + 1).
@@ -120,19 +131,23 @@ class LanguageModel:
     def backward(self, tokens: torch.Tensor, share: float, mixed: bool = False) -> torch.Tensor:
         """Add ``share`` times the gradient of `loss` to `gradient`; that share of the loss, detached.
 
-        Raises `ConfigError` if the model cannot do that with batches of this shape.
+        Raises `ConfigError` if the model cannot do that with batches of this shape; `CompileFault` if
+        it was to be compiled for that, and could not: whether it can without is to be seen.
         """
         try:
             loss = self.loss(tokens, mixed) * share
             torch.autograd.backward(loss)
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise  # Too little memory, or a broken device: not a matter of the shape.
-        except (RuntimeError, IndexError, ValueError) as error:
-            told = (str(error).splitlines() or [type(error).__name__])[0]
+        except Exception as error:
+            if self.is_compiled:
+                raise CompileFault(_first_line(error)) from error
+            if not isinstance(error, RuntimeError | IndexError | ValueError):
+                raise
             sequences, length = tokens.shape
             raise ConfigError(
                 f"the model cannot be trained on {sequences} sequences of data.sequence_length ="
-                f" {length - 1} tokens: {told}"
+                f" {length - 1} tokens: {_first_line(error)}"
             ) from error
         return loss.detach()
 
@@ -147,3 +162,7 @@ class LanguageModel:
         sizes = [math.prod(spec.shape) for spec in self._manifest]
         pieces = torch.split(flat, sizes)
         return [piece.view(spec.shape) for piece, spec in zip(pieces, self._manifest, strict=True)]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
