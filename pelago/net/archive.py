@@ -78,6 +78,12 @@ class Archive:
         self._files.pipe_file(f"{folder}/{HISTORY}", history)
         self._files.pipe_file(f"{folder}/{WHOLE}", b"")
 
+    def remove_part(self, name: str) -> None:
+        """Remove what is not whole of one. Raises whatever the library does."""
+        folder = f"{self._root}/{name}"
+        if not self._files.exists(f"{folder}/{WHOLE}"):
+            self._files.rm(folder, recursive=True)
+
     def keep(self, newest: int) -> None:
         """Remove all but so many, and what was never whole. Raises whatever the library does."""
         kept = self.names()[-newest:]
@@ -160,6 +166,8 @@ def _job(
                 size = snapshot.tell()
             archive.keep(kept)
         except Exception as error:  # Whatever the library behind the protocol raises.
+            with suppress(Exception):
+                archive.remove_part(name)  # Otherwise a full disk gets fuller with each attempt.
             tell("archive_trouble", {"why": f"cannot write to {archive.url}: {error}"})
             return
         seconds = round(time.monotonic() - begun, 3)

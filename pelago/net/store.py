@@ -185,16 +185,20 @@ class Store:
             if spares < SPARES_MAX and path not in self._mapped:
                 with suppress(OSError):  # A folder that is full may have no room for a name.
                     path.rename(self.folder / f"spare-{path.name}")
-            path.unlink(missing_ok=True)
-            self._mapped.discard(path)
+            with suppress(OSError):  # The disk may have become read-only: then another time.
+                path.unlink(missing_ok=True)
+                self._mapped.discard(path)
 
     def give_up_spares(self) -> bool:
         """Remove the files that are kept to be written over, and what is before the newest snapshot, which
         is kept only should that one be damaged; whether there were any. From any thread."""
         spares = [*self.folder.glob("spare-*"), *self._old()]
+        gone = 0
         for path in spares:
-            path.unlink(missing_ok=True)
-        return bool(spares)
+            with suppress(OSError):
+                path.unlink()
+                gone += 1
+        return gone > 0
 
     def _old(self) -> list[Path]:
         newest = max(self._numbers("snapshot"), default=0)

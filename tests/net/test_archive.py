@@ -9,10 +9,12 @@ import pytest
 
 from pelago.core.errors import ConfigError
 from pelago.net.archive import Archive, Copier, name_of
+from pelago.net.disk import free_bytes
 from pelago.net.history import HISTORY, Told, history_line
 from pelago.net.store import Store
 from pelago.net.telemetry import Telemetry
 from tests.net.house import eventually
+from tests.small_disk import small_disk
 
 
 def test_the_newest_few_stay_and_what_was_never_whole_goes(tmp_path: Path) -> None:
@@ -84,6 +86,23 @@ async def test_an_archive_that_takes_nothing_is_told_of_and_waited_for_by_nobody
     await asyncio.to_thread(copier.close)
     await eventually(lambda: _told(tmp_path, "archive_trouble"))
     assert copier.due
+    log.close()
+
+
+async def test_a_copy_for_which_there_is_no_room_leaves_nothing_behind(
+    tmp_path: Path, store: Store
+) -> None:
+    """Its place is a real small disk, where each attempt would leave less room for the next."""
+    store.snapshot(3).write_bytes(bytes(1 << 20))
+    log = Telemetry("gps", tmp_path / "events.jsonl")
+    with small_disk(tmp_path / "far", 1 << 19) as far:
+        free = free_bytes(far)
+        copier = Copier(Archive(str(far)), minutes=1e-9, kept=2)
+        copier.copy(store, 3, name_of(7, 5), 5, log)
+        await asyncio.to_thread(copier.close)
+        await eventually(lambda: _told(tmp_path, "archive_trouble"))
+        assert not list(far.iterdir())
+        assert free_bytes(far) == free
     log.close()
 
 

@@ -526,6 +526,28 @@ def test_a_read_only_folder_is_named(tmp_path: Path, there: bool) -> None:
     assert as_nobody(folder, attempt) == 0
 
 
+def test_old_files_that_cannot_be_removed_stay_for_another_time(tmp_path: Path) -> None:
+    """The folder becomes read-only, as a disk with errors does, when a journal is begun."""
+    folder = tmp_path / "out"
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+
+    def attempt() -> None:
+        store = a_store(Path("state"))
+        for index in range(2):
+            store.journal(index).touch()
+            store.snapshot(index).touch()
+        store.folder.chmod(0o555)
+        store.drop_old()
+        assert not store.give_up_spares()
+        assert store.journal(0).exists()
+        store.folder.chmod(0o755)
+        store.drop_old()
+        assert not store.journal(0).exists()
+
+    assert as_nobody(folder, attempt) == 0
+
+
 # --- the history ---------------------------------------------------------------------------------
 
 
