@@ -89,10 +89,12 @@ class Corpus:
                 f" or tokenizer, or set vocab_size = {self.vocabulary} in model.overrides, which adds rows"
                 " to the embedding"
             )
-        self.account += (
+        line = (
             f"vocabulary: {self.vocabulary:,} ids, of which the model knows {vocabulary:,}; the largest"
-            f" that occurs is {highest:,}",
+            f" that occurs is {highest:,}"
         )
+        if line not in self.account:
+            self.account += (line,)
 
     def scan(self, progress: Callable[[float], None]) -> int:
         """Look at every id, and return the largest. ``progress`` hears which part of all was seen.
