@@ -36,6 +36,7 @@ def settings(
         corpus=corpus,
         budget_local_steps=run.run.budget_local_steps,
         budget_ps=round(run.run.budget_minutes * PS_PER_MINUTE),
+        sample_tokens=run.data.sequence_length,
         update_norm_max=run.gps.update_norm_max,
         rejected_max=run.gps.rejected_max,
         max_lr=run.worker.max_lr,

@@ -5,6 +5,7 @@ docs/ARCHITECTURE.md and asserted by `check`. Source of the algorithm: Kim et al
 (arXiv 2506.04531), and the behaviour of the authors' simulator.
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final, Literal, assert_never
 
@@ -37,7 +38,6 @@ from pelago.core.names import BlobId, Peer, PushId, Version, samples_of
 from pelago.core.refusals import Client, Refusals, Verdict, hopeless, update_fault
 from pelago.wire.intake import Intake
 from pelago.wire.messages import (
-    COUNT_MAX,
     PROTOCOL_VERSION,
     SAMPLES_MAX,
     Ack,
@@ -68,6 +68,8 @@ from pelago.wire.messages import (
 NORM_KEY: Final = "gps.update_norm_max"
 SETTLED: Final = "settled"
 """Kind of the note that says that the run is over and its books are closed."""
+REACHED_MAX: Final = 64
+"""Versions whose measurement is awaited: more than evaluators are ever at work on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ class GpsSettings:
     budget_local_steps: int
     budget_ps: int
     """Time after the first lease in which there was a GPS; 0: no limit."""
+    sample_tokens: int
+    """Tokens of one sample."""
     update_norm_max: float
     rejected_max: int
     """Updates of a region that may be rejected in a row."""
@@ -130,8 +134,9 @@ class Gps:
         """Why the run ended although it was not over; empty: all is well."""
         self._is_settled = False
         """Whether it was said that all regions have left the run that is over."""
-        self._reached: dict[Version, int] = {}
-        """When a version that an evaluator was sent was reached, until it is measured."""
+        self._reached: OrderedDict[Version, tuple[int, int]] = OrderedDict()
+        """When a version that an evaluator was sent was reached, and its counted steps, until it is measured;
+        at most `REACHED_MAX`, since an evaluator may be lost before it measures."""
         self._reached_at = 0
         self._next_blob = 1
         self._now = 0
@@ -169,6 +174,12 @@ class Gps:
                 return []
             case _:
                 assert_never(event)
+
+    def expects(self, peer: Peer, message: Message) -> bool:
+        """Updates that were granted, of regions that are served."""
+        if self._served_by(peer) is None or not isinstance(message, Push):
+            return False
+        return self.intake.expects(peer, message.push)
 
     def _on_restarted(self) -> list[Effect]:
         """Go on where the process before this one was killed. Its peers ask again for what was lost on
@@ -407,8 +418,12 @@ class Gps:
         fault = update_fault(event, self.settings.update_norm_max, NORM_KEY)
         if fault:
             return fault
-        if not 0 <= message.steps <= COUNT_MAX or not 0 <= message.tokens <= COUNT_MAX:
-            return f"{message.steps} steps and {message.tokens} tokens are not to be believed"
+        # A step takes a sample at least. Those of samples that were dropped count as well.
+        samples = samples_of((*message.spans, *message.dropped))
+        tokens_max = samples * self.settings.sample_tokens
+        if not 0 <= message.steps <= samples or not 0 <= message.tokens <= tokens_max:
+            claim = f"{message.steps} steps and {message.tokens} tokens"
+            return f"{claim} are more than {samples} samples give"
         if not self.ledger.holds(region.name, (*message.spans, *message.dropped)):
             return "samples that this region does not hold"
         return ""
@@ -515,7 +530,9 @@ class Gps:
         for peer in self.evaluators.ready(self.counted_steps, final):
             blob = self._new_blob()
             self.evaluators.replying(peer, blob)
-            self._reached[self.version] = self._reached_at
+            self._reached[self.version] = self._reached_at, self.counted_steps
+            if len(self._reached) > REACHED_MAX:
+                self._reached.popitem(last=False)
             message = Model(self.version, self.counted_steps, None, None, final)
             # What is measured and exported is the running mean, where one is kept; training goes on
             # from the model itself.
@@ -533,13 +550,14 @@ class Gps:
         reached = self._reached.pop(message.version, None)
         if reached is None:
             return []  # A repeat.
+        reached_at, counted_steps = reached
         # The first version may have been there, and measured, before the first lease.
-        elapsed = 0 if self.started_at is None else max(0, reached - self.started_at)
-        self.validations.append((elapsed, message.counted_steps, message.loss))
+        elapsed = 0 if self.started_at is None else max(0, reached_at - self.started_at)
+        self.validations.append((elapsed, counted_steps, message.loss))
         self.validations.sort()
         fields = {
             "version": message.version.counter,
-            "counted_steps": message.counted_steps,
+            "counted_steps": counted_steps,
             "elapsed_ps": elapsed,
             "loss": message.loss,
             "tokens": message.tokens,

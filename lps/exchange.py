@@ -171,4 +171,7 @@ class Exchanges:
         for spans in (self._fresh, self._flight, self._dropped, sending):
             assert everything.add(spans) == 0, "a sample is in two exchanges"
         assert self.current is not None or not self._flight  # L5
+        # L7: it says of no more steps than the samples give that it names, and the GPS minds that.
+        named = self._flight.total if self.current else self._fresh.total + self._dropped.total
+        assert self._steps <= named, (self._steps, named)
         assert self._merged <= version  # L6: merged_version <= version.

@@ -37,6 +37,9 @@ def settings(
         merge_weight=run.lps.merge_weight,
         in_flight=run.lps.in_flight,
         lease_ahead_ps=0 if lossless else round(run.lps.lease_seconds * PS_PER_SECOND),
+        # A bound for every worker: none is faster than 1, and `rescale` only makes rounds shorter.
+        round_samples_max=run.worker.local_steps * run.worker.batch_size,
+        sample_tokens=run.data.sequence_length,
         update_norm_max=run.lps.update_norm_max,
         rejected_max=run.lps.rejected_max,
         max_lr=run.worker.max_lr,

@@ -40,9 +40,7 @@ from pelago.core.names import Address, BlobId, Lease, Peer, PushId, Version
 from pelago.core.refusals import Client, Refusals, hopeless, update_fault
 from pelago.wire.intake import Intake
 from pelago.wire.messages import (
-    COUNT_MAX,
     PROTOCOL_VERSION,
-    SAMPLES_MAX,
     Ack,
     Busy,
     Effect,
@@ -88,6 +86,10 @@ class LpsSettings:
     in_flight: InFlight
     lease_ahead_ps: int
     """For so long samples are kept in hand; 0: none are asked for ahead of need."""
+    round_samples_max: int
+    """Samples of the largest round that a worker of the run file asks for."""
+    sample_tokens: int
+    """Tokens of one sample."""
     update_norm_max: float
     rejected_max: int
     """Rounds of a worker that may come to nothing in a row."""
@@ -191,6 +193,17 @@ class Lps:
                 return []
             case _:
                 assert_never(event)
+
+    def expects(self, peer: Peer, message: Message) -> bool:
+        """Updates that were granted, of members; of the GPS's models the first one, and the answer to the
+        exchange under way."""
+        if isinstance(message, Push):
+            return self.members.get(peer) is not None and self.intake.expects(peer, message.push)
+        if peer != self.settings.gps or not isinstance(message, Model):
+            return False
+        exchange = self.exchanges.current
+        answers = exchange is not None and message.answers == exchange.push
+        return self.phase == "loading" or (self.phase == "serving" and answers)
 
     def _on_restarted(self) -> list[Effect]:
         """Go on where the process before this one was killed. Peers ask again for what was lost on the
@@ -459,8 +472,11 @@ class Lps:
         return [*effects, Send(peer, welcome)]
 
     def _on_pull(self, member: Member, samples: int) -> list[Effect]:
-        if not 0 < samples <= SAMPLES_MAX or member.replying is not None:
+        if samples == 0 or member.replying is not None:
             return []
+        if not 0 < samples <= self.settings.round_samples_max:
+            # It has another run file's rounds, or bad intentions; the region would hoard what it asks for.
+            return [Note("unexpected", {"peer": member.peer, "samples": samples})]
         if self.phase in ("draining", "leaving", "gone"):
             return [Send(member.peer, Stop("run finished"))]
         member.wants = member.round_samples = samples
@@ -510,7 +526,8 @@ class Lps:
         member.replying = None  # It trained on what we sent, so that arrived.
         held = self.leases.find(message.push)
         mine = held is not None and held.group == member.group
-        if held is None or not mine or not _trained_on(message, held.lease):
+        tokens = self.settings.sample_tokens
+        if held is None or not mine or not _trained_on(message, held.lease, tokens):
             outcome = self.leases.outcome(message.push)
             return [Release(blob), *self.intake.settled(member.peer, message.push, outcome)]
         return self.intake.arrived(member.peer, message, blob)
@@ -585,7 +602,8 @@ class Lps:
     def _apply(self, message: Push, event: Measured) -> list[Effect]:
         self.refusals.accepted(self.leases.open[message.push.lease].group)
         spans = self.leases.consume(message.push)
-        staleness = self.version - message.base.counter
+        # A base that is no version of ours yet is a peer's mistake.
+        staleness = max(0, self.version - message.base.counter)
         self.version += 1
         if staleness > self.staleness_max:
             self.staleness_max = staleness
@@ -720,10 +738,11 @@ class Lps:
             assert member.sent <= self.version
 
 
-def _trained_on(message: Push, lease: Lease) -> bool:
+def _trained_on(message: Push, lease: Lease, sample_tokens: int) -> bool:
     """Whether an update can be what it says: of all of its lease, a step a sample at the most."""
-    counts = 0 < message.steps <= lease.samples and 0 <= message.tokens <= COUNT_MAX
-    return counts and message.spans == lease.spans
+    steps = 0 < message.steps <= lease.samples
+    tokens = 0 <= message.tokens <= lease.samples * sample_tokens
+    return steps and tokens and message.spans == lease.spans
 
 
 def _answered(push: PushId, outcome: Outcome | Literal["unknown"]) -> Note:

@@ -368,6 +368,10 @@ class Worker:
             return [*effects, Finish(reason)]
         return [*effects, *self.uplink.leave(Leave(reason, self.report(), (), (), ()))]
 
+    def expects(self, peer: Peer, message: Message) -> bool:
+        """Models, at any time: one may overtake the word for which we wait."""
+        return peer == self.settings.server and isinstance(message, Model)
+
     def check(self) -> None:
         """Assert the invariants of a worker."""
         training = self.state == "training"
@@ -540,6 +544,10 @@ class Evaluator:
         if not joined:
             return [Finish(reason)]
         return self.uplink.leave(Leave(reason, self._found, (), (), ()))
+
+    def expects(self, peer: Peer, message: Message) -> bool:
+        """Models."""
+        return peer == self.settings.server and isinstance(message, Model)
 
     def check(self) -> None:
         """Assert the invariants of an evaluator."""

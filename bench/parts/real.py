@@ -19,7 +19,7 @@ import uvloop
 
 from pelago.config import RunFile, load
 from pelago.core.machine import Received, Trained
-from pelago.core.names import Lease
+from pelago.core.names import Lease, Peer
 from pelago.net import daemon
 from pelago.net.memory import keep_what_is_freed
 from pelago.net.node import Node, NodeSettings
@@ -27,7 +27,7 @@ from pelago.net.sockets import Connect
 from pelago.net.trainer import Result
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
-from pelago.wire.messages import Ack, Effect, Event, Model, TensorSpec
+from pelago.wire.messages import Ack, Effect, Event, Message, Model, TensorSpec
 from worker.settings import settings
 from worker.state import Worker
 
@@ -57,6 +57,10 @@ class TimedWorker:
                 print(json.dumps(found), flush=True)
                 self._begun_at = None
         return self._worker.handle(event, now)
+
+    def expects(self, peer: Peer, message: Message) -> bool:
+        """Whatever comes."""
+        return True
 
     def check(self) -> None:
         """Assert the worker's invariants."""

@@ -281,6 +281,11 @@ class Machine(Protocol[M]):
         """Take one fact, return the wishes that follow from it, in order."""
         ...
 
+    def expects(self, peer: Peer, message: M) -> bool:
+        """Whether this node wants the payload that comes with a message: what nobody asked for is turned away
+        before a byte of it is kept. Changes nothing."""
+        ...
+
     def check(self) -> None:
         """Assert every invariant of this machine."""
         ...

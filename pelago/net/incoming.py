@@ -1,9 +1,9 @@
 """Payloads that arrive: admitted against the manifest before a byte is kept, staged off the loop.
 
-A payload is announced by `Begin`. It is refused with `Abort`, before anything is allocated, unless
-it is exactly one model large and a place is free. Chunks are verified and kept by the staging
-thread, in the very frames in which ZeroMQ received them; what came while the thread was busy makes
-its next batch. When all of it is here the machine hears `Received`.
+A payload is announced by `Begin`. It is refused with `Abort`, before anything is allocated or journalled,
+unless it is exactly one model large, the machine expects it, and a place is free. Chunks are verified and
+kept by the staging thread, in the very frames in which ZeroMQ received them; what came while the thread was
+busy makes its next batch. When all of it is here the machine hears `Received`.
 
 A durable node journals how a payload began, and its chunks, and acknowledges a chunk when the journal
 holds it. So the process that comes after it goes on where it was.
@@ -51,7 +51,7 @@ class Incoming:
     """All payloads on their way into a node; see `pelago.net.outgoing.Outgoing` for the arguments.
 
     ``throttle(on)`` stops and restarts the bulk sockets, when staging falls behind; ``keeper`` is a
-    durable node's.
+    durable node's; ``expects(peer, message)`` says whether the machine wants a payload.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Incoming:
         telemetry: Telemetry,
         clock: Callable[[], int],
         keeper: Keeper | None,
+        expects: Callable[[Peer, Message], bool],
     ) -> None:
         self._run_id = run_id
         self._tensors = tensors
@@ -75,6 +76,7 @@ class Incoming:
         self._telemetry = telemetry
         self._clock = clock
         self._keeper = keeper
+        self._expects = expects
         self._transfers: dict[Peer, _Transfer] = {}
         self._finished: OrderedDict[Peer, _Transfer] = OrderedDict()
         self._waiting_bytes = 0
@@ -183,6 +185,8 @@ class Incoming:
             return str(error), None
         if not isinstance(message, Push | Model):
             return f"{type(message).__name__} has no payload", None
+        if not self._expects(peer, message):
+            return "nobody asked for it", None
         full = len(self._transfers) >= self._limits.incoming_max
         if full and peer not in self._transfers and not self._evict():
             return "too many payloads under way", None

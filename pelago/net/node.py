@@ -245,7 +245,7 @@ class Node:
                 context,
                 settings.server,
                 self._on_server_control,
-                self._on_bulk,
+                self._on_server_bulk,
                 self._on_client,
                 settings.patience,
                 telemetry,
@@ -296,6 +296,7 @@ class Node:
             self._throttle,
             telemetry,
             self.clock,
+            lambda peer, message: self.machine.expects(peer, message),
             self.keeper,
         )
         if restored is not None:
@@ -533,11 +534,22 @@ class Node:
     def _on_bulk(self, peer: Peer, parts: list[Any]) -> None:
         self.transfers.on_bulk(peer, parts)
 
+    def _on_server_bulk(self, peer: Peer, parts: list[zmq.Frame]) -> None:
+        """From a client, who may be anybody."""
+        if not self._is_impostor(peer):
+            self._on_bulk(peer, parts)
+
+    def _is_impostor(self, peer: Peer) -> bool:
+        """Whether a client calls itself as we call our own server, which does not come to us."""
+        connect = self.settings.client
+        if connect is None or peer != connect.peer:
+            return False
+        self.telemetry.drop("identity", peer, "a client has the name of our own server")
+        return True
+
     def _on_server_control(self, peer: Peer, parts: list[bytes]) -> None:
         """From a client, who may be anybody."""
-        connect = self.settings.client
-        if connect is not None and peer == connect.peer:
-            self.telemetry.drop("identity", peer, "a client has the name of our own server")
+        if self._is_impostor(peer):
             return
         try:
             self._on_parts(peer, parts)

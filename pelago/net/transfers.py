@@ -27,8 +27,8 @@ class Transfers:
     """All transfers of a node, both ways.
 
     ``send_control`` and ``send_bulk`` put parts on a peer's sockets, ``post`` takes facts for the
-    machine, ``throttle(on)`` stops and restarts reading bulk, ``clock`` gives picoseconds; ``keeper`` is a
-    durable node's.
+    machine, ``throttle(on)`` stops and restarts reading bulk, ``clock`` gives picoseconds; ``expects``
+    says which payloads the machine wants; ``keeper`` is a durable node's.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Transfers:
         throttle: Callable[[bool], None],
         telemetry: Telemetry,
         clock: Callable[[], int],
+        expects: Callable[[Peer, Message], bool],
         keeper: Keeper | None = None,
     ) -> None:
         self._run_id = run_id
@@ -55,7 +56,7 @@ class Transfers:
             run_id, tensors, limits, send_bulk, send_frame, post, telemetry, clock
         )
         self.incoming = Incoming(
-            run_id, tensors, limits, send_frame, post, throttle, telemetry, clock, keeper
+            run_id, tensors, limits, send_frame, post, throttle, telemetry, clock, keeper, expects
         )
 
     def send(self, peer: Peer, envelope: bytes, blob: BlobId) -> None:

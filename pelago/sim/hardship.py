@@ -4,7 +4,7 @@
 `Random`, so one seed gives one course. What it promises the machines is what the real driver does:
 
 - A payload's sender hears `Delivered` or `PeerLost`, unless it dies itself; the receiver may have it
-  all the same, or twice.
+  all the same, or twice. One that the receiver does not expect is turned away.
 - What a client says to its server reaches whoever serves when it arrives. What a process that is dead
   by now said may still arrive, but not its payloads.
 - A durable server's messages leave when its disk holds their cause, but for those in `UNCOMMITTED`.
@@ -447,14 +447,20 @@ class Hardship:
             self._count("payloads_lost")
             self.simulation.give(sender, PeerLost(shipment.peer, "cut"))
             return
+        called = self.simulation.called(sender, receiver)
+        # A repeat comes all the same, so that machines need not rest on what drivers turn away.
+        if not shipment.repeated and not receiver.machine.expects(called, shipment.message):
+            self._count("refused")
+            self.simulation.give(sender, PeerLost(shipment.peer, "nobody asked for it"))
+            return
         self._observer.arrived(receiver, sender, shipment.message)
         staged = receiver.new_blob()
         receiver.plane.adopt(staged, shipment.payload)
-        called = self.simulation.called(sender, receiver)
         self.simulation.give(receiver, Received(called, shipment.message, staged))
         if self._happens(weather.payload_repeated):
             # The receiver did not know any more that it had it.
             self._count("payloads_repeated")
+            shipment.repeated = True
             self._ship(shipment, self._random.randint(0, weather.late_ps))
         elif self._happens(weather.payload_unconfirmed):
             self._count("unconfirmed")
@@ -523,6 +529,7 @@ class _Shipment:
     blob: BlobId
     payload: Payload
     tries: int = 0
+    repeated: bool = False
 
 
 def _track(blobs: dict[BlobId, None], effect: Effect) -> None:

@@ -29,6 +29,10 @@ class Intake:
             return [Send(peer, Grant(push))]
         return [Send(peer, Busy(push, self._busy_ms))]
 
+    def expects(self, peer: Peer, push: PushId) -> bool:
+        """Whether a peer was granted to send an update, and it is not here yet."""
+        return self.staging.granted.get(peer) == push and not self._is_here(push)
+
     def arrived(self, peer: Peer, message: Push, blob: BlobId) -> list[Effect]:
         """All of an update that is wanted is here."""
         if self._is_here(message.push):

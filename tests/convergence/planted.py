@@ -352,6 +352,15 @@ def what_a_worker_waits_for_is_taken_for_in_hand(patch: pytest.MonkeyPatch) -> N
     around(patch, Supply, "ask", ask)
 
 
+@plant
+def an_lps_turns_away_the_answer_to_its_exchange(patch: pytest.MonkeyPatch) -> None:
+    def expects(original: Any, self: Lps, peer: Any, message: Any) -> Any:
+        answer = isinstance(message, Model) and message.answers is not None
+        return not answer and original(self, peer, message)
+
+    around(patch, Lps, "expects", expects)
+
+
 # --- the table of seeds --------------------------------------------------------------------------
 
 

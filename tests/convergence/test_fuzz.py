@@ -72,6 +72,7 @@ FOUND: Final = {
     "a_tick_comes_before_what_waited": 22,
     "a_member_that_says_hello_is_not_heard": 2,
     "what_a_worker_waits_for_is_taken_for_in_hand": 2,
+    "an_lps_turns_away_the_answer_to_its_exchange": 1,
 }
 """A seed below a thousand that finds each planted bug."""
 SLOW: Final = (

@@ -25,8 +25,9 @@ SETTINGS = GpsSettings(
     manifest=MANIFEST,
     fingerprint="model",
     corpus="corpus",
-    budget_local_steps=100,
+    budget_local_steps=10,
     budget_ps=0,
+    sample_tokens=64,
     update_norm_max=10.0,
     rejected_max=3,
     max_lr=0.5,
@@ -51,7 +52,7 @@ def welcome(fence: int) -> Welcome:
     return Welcome(1, fence, -1, MANIFEST if fence else (), "model", "corpus")
 
 
-def update(push: PushId, spans: Spans, dropped: Spans = (), steps: int = 10, base: int = 0) -> Push:
+def update(push: PushId, spans: Spans, dropped: Spans = (), steps: int = 1, base: int = 0) -> Push:
     """An exchange of three updates."""
     return Push(push, Version(1, base), steps, 3, 64, 1.5, spans, dropped, 0)
 

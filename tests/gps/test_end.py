@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from gps import state
 from pelago.core.leases import LedgerTotals
 from pelago.core.machine import (
     PS_PER_MS,
@@ -67,8 +68,8 @@ def test_an_evaluator_gets_the_first_version_at_once_and_the_next_when_it_is_due
 ) -> None:
     """
     1. It asks for the first version: there it is.
-    2. It reports, and asks for a version with 25 steps behind it: there is none yet.
-    3. 20 steps: none yet. 30 steps: there it is. Time is when that version was reached.
+    2. It reports, and asks for a version with 3 steps behind it: there is none yet.
+    3. 2 steps: none yet. 3 steps: there it is. Time is when that version was reached.
     """
     assert room.evaluate() == [Pin(1, average=True), Send("judge", model(0, 0), 1), Release(1)]
     assert room.happens(Delivered("judge", 1)) == []
@@ -78,12 +79,12 @@ def test_an_evaluator_gets_the_first_version_at_once_and_the_next_when_it_is_due
             {"version": 0, "counted_steps": 0, "elapsed_ps": 0, "loss": 5.5, "tokens": 100},
         )
     ]
-    assert room.hears("judge", Pull(0, 25)) == []
-    room.after(1).push("lps-1", update(E1, ((0, 4),), steps=20), -1)
-    effects = room.after(1).push("lps-1", update(E2, ((4, 8),), steps=10), -2)
-    assert effects[-3:] == [Pin(4, average=True), Send("judge", model(2, 30), 4), Release(4)]
-    room.after(5).hears("judge", found(2, 30))
-    assert room.gps.validations == [(0, 0, 5.5), (2 * 10**12, 30, 2.5)]
+    assert room.hears("judge", Pull(0, 3)) == []
+    room.after(1).push("lps-1", update(E1, ((0, 4),), steps=2), -1)
+    effects = room.after(1).push("lps-1", update(E2, ((4, 8),), steps=1), -2)
+    assert effects[-3:] == [Pin(4, average=True), Send("judge", model(2, 3), 4), Release(4)]
+    room.after(5).hears("judge", found(2, 3))
+    assert room.gps.validations == [(0, 0, 5.5), (2 * 10**12, 3, 2.5)]
 
 
 def test_evaluators_get_the_mean_and_regions_never_do(room: Room) -> None:
@@ -122,8 +123,24 @@ def test_an_evaluator_that_asks_again_while_the_model_comes_gets_one_model(room:
     room.evaluate()
     assert room.hears("judge", Pull(0, 0)) == []
     assert room.happens(Delivered("judge", 1)) == []
-    effects = room.push("lps-1", update(E1, ((0, 4),), steps=20), -1)
+    effects = room.push("lps-1", update(E1, ((0, 4),), steps=2), -1)
     assert not [each for each in effects if isinstance(each, Send) and each.peer == "judge"]
+
+
+def test_the_steps_of_a_finding_are_the_gps_own(room: Room) -> None:
+    room.evaluate()
+    room.hears("judge", replace(found(0, 0), counted_steps=1 << 47))
+    assert room.gps.validations[0][1] == 0
+
+
+def test_evaluators_that_are_lost_before_they_measure_leave_nothing_that_grows(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "REACHED_MAX", 3)
+    for number in range(1, 7):
+        room.evaluate(f"judge-{number}")
+        room.push("lps-1", update(PushId(number, 1), ((number, number + 1),)), -number)
+    assert [version.counter for version in room.gps._reached] == [3, 4, 5]
 
 
 def test_a_repeated_finding_counts_once(room: Room) -> None:
@@ -139,9 +156,9 @@ def test_findings_of_several_evaluators_are_kept_in_order(room: Room) -> None:
     room.evaluate("slow")
     room.after(1).push("lps-1", update(E1, ((0, 4),)), -1)
     room.evaluate("fast")
-    room.hears("fast", found(1, 10, 2.0))
+    room.hears("fast", found(1, 1, 2.0))
     room.hears("slow", found(0, 0, 5.5))
-    assert [steps for _, steps, _ in room.gps.validations] == [0, 10]
+    assert [steps for _, steps, _ in room.gps.validations] == [0, 1]
 
 
 def test_a_model_that_is_on_its_way_to_an_evaluator_is_not_sent_twice(room: Room) -> None:
@@ -207,11 +224,11 @@ def test_what_an_evaluator_never_says_is_noted_and_dropped(room: Room) -> None:
 
 def test_the_budget_of_steps_ends_the_run_with_the_update_that_reaches_it(room: Room) -> None:
     """
-    1. 99 of 100 steps: answered as always.
-    2. The 100th: applied and acknowledged, but not answered; everybody is told to stop.
+    1. 9 of 10 steps: answered as always.
+    2. The 10th: applied and acknowledged, but not answered; everybody is told to stop.
     3. Nothing is applied or lent any more.
     """
-    assert len(room.push("lps-1", update(E1, ((0, 4),), steps=99), -1)) == 7
+    assert len(room.push("lps-1", update(E1, ((0, 12),), steps=9), -1)) == 7
     effects = room.push("lps-2", update(U1, ((40, 44),), steps=1), -2)
     assert effects[0] == Apply("step", -2)
     assert effects[3:] == [
@@ -222,10 +239,10 @@ def test_the_budget_of_steps_ends_the_run_with_the_update_that_reaches_it(room: 
     ]
     assert room.hears("lps-1", LeaseRequest(2, 8, 0)) == []
     assert room.hears("lps-1", Offer(E2)) == []
-    room.hears("lps-1", update(E2, ((4, 8),)), -3)
+    room.hears("lps-1", update(E2, ((12, 16),)), -3)
     assert room.happens(Measured(-3, 1.0, finite=True)) == [Release(-3)]
     assert room.hears("lps-2", Offer(U1))[0] == Send("lps-2", Ack(U1, "applied"))
-    assert room.gps.counted_steps == 100
+    assert room.gps.counted_steps == 10
 
 
 def test_the_budget_of_minutes_ends_the_run(room: Room) -> None:
@@ -315,7 +332,7 @@ def test_a_region_without_a_process_is_not_told_to_stop() -> None:
 
 def test_the_evaluator_gets_the_last_version_and_the_run_waits_for_it(room: Room) -> None:
     """
-    1. It waits for step 50; the run ends at step 10. It gets that version, as the last one.
+    1. It waits for step 50; the run ends at step 1. It gets that version, as the last one.
     2. The regions leave: the results are as good as known, which is said once. The run waits for the evaluator.
     3. It reports and leaves: the run ends.
     """
@@ -324,14 +341,14 @@ def test_the_evaluator_gets_the_last_version_and_the_run_waits_for_it(room: Room
     effects = room.happens(StopRequested("enough"))
     assert effects[-3:] == [
         Pin(2, average=True),
-        Send("judge", model(1, 10, final=True), 2),
+        Send("judge", model(1, 1, final=True), 2),
         Release(2),
     ]
     room.hears("lps-1", LEFT)
     said = [Send("lps-2", Goodbye()), Note("settled", {"waiting_for": 1})]
     assert room.hears("lps-2", LEFT)[-2:] == said
     assert said[1] not in room.happens(Tick())
-    room.hears("judge", found(1, 10))
+    room.hears("judge", found(1, 1))
     assert room.hears("judge", LEFT)[-1] == Finish("enough")
 
 

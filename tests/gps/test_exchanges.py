@@ -102,22 +102,22 @@ def test_an_exchange_from_the_offer_to_the_answer(room: Room) -> None:
     assert room.happens(Measured(-1, 1.0, finite=True)) == [
         Apply("step", -1),
         Release(-1),
-        arrival(version=1, steps=10, cumulative=10),
+        arrival(version=1, steps=1, cumulative=1),
         Send("lps-1", Ack(E1, "applied")),
         Pin(1),
-        Send("lps-1", model(1, 10, E1), 1),
+        Send("lps-1", model(1, 1, E1), 1),
         Release(1),
     ]
     totals = room.gps.ledger.totals()
     assert (totals.applied, totals.dropped_in_flight, totals.held) == (24, 8, 28)
-    assert (room.gps.counted_steps, room.gps.tokens) == (10, 64)
+    assert (room.gps.counted_steps, room.gps.tokens) == (1, 64)
 
 
 def test_staleness_is_how_many_versions_came_between(room: Room) -> None:
     room.push("lps-2", update(U1, ((40, 44),)), -1)
     room.push("lps-2", update(PushId(2, 1), ((44, 48),), base=1), -2)
     effects = room.push("lps-1", update(E1, ((0, 4),)), -3)
-    assert effects[2] == arrival(3, 10, 30, staleness=2, spans=((0, 4),), dropped=())
+    assert effects[2] == arrival(3, 1, 3, staleness=2, spans=((0, 4),), dropped=())
 
 
 @pytest.mark.parametrize(
@@ -186,11 +186,11 @@ def test_a_lost_answer_is_given_again_when_it_is_asked_for(room: Room) -> None:
     assert room.hears("lps-1", Offer(E1)) == [ack]
     assert room.happens(PeerLost("lps-1", "cut")) == []
     room.push("lps-2", update(U1, ((40, 44),)), -2)
-    again = [ack, Pin(3), Send("lps-1", model(2, 20, E1), 3), Release(3)]
+    again = [ack, Pin(3), Send("lps-1", model(2, 2, E1), 3), Release(3)]
     assert room.hears("lps-1", Offer(E1)) == again
     assert room.hears("lps-1", Offer(E1)) == [ack]
     assert room.happens(Delivered("lps-1", 3)) == []
-    assert room.hears("lps-1", Offer(E1))[2] == Send("lps-1", model(2, 20, E1), 4)
+    assert room.hears("lps-1", Offer(E1))[2] == Send("lps-1", model(2, 2, E1), 4)
 
 
 def test_an_echo_about_an_earlier_exchange_costs_no_model(room: Room) -> None:
@@ -404,3 +404,39 @@ def test_the_check_sees_a_model_on_its_way_to_nobody(room: Room) -> None:
     region.peer, region.replying = None, 1
     with pytest.raises(AssertionError):
         room.gps.check()
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [{"steps": 9}, {"steps": 1 << 48}, {"steps": -1}, {"tokens": 8 * 64 + 1}, {"tokens": 1 << 48}],
+)
+def test_an_update_that_claims_more_than_its_samples_give_is_rejected(
+    room: Room, claims: dict[str, int]
+) -> None:
+    """Four samples are in it, of 64 tokens each, and four it says were dropped."""
+    message = update(E1, ((0, 4),), ((4, 8),))
+    effects = room.push("lps-1", replace(message, **claims), -1)
+    assert Send("lps-1", Ack(E1, "rejected")) in effects
+    assert (room.gps.counted_steps, room.gps.tokens, room.gps.version.counter) == (0, 0, 0)
+
+
+def test_an_update_may_claim_a_step_and_all_tokens_of_each_sample(room: Room) -> None:
+    message = replace(update(E1, ((0, 4),), ((4, 8),)), steps=8, tokens=8 * 64)
+    assert Send("lps-1", Ack(E1, "applied")) in room.push("lps-1", message, -1)
+
+
+def test_a_payload_is_expected_when_it_was_granted_and_until_it_is_here(room: Room) -> None:
+    """1. Two offer, and there is one place. 2. It comes, and is measured: the other's is expected."""
+    first, second = update(E1, ((0, 4),)), update(U1, ((40, 44),))
+    gps = room.gps
+    assert not gps.expects("lps-1", first)
+    room.hears("lps-1", Offer(E1))
+    room.hears("lps-2", Offer(U1))
+    assert gps.expects("lps-1", first)
+    for peer, message in (("lps-2", second), ("lps-1", update(E2, ((0, 4),))), ("x", first)):
+        assert not gps.expects(peer, message)
+    assert not gps.expects("lps-1", model(1, 1, None))
+    room.hears("lps-1", first, -1)
+    assert not gps.expects("lps-1", first)
+    room.happens(Measured(-1, 1.0, finite=True))
+    assert gps.expects("lps-2", second)

@@ -21,15 +21,15 @@ def used() -> Room:
     """One region was served and pushed, the other is served, and an evaluator waits."""
     room = Room().load().join("lps-1", "eu", samples=8).join("lps-2", "us", samples=8)
     room.hears("lps-1", Heartbeat(REPORT))
-    room.push("lps-1", update(E1, ((0, 4),), steps=30), -1)
-    room.evaluate(after_steps=50)
+    room.push("lps-1", update(E1, ((0, 4),), steps=3), -1)
+    room.evaluate(after_steps=5)
     return room
 
 
 def push_on(gps: Gps, room: Room) -> list[object]:
     """Us's first exchange: what a GPS wishes when it is measured."""
     gps.handle(Received("lps-2", Offer(E1)), room.now)
-    gps.handle(Received("lps-2", update(E1, ((8, 16),), steps=30), -2), room.now)
+    gps.handle(Received("lps-2", update(E1, ((8, 16),), steps=3), -2), room.now)
     return list(gps.handle(Measured(-2, 1.0, True), room.now))
 
 
@@ -57,12 +57,12 @@ def test_in_the_middle_of_any_run_it_can_be_restored(
 
 def test_a_larger_budget_counts_for_a_restored_run_and_a_smaller_one_too() -> None:
     room = used()
-    smaller = restored(room.gps, replace(SETTINGS, budget_local_steps=60))
-    larger = restored(room.gps, replace(SETTINGS, budget_local_steps=61))
+    smaller = restored(room.gps, replace(SETTINGS, budget_local_steps=6))
+    larger = restored(room.gps, replace(SETTINGS, budget_local_steps=7))
     over = Send("lps-1", Stop("budget of local steps reached"))
     assert over in push_on(smaller, room)
     assert over not in push_on(larger, room)
-    assert larger.counted_steps == smaller.counted_steps == 60
+    assert larger.counted_steps == smaller.counted_steps == 6
     for gps in (smaller, larger):
         gps.check()
 

@@ -30,7 +30,7 @@ LATER = replace(SETTINGS, incarnation=1000)
 def room() -> Room:
     """Eu has 0..8, of which 0..4 are in version 1, and us 8..16."""
     room = Room().load().join("lps-1", "eu", samples=8).join("lps-2", "us", samples=8)
-    room.push("lps-1", update(E1, ((0, 4),), steps=30), -1)
+    room.push("lps-1", update(E1, ((0, 4),), steps=3), -1)
     return room
 
 
@@ -48,7 +48,7 @@ def reopened(room: Room, settings: GpsSettings = LATER) -> Room:
 def test_it_goes_on_with_the_model_and_lends_what_is_not_in_it(room: Room) -> None:
     later = reopened(room)
     assert later.gps.version == Version(1000, 1)
-    assert later.gps.counted_steps == 30
+    assert later.gps.counted_steps == 3
     later.join("lps-1", "eu")
     [grant] = later.hears("lps-1", LeaseRequest(1, 20, 0))
     assert isinstance(grant, Send)
@@ -116,7 +116,7 @@ def test_samples_are_those_of_whatever_batch_size_it_was_at_the_time(room: Room)
     tables = {"worker": {"batch_size": 512}, "region": [{"name": "eu", "worker_speeds": [1.0]}]}
     run = RunFile.model_validate(tables)
     found = result(later.gps, run, clock="real", model_parameters=4)
-    assert (found["counted_steps"], found["samples"], found["tokens"]) == (40, 16, 128)
+    assert (found["counted_steps"], found["samples"], found["tokens"]) == (4, 16, 128)
 
 
 def test_time_goes_on_from_the_state(room: Room) -> None:

@@ -27,7 +27,7 @@ from pelago.wire.messages import (
     Offer,
     Pull,
 )
-from tests.lps.room import Room, lease, reply, update
+from tests.lps.room import Room, global_model, gps_welcome, lease, reply, update
 
 L1, L2 = lease(1, ((0, 4),)), lease(2, ((4, 8),))
 
@@ -99,6 +99,76 @@ def test_a_region_whose_workers_are_gone_asks_for_nothing_ahead() -> None:
     room.grant(room.hears("w0", Pull(8, 0))[-1].message.request, ((0, 25),))  # type: ignore[union-attr]
     left = room.hears("w0", Leave("enough", None, (), (), ()))
     assert not any(isinstance(each, Send) and each.peer == "gps" for each in left)
+
+
+def test_a_round_larger_than_any_of_the_run_file_is_not_asked_for(room: Room) -> None:
+    """Also as the next one of an update, which is applied."""
+    room.join("w0")
+    assert room.hears("w0", Pull(9, 0)) == [Note("unexpected", {"peer": "w0", "samples": 9})]
+    effects = room.push("w0", update(room.work("w0"), next_samples=1 << 32))
+    assert Send("w0", Ack(L1.push, "applied")) in effects
+    assert not [each for each in effects if isinstance(each, Send) and each.peer == "gps"]
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [{"steps": 5}, {"steps": 1 << 48}, {"steps": 0}, {"tokens": 4 * 64 + 1}, {"tokens": 1 << 48}],
+)
+def test_an_update_that_claims_more_than_its_lease_gives_is_not_measured(
+    room: Room, claims: dict[str, int]
+) -> None:
+    """A lease of four samples of 64 tokens each: as many steps and tokens at the most."""
+    room.join("w0")
+    message = update(room.work("w0"))
+    room.hears("w0", Offer(message.push))
+    effects = room.hears("w0", replace(message, **claims), -1)
+    assert not [each for each in effects if isinstance(each, Measure)]
+    assert room.lps.version == 0
+    most = replace(message, steps=4, tokens=4 * 64)
+    assert room.hears("w0", most, -2) == [Measure(-2)]
+
+
+def test_a_base_that_does_not_exist_yet_counts_as_the_newest(room: Room) -> None:
+    room.join("w0")
+    room.push("w0", update(room.work("w0"), base=1 << 40))
+    assert (room.lps.version, room.lps.staleness_max) == (1, 0)
+
+
+def test_a_payload_is_expected_when_it_was_granted_and_until_it_is_here(room: Room) -> None:
+    """1. Two offer, and there is one place. 2. It comes. 3. It is measured: the other's is expected."""
+    room.join("w0").join("w1")
+    first, second = (update(room.work(peer)) for peer in ("w0", "w1"))
+    lps = room.lps
+    assert not lps.expects("w0", first)
+    room.hears("w0", Offer(first.push))
+    room.hears("w1", Offer(second.push))
+    assert lps.expects("w0", first)
+    for peer, message in (("w1", second), ("w0", second), ("w1", first), ("stranger", first)):
+        assert not lps.expects(peer, message)
+    assert not lps.expects("w0", reply(1, L1))
+    room.hears("w0", first, -1)
+    assert not lps.expects("w0", first)
+    room.happens(Measured(-1, 1.0, finite=True))
+    assert lps.expects("w1", second)
+    room.happens(PeerLost("w1", "silent"))
+    assert not lps.expects("w1", second)
+
+
+def test_of_the_gps_only_the_first_model_and_answers_are_expected() -> None:
+    room = Room(updates_per_exchange=1)
+    lps = room.lps
+    assert not lps.expects("gps", global_model(0))
+    room.hears("gps", gps_welcome())
+    assert lps.expects("gps", global_model(0))
+    assert not lps.expects("w0", global_model(0))
+    room = Room(updates_per_exchange=1).serve().join("w0")
+    lps = room.lps
+    assert not lps.expects("gps", global_model(1))
+    room.push("w0", update(room.work("w0")))
+    exchange = lps.exchanges.current
+    assert exchange is not None
+    assert lps.expects("gps", global_model(1, exchange.push))
+    assert not lps.expects("gps", global_model(1, PushId(7, 1)))
 
 
 def test_a_pull_that_is_repeated_before_the_answer_changes_nothing(room: Room) -> None:

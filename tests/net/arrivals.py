@@ -101,6 +101,7 @@ def gps_settings(tick_ms: int = 100) -> GpsSettings:
         corpus="",
         budget_local_steps=10**6,
         budget_ps=0,
+        sample_tokens=64,
         update_norm_max=1e9,
         rejected_max=4,
         max_lr=0.5,

@@ -12,7 +12,7 @@ import zmq
 
 from pelago.config import Durability
 from pelago.core.machine import Finish, Machine, Received, StopRequested
-from pelago.core.names import Lease, PushId, Version
+from pelago.core.names import Lease, Peer, PushId, Version
 from pelago.net.keeper import Memory
 from pelago.net.limits import Limits
 from pelago.net.node import Node, NodeSettings
@@ -22,7 +22,7 @@ from pelago.net.telemetry import Telemetry
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
 from pelago.tensor.plane import Plane
-from pelago.wire.messages import Effect, Event, Model, Push
+from pelago.wire.messages import Effect, Event, Message, Model, Push
 
 DEADLINE_S = 20.0
 RUN = "run-0123456789ab"
@@ -45,6 +45,10 @@ class Script:
         if isinstance(event, StopRequested):
             effects = [*effects, Finish(event.reason)]
         return effects
+
+    def expects(self, peer: Peer, message: Message) -> bool:
+        """Whatever comes."""
+        return True
 
     def check(self) -> None:
         """It has no invariants."""

@@ -12,14 +12,16 @@ from pelago.net.sockets import Bind
 from pelago.wire.codec import decode_message, encode
 from pelago.wire.messages import (
     PROTOCOL_VERSION,
+    Begin,
     Event,
     Goodbye,
     Hello,
+    Model,
     Pull,
     Refuse,
     Wait,
 )
-from tests.net.house import RUN, House, Script, eventually, raw_client
+from tests.net.house import RUN, House, Script, a_model, eventually, raw_client
 
 HELLO = Hello(PROTOCOL_VERSION, "lps", Address("eu"), 1, "", "")
 MS_PS = 10**9
@@ -136,6 +138,29 @@ async def test_a_client_cannot_take_the_name_of_its_servers_own_server(house: Ho
         dealer.send(encode(RUN, Goodbye()))
         await eventually(lambda: node.telemetry.counters["dropped_identity"] == 1)
     assert not machine.messages(Goodbye)
+
+
+async def test_a_client_that_names_itself_as_its_servers_own_server_sends_it_no_model(
+    house: House,
+) -> None:
+    """On the bulk port, where models come from there."""
+    machine = Script()
+    own, upstream = house.ports[1], house.ports[2]
+    node = house.start(
+        machine,
+        "lps-1",
+        server=house.bind(own),
+        client=house.connect(upstream),
+        plane=house.plane(),
+    )
+    await machine.hears(Started)
+    manifest = house.manifest
+    begin = Begin(1, 1, encode(RUN, a_model()), len(manifest.chunks), manifest.bytes)
+    with raw_client(own + 1, b"gps") as dealer:
+        dealer.send(encode(RUN, begin))
+        await eventually(lambda: node.telemetry.counters["dropped_identity"] == 1)
+    assert node.transfers.incoming.active == 0
+    assert not machine.messages(Model)
 
 
 @pytest.mark.parametrize("offset", [0, 1])

@@ -246,6 +246,8 @@ def lps_settings() -> LpsSettings:
         merge_weight=0.5,
         in_flight="drop",
         lease_ahead_ps=10**12,
+        round_samples_max=16,
+        sample_tokens=64,
         update_norm_max=1e9,
         rejected_max=4,
         max_lr=0.5,

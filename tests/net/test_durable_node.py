@@ -363,6 +363,34 @@ async def test_a_chunk_that_comes_again_with_other_bytes_does_no_harm(
         await assert_the_first_update_survives(house)
 
 
+async def test_a_payload_that_nobody_granted_is_turned_away_and_not_journalled(
+    house: House,
+) -> None:
+    """1. A region that was granted one update begins another; so does a stranger: nothing of it is kept.
+    2. What was granted arrives all the same."""
+    server = await a_gps(house)
+    with raw_region(house) as region, raw_client(house.ports[0] + 1, b"stranger") as stranger:
+        await region.joins_and_is_granted()
+        written = server.keeper.journal.last  # type: ignore[union-attr]
+        other = encode(RUN, a_push(2, 1))
+        begin = encode(RUN, Begin(1, 1, other, len(MANIFEST.chunks), MANIFEST.bytes))
+        region._bulk.send(begin)
+        stranger.send(
+            encode(
+                RUN, Begin(1, 1, encode(RUN, a_push(1, 1)), len(MANIFEST.chunks), MANIFEST.bytes)
+            )
+        )
+        await eventually(lambda: server.telemetry.counters["dropped_transfer"] == 2)
+        region.sends(0)
+        await eventually(lambda: server.telemetry.counters["late_chunks"] == 1)
+        assert server.transfers.incoming.active == 0
+        assert server.keeper.journal.last == written  # type: ignore[union-attr]
+        region.begins()
+        for index in range(len(MANIFEST.chunks)):
+            region.sends(index)
+        assert (await region.hears(Ack)).outcome == "applied"
+
+
 async def test_a_server_without_a_snapshot_is_told_its_whole_journal_again(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:

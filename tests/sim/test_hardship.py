@@ -18,7 +18,7 @@ from pelago.core.machine import (
     Started,
     Tick,
 )
-from pelago.core.names import PushId, Version
+from pelago.core.names import Peer, PushId, Version
 from pelago.sim.disk import Disk
 from pelago.sim.hardship import Hardship, Memory
 from pelago.sim.links import Links
@@ -48,6 +48,10 @@ class Scripted:
         self.heard.append((now, event))
         answer = list(self.script.get(type(event).__name__, ()))
         return [*answer, Note("count", {"count": self.count})]
+
+    def expects(self, peer: Peer, message: Message) -> bool:
+        """Whatever comes."""
+        return True
 
     def check(self) -> None:
         assert self.count < 10_000

@@ -30,12 +30,12 @@ from pelago.core.machine import (
     Validate,
     Validated,
 )
-from pelago.core.names import Lease, PushId, Version
+from pelago.core.names import Lease, Peer, PushId, Version
 from pelago.sim.links import Links
 from pelago.sim.ports import Payload, Plan, Round, TimingPlane
 from pelago.sim.simulation import Node, Simulation
 from pelago.sim.trace import Trace
-from pelago.wire.messages import Effect, Event, Heartbeat, Model, Offer, Wait
+from pelago.wire.messages import Effect, Event, Heartbeat, Message, Model, Offer, Wait
 
 MODEL = Model(Version(1, 0), 0, None, None, final=False)
 LEASE = Lease(PushId(1, 1), ((0, 192),), 0)
@@ -52,6 +52,10 @@ class Scripted:
     def handle(self, event: Event, now: int) -> list[Effect]:
         self.heard.append((now, event))
         return list(self.script(event))
+
+    def expects(self, peer: Peer, message: Message) -> bool:
+        """Whatever comes."""
+        return True
 
     def check(self) -> None:
         assert len(self.heard) < 1000
