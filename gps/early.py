@@ -19,6 +19,8 @@ class EarlyResults:
     def __init__(self) -> None:
         self._settled = asyncio.Event()
         self._has_begun = False
+        self.lock = asyncio.Lock()
+        """Held by whoever writes the model: an export of an older version may not come last."""
 
     def on_note(self, kind: str) -> None:
         """Of the GPS's machine."""
@@ -28,6 +30,10 @@ class EarlyResults:
     async def write(self, node: Node, gps: Gps, run: RunFile, out: Path, log: Telemetry) -> bool:
         """Returns whether all could be written."""
         await self._settled.wait()
+        async with self.lock:
+            return await self._write(node, gps, run, out, log)
+
+    async def _write(self, node: Node, gps: Gps, run: RunFile, out: Path, log: Telemetry) -> bool:
         plane = node.tensors.plane
         taken: asyncio.Future[tuple[Any, Any]] = asyncio.get_running_loop().create_future()
         node.tensors.lane.submit(lambda: (plane.model(), plane.average()), taken.set_result)

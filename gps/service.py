@@ -89,22 +89,26 @@ async def _run(
     node: Node, gps: Gps, run: RunFile, out: Path, log: Telemetry, results: EarlyResults
 ) -> tuple[Finish, bool]:
     """How the node ended, and whether the model is written already."""
-    exporting = asyncio.create_task(_export_regularly(node, gps, run, out, log))
+    exporting = asyncio.create_task(_export_regularly(node, gps, run, out, log, results.lock))
     writing = asyncio.create_task(results.write(node, gps, run, out, log))
     finish = await node.run()
     exporting.cancel()
     return finish, await results.has_written(writing)
 
 
-async def _export_regularly(node: Node, gps: Gps, run: RunFile, out: Path, log: Telemetry) -> None:
-    """Write the global model every so often, as at the end of the run; one that fails is left to the next."""
+async def _export_regularly(
+    node: Node, gps: Gps, run: RunFile, out: Path, log: Telemetry, lock: asyncio.Lock
+) -> None:
+    """Write the global model every so often, until the run ends; one that fails is left to the next."""
     while run.run.export_minutes:
         await asyncio.sleep(run.run.export_minutes * S_PER_MINUTE)
-        taken: asyncio.Future[PlaneSnapshot] = asyncio.get_running_loop().create_future()
-        facts = {"version": gps.version.counter, "counted_steps": gps.counted_steps}
-        plane = node.tensors.plane
-        node.tensors.lane.submit(plane.snapshot, taken.set_result)
-        failures = await asyncio.to_thread(files.write_snapshot, out, await taken, facts)
+        async with lock:
+            if gps.phase in ("draining", "finished"):
+                return
+            taken: asyncio.Future[PlaneSnapshot] = asyncio.get_running_loop().create_future()
+            facts = {"version": gps.version.counter, "counted_steps": gps.counted_steps}
+            node.tensors.lane.submit(node.tensors.plane.snapshot, taken.set_result)
+            failures = await asyncio.to_thread(files.write_snapshot, out, await taken, facts)
         for failure in failures:
             log.event("export_failed", why=failure)
         if not failures:

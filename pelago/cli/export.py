@@ -10,12 +10,10 @@ from pelago import config
 from pelago.core.errors import CheckpointError, PelagoError
 from pelago.tensor.manifest import Manifest
 
-TRAINED_WITH = "global.safetensors is written instead"
-
 
 def export(source: Path, out: Path | None, run_file: str | None) -> int:
     """Write what an evaluator would: ``model/``; where it cannot be built, the bare weights. Returns the
-    exit code: 0, or 1 if something could not be written. Raises `PelagoError`.
+    exit code. Raises `PelagoError`.
 
     ``run_file``: where the model and the corpus are, if not where the GPS found them.
     """
@@ -25,7 +23,7 @@ def export(source: Path, out: Path | None, run_file: str | None) -> int:
     try:
         _export_model(found, found.run if run_file is None else config.load(run_file), folder)
     except PelagoError as error:
-        print(f"no model/: {' '.join(str(error).split())}; {TRAINED_WITH}")
+        print(f"no model/: {' '.join(str(error).split())}; the weights are written alone")
     else:
         print(f"{folder / 'model'}")
         return 0

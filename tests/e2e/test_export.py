@@ -54,7 +54,7 @@ def test_the_model_is_there_while_the_run_goes_on_and_when_its_gps_was_killed(
         assert int(file.metadata()["version"]) >= told
     assert not (out / "model").exists()
     assert main(["export", str(out / "lps-eu" / "state")]) == 2
-    assert main(["export", str(tmp_path / "corpus")]) == 2
+    assert main(["export", str(tmp_path / "live")]) == 2
     lps, nothing = capsys.readouterr().err.splitlines()
     assert "not of gps" in lps
     assert "holds no state of a GPS" in nothing
