@@ -155,6 +155,11 @@ class Worker(Section):
     beta1: Momentum = 0.9
     beta2: Momentum = 0.95
     epsilon: PositiveFloat = 1e-8
+    keep_optimiser: bool = True
+    """Keep the optimiser's moments on the worker's disk, for the process that takes its place."""
+    cold_start_steps: Natural = 40
+    """Local steps over which a worker that begins without moments when the run is past its warm-up raises its
+    learning rate to the run's; 0: at once."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = True
     """torch.compile, where CUDA is used."""
@@ -421,7 +426,7 @@ class RunFile(Section):
                 "model": {"preset"},
                 "data": {"source", "tokenizer"},
                 "gps": {"bind", "connect", "snapshots", "snapshots_minutes", "snapshots_kept"},
-                "worker": {"device", "compile", "micro_batch_size"},
+                "worker": {"device", "compile", "micro_batch_size", "keep_optimiser"},
                 "local": True,
                 "network": {"bandwidth_gbps", "latency_ms", "share_links", "give_up_after_ms"},
             },

@@ -24,7 +24,7 @@ NEWTON_SCHULZ_STEPS: Final = 5
 class Optimiser:
     """Steps a model's flat parameters along its flat gradient, both in place.
 
-    Its state is the worker's own and lasts as long as the worker. Weight decay on matrices only.
+    Its state is the worker's own, see `state`. Weight decay on matrices only.
     Raises `ConfigError` if the model or this PyTorch does not suit ``settings.optimiser``.
     """
 
@@ -47,6 +47,42 @@ class Optimiser:
             for group in part.param_groups:
                 group["lr"] = rate
             part.step()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The moments, and whatever else a step rests on, by name; empty before the first step. These are
+        the tensors themselves: the next step changes them."""
+        return {
+            f"{number}.{place}.{name}": value
+            for number, part in enumerate(self._parts)
+            for place, held in part.state_dict()["state"].items()
+            for name, value in held.items()
+            if isinstance(value, torch.Tensor)
+        }
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from what `state` gave, perhaps in another process. Raises `ValueError` for what is not of
+        such an optimiser and model; nothing is changed then."""
+        found: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in self._parts]
+        for key, value in state.items():
+            owner, index, name = key.split(".")
+            if int(owner) >= len(found):
+                raise ValueError(f"moments of an optimiser of more than {len(found)} parts")
+            found[int(owner)].setdefault(int(index), {})[name] = value
+        for part, held in zip(self._parts, found, strict=True):
+            sizes = [each.shape for group in part.param_groups for each in group["params"]]
+            if sorted(held) != list(range(len(sizes))):
+                raise ValueError(
+                    f"moments of parameters {sorted(held)}, of which there are {len(sizes)}"
+                )
+            for place, values in held.items():
+                for name, value in values.items():
+                    if value.dim() and value.shape != sizes[place]:
+                        raise ValueError(
+                            f"{name} of shape {tuple(value.shape)}, not {tuple(sizes[place])}"
+                        )
+        for part, held in zip(self._parts, found, strict=True):
+            groups = part.state_dict()["param_groups"]
+            part.load_state_dict({"state": held, "param_groups": groups})
 
 
 def in_blocks(model: LanguageModel) -> frozenset[str]:

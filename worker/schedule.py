@@ -41,6 +41,25 @@ def learning_rate(settings: Worker, iteration: int) -> float:
     )
 
 
+def begins_late(run: RunFile, clock: int) -> bool:
+    """Whether a worker whose first lease has this clock, in samples, comes when the run is past its own
+    warm-up, and past the first round of all workers of the run file."""
+    workers = sum(len(region.worker_speeds) for region in run.region)
+    first = workers * run.worker.local_steps * run.worker.batch_size
+    return clock >= max(first, run.worker.warmup_iterations * run.worker.global_batch_size)
+
+
+def warmed(step: int, steps: int) -> float:
+    """What a cold optimiser's step number ``step`` (from 1) counts of the learning rate: a linear warm-up
+    over so many steps.
+
+    Moments that rest on a few gradients are mostly noise: Adam's first step moves every parameter by the whole
+    rate. Ma and Yarats, "On the adequacy of untuned warmup for adaptive optimization", arXiv 1910.04209,
+    take 2 / (1 - beta2) steps, which is 40 at the default of 0.95.
+    """
+    return min(1.0, step / steps) if steps else 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Pace:
     """An emulated speed: how long a local step should take.

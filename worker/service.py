@@ -69,6 +69,7 @@ def _train(options: argparse.Namespace, run: RunFile) -> int:
     log = daemon.telemetry(out, name)
     pace = Pace.of(run, region, options.group) if options.paced else None
     trainer = Trainer(run, pace=pace, tell=log.line)
+    keep = out / "optimiser" if run.worker.keep_optimiser else None
     manifest = Manifest(trainer.manifest())
     machine = Worker(
         settings(
@@ -91,10 +92,10 @@ def _train(options: argparse.Namespace, run: RunFile) -> int:
         ),
         log,
         plane=Plane(manifest, None, exchanges=False),
-        trainer=WorkerPort(trainer),
+        trainer=WorkerPort(trainer, run, options.region, keep),
     )
     log.event("model", origin=trainer.model.origin)
-    needs.tell(log, needs.of_worker(name, out))
+    needs.tell(log, needs.of_worker(run, name, manifest.bytes, out))
     log.line(f"training for region {options.region}; its LPS is at {address.join(host, port)}")
     finish = uvloop.run(node.run())
     return daemon.outcome(finish)

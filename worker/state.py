@@ -243,7 +243,8 @@ class Worker:
         self.state, self.lease, self.base = "training", message.lease, message.version
         self._round_started_at, self._round_steps, self._round_skipped = self._now, 0, 0
         self._watchdog.begin(self._now)
-        return [Train(message.lease, message.version, blob), Release(blob)]
+        group = self.uplink.hello.address.group
+        return [Train(message.lease, message.version, blob, group), Release(blob)]
 
     def _count(self, steps: int, skipped: int) -> None:
         """So many steps of the round in hand are done. Several may be told of at once, or again."""

@@ -18,7 +18,7 @@ from worker import device as devices
 from worker.data import Corpus, open_corpus
 from worker.models import CompileFault, LanguageModel, build
 from worker.optimiser import Optimiser
-from worker.schedule import Pace, learning_rate
+from worker.schedule import Pace, learning_rate, warmed
 
 
 class Trainer:
@@ -55,7 +55,11 @@ class Trainer:
         self._cuda = device.type == "cuda"
         if self._cuda and self.settings.compile:
             self.model.compile()
-        self._optimiser = Optimiser(self.settings, self.model)
+        self.optimiser = Optimiser(self.settings, self.model)
+        self.steps = 0
+        """That the optimiser has made, those included that it was restored with."""
+        self._cold_steps: int | None = None
+        """Since it began without moments in the middle of a run; None: it did not, or is past that."""
 
     def manifest(self) -> tuple[TensorSpec, ...]:
         """Names and shapes of the model's tensors, in the order of the flat tensors."""
@@ -174,4 +178,22 @@ class Trainer:
         """
         # The factor of torch.nn.utils.clip_grad_norm_.
         gradient.mul_(min(1.0, self.settings.clip_norm / (norm + 1e-6)))
-        self._optimiser.step(rate)
+        if self._cold_steps is not None:
+            self._cold_steps += 1
+            rate *= warmed(self._cold_steps, self.settings.cold_start_steps)
+            if self._cold_steps >= self.settings.cold_start_steps:
+                self._cold_steps = None
+        self.optimiser.step(rate)
+        self.steps += 1
+
+    def restore(self, moments: dict[str, torch.Tensor], steps: int) -> None:
+        """Go on with the optimiser of an earlier process, which had made so many steps. Raises
+        `ValueError` for moments of another one.
+        """
+        self.optimiser.restore(moments)
+        self.steps = steps
+
+    def warm_up(self) -> None:
+        """The optimiser has few steps behind it in the middle of a run: warm its learning rate up."""
+        if self.steps < self.settings.cold_start_steps:
+            self._cold_steps = self.steps

@@ -18,8 +18,8 @@ import torch
 import uvloop
 
 from pelago.config import RunFile, load
-from pelago.core.machine import Received, Trained
-from pelago.core.names import Lease, Peer
+from pelago.core.machine import Received, Train, Trained
+from pelago.core.names import Peer
 from pelago.net import daemon
 from pelago.net.memory import keep_what_is_freed
 from pelago.net.node import Node, NodeSettings
@@ -75,8 +75,14 @@ class Instant:
         self._steps = steps
         self._ready = False
 
+    def begin(self, tell: Callable[[str, dict[str, Any]], None]) -> None:
+        """Nothing is told."""
+
+    def rest(self) -> None:
+        """Nothing is kept."""
+
     def train(
-        self, lease: Lease, flat: Any, on_step: Callable[[int, int], None], cancel: threading.Event
+        self, work: Train, flat: Any, on_step: Callable[[int, int], None], cancel: threading.Event
     ) -> Result | None:
         """The same update, whatever the lease; None at the end of the input."""
         if not self._ready:
@@ -84,7 +90,7 @@ class Instant:
             print(json.dumps({"ready": "pelago"}), flush=True)
         if not sys.stdin.readline():
             return None
-        return Result(self._delta, self._steps, lease.samples, 1.0)
+        return Result(self._delta, self._steps, work.lease.samples, 1.0)
 
     def validate(self, flat: Any, on_batch: Any) -> tuple[float, int]:
         """Not a worker's business."""

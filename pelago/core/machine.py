@@ -215,11 +215,13 @@ class Release:
 
 @frozen
 class Train:
-    """Train from the parameters ``blob`` on a lease: the one long effect. Answers `Progress`, `Trained`."""
+    """Train from the parameters ``blob`` on a lease: the one long effect. Answers `Progress`, `Trained`.
+    ``group``: for which group of the region."""
 
     lease: Lease
     version: Version
     blob: BlobId
+    group: int
 
 
 @frozen

@@ -23,6 +23,8 @@ SNAPSHOTS: Final = 2
 """The newest one, and the one before it or the one being written."""
 JOURNALS: Final = 3
 """The one being written, the one before it, and an old one to be written over."""
+MOMENTS: Final = 2
+"""Models that a worker's moments are as large as, with AdamW; one file of them, and one being written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +64,10 @@ def of_evaluator(model_bytes: int, out: Path) -> list[Need]:
     return [Need("evaluator", out, 2 * model_bytes + LOG_BYTES)]
 
 
-def of_worker(name: str, out: Path) -> list[Need]:
-    """Its log."""
-    return [Need(name, out, LOG_BYTES)]
+def of_worker(run: RunFile, name: str, model_bytes: int, out: Path) -> list[Need]:
+    """Its log, and its optimiser's moments."""
+    moments = MOMENTS * model_bytes if run.worker.keep_optimiser else 0
+    return [Need(name, out, 2 * moments + LOG_BYTES)]
 
 
 def of_beginning(model_bytes: int) -> list[Need]:
@@ -77,8 +80,8 @@ def of_beginning(model_bytes: int) -> list[Need]:
 
 
 def on_this_machine(run: RunFile, model_bytes: int, out: Path) -> tuple[list[Need], list[Need]]:
-    """What the servers and the evaluator need that others find on this machine, and what those elsewhere
-    need on theirs."""
+    """What the servers and the evaluator need that others find on this machine, with the workers of such
+    LPSs, and what those elsewhere need on theirs."""
     here: list[Need] = []
     elsewhere: list[Need] = []
     gps = here if run.gps_connect()[0] in THIS_MACHINE else elsewhere
@@ -86,6 +89,8 @@ def on_this_machine(run: RunFile, model_bytes: int, out: Path) -> tuple[list[Nee
     for index, region in enumerate(run.region):
         lps = here if run.lps_connect(index)[0] in THIS_MACHINE else elsewhere
         lps += of_lps(run, f"lps-{region.name}", model_bytes, out)
+        for _ in region.worker_speeds:
+            lps += of_worker(run, f"workers of {region.name}", model_bytes, out)
     return here, elsewhere
 
 

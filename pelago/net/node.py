@@ -303,7 +303,7 @@ class Node:
             self.transfers.incoming.resume(restored)
         if self._trainer is not None:
             self._training = Training(
-                self._trainer, self.tensors, self.post, self._on_training_fault
+                self._trainer, self.tensors, self.post, self._on_training_fault, self._note
             )
             resources.callback(self._training.close)
         if settings.handle_signals:

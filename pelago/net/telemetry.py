@@ -46,6 +46,7 @@ CONSOLE_KINDS: Final = frozenset(
     | {"validation", "update_rejected", "update_fenced", "transfer_failed", "dropped", "crashed"}
     | {"giving_up", "region_failed", "round_failed"}
     | {"disk_trouble", "disk_well", "disk_short", "snapshot_failed", "archive_trouble"}
+    | {"optimiser_taken_up", "optimiser_cold", "optimiser_not_kept"}
     | {"exported", "export_failed", "not_written"}
 )
 """Kinds of events that people want to see as they happen."""

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from pelago.core.errors import CheckpointError
 from pelago.core.machine import Progress, Train, Trained, Validate, Validated
-from pelago.core.names import Lease, PushId
+from pelago.core.names import PushId
 from pelago.net.lane import Lane, Tensors
 
 
@@ -34,9 +34,17 @@ class TrainerPort(Protocol):
     ``flat`` is the flat fp32 arena of a payload, to be read only.
     """
 
+    def begin(self, tell: Callable[[str, dict[str, Any]], None]) -> None:
+        """Before anything else, on the event loop's thread. ``tell`` logs an event, from any thread."""
+        ...
+
+    def rest(self) -> None:
+        """A round is over, and its result on its way."""
+        ...
+
     def train(
         self,
-        lease: Lease,
+        work: Train,
         flat: Any,
         on_step: Callable[[int, int], None],
         cancel: threading.Event,
@@ -64,12 +72,16 @@ class Training:
         tensors: Tensors,
         post: Callable[[Progress | Trained | Validated], None],
         on_fault: Callable[[BaseException], None],
+        tell: Callable[[str, dict[str, Any]], None],
     ) -> None:
+        """``tell``: logs an event, on the event loop's thread."""
         self._port = port
         self._tensors = tensors
         self._post = post
         self._lane = Lane("trainer", on_fault)
         self._cancels: dict[PushId, threading.Event] = {}
+        lane = self._lane
+        port.begin(lambda kind, fields: lane.post(lambda each: tell(*each), (kind, fields)))
 
     def train(self, effect: Train) -> None:
         """Train on a lease, after every tensor effect wished before."""
@@ -129,9 +141,7 @@ class Training:
             if cancel.is_set():
                 return None
             flat = plane.flat(effect.blob)
-            return self._port.train(
-                effect.lease, flat, lambda *so_far: post(stepped, so_far), cancel
-            )
+            return self._port.train(effect, flat, lambda *so_far: post(stepped, so_far), cancel)
 
         def done(result: Result | None) -> None:
             self._tensors.drop(effect.blob)
@@ -145,3 +155,4 @@ class Training:
             self._post(Trained(push, blob, steps, result.tokens, result.loss, skipped))
 
         self._lane.submit(job, done)
+        self._lane.submit(self._port.rest)

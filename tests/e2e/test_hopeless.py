@@ -54,7 +54,7 @@ def test_a_learning_rate_that_is_far_too_high_ends_the_run(tmp_path: Path) -> No
 
 
 def test_a_model_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
-    """A weight in its initial checkpoint is not: no gradient is, and no worker's round comes to anything."""
+    """Its weights are, but its activations overflow: no gradient is finite, and no round comes to anything."""
     folder = spoilt_checkpoint(tmp_path)
     tiny = "hidden_size = 32, intermediate_size = 64, num_hidden_layers = 1"
     changes = {
@@ -66,7 +66,7 @@ def test_a_model_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
 
 
 def spoilt_checkpoint(folder: Path) -> Path:
-    """A folder of a model of which a weight is not a number."""
+    """A folder of a model of finite weights that are so large that its numbers overflow."""
     import torch
     import transformers
 
@@ -81,6 +81,6 @@ def spoilt_checkpoint(folder: Path) -> Path:
     )
     model = transformers.LlamaForCausalLM(config)
     with torch.no_grad():
-        model.model.norm.weight[0] = float("nan")
+        model.model.norm.weight.fill_(3e38)
     model.save_pretrained(folder / "model")
     return folder / "model"

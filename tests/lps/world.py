@@ -302,7 +302,7 @@ class World:
                     self._apply(node, operation, node.blobs[blob])
                 case Release(blob):
                     del node.blobs[blob]
-                case Train(lease, _, blob):
+                case Train(lease, _, blob, _):
                     assert blob in node.blobs
                     assert node.training is None
                     node.training = lease

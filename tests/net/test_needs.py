@@ -59,8 +59,19 @@ def test_state_results_and_copies_grow_with_the_model(tmp_path: Path) -> None:
 
 def test_servers_elsewhere_use_no_disk_of_this_machine(tmp_path: Path) -> None:
     here, elsewhere = needs.on_this_machine(RUN, MODEL_BYTES, tmp_path)
-    assert {each.node for each in here} == {"gps", "evaluator", "lps-eu"}
-    assert {each.node for each in elsewhere} == {"lps-us"}
+    assert {each.node for each in here} == {"gps", "evaluator", "lps-eu", "workers of eu"}
+    assert {each.node for each in elsewhere} == {"lps-us", "workers of us"}
+
+
+def test_a_worker_needs_room_for_its_moments_and_those_that_take_their_place(
+    tmp_path: Path,
+) -> None:
+    """Two models with AdamW, unless they are not to be kept."""
+    [kept] = needs.of_worker(RUN, "worker-eu-0", MODEL_BYTES, tmp_path)
+    assert kept.bytes == 4 * MODEL_BYTES + needs.LOG_BYTES
+    plain = config.parse(f"{TEXT}[worker]\nkeep_optimiser = false\n", "run.toml")
+    [log] = needs.of_worker(plain, "worker-eu-0", MODEL_BYTES, tmp_path)
+    assert log.bytes == needs.LOG_BYTES
 
 
 def test_a_server_that_keeps_nothing_needs_no_room_for_it(tmp_path: Path) -> None:

@@ -203,8 +203,16 @@ class Lessons:
         self.started = threading.Event()
         self.seen: list[torch.Tensor] = []
         self.exported = 0
+        self.rested = 0
 
-    def train(self, lease, flat, on_step, cancel):  # type: ignore[no-untyped-def]
+    def begin(self, tell):  # type: ignore[no-untyped-def]
+        self.tell = tell
+
+    def rest(self):  # type: ignore[no-untyped-def]
+        self.rested += 1
+        self.tell("rested", {"rounds": len(self.seen)})
+
+    def train(self, work, flat, on_step, cancel):  # type: ignore[no-untyped-def]
         self.seen.append(flat.clone())
         for step in range(1, 4):
             on_step(step, step // 3)
@@ -235,7 +243,7 @@ def pupil(effects: list[object], and_then: list[object] | None = None) -> Script
 
 
 async def test_training_answers_with_progress_and_the_pseudo_gradient(house: House) -> None:
-    machine, lessons = pupil([Train(a_lease(4), Version(1, 0), 1)]), Lessons()
+    machine, lessons = pupil([Train(a_lease(4), Version(1, 0), 1, 0)]), Lessons()
     lessons.go.set()
     plane = house.plane(seed=9)
     node = house.server(machine, plane=plane, trainer=lessons)
@@ -244,6 +252,7 @@ async def test_training_answers_with_progress_and_the_pseudo_gradient(house: Hou
     assert machine.of(Progress) == [Progress(push, step, step // 3) for step in (1, 2, 3)]
     assert (trained.push, trained.steps, trained.tokens, trained.loss) == (push, 3, 96, 1.25)
     assert trained.skipped == 1
+    await eventually(lambda: lessons.rested == 1)
     assert trained.blob < 0
     assert torch.equal(lessons.seen[0], plane.model())
     assert torch.equal(plane.flat(trained.blob), plane.model() * 0.5)
@@ -255,7 +264,7 @@ async def test_a_cancelled_lease_is_not_answered_and_the_next_one_is(house: Hous
     first, second = a_lease(4), a_lease(5)
     lessons = Lessons()
     machine = pupil(
-        [Train(first, Version(1, 0), 1), Train(second, Version(1, 0), 1)],
+        [Train(first, Version(1, 0), 1, 0), Train(second, Version(1, 0), 1, 0)],
         [Cancel(first.push)],
     )
     node = house.server(machine, plane=house.plane(), trainer=lessons)
@@ -269,7 +278,7 @@ async def test_a_cancelled_lease_is_not_answered_and_the_next_one_is(house: Hous
 
 async def test_a_node_that_ends_stops_its_trainer(house: House) -> None:
     lessons = Lessons()
-    machine = pupil([Train(a_lease(), Version(1, 0), 1)])
+    machine = pupil([Train(a_lease(), Version(1, 0), 1, 0)])
     house.server(machine, plane=house.plane(), trainer=lessons)
     await machine.hears(Progress)
     await house.stop("gps")

@@ -190,7 +190,7 @@ def test_what_follows_at_once_comes_before_what_is_due_at_the_same_instant() -> 
     assert simulation.now == 6 * PS_PER_MS
 
 
-TRAIN = (Pin(1), Train(LEASE, Version(1, 0), 1), Release(1))
+TRAIN = (Pin(1), Train(LEASE, Version(1, 0), 1, 0), Release(1))
 
 
 def test_training_ends_when_its_plan_says() -> None:

@@ -103,7 +103,7 @@ def idle(joining: Conversation) -> Conversation:
 
 @pytest.fixture
 def training(idle: Conversation) -> Conversation:
-    assert idle.hears("eu", MODEL, -1) == [Train(LEASE, Version(1, 4), -1), Release(-1)]
+    assert idle.hears("eu", MODEL, -1) == [Train(LEASE, Version(1, 4), -1, 2), Release(-1)]
     return idle
 
 
@@ -143,7 +143,7 @@ def test_a_round_from_the_lease_to_the_next(uploading: Conversation) -> None:
     assert uploading.hears("eu", Ack(PUSH, "applied")) == [Release(-2)]
     lease = Lease(PushId(12, 3), ((24, 32),), 24)
     model = Model(Version(1, 5), 0, lease, None, final=False)
-    assert uploading.hears("eu", model, -3) == [Train(lease, Version(1, 5), -3), Release(-3)]
+    assert uploading.hears("eu", model, -3) == [Train(lease, Version(1, 5), -3, 2), Release(-3)]
 
 
 def test_a_driver_that_loses_nothing_needs_no_tick() -> None:
@@ -234,7 +234,7 @@ def test_a_rejected_update_is_forgotten_and_does_not_count_as_a_round(
         Note("update_rejected", {"lease": 11}),
     ]
     assert uploading.machine.report().rounds == 0  # type: ignore[attr-defined]
-    assert uploading.hears("eu", MODEL, -3) == [Train(LEASE, Version(1, 4), -3), Release(-3)]
+    assert uploading.hears("eu", MODEL, -3) == [Train(LEASE, Version(1, 4), -3, 2), Release(-3)]
 
 
 def test_a_round_without_a_finite_gradient_gives_its_lease_back(training: Conversation) -> None:
@@ -331,7 +331,7 @@ def test_an_old_welcome_is_found_out_by_the_lease_that_does_not_fit(joining: Con
     assert joining.hears("eu", WELCOME) == []
     assert joining.hears("eu", MODEL, -1) == [Release(-1), Send("eu", HELLO_AGAIN)]
     joining.hears("eu", WELCOME)
-    assert joining.hears("eu", MODEL, -2) == [Train(LEASE, Version(1, 4), -2), Release(-2)]
+    assert joining.hears("eu", MODEL, -2) == [Train(LEASE, Version(1, 4), -2, 2), Release(-2)]
 
 
 @pytest.mark.parametrize("state", STATES[:4])

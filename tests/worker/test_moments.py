@@ -1,0 +1,256 @@
+"""A worker that comes back goes on with its optimiser's moments, or warms its learning rate up."""
+
+import errno
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pelago.config import RunFile
+from pelago.core.machine import Train
+from pelago.core.names import Lease, PushId, Version
+from pelago.net.trainer import Result
+from tests.worker.corpora import run_file, write_texts
+from worker import moments
+from worker.moments import Found, Shelf, Whose
+from worker.ports import WorkerPort
+from worker.schedule import begins_late, warmed
+from worker.trainer import Trainer
+
+WHOSE = Whose("run", "model", "adamw", "north", 0)
+LATE = 1000
+"""A clock, in samples, at which these runs are past their warm-up."""
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    return f"text:{write_texts(tmp_path / 'texts')}"
+
+
+class Process:
+    """A worker's trainer thread, as the driver uses it."""
+
+    def __init__(self, run: RunFile, keep: Path | None) -> None:
+        self.trainer = Trainer(run)
+        self.told: list[tuple[str, dict[str, Any]]] = []
+        self.port = WorkerPort(self.trainer, run, "north", keep)
+        self.port.begin(lambda kind, fields: self.told.append((kind, fields)))
+        self.start = self.trainer.initial()
+
+    def round(self, clock: int, group: int = 0) -> Result:
+        """Eight samples, from the same model every time; what there is to keep is kept when it returns."""
+        lease = Lease(PushId(1, 0), ((clock % 512, clock % 512 + 8),), clock)
+        work = Train(lease, Version(0, 0), 1, group)
+        found = self.port.train(work, self.start, lambda *_: None, threading.Event())
+        self.port.rest()
+        if self.port._shelf is not None:
+            self.port._shelf.wait()
+        assert found is not None
+        return found
+
+    def kinds(self) -> list[str]:
+        """Of what it told."""
+        return [kind for kind, _ in self.told]
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_a_process_that_follows_a_killed_one_trains_as_if_it_were_the_same(
+    source: str, tmp_path: Path, optimiser: str
+) -> None:
+    """To the bit: moments of Adam and of Muon, and the number of steps."""
+    run = run_file(source, optimiser=optimiser)
+    first = Process(run, tmp_path / "optimiser")
+    first.round(LATE)
+    second = Process(run, tmp_path / "optimiser")
+    found, expected = second.round(LATE + 64), first.round(LATE + 64)
+    assert torch.equal(found.delta, expected.delta)
+    [(kind, fields)] = second.told
+    assert kind == "optimiser_taken_up"
+    assert (fields["samples"], fields["steps"]) == (64, 2)
+    assert fields["age_s"] >= 0
+    assert [each.name for each in (tmp_path / "optimiser").iterdir()] == ["north-0.moments"]
+
+
+def test_a_cold_start_in_the_middle_of_a_run_warms_up_and_one_at_its_beginning_does_not(
+    source: str, tmp_path: Path
+) -> None:
+    """Adam's first step moves every parameter by about its rate: of two steps one at a quarter, one at half."""
+    run = run_file(source, cold_start_steps=4, weight_decay=0.0)
+    cold = run_file(source, cold_start_steps=0, weight_decay=0.0)
+    warming, at_once = Process(run, tmp_path / "a"), Process(cold, None)
+    ratio = warming.round(LATE).delta.norm() / at_once.round(LATE).delta.norm()
+    assert 0.2 < ratio < 0.5
+    assert warming.told == [
+        ("optimiser_cold", {"why": "there are none", "warm_up_steps": 4}),
+    ]
+    assert at_once.told[0][1]["why"] == "worker.keep_optimiser = false"
+    begun, plain = Process(run, None), Trainer(run)
+    lease = Lease(PushId(1, 0), ((16, 24),), 16)
+    expected = plain.train(lease, plain.initial(), lambda *_: None, threading.Event())
+    assert expected is not None
+    assert torch.equal(begun.round(16).delta, expected.delta)
+    assert begun.told == []
+
+
+def test_a_warm_up_that_was_broken_off_goes_on(source: str, tmp_path: Path) -> None:
+    run = run_file(source, cold_start_steps=6)
+    first = Process(run, tmp_path)
+    first.round(LATE)
+    second = Process(run, tmp_path)
+    found, expected = second.round(LATE + 64), first.round(LATE + 64)
+    assert torch.equal(found.delta, expected.delta)
+
+
+def test_a_run_is_late_when_its_warm_up_and_everybodys_first_round_are_over() -> None:
+    run = RunFile.model_validate(
+        {
+            "worker": {
+                "local_steps": 2,
+                "batch_size": 4,
+                "global_batch_size": 8,
+                "warmup_iterations": 3,
+            },
+            "region": [{"name": "north", "worker_speeds": [1.0, 1.0]}],
+        }
+    )
+    assert [begins_late(run, clock) for clock in (0, 23, 24)] == [False, False, True]
+    no_warm_up = run.model_copy(
+        update={"worker": run.worker.model_copy(update={"warmup_iterations": 0})}
+    )
+    assert [begins_late(no_warm_up, clock) for clock in (0, 15, 16)] == [False, False, True]
+    assert [warmed(step, 4) for step in (1, 4, 9)] == [0.25, 1.0, 1.0]
+    assert warmed(1, 0) == 1.0
+
+
+def put(folder: Path, whose: Whose = WHOSE, clock: int = 5) -> Path:
+    """A file of moments."""
+    shelf = Shelf(folder, whose, lambda kind, fields: None)
+    tensors = {"0.0.exp_avg": torch.arange(9.0), "0.0.step": torch.tensor(3.0)}
+    shelf.put(tensors, clock, 3)
+    shelf.wait()
+    return shelf.path
+
+
+def taken(folder: Path, whose: Whose = WHOSE, clock: int = 5) -> Found | str:
+    """What is there for somebody."""
+    return Shelf(folder, whose, lambda kind, fields: None).take(clock)
+
+
+def test_what_was_put_there_is_found(tmp_path: Path) -> None:
+    put(tmp_path)
+    found = taken(tmp_path, clock=9)
+    assert isinstance(found, Found)
+    assert torch.equal(found.tensors["0.0.exp_avg"], torch.arange(9.0))
+    assert (found.tensors["0.0.step"].shape, found.clock, found.steps) == (torch.Size([]), 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("whose", "clock", "why"),
+    [
+        (replace(WHOSE, run="other"), 5, "of run 'run', not 'other'"),
+        (replace(WHOSE, model="other"), 5, "of model 'model', not 'other'"),
+        (replace(WHOSE, optimiser="muon"), 5, "of optimiser 'adamw', not 'muon'"),
+        (replace(WHOSE, group=1), 5, "of group 0, not 1"),
+        (WHOSE, 4, "it is of sample 5 of the run, which is at 4"),
+    ],
+)
+def test_moments_of_something_else_are_refused_with_the_reason(
+    tmp_path: Path, whose: Whose, clock: int, why: str
+) -> None:
+    path = put(tmp_path)
+    path.rename(Shelf(tmp_path, whose, lambda kind, fields: None).path)
+    found = taken(tmp_path, whose, clock)
+    assert isinstance(found, str)
+    assert why in found
+
+
+def test_a_damaged_file_is_refused_whatever_is_damaged(tmp_path: Path) -> None:
+    """Each byte in turn, and each length."""
+    path = put(tmp_path)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        assert isinstance(taken(tmp_path, clock=10**9), str), place
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        assert isinstance(taken(tmp_path), str), length
+    path.unlink()
+    path.mkdir()
+    assert isinstance(taken(tmp_path), str)
+
+
+def test_moments_that_do_not_fit_the_model_are_refused(source: str, tmp_path: Path) -> None:
+    trainer = Trainer(run_file(source))
+    for state in ({}, {"1.0.exp_avg": torch.zeros(1)}, {"0.0.exp_avg": torch.zeros(3)}):
+        with pytest.raises(ValueError, match=r"moments|shape"):
+            trainer.restore(state, 1)
+    assert trainer.optimiser.state() == {}
+
+
+def test_a_full_disk_ends_nobody_and_leaves_nothing(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. The disk is full in the midst of a file: the one before stays, and it is told once. 2. There is room
+    again: the next one is written."""
+    process = Process(run_file(source), tmp_path)
+    monkeypatch.setattr(moments, "INTERVAL_S", 0.0)
+    monkeypatch.setattr(moments, "SHARE", 1e9)
+    process.round(LATE)
+    before = process.port._shelf.path.read_bytes()  # type: ignore[union-attr]
+    with monkeypatch.context() as patch:
+
+        def full(file: Any, header: bytes, tensors: Any) -> None:
+            file.write(header)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(moments, "_dump", full)
+        for clock in (LATE + 8, LATE + 16):
+            process.round(clock)
+    assert process.kinds() == ["optimiser_cold", "optimiser_not_kept"]
+    assert "No space left" in process.told[1][1]["why"]
+    assert [each.name for each in tmp_path.glob("*moments*")] == ["north-0.moments"]
+    assert process.port._shelf.path.read_bytes() == before  # type: ignore[union-attr]
+    process.round(LATE + 24)
+    found = Shelf(tmp_path, process.port._shelf._whose, lambda *_: None).take(LATE + 24)  # type: ignore[union-attr]
+    assert isinstance(found, Found)
+    assert found.clock == LATE + 24
+
+
+def test_they_are_not_written_all_the_time_nor_by_the_thread_that_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a file is being written, and for a while after it, the next one is not due."""
+    going, go, writers = threading.Event(), threading.Event(), []
+
+    def slow(*_: object) -> None:
+        writers.append(threading.current_thread())
+        going.set()
+        assert go.wait(30)
+
+    monkeypatch.setattr(moments, "_dump", slow)
+    shelf = Shelf(tmp_path, WHOSE, lambda kind, fields: None)
+    assert shelf.due()
+    tensor = torch.zeros(3)
+    shelf.put({"0.0.exp_avg": tensor}, 1, 1)
+    assert going.wait(30)
+    assert not shelf.due()
+    go.set()
+    shelf.wait()
+    assert not shelf.due()
+    assert writers != [threading.current_thread()]
+
+
+def test_a_worker_that_is_given_another_group_keeps_what_it_has(
+    source: str, tmp_path: Path
+) -> None:
+    process = Process(run_file(source), tmp_path)
+    process.round(LATE)
+    process.round(LATE + 64, group=1)
+    assert process.kinds() == ["optimiser_cold"]
+    assert sorted(each.name for each in tmp_path.glob("*.moments")) == [
+        "north-0.moments",
+        "north-1.moments",
+    ]
