@@ -10,6 +10,8 @@ CONNECT_MS_MIN: Final = 2_000
 CONNECT_MS_MAX: Final = 5_000
 """Bounds of the time for a connection to be made: the far side of the earth needs half a second, and TCP, which
 asks again after 1, 3 and 7 seconds, would leave gaps in which a line that has healed is not tried."""
+LOST_AFTER_MS_MAX: Final = 3_600_000
+"""More is no longer patience, and other numbers than these do not fit ZeroMQ's options."""
 BULK_SILENT_MS_MIN: Final = 30_000
 """A full window (`Limits.window_bytes`) takes 27 s at 10 Mbps, and is acknowledged in parts."""
 
@@ -60,7 +62,7 @@ class Patience:
     @classmethod
     def of(cls, network: Network) -> Self:
         """As a run file wants it."""
-        return cls(network.lost_after_ms)
+        return cls(min(network.lost_after_ms, LOST_AFTER_MS_MAX))
 
     @property
     def connect_ms(self) -> int:

@@ -4,10 +4,11 @@ ZeroMQ would look names up by itself, but in the thread that carries the heartbe
 """
 
 import asyncio
+import errno
 import socket
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 
 from pelago.core.errors import ConfigError
 
@@ -25,15 +26,34 @@ def addresses(host: str, *, passive: bool = False) -> list[str]:
 
 
 def own_addresses(host: str, key: str, shown: str) -> list[str]:
-    """The addresses that a server is to listen on: ``*`` as it is. Raises `ConfigError`, naming the key."""
+    """The addresses of this machine that a server is to listen on: ``*`` as it is. Raises `ConfigError`, naming
+    the key."""
     if host == "*":
         return [host]
     try:
-        return addresses(host, passive=True)
+        found = addresses(host, passive=True)
     except OSError as error:
         raise ConfigError(
             f"{key} = {shown}: cannot resolve host {host!r} ({error.strerror})"
         ) from None
+    # Of localhost the tables may name an IPv6 address where the machine has none.
+    own = [each for each in found if _is_own(each)]
+    if not own:
+        raise ConfigError(
+            f"{key} = {shown}: {', '.join(found)} is no address of this machine; a server behind one that is"
+            " translated listens on 0.0.0.0, all its own (IPv6 too: *), and others find it by `connect`"
+        )
+    return own
+
+
+def _is_own(host: str) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
+            probe.bind(socket.getaddrinfo(host, 0, family, socket.SOCK_STREAM)[0][4])
+    except OSError as error:
+        return error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+    return True
 
 
 class Lookup:

@@ -1,5 +1,7 @@
 """Which ports of this machine are free. A server takes two: control, and bulk on the next one."""
 
+import errno
+import os
 import socket
 from contextlib import closing
 
@@ -13,6 +15,11 @@ THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
 
 def is_free(host: str, port: int) -> bool:
     """Whether a TCP port of an address (``*``: of all) can be bound now."""
+    return _fault(host, port) == 0
+
+
+def _fault(host: str, port: int) -> int:
+    """Number of the error with which it cannot; 0: it can."""
     if host == "*":
         host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -22,9 +29,9 @@ def is_free(host: str, port: int) -> bool:
             if host == "::":
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             probe.bind(socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4])
-    except OSError:
-        return False
-    return True
+    except OSError as error:
+        return error.errno or errno.EINVAL
+    return 0
 
 
 def require_free(host: str, port: int, key: str) -> None:
@@ -32,8 +39,10 @@ def require_free(host: str, port: int, key: str) -> None:
     shown = address.join(host, port)
     hosts = own_addresses(host, key, shown)
     for each in (port, port + 1):
-        if not all(is_free(own, each) for own in hosts):
-            raise ConfigError(f"{key} = '{shown}': port {each} is taken on this machine")
+        for fault in filter(None, (_fault(own, each) for own in hosts)):
+            taken = fault == errno.EADDRINUSE
+            why = "is taken on this machine" if taken else f"cannot be had: {os.strerror(fault)}"
+            raise ConfigError(f"{key} = '{shown}': port {each} {why}")
 
 
 def free_pairs(count: int, first: int = 0) -> list[int]:

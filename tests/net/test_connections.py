@@ -160,6 +160,24 @@ async def test_of_several_addresses_the_one_that_answers_is_found(
     await client.hears(Wait)
 
 
+async def test_a_server_listens_on_those_of_its_addresses_that_the_machine_has(
+    house: House, names: dict[str, list[str]]
+) -> None:
+    # As in containers whose table of hosts has an IPv6 address for localhost, and which have no IPv6.
+    names["gps.test"] = ["192.0.2.7", "127.0.0.1"]
+    client = asking()
+    house.start(answering(), "gps", server=Bind("gps.test", house.ports[0]))
+    house.client(client)
+    await client.hears(Wait)
+
+
+def test_an_address_of_another_machine_is_no_port_that_is_taken() -> None:
+    with pytest.raises(
+        ConfigError, match=r"gps\.bind = .*192\.0\.2\.7 is no address of this machine"
+    ):
+        require_free("192.0.2.7", 7700, "gps.bind")
+
+
 async def test_a_server_named_by_several_addresses_listens_on_all(
     house: House, ipv6: None, names: dict[str, list[str]]
 ) -> None:
