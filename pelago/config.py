@@ -408,6 +408,16 @@ class RunFile(Section):
         return self.gps.region or self.region[0].name
 
     @property
+    def slots(self) -> dict[str, int]:
+        """The processes of `pelago local` that compute, numbered: workers first, then the evaluator."""
+        workers = [
+            f"worker-{region.name}-{group}"
+            for region in self.region
+            for group in range(len(region.worker_speeds))
+        ]
+        return {name: slot for slot, name in enumerate([*workers, "evaluator"])}
+
+    @property
     def out(self) -> Path:
         """Folder of the results."""
         return Path(self.run.out or f"runs/{self.run.name}")

@@ -29,6 +29,13 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="run at the group's speed of the run file, as `pelago local` does",
     )
+    flags.add_argument(
+        "--slot",
+        type=command.natural,
+        default=0,
+        metavar="N",
+        help="which of this machine's workers it is: they are spread over the GPUs that are visible",
+    )
     modes = flags.add_mutually_exclusive_group()
     modes.add_argument(
         "--evaluate",

@@ -10,6 +10,7 @@ from pelago.core.errors import CheckpointError
 from pelago.net import whole
 from pelago.wire.messages import TensorSpec
 from worker import device as devices
+from worker import memory
 from worker.data import Corpus, open_corpus
 from worker.data.sources import load_tokenizer
 from worker.models import LanguageModel, build, companions
@@ -23,9 +24,9 @@ EVALUATION_BATCH: int = 16
 class Evaluator:
     """Measures versions of the model on one held-out set. Not thread-safe: one call at a time."""
 
-    def __init__(self, run: RunFile, corpus: Corpus | None = None) -> None:
+    def __init__(self, run: RunFile, corpus: Corpus | None = None, *, slot: int = 0) -> None:
         """Open the corpus, unless it is open, and build the model. Raises `ConfigError`."""
-        device = devices.choose(run.worker.device)
+        device = devices.choose(run.worker.device, slot)
         self.corpus: Corpus = corpus or open_corpus(run.data, run.run.seed)
         self.model: LanguageModel = build(
             run.model, self.corpus.vocabulary, run.run.seed, device, run.data.sequence_length
@@ -37,9 +38,8 @@ class Evaluator:
         )
         self.companions = _companions(run)
         self._samples = run.data.validation_samples
-        self._batch_size = min(
-            EVALUATION_BATCH, run.worker.micro_batch_size or run.worker.batch_size
-        )
+        self.memory_step = memory.Step.of(run, device, EVALUATION_BATCH)
+        self._batch_size = self.memory_step.sequences
 
     def manifest(self) -> tuple[TensorSpec, ...]:
         """Names and shapes of the model's tensors, in the order of the flat tensors."""
@@ -53,6 +53,7 @@ class Evaluator:
         self.model.read_flat(out)
         return out
 
+    @memory.explaining
     def validate(
         self, flat: torch.Tensor, on_batch: Callable[[int], None] = lambda _: None
     ) -> tuple[float, int]:
@@ -62,6 +63,7 @@ class Evaluator:
         ``flat``: fp32, shape (elements,). The result depends on nothing else: not on the seed of
         the run and not on what was measured before.
         """
+        devices.use(self.model.device)
         self.model.load_flat(flat)
         return _mean_loss(self.model, self.corpus, self._samples, self._batch_size, on_batch)
 

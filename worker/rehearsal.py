@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from pelago.config import RunFile
 from pelago.core.errors import ConfigError
 from pelago.core.prng import derive
 from worker import device as devices
+from worker import memory
 from worker.data import Corpus, open_corpus
 from worker.evaluator import Evaluator
 from worker.models import LanguageModel, weights
@@ -95,6 +96,7 @@ def describe(run: RunFile, *, step: bool) -> Iterator[str]:
         yield f"corpus     {line}"
     vocabulary = settings.get_text_config().vocab_size
     yield f"corpus     largest id {highest:,}; the model knows {vocabulary:,}"
+    yield f"devices    with `pelago local` here: {devices.spread(run.slots, run.worker.device)}"
     if source is not None:
         yield f"step       {_step(run, source.model, corpus, demand) if step else 'not tried (--no-step)'}"
 
@@ -139,13 +141,11 @@ def _step(run: RunFile, model: LanguageModel, corpus: Corpus, demand: Demand) ->
         torch.set_num_threads(devices.cores())
     started_s = time.perf_counter()
     try:
-        with model.training(derive("dropout", run.run.seed, 0)):
+        with (
+            memory.explained(replace(memory.Step.of(run, model.device), sequences=sequences)),
+            model.training(derive("dropout", run.run.seed, 0)),
+        ):
             loss = float(model.backward(corpus.batch(range(sequences)), 1.0, mixed=cuda))
-    except torch.OutOfMemoryError:
-        raise ConfigError(
-            f"worker.micro_batch_size = {run.worker.micro_batch_size}: a step of {sequences} sequences of"
-            f" {length} tokens does not fit into the memory of the accelerator; choose a smaller one"
-        ) from None
     finally:
         torch.set_num_threads(threads)
     took_s = time.perf_counter() - started_s

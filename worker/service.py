@@ -17,6 +17,7 @@ from pelago.net.sockets import Connect
 from pelago.tensor import model_file
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
+from worker import device as devices
 from worker.evaluator import Evaluator as Measure
 from worker.ports import EvaluatorPort, WorkerPort
 from worker.rehearsal import describe
@@ -68,7 +69,7 @@ def _train(options: argparse.Namespace, run: RunFile) -> int:
     name = daemon.worker_folder(options.region, options.group, bits)
     log = daemon.telemetry(out, name)
     pace = Pace.of(run, region, options.group) if options.paced else None
-    trainer = Trainer(run, pace=pace, tell=log.line)
+    trainer = Trainer(run, pace=pace, slot=options.slot, tell=log.line)
     keep = out / "optimiser" if run.worker.keep_optimiser else None
     manifest = Manifest(trainer.manifest())
     machine = Worker(
@@ -94,6 +95,7 @@ def _train(options: argparse.Namespace, run: RunFile) -> int:
         plane=Plane(manifest, None, exchanges=False),
         trainer=WorkerPort(trainer, run, options.region, keep),
     )
+    log.event("device", device=devices.told(trainer.model.device))
     log.event("model", origin=trainer.model.origin)
     needs.tell(log, needs.of_worker(run, name, manifest.bytes, out))
     log.line(f"training for region {options.region}; its LPS is at {address.join(host, port)}")
@@ -105,7 +107,7 @@ def _evaluate(options: argparse.Namespace, run: RunFile) -> int:
     host, port = command.address(options.connect, run.gps_connect(), "--connect")
     out = daemon.out_folder(run, options.out)
     log = daemon.telemetry(out, "evaluator")
-    measure = Measure(run)
+    measure = Measure(run, slot=options.slot)
     manifest = Manifest(measure.manifest())
     machine = Evaluator(
         settings(
@@ -131,6 +133,7 @@ def _evaluate(options: argparse.Namespace, run: RunFile) -> int:
         trainer=EvaluatorPort(measure, out / "model"),
     )
     needs.tell(log, needs.of_evaluator(manifest.bytes, out))
+    log.event("device", device=devices.told(measure.model.device))
     log.line(f"evaluating; the GPS is at {address.join(host, port)}")
     finish = uvloop.run(node.run())
     return daemon.outcome(finish)

@@ -15,6 +15,7 @@ from pelago.core.prng import derive
 from pelago.net.trainer import Result
 from pelago.wire.messages import TensorSpec
 from worker import device as devices
+from worker import memory
 from worker.data import Corpus, open_corpus
 from worker.models import CompileFault, LanguageModel, build
 from worker.optimiser import Optimiser
@@ -35,18 +36,20 @@ class Trainer:
         run: RunFile,
         *,
         pace: Pace | None = None,
+        slot: int = 0,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Open the corpus and build the model. Raises `ConfigError`.
 
         ``pace``: emulate a slower worker (`pelago local`); without it every step runs as fast as it
-        can. ``tell`` takes a line for people, from the thread that trains.
+        can. ``slot``: see `worker.device.choose`. ``tell`` takes a line for people, from the thread that trains.
         """
         self._tell = tell
         self.settings: Worker = run.worker
         self._seed = run.run.seed
         self.pace = pace
-        device = devices.choose(run.worker.device)
+        device = devices.choose(run.worker.device, slot)
+        self.memory_step = memory.Step.of(run, device)
         self.corpus: Corpus = open_corpus(run.data, run.run.seed)
         self.model: LanguageModel = build(
             run.model, self.corpus.vocabulary, run.run.seed, device, run.data.sequence_length
@@ -71,6 +74,7 @@ class Trainer:
         self.model.read_flat(out)
         return out
 
+    @memory.explaining
     def train(
         self,
         lease: Lease,
@@ -90,6 +94,7 @@ class Trainer:
         samples = list(chain.from_iterable(range(start, stop) for start, stop in lease.spans))
         if not samples:
             raise ValueError(f"lease {lease.push} holds no samples")
+        devices.use(self.model.device)
         self.model.load_flat(flat_start)
         clock = lease.clock // self.settings.global_batch_size
         size = self.settings.batch_size

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from pelago.cli.progress import Progress
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError, PelagoError
 from pelago.net import whole
+from pelago.net.command import EXIT_USER
 from pelago.net.ports import free_pairs
 from pelago.net.signals import listen
 from pelago.net.wan import Link, WanProxy
@@ -44,6 +46,8 @@ ONE_THREAD = {
     name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 } | {"TOKENIZERS_PARALLELISM": "false"}
 """Processes share the cores, so each computes on one thread: more would measure the scheduler."""
+COMPILE_THREADS = "TORCHINDUCTOR_COMPILE_THREADS"
+"""With a GPU each process compiles its model first, by default on as many processes as there are cores."""
 
 
 def local(run: RunFile, out: Path, *, overwrite: bool, live: bool) -> int:
@@ -79,6 +83,12 @@ def _prepare(out: Path, overwrite: bool) -> None:
                 (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot write results to {out}: {error}") from None
+
+
+def _threads(processes: int) -> dict[str, str]:
+    """Variables for each of so many processes that compute on this machine."""
+    share = max(1, len(os.sched_getaffinity(0)) // processes)
+    return ONE_THREAD | {COMPILE_THREADS: os.environ.get(COMPILE_THREADS, str(share))}
 
 
 @dataclass
@@ -118,6 +128,8 @@ class _Topology:
         """Whether the run is to end: from then on nothing is started."""
         self._asked: list[signal.Signals] = []
         """Signals by which somebody asked for the end."""
+        self._placed = set(("gps", *(f"lps-{each.name}" for each in run.region)))
+        """Nodes of which it is known on which device they compute."""
         self._kill_at = math.inf
         """When whoever lives then is killed, by the loop's clock."""
         self._failure = ""
@@ -183,11 +195,13 @@ class _Topology:
             route = ["--connect", connect[region.name]] if region.name in connect else []
             flags = ["--region", region.name, *route, *(["--resume"] if resumes else [])]
             yield f"lps-{region.name}", ["lps", *flags], True, self._lasting(run.lps)
-        yield "evaluator", ["worker", "--evaluate"], True, True
+        slots = {name: ["--slot", str(slot)] for name, slot in run.slots.items()}
+        yield "evaluator", ["worker", "--evaluate", *slots["evaluator"]], True, True
         for region in run.region:
             for group in range(len(region.worker_speeds)):
                 flags = ["--region", region.name, "--group", str(group), "--paced"]
-                yield f"worker-{region.name}-{group}", ["worker", *flags], False, False
+                name = f"worker-{region.name}-{group}"
+                yield name, ["worker", *flags, *slots[name]], False, False
 
     @staticmethod
     def _lasting(server: config.Server) -> bool:
@@ -209,7 +223,7 @@ class _Topology:
                 *("--run", str(self.out / "run.toml"), *flags, "--out", str(self.out)),
                 stdout=console,
                 stderr=console,
-                environment=ONE_THREAD,
+                environment=_threads(len(self.run_file.slots)),
                 # A Ctrl-C at the terminal is ours to hand on, in good order.
                 start_new_session=True,
             )
@@ -258,8 +272,18 @@ class _Topology:
     async def _pause(self) -> None:
         await asyncio.sleep(POLL_S)
         self.progress.update()
+        self._say_devices()
         if asyncio.get_running_loop().time() >= self._kill_at:
             self._kill_all()
+
+    def _say_devices(self) -> None:
+        """Say of each process that computes on an accelerator, once, on which."""
+        for name in [each.name for each in self.processes if each.name not in self._placed]:
+            device = self.progress.device(name)
+            if device:
+                self._placed.add(name)
+                if device != "cpu":
+                    self.progress.say(f"{name} computes on {device}")
 
     def _is_settled(self) -> bool:
         """Whether the GPS has ended the run and told the others so, with or without all results."""
@@ -297,7 +321,8 @@ class _Topology:
             return
         if self._draining():
             return
-        if again and (killed or ended.name == "evaluator"):
+        # What a user got wrong it meets again.
+        if again and (killed or (ended.name == "evaluator" and code != EXIT_USER)):
             self._start_again(ended, said)
         elif ended.vital:
             self._fail(f"{said}, and the run cannot go on: {self._log(ended.name)}")

@@ -17,6 +17,8 @@ PLAIN_INTERVAL_S = 5.0
 DISK_KINDS = ("disk_short", "disk_trouble", "disk_well", "snapshot_failed", "not_written")
 """Events of the GPS that its user should see."""
 PS_PER_S = 10**12
+HEAD_BYTES = 1 << 16
+"""Of a node's log, in which it tells what it is."""
 
 
 class Progress:
@@ -80,6 +82,16 @@ class Progress:
         elif self._elapsed_s() - self._printed_s >= PLAIN_INTERVAL_S:
             self._printed_s = self._elapsed_s()
             self.say(f"{self._headline().plain} | {self._regions_line()}")
+
+    def device(self, node: str) -> str:
+        """On which device a worker or the evaluator computes; empty as long as it has not told."""
+        path = self._out / node / "events.jsonl"
+        if not path.exists():
+            return ""
+        with path.open("rb") as file:
+            events = [_event(line) for line in file.read(HEAD_BYTES).splitlines()]
+        told = [event["device"] for event in events if event and event.get("kind") == "device"]
+        return str(told[-1]) if told else ""
 
     def summarise(self, result: dict[str, Any]) -> None:
         """The end of the run in a few lines."""

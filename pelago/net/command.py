@@ -64,6 +64,13 @@ def address(flag: str | None, default: tuple[str, int], key: str) -> tuple[str, 
     return default if flag is None else endpoint(flag, key)
 
 
+def natural(text: str) -> int:
+    """The number of a flag: 0, 1, 2, ..."""
+    if not (text.isascii() and text.isdigit()) or len(text) > 6:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to 999999")
+    return int(text)
+
+
 def main(
     role: str,
     parser: argparse.ArgumentParser,
@@ -124,6 +131,9 @@ def _run(
         return EXIT_UNANSWERED
     except PelagoError as error:
         say(f"{role}: {one_line(error)}", sys.stderr)
+        return EXIT_USER
+    except MemoryError:
+        say(f"{role}: out of memory", sys.stderr)
         return EXIT_USER
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -1,6 +1,7 @@
 """What a user got wrong may show only in training: the lease goes back at once, and the worker says why."""
 
 import re
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -34,5 +35,35 @@ def test_a_worker_that_meets_a_bad_id_hands_its_lease_back_and_ends_with_a_sente
         daemons.until("its lease is back", lambda: bool(daemons.events("lps-eu", "worker_left")))
         (left,) = daemons.events("lps-eu", "worker_left")
         assert left["why"] == "failed"
+        assert left["spans"]
+        assert not (tmp_path / "out" / "worker-eu-0" / "crash.json").exists()
+
+
+@pytest.mark.slow
+def test_a_worker_without_enough_memory_hands_its_lease_back_and_names_the_micro_batch(
+    tmp_path: Path,
+) -> None:
+    """The process may have a little more than it has when it joins; a step needs hundreds of megabytes."""
+    path = run_file(tmp_path, budget=10**6, regions={"eu": [1.0]})
+    text = path.read_text(encoding="utf-8")
+    text = text.replace("batch_size = 8\nglobal", "batch_size = 12288\nglobal")
+    text = text.replace("lost_after_ms = 2000", "lost_after_ms = 600000")
+    path.write_text(text, encoding="utf-8")
+    with Daemons(path, tmp_path / "out") as daemons:
+        worker = daemons.start_worker("eu", 0)
+        daemons.until("it is ready", lambda: bool(daemons.events("worker-eu-0", "waiting")))
+        size = (
+            int(Path(f"/proc/{worker.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        )
+        resource.prlimit(worker.pid, resource.RLIMIT_AS, (size + (256 << 20),) * 2)
+        daemons.start_servers("eu")
+        code, output = daemons.wait("worker-eu-0")
+        assert code == 2, output
+        assert "worker.micro_batch_size = 0 (all 12288 of worker.batch_size)" in output
+        assert "try worker.micro_batch_size = 6144" in output
+        assert "Traceback" not in output
+        del daemons.processes["worker-eu-0"]
+        daemons.until("its lease is back", lambda: bool(daemons.events("lps-eu", "worker_left")))
+        (left,) = daemons.events("lps-eu", "worker_left")
         assert left["spans"]
         assert not (tmp_path / "out" / "worker-eu-0" / "crash.json").exists()

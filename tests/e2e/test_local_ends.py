@@ -94,6 +94,7 @@ def test_what_was_ignored_at_the_start_stays_so_and_no_server_is_started_again_w
     with family(command, folder=tmp_path, ignored=[signal.SIGHUP]) as run:
         run.until("it trains", lambda: trains(run, out))
         before = run.members()
+        assert run.one("worker", "--group", "1", "--slot", "1")
         for member in before:
             os.kill(member, signal.SIGHUP)
         known = updates(out)
