@@ -1,6 +1,6 @@
 """The regions and evaluators that the GPS knows: who serves them, their fences, what they were told."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pelago.core.dedupe import Outcome, Outcomes
@@ -47,6 +47,12 @@ class Region:
         """Nobody serves the region any more. Its fence grows when somebody does again."""
         self.peer, self.ahead, self.replying = None, 0, None
 
+    def reported(self, report: RegionReport) -> None:
+        """It says how far it is; without its workers, of whom what it said last holds."""
+        if not report.workers and self.report is not None:
+            report = replace(report, workers=self.report.workers)
+        self.report = report
+
     def outcome(self, push: PushId) -> Outcome | None:
         """What became of an exchange; None: it has not been decided."""
         if push.fence != self.fence:
@@ -61,24 +67,20 @@ class Region:
         self.newest = push.lease
 
     def summary(self) -> dict[str, Any]:
-        """For the event log and the live view."""
+        """For the event log and the live view: counts, however many workers there are."""
         report = self.report
+        workers = report.workers if report else ()
+        losses = [each.loss for each in workers if each.rounds]
         return {
             "serving": self.peer is not None,
             "exchanges": self.updates,
             "updates": report.updates if report else 0,
             "staleness_max": report.staleness_max if report else 0,
             "exchanging": report.exchanging if report else False,
-            "workers": [
-                {
-                    "group": worker.group,
-                    "rounds": worker.rounds,
-                    "steps": worker.steps,
-                    "tokens": worker.tokens,
-                    "loss": worker.loss,
-                }
-                for worker in (report.workers if report else ())
-            ],
+            "workers": len(workers),
+            "steps": sum(each.steps for each in workers),
+            "tokens": sum(each.tokens for each in workers),
+            "loss": sum(losses) / len(losses) if losses else None,
         }
 
     def check(self) -> None:

@@ -309,7 +309,7 @@ class Gps:
                 return self._on_lease_request(region, peer, message)
             case Heartbeat(report):
                 if isinstance(report, RegionReport):
-                    region.report = report
+                    region.reported(report)
                 over = self.phase in ("draining", "finished")
                 return [Send(peer, Stop(self.end_reason) if over else Heartbeat(None))]
             case Pull():
@@ -470,7 +470,7 @@ class Gps:
 
     def _on_leave(self, region: Region, peer: Peer, message: Leave) -> list[Effect]:
         if isinstance(message.report, RegionReport):
-            region.report = message.report
+            region.reported(message.report)
         present = self._present()
         effects = self._part(region, message.reason)
         if self.phase in ("draining", "finished"):

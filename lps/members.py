@@ -1,5 +1,6 @@
 """The worker groups of a region: who holds which group, its fence, what it waits for."""
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
@@ -13,6 +14,10 @@ ROUNDS_UNMEASURED: Final = 2
 """Rounds to have in hand for a member of which it is not known how long they take."""
 ROUNDS_AHEAD_MAX: Final = 4096
 """Rounds to have in hand for a member at most, however short they are."""
+
+
+PAST_MAX: Final = 256
+"""Processes that are gone and may come back, whose reports are kept apart; of those before only sums are."""
 
 
 @durable()
@@ -56,8 +61,10 @@ class Members:
         """The member behind a connection, if there is one; the dict's own method, since every message
         asks for it. An image is restored into the same dict."""
         self._fences: dict[int, int] = {}
-        self._past: dict[Peer, WorkerReport] = {}
-        """Last reports of processes that are gone, by process: one that comes back counts on."""
+        self._past: OrderedDict[Peer, WorkerReport] = OrderedDict()
+        """Last reports of the `PAST_MAX` processes that went last: one that comes back counts on."""
+        self._before: dict[int, WorkerReport] = {}
+        """Sums of the reports of all that went before those, by group."""
 
     def __iter__(self) -> Iterator[Member]:
         return iter(list(self._members.values()))
@@ -86,6 +93,9 @@ class Members:
         """Forget a process; its group's next holder gets a higher fence."""
         if member.report is not None:
             self._past[member.peer] = member.report
+            if len(self._past) > PAST_MAX:
+                _, report = self._past.popitem(last=False)
+                self._before[report.group] = _sum(self._before.get(report.group), report)
         del self._members[member.peer]
 
     def silent_since(self, then: int) -> list[Member]:
@@ -101,7 +111,7 @@ class Members:
 
     def reports(self) -> tuple[WorkerReport, ...]:
         """One report a group, over all processes that held it, in order of the groups."""
-        reports: dict[int, WorkerReport] = {}
+        reports = dict(self._before)
         present = [each.report for each in self._members.values() if each.report is not None]
         for report in (*self._past.values(), *present):
             reports[report.group] = _sum(reports.get(report.group), report)

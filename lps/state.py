@@ -74,6 +74,11 @@ STUCK_ROUNDS: Final = 4
 """A trainer of which nothing is heard for as long as so many of its rounds took may be stuck."""
 
 
+WORKERS_NAMED_MAX: Final = 16
+WORKERS_NAMED_EVERY: Final = 16
+"""So many workers are named in every heartbeat to the GPS; more only in one of so many."""
+
+
 @dataclass(frozen=True, slots=True)
 class LpsSettings:
     """What an LPS's machine must know of the run."""
@@ -152,6 +157,7 @@ class Lps:
         self._loaded: Version | None = None
         """Global version that the driver put into the arena: no first transfer then."""
         self._pulled_at = 0
+        self._ticks = 0
         self._may_return = False
         """It was this LPS that was asked to end, and not the run: started again, it serves again."""
         self._now = 0
@@ -633,6 +639,8 @@ class Lps:
             self.leases.give_back(member.lease.push, "fenced")
             fields |= {"lease": member.lease.push.lease, "spans": member.lease.spans}
         self.members.remove(member)
+        if member.peer in self._queue:
+            self._queue.remove(member.peer)
         return [Note("worker_left", fields), *self.intake.free(member.peer), *self._serve()]
 
     def _on_delivered(self, peer: Peer, blob: BlobId) -> list[Effect]:
@@ -666,7 +674,7 @@ class Lps:
             effects += [*self._remove(member, "lost: no heartbeat"), Send(member.peer, Rejoin())]
         if self.phase == "leaving":
             return [*effects, *self.uplink.leave_again()]
-        effects += self.uplink.tick(self.report(), self._now)
+        effects += self.uplink.tick(self._brief_report(), self._now)
         if self.uplink.gives_up(self._now):
             return effects  # All stays as it is: started again, it waits again, and goes on.
         due = self._now - self.settings.retry_ps
@@ -679,6 +687,14 @@ class Lps:
             effects += [Send(member.peer, Stop("run finished")) for member in self.members]
             effects += self._maybe_leave()
         return effects
+
+    def _brief_report(self) -> RegionReport:
+        """For a heartbeat: the GPS journals each, so many workers are not named in every one."""
+        report = self.report()
+        self._ticks += 1
+        if len(report.workers) <= WORKERS_NAMED_MAX or self._ticks % WORKERS_NAMED_EVERY == 0:
+            return report
+        return replace(report, workers=())
 
     def report(self) -> RegionReport:
         """What this region has done so far."""

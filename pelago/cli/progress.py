@@ -167,7 +167,7 @@ class Progress:
 
     def _region_tokens(self) -> int:
         regions = self._status["regions"].values()
-        return sum(worker["tokens"] for region in regions for worker in region["workers"])
+        return sum(region["tokens"] for region in regions)
 
     def _table(self) -> Table:
         table = Table(
@@ -179,16 +179,15 @@ class Progress:
 
     @staticmethod
     def _cells(region: dict[str, Any]) -> list[str]:
-        workers = region["workers"]
-        losses = [worker["loss"] for worker in workers if worker["rounds"]]
+        loss = region["loss"]
         return [
-            str(len(workers)) if region["serving"] else "away",
+            str(region["workers"]) if region["serving"] else "away",
             f"{region['updates']:,}",
             f"{region['exchanges']:,}",
             "yes" if region["exchanging"] else "no",
             str(region["staleness_max"]),
-            f"{sum(worker['steps'] for worker in workers):,}",
-            f"{sum(losses) / len(losses):.3f}" if losses else "-",
+            f"{region['steps']:,}",
+            "-" if loss is None else f"{float(loss):.3f}",
         ]
 
     def _regions_line(self) -> str:

@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from pelago.config import Durability
 from pelago.core.errors import CheckpointError
+from pelago.core.machine import Received, Tick
 from pelago.core.names import BlobId
 from pelago.net import disk
 from pelago.net.files import open_over, sync_file, sync_folder
@@ -31,7 +32,7 @@ from pelago.net.history import Told, history_line
 from pelago.net.store import PART, Store, boot_id
 from pelago.tensor.payload import Cell
 from pelago.wire import record
-from pelago.wire.messages import Event
+from pelago.wire.messages import Event, Heartbeat
 from pelago.wire.record import Begun, Header, Kind
 
 BATCH_BYTES: Final = 8 << 20
@@ -41,9 +42,11 @@ RETRY_S: Final = 0.5
 CLOSE_S: Final = 10.0
 SNAPSHOT_BYTES: Final = 64 << 20
 SNAPSHOT_EVENTS: Final = 200_000
+SNAPSHOT_QUIET_EVENTS: Final = 2_000_000
 SNAPSHOT_MODELS: Final = 2
 """A snapshot is due when the journal has grown by this many models, and by `SNAPSHOT_BYTES`, or by this
-many events: what a restart reads and does again is bounded by it."""
+many events: what a restart reads and does again is bounded by it. Quiet events are heartbeats and ticks, of
+which a server with many workers hears thousands a second, whether anything happens or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,9 @@ class Journal:
         self.bytes = grown_bytes
         """Written or queued since the last snapshot."""
         self.events = 0
+        """Queued since then, without the quiet ones."""
+        self.quiet_events = 0
+        """Heartbeats and ticks."""
         self._store = store
         self._sync = durability == "host"
         self._header = header
@@ -124,7 +130,12 @@ class Journal:
     def event(self, run: str, event: Event, now: int) -> int:
         """Queue an event. Returns the number of its record. Raises `WireError`."""
         body = record.pack_event(run, event)
-        self.events += 1
+        if isinstance(event, Tick) or (
+            isinstance(event, Received) and isinstance(event.message, Heartbeat)
+        ):
+            self.quiet_events += 1
+        else:
+            self.events += 1
         return self._put(Kind.EVENT, body, 0, now, -1)
 
     def begin(self, blob: BlobId, begun: Begun) -> None:
@@ -148,7 +159,8 @@ class Journal:
         if self._snapshotting:
             return False
         grown = self.bytes >= max(SNAPSHOT_BYTES, SNAPSHOT_MODELS * model_bytes)
-        return wanted or grown or self.events >= SNAPSHOT_EVENTS
+        many = self.events >= SNAPSHOT_EVENTS or self.quiet_events >= SNAPSHOT_QUIET_EVENTS
+        return wanted or grown or many
 
     def rotate(self) -> tuple[int, int]:
         """Begin the next journal, for which `snapshot` is called then.
@@ -159,7 +171,7 @@ class Journal:
         self._snapshotting = True
         with self._lock:
             self._index += 1
-            self.bytes = self.events = 0
+            self.bytes = self.events = self.quiet_events = 0
             header = _packed_header(self._header, self._number)
             self._items.put(_Rotate(self._index, header, for_snapshot=True))
             return self._index, self._number - 1

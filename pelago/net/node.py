@@ -388,6 +388,11 @@ class Node:
     def _note(self, kind: str, fields: dict[str, Any]) -> None:
         if self.keeper is not None:
             self.keeper.note(kind, fields)
+        if kind == "unexpected":
+            # A peer may send such as often as it likes, and the log may not grow by that.
+            peer = str(fields.get("peer", fields.get("region", "?")))
+            self.telemetry.drop(kind, peer, ", ".join(f"{k} {v}" for k, v in fields.items()))
+            return
         connect = self.settings.client
         if kind == "waiting" and connect is not None:
             fields = {**fields, "server": str(connect)}

@@ -419,8 +419,28 @@ def test_the_status_says_what_every_region_does(room: Room) -> None:
         "updates": 0,
         "staleness_max": 0,
         "exchanging": False,
-        "workers": [],
+        "workers": 0,
+        "steps": 0,
+        "tokens": 0,
+        "loss": None,
     }
+
+
+def test_the_status_names_no_workers_however_many_there_are(room: Room) -> None:
+    """1. A region says who its workers are; then a heartbeat that does not. 2. They are counted all the same."""
+    workers = tuple(WorkerReport(n, 1, 2, 3, 4, 5, float(n % 2), 0) for n in range(400))
+    room.hears("lps-1", Heartbeat(replace(REPORT, workers=workers)))
+    room.hears("lps-1", Heartbeat(replace(REPORT, updates=7, workers=())))
+    status = room.happens(Tick())[-1]
+    assert isinstance(status, Note)
+    region = status.fields["regions"]["eu"]
+    assert len(str(status.fields)) < 1000
+    counts = (400, 800, 1200, 0.5)
+    assert tuple(region[key] for key in ("workers", "steps", "tokens", "loss")) == counts
+    assert region["updates"] == 7
+    report = room.gps.regions["eu"].report
+    assert report is not None
+    assert report.workers == workers
 
 
 def test_an_update_without_its_payload_is_no_update(room: Room) -> None:

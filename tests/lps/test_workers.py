@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from lps.members import PAST_MAX
+from lps.state import WORKERS_NAMED_EVERY, WORKERS_NAMED_MAX
 from pelago.core.machine import (
     PS_PER_MS,
     Delivered,
@@ -30,6 +32,7 @@ from pelago.wire.messages import (
     Pull,
     Push,
     Refuse,
+    RegionReport,
     Rejoin,
     Wait,
     WorkerReport,
@@ -311,3 +314,51 @@ def test_a_worker_that_does_not_notice_that_its_trainer_is_stuck_loses_its_lease
         "w0", Heartbeat(None)
     )
     assert room.hears("w0", Heartbeat(replace(quiet, quiet_ms=400_001)))[-1] == Send("w0", Rejoin())
+
+
+def test_what_is_known_of_processes_that_are_gone_is_bounded_and_adds_up() -> None:
+    """1. Far more processes than are remembered hold a group, one after another. 2. All of their rounds count,
+    in one report; the last one comes back, and counts on."""
+    room = Room().serve()
+    count = 3 * PAST_MAX
+    for number in range(count):
+        room.hears(f"w{number}", hello(0, number))
+        room.hears(f"w{number}", Heartbeat(replace(REPORT, rounds=2)))
+        room.hears(f"w{number}", Leave("enough", None, (), (), ()))
+    assert len(room.lps.members._past) == PAST_MAX
+    assert len(room.lps.members._before) == 1
+    assert [(each.group, each.rounds) for each in room.lps.report().workers] == [(0, 2 * count)]
+    room.hears(f"w{count - 1}", hello(0, count))
+    room.hears(f"w{count - 1}", Heartbeat(replace(REPORT, rounds=5)))
+    assert [each.rounds for each in room.lps.report().workers] == [2 * count + 3]
+
+
+def test_many_workers_are_not_named_in_every_heartbeat() -> None:
+    """But once in so many; few are named in each."""
+
+    def named(room: Room) -> list[int]:
+        return [
+            len(each.message.report.workers)
+            for _ in range(2 * WORKERS_NAMED_EVERY)
+            for each in room.happens(Tick())
+            if isinstance(each, Send)
+            and isinstance(each.message, Heartbeat)
+            and isinstance(each.message.report, RegionReport)
+        ]
+
+    few, many = Room().serve(), Room().serve()
+    for room, count in ((few, WORKERS_NAMED_MAX), (many, WORKERS_NAMED_MAX + 1)):
+        for number in range(count):
+            room.hears(f"w{number}", hello())
+            room.hears(f"w{number}", Heartbeat(REPORT))
+    assert named(few) == [WORKERS_NAMED_MAX] * 2 * WORKERS_NAMED_EVERY
+    found = named(many)
+    assert len(found) == 2 * WORKERS_NAMED_EVERY
+    assert [each for each in found if each] == [WORKERS_NAMED_MAX + 1] * 2
+
+
+def test_who_leaves_waits_for_nothing_any_more(room: Room) -> None:
+    room.join("w0")
+    room.hears("w0", Pull(4, 0))
+    room.hears("w0", Leave("enough", None, (), (), ()))
+    assert list(room.lps._queue) == []

@@ -310,7 +310,7 @@ async def test_a_payload_that_arrives_while_the_journal_rotates_survives(
         for index in range(5):
             region.sends(index)
         await eventually(lambda: server.telemetry.counters["chunks_received"] == 5)
-        monkeypatch.setattr(journal, "SNAPSHOT_EVENTS", 1)
+        monkeypatch.setattr(journal, "SNAPSHOT_QUIET_EVENTS", 1)
         region.says(Heartbeat(None))
         await eventually(lambda: newest(house.folder, "snapshot") == 1)
         monkeypatch.undo()

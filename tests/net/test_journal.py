@@ -14,11 +14,13 @@ import pytest
 import torch
 
 from pelago.config import Durability
+from pelago.core.machine import Received, Tick
 from pelago.net import journal
 from pelago.net.journal import Journal
 from pelago.net.store import Store
 from pelago.tensor.payload import Cell
 from pelago.wire import record
+from pelago.wire.messages import Heartbeat
 from pelago.wire.record import Begun, Kind
 from tests.net.books import (
     RUN,
@@ -471,6 +473,23 @@ async def test_a_snapshot_is_due_by_bytes_or_by_events_and_never_while_one_is_ma
         assert desk.journal.due(0)
         assert not desk.journal.due(300)
         assert desk.journal.due(200)
+
+
+async def test_heartbeats_and_ticks_count_for_little_towards_a_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server with hundreds of workers hears a thousand a second, and a snapshot may be gigabytes."""
+    monkeypatch.setattr(journal, "SNAPSHOT_EVENTS", 2)
+    monkeypatch.setattr(journal, "SNAPSHOT_QUIET_EVENTS", 40)
+    async with a_desk(tmp_path) as desk:
+        for number in range(39):
+            desk.journal.event(RUN, Tick() if number % 2 else Received("w", Heartbeat(None)), 1)
+        desk.journal.event(RUN, an_event(40), 1)
+        assert not desk.journal.due(0)
+        desk.journal.event(RUN, Tick(), 1)
+        assert desk.journal.due(0)
+        desk.journal.rotate()
+        assert (desk.journal.events, desk.journal.quiet_events) == (0, 0)
 
 
 # --- a disk that takes nothing -------------------------------------------------------------------
