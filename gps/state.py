@@ -271,7 +271,10 @@ class Gps:
             return [Send(peer, Stop(self.end_reason))]
         effects: list[Effect] = []
         if region.peer != peer:
-            if region.peer is not None and message.incarnation <= region.incarnation:
+            # Incarnations are seconds of walls' clocks, which may be wrong: who is silent gives way to anybody.
+            silent = self._now - region.heard_at > self.settings.lost_after_ps
+            earlier = message.incarnation <= region.incarnation
+            if region.peer is not None and earlier and not silent:
                 return [Send(peer, Wait(f"region {region.name}, which another process serves"))]
             if region.peer is not None:
                 effects += self._part(region, "replaced by a later process")

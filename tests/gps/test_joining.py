@@ -159,6 +159,19 @@ def test_what_another_region_keeps_in_hand_is_not_yet_handed_out() -> None:
     assert room.hears("lps-2", LeaseRequest(3, 1, 0)) == [Send("lps-2", us)]
 
 
+def test_a_silent_process_gives_way_to_one_whose_clock_is_behind() -> None:
+    """
+    1. The host of a region is lost, and the wall's clock of the one in its place is set an hour back.
+    2. As long as the old process may be there the new one waits; not for the ten minutes of a lost region.
+    """
+    room = Room().load().join("lps-1", "eu", samples=8, incarnation=4000)
+    newcomer = hello("lps", "eu", 400)
+    wait = Send("lps-2", Wait("region eu, which another process serves"))
+    assert room.after(5).hears("lps-2", newcomer) == [wait]
+    assert room.after(0.001).hears("lps-2", newcomer)[-1] == Send("lps-2", welcome(2))
+    assert room.hears("lps-1", hello("lps", "eu", 399)) == [replace(wait, peer="lps-1")]
+
+
 def test_a_new_process_asks_with_numbers_of_its_own() -> None:
     """Request 1 of the new process is not the request 1 of the old one."""
     room = Room().load().join("lps-1", "eu", samples=8).join("lps-2", "eu", incarnation=2)
