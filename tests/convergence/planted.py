@@ -31,9 +31,8 @@ from pelago.core.refusals import Refusals
 from pelago.core.staging import Staging
 from pelago.sim import hardship
 from pelago.sim.disk import Disk
-from pelago.wire.messages import Ack, Failed, Goodbye, Hello, Model
+from pelago.wire.messages import Ack, Goodbye, Hello, Model
 from pelago.wire.uplink import Uplink
-from worker.state import Worker
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 PLANTS: dict[str, Plant] = {}
@@ -300,20 +299,6 @@ def what_is_lent_again_has_the_clock_of_its_place(patch: pytest.MonkeyPatch) -> 
 @plant
 def nobody_counts_what_comes_to_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Refusals, "verdict", lambda self, client, present: "go on")
-
-
-@plant
-def a_word_that_a_round_failed_is_said_once(patch: pytest.MonkeyPatch) -> None:
-    around(
-        patch,
-        Worker,
-        "_on_tick",
-        lambda original, self: [
-            each
-            for each in original(self)
-            if not (isinstance(each, Send) and isinstance(each.message, Failed))
-        ],
-    )
 
 
 @plant
