@@ -270,7 +270,9 @@ class Cluster:
             payload_bytes=self.settings.model_bytes,
             lossless=self._lossless,
         )
-        machine = Lps(settings)
+        # Rounds are those of the method's units, which may be whole regions, and not the run file's.
+        largest = max(unit.samples for unit in self.layout.units)
+        machine = Lps(replace(settings, round_samples_max=largest))
         name = self._process(f"lps/{region}")
         plane = self.problem.server_plane(run.lps, run.lps.in_flight)
         at = self.layout.server_places[place]
