@@ -123,7 +123,7 @@ class Gps:
         self.evaluators = Evaluators()
         self.validations: list[tuple[int, int, float]] = []
         """(picoseconds after the first lease, counted steps, held-out loss) in order of the versions."""
-        self.intake = Intake(settings.staged_max, settings.retry_ps)
+        self.intake = self._new_intake()
         self.started_at: int | None = None
         """When the first samples were lent: the origin of all times in the result."""
         self.ended_at: int | None = None
@@ -140,6 +140,10 @@ class Gps:
         self._reached_at = 0
         self._next_blob = 1
         self._now = 0
+
+    def _new_intake(self) -> Intake:
+        settings = self.settings
+        return Intake(settings.staged_max, settings.retry_ps, settings.lost_after_ps)
 
     def handle(self, event: Event, now: int) -> list[Effect]:
         """Take one fact, return the wishes that follow from it."""
@@ -210,7 +214,7 @@ class Gps:
             self.ledger.reclaim(region.name)
         self.ledger.reopen()
         self.evaluators = Evaluators()
-        self.intake = Intake(self.settings.staged_max, self.settings.retry_ps)
+        self.intake = self._new_intake()
         self._reached.clear()
         if self.started_at is not None and self.ended_at is not None:
             self.started_at += self._now - self.ended_at  # Time since the end does not count.
@@ -592,7 +596,10 @@ class Gps:
             peer = region.peer
             effects += [*self._part(region, "lost: no heartbeat"), Send(peer, Rejoin())]
             self.ledger.reclaim(region.name)
-        for peer in self.evaluators.silent_since(self._now - self.settings.lost_after_ps):
+        then = self._now - self.settings.lost_after_ps
+        silent = [each.peer for each in self.regions.values() if each.heard_at < then]
+        effects += self.intake.tick(self._now, [peer for peer in silent if peer is not None])
+        for peer in self.evaluators.silent_since(then):
             self.evaluators.remove(peer)
             effects.append(Note("evaluator_left", {"why": "lost: no heartbeat"}))
         if self.phase == "draining":
@@ -649,4 +656,7 @@ class Gps:
             region.check()
             # G3: only a region that somebody serves, or served before it was lost, holds samples.
             assert region.peer is not None or not self.ledger.held.get(region.name), region.name
+        # G5: a place is held by a region that somebody serves, and one at most.
+        served = {region.peer for region in self.regions.values()}
+        assert served.issuperset((*self.intake.staging.granted, *self.intake.staging.late))
         assert (self.phase == "finished") <= (self.ended_at is not None)  # G4

@@ -138,7 +138,7 @@ class Lps:
         self.version = 0
         self.leases = LeaseTable(settings.incarnation)
         self.members = Members()
-        self.intake = Intake(settings.staged_max, settings.retry_ps)
+        self.intake = Intake(settings.staged_max, settings.retry_ps, settings.lost_after_ps)
         self.exchanges = Exchanges(settings.updates_per_exchange, settings.in_flight)
         self.fingerprint = ""
         self.corpus = ""
@@ -672,6 +672,7 @@ class Lps:
         effects: list[Effect] = []
         for member in self.members.silent_since(self._now - self.settings.lost_after_ps):
             effects += [*self._remove(member, "lost: no heartbeat"), Send(member.peer, Rejoin())]
+        effects += self.intake.tick(self._now)
         if self.phase == "leaving":
             return [*effects, *self.uplink.leave_again()]
         effects += self.uplink.tick(self._brief_report(), self._now)
@@ -750,6 +751,9 @@ class Lps:
         # L3: one exchange in flight at most, and its payload is held exactly as long.
         exchanging = self.exchanges.current is not None
         assert exchanging == (self.uplink.upload is not None) or self.phase in ("leaving", "gone")
+        # L8: a place is held by a member, and one at most.
+        staging = self.intake.staging
+        assert all(self.members.get(peer) for peer in (*staging.granted, *staging.late))
         for member in self.members:  # L4: a member never saw a version that is not there yet.
             assert member.sent <= self.version
 

@@ -194,10 +194,16 @@ class Server(Section):
     """Updates of one worker (at the GPS: of one region) in a row that may be rejected, or not come about since
     no gradient was finite. Then it is told to end; if no other does better, the run ends with an error."""
     staged_max: Positive = 2
-    """Updates that may be staged or under way to this server at once."""
+    """Updates that may be staged or under way to this server at once. As many more may be late: who holds a
+    place for much longer than others need gives it to one who waits, and goes on beside that."""
     durability: Durability = "process"
     """What this server survives without losing anything that it acknowledged: none (nothing is written),
     process (kill -9 of it), host (loss of power; every acknowledgement waits for the disk)."""
+
+    @property
+    def arriving_max(self) -> int:
+        """Updates that may be arriving at once, the late ones included: memory for so many models."""
+        return 2 * self.staged_max
 
     @model_validator(mode="after")
     def _momentum_is_no_more_than_whole(self) -> Self:

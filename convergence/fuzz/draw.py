@@ -14,6 +14,8 @@ ENDLESS: Final = 1 << 40
 """A budget of local steps that no trial reaches."""
 FREEZING: Final = (4, 6, 9, 12)
 """Seeds modulo 16 in which processes are frozen: none of those that found something before that was known."""
+SLOW: Final = (6, 9, 10, 14)
+"""Seeds modulo 16 in which links are slow; likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class Mischief:
     """A process, for a while."""
     frozen_ps: int
     """At most so long."""
+    slow_ps: int
+    """The link from a seat to its server: payloads crawl for a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,8 @@ class Draw:
     hopeless: bool
     """So are all from the end of the bad weather on, and servers have little patience: the run must end with
     an error."""
+    slow: tuple[str, ...]
+    """Seats whose payloads crawl in fair weather, while others must go on."""
     safety_ps: int
     """How long it is bad weather."""
     weather: Weather
@@ -125,8 +131,8 @@ def draw(seed: int) -> Draw:
         unfit=_chance(random, 0.05),
     )
     hosts = Random(derive("hosts", seed))
-    # From a stream of its own as well.
-    frost = Random(derive("freeze", seed))
+    # From streams of their own as well.
+    frost, crawling = Random(derive("freeze", seed)), Random(derive("slow", seed))
     mischief = Mischief(
         kill_ps=_interval(random),
         cut_ps=_interval(random),
@@ -140,6 +146,7 @@ def draw(seed: int) -> Draw:
         lasts_ps=random.randint(1, 4 * lost_after_ms) * PS_PER_MS,
         freeze_ps=_interval(frost) if seed % 16 in FREEZING else 0,
         frozen_ps=frost.randint(1, 8) * lost_after_ms * PS_PER_MS,
+        slow_ps=_interval(crawling) if seed % 16 in SLOW else 0,
     )
     return Draw(
         seed,
@@ -156,10 +163,21 @@ def draw(seed: int) -> Draw:
         skewed=random.random() < 0.5,
         failing=failing,
         hopeless=hopeless,
+        slow=_slow_seats(crawling, workers) if seed % 16 in SLOW else (),
         safety_ps=random.randint(2, 12) * PS_PER_S,
         weather=weather,
         mischief=mischief,
     )
+
+
+def _slow_seats(random: Random, workers: tuple[int, ...]) -> tuple[str, ...]:
+    """Of regions and of the workers of each: any, but not all."""
+    seats = [f"lps/{name}" for name in REGIONS[: len(workers)]]
+    slow = random.sample(seats, random.randrange(len(seats)))
+    for name, count in zip(REGIONS, workers, strict=False):
+        groups = random.sample(range(count), random.randrange(count))
+        slow += [f"{name}/{group}" for group in groups]
+    return tuple(slow)
 
 
 def _chance(random: Random, most: float) -> float:

@@ -15,6 +15,7 @@ from lps.state import Lps
 from pelago.core.machine import PS_PER_MS, PS_PER_S, StopRequested
 from pelago.sim.hardship import DOWN
 from pelago.sim.simulation import LOST, Node
+from worker.state import Worker
 
 EXCHANGES: Final = 2
 """So many updates of every region must arrive in fair weather."""
@@ -83,6 +84,9 @@ def _run(world: World) -> None:
     world.begin()
     simulation.run(until_ps=drawn.safety_ps)
     world.heal()
+    if drawn.slow:
+        _go_on_beside_the_slow(world)
+        world.quicken()
     _catch_up(world)
     check_payloads(_present(world))
     if drawn.endless and world.gps.phase != "finished":
@@ -96,6 +100,31 @@ def _run(world: World) -> None:
     _wait(world, 3 * give_up_ps + END_PS, lambda: not _present(world), "somebody waits for ever")
     gps = world.node("gps")
     world.witness.check_end(gps, [gps, *_present(world)])
+
+
+def _go_on_beside_the_slow(world: World) -> None:
+    """C15: whoever has a link that is well makes progress, whatever others hold."""
+    begun = _progress(world)
+    healthy = [seat for seat in begun if seat not in world.drawn.slow]
+
+    def all_did() -> bool:
+        if world.node("gps").finished is not None or world.gps.phase != "serving":
+            return world.gps.phase in ("draining", "finished")
+        now = _progress(world)
+        return all(now[seat] - begun[seat] >= EXCHANGES for seat in healthy)
+
+    _wait(world, CATCH_UP_PS, all_did, "somebody with a sound link does not get on")
+
+
+def _progress(world: World) -> dict[str, int]:
+    """Updates of each region and worker that its server took in; a worker that comes anew begins anew."""
+    arrived = _arrived(world)
+    progress = {f"lps/{each.name}": arrived.get(each.name, 0) for each in world.run.region}
+    for seat in world.seats:
+        machine = world.machine(seat)
+        if isinstance(machine, Worker):
+            progress[seat] = machine.rounds
+    return progress
 
 
 def _catch_up(world: World) -> None:

@@ -16,6 +16,7 @@ C11 An evaluator that went in good order was heard.
 C12 Nobody ends unasked while the run goes on.
 C13 No payload is kept that no machine needs.
 C14 Nobody is given up who was not silent while somebody listened (silence.py).
+C15 Whoever has a link that is well gets on, however slow others are (trial.py).
 """
 
 from collections.abc import Callable

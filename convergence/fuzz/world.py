@@ -49,7 +49,7 @@ LIVES_APART_S: Final = 1000
 CLOCK_BITS: Final = 50
 """Clocks begin anywhere below 2 to this power, as the daemons' do."""
 
-Kind = Literal["kill", "cut", "full", "jump", "stop", "lose", "copy", "freeze"]
+Kind = Literal["kill", "cut", "full", "jump", "stop", "lose", "copy", "freeze", "slow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +159,25 @@ class World:
                 self._arrange(kind, every_ps, self.random)
         if mischief.freeze_ps:
             self._arrange("freeze", mischief.freeze_ps, self._newer)
+        if mischief.slow_ps:
+            self._arrange("slow", mischief.slow_ps, self._newer)
 
     def heal(self) -> None:
-        """No more trouble from now on."""
+        """No more trouble from now on, but for what the draw says of slow links."""
         self.calm = True
         self.hardship.heal()
+        for seat in self._all_seats():
+            if seat in self.drawn.slow:
+                self.hardship.slow(seat)
+            else:
+                self.hardship.quicken(seat)
+        # Who was frozen hears what waited for it.
+        self.simulation.run(until_ps=self.simulation.now)
+
+    def quicken(self) -> None:
+        """No link is slow any more."""
+        for seat in self.drawn.slow:
+            self.hardship.quicken(seat)
 
     def fails(self) -> bool:
         """Whether a round that is over now had no gradient that was finite."""
@@ -340,6 +354,9 @@ class World:
         elif kind == "freeze":
             frozen_ps = random.randint(1, mischief.frozen_ps)
             self.hardship.freeze(name, self.simulation.now + frozen_ps)
+        elif kind == "slow":
+            self.hardship.slow(seat)
+            self.simulation.call(until_ps, lambda: self._quicken(seat))
         elif kind == "full":
             self.hardship.fill_disks(until_ps)
         elif kind == "lose":
@@ -357,6 +374,10 @@ class World:
         elif seat != "gps":
             self.witness.asked_to_stop(name)
             self.simulation.give(self.node(seat), StopRequested("asked to"))
+
+    def _quicken(self, seat: str) -> None:
+        if not self.calm:
+            self.hardship.quicken(seat)
 
     def _make_copy(self) -> None:
         """Of the GPS as it is, if it is there."""

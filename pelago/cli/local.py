@@ -329,8 +329,7 @@ class _Topology:
         elif all(each.ended for each in self.processes if not each.vital):
             self._fail(f"{said}, the last worker: {self._log(ended.name)}")
         else:
-            why = f" ({self._log(ended.name, lines=1)})" if code else ""
-            self.progress.say(f"{said}{why}; the others go on")
+            self.progress.say(f"{said}; the others go on")
 
     def _start_again(self, ended: _Process, said: str) -> None:
         self.progress.say(f"{said}; starting it again")
@@ -351,10 +350,10 @@ class _Topology:
         """Whether the GPS has ended the run, so that the others may go."""
         return self.progress.phase in ("draining", "finished")
 
-    def _log(self, name: str, lines: int = LOG_LINES) -> str:
+    def _log(self, name: str) -> str:
         log = self.out / name / "console.log"
-        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return " | ".join(said[-lines:]) or f"see {log}"
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return " | ".join(lines[-LOG_LINES:]) or f"see {log}"
 
     def _on_signal(self, number: signal.Signals) -> None:
         """First the run is settled; the second time all end at once, the third time they are killed."""

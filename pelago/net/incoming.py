@@ -193,9 +193,12 @@ class Incoming:
         return "", message
 
     def _evict(self) -> bool:
-        """Drop the payload that has been silent longest, if that is long enough."""
-        one = min(self._transfers.values(), key=lambda each: each.heard_ps)
-        if self._clock() - one.heard_ps < self._limits.idle_ps:
+        """Drop a payload that the machine expects no more, or else the one that has been silent longest, if
+        that is long enough."""
+        here = self._transfers.values()
+        unexpected = [each for each in here if not self._expects(each.peer, each.message)]
+        one = min(unexpected or here, key=lambda each: each.heard_ps)
+        if not unexpected and self._clock() - one.heard_ps < self._limits.idle_ps:
             return False
         self._telemetry.event("transfer_evicted", peer=one.peer)
         self._end(one)

@@ -143,7 +143,7 @@ def size(count: int) -> str:
 
 def _snapshot(server: Server, model_bytes: int, arenas: int) -> int:
     """Arenas besides payloads that arrive, or arrived."""
-    return (arenas + server.staged_max) * model_bytes
+    return (arenas + server.arriving_max) * model_bytes
 
 
 def _state(snapshot_bytes: int, model_bytes: int) -> int:

@@ -141,6 +141,8 @@ class Hardship:
         self._cuts: dict[tuple[str, str], int] = {}
         """Until when nothing gets from one seat to another."""
         self._full_until = 0
+        self._slow: dict[str, list[_Shipment]] = {}
+        """Seats from which payloads crawl to their servers, and those that do."""
         self._sent = 0
         simulation.fate = self
 
@@ -162,6 +164,17 @@ class Hardship:
         """No disk takes anything for a while."""
         self._count("full_disks")
         self._full_until = until_ps
+
+    def slow(self, seat: str) -> None:
+        """Let a seat's payloads crawl to its server until `quicken`; all else comes as ever."""
+        if seat not in self._slow:
+            self._count("slow_links")
+            self._slow[seat] = []
+
+    def quicken(self, seat: str) -> None:
+        """The link carries as ever, also what is on its way."""
+        for shipment in self._slow.pop(seat, []):
+            self._ship(shipment)
 
     def freeze(self, name: Peer, until_ps: int) -> None:
         """A process is stopped for a while, as with SIGSTOP, and hears and does nothing."""
@@ -420,6 +433,9 @@ class Hardship:
     def _ship(self, shipment: "_Shipment", wait_ps: int = 0) -> None:
         """A payload leaves."""
         state, peer = shipment.state, shipment.peer
+        if state.seat in self._slow and peer == state.node.server:
+            self._slow[state.seat].append(shipment)
+            return
         duration_ps = self._work_ps(state, peer) + self._latency_ps(state, peer) + wait_ps
         if self._happens(self.weather.control_late):
             duration_ps += self._random.randint(0, self.weather.late_ps)

@@ -4,6 +4,8 @@ The other end is `pelago.wire.uplink`. Pure: it returns effects, and the machine
 decides what an update is worth. Every message may come again: an update that is here is not asked for twice.
 """
 
+from collections.abc import Container
+
 from pelago.core.image import durable
 from pelago.core.machine import PS_PER_MS, Measure, Release, Send
 from pelago.core.names import BlobId, Peer, PushId
@@ -11,19 +13,21 @@ from pelago.core.staging import Staging
 from pelago.wire.messages import Ack, Busy, Effect, Grant, Outcome, Push
 
 
-@durable(settings=("_busy_ms",))
+@durable(settings=("_busy_ms", "_patience_ps"))
 class Intake:
-    """At most ``limit`` updates are under way at once; who is turned away may ask again after ``retry_ps``."""
+    """At most ``limit`` updates are under way at once, and as many late ones; who is turned away may ask again
+    after ``retry_ps``. Nobody who is heard loses a place within ``patience_ps``."""
 
-    def __init__(self, limit: int, retry_ps: int) -> None:
+    def __init__(self, limit: int, retry_ps: int, patience_ps: int) -> None:
         self.staging = Staging(limit)
         self.measuring: dict[BlobId, tuple[Peer, Push]] = {}
         """What is here and not measured yet."""
         self._busy_ms = retry_ps // PS_PER_MS
+        self._patience_ps = patience_ps
 
     def offered(self, peer: Peer, push: PushId) -> list[Effect]:
         """Somebody asks whether it may send an update that is wanted."""
-        if self._is_here(push):
+        if self._is_here(peer, push):
             return []  # The Ack follows.
         if self.staging.ask(peer, push):
             return [Send(peer, Grant(push))]
@@ -31,12 +35,13 @@ class Intake:
 
     def expects(self, peer: Peer, push: PushId) -> bool:
         """Whether a peer was granted to send an update, and it is not here yet."""
-        return self.staging.granted.get(peer) == push and not self._is_here(push)
+        return self.staging.expects(peer, push) and not self._is_here(peer, push)
 
     def arrived(self, peer: Peer, message: Push, blob: BlobId) -> list[Effect]:
         """All of an update that is wanted is here."""
-        if self._is_here(message.push):
+        if self._is_here(peer, message.push):
             return [Release(blob)]
+        self.staging.arrived(peer, message.push)
         self.measuring[blob] = (peer, message)
         return [Measure(blob)]
 
@@ -52,6 +57,11 @@ class Intake:
         """A peer needs no place any more, or none for one update: others may send."""
         return [Send(other, Grant(granted)) for other, granted in self.staging.free(peer, push)]
 
+    def tick(self, now: int, silent: Container[Peer] = ()) -> list[Effect]:
+        """Time passed: whoever is too slow, or ``silent``, gives its place to one who waits."""
+        admitted = self.staging.tick(now, self._patience_ps, silent)
+        return [Send(peer, Grant(push)) for peer, push in admitted]
+
     def restarted(self) -> list[Effect]:
         """The process before this one was killed while it measured."""
         return [Measure(blob) for blob in self.measuring]
@@ -60,6 +70,7 @@ class Intake:
         """Assert that the limit holds."""
         self.staging.check()
 
-    def _is_here(self, push: PushId) -> bool:
+    def _is_here(self, peer: Peer, push: PushId) -> bool:
+        # Names of updates are their clients' own: two regions may use the same.
         pending = self.measuring.values()
-        return bool(pending) and any(message.push == push for _, message in pending)
+        return bool(pending) and any((who, each.push) == (peer, push) for who, each in pending)

@@ -346,6 +346,20 @@ def an_lps_turns_away_the_answer_to_its_exchange(patch: pytest.MonkeyPatch) -> N
     around(patch, Lps, "expects", expects)
 
 
+@plant
+def who_is_slow_keeps_its_place(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Staging, "tick", lambda self, now, patience_ps, silent=(): [])
+
+
+@plant
+def a_place_that_was_taken_goes_to_nobody(patch: pytest.MonkeyPatch) -> None:
+    def tick(original: Any, self: Staging, *args: Any) -> Any:
+        original(self, *args)
+        return []
+
+    around(patch, Staging, "tick", tick)
+
+
 # --- the table of seeds --------------------------------------------------------------------------
 
 

@@ -72,6 +72,8 @@ FOUND: Final = {
     "a_member_that_says_hello_is_not_heard": 2,
     "what_a_worker_waits_for_is_taken_for_in_hand": 2,
     "an_lps_turns_away_the_answer_to_its_exchange": 1,
+    "who_is_slow_keeps_its_place": 6,
+    "a_place_that_was_taken_goes_to_nobody": 270,
 }
 """A seed below a thousand that finds each planted bug."""
 SLOW: Final = (
@@ -80,6 +82,7 @@ SLOW: Final = (
     "a_restarted_server_does_not_measure_what_it_had",
     "a_place_is_never_free_again",
     "a_lost_transfer_is_not_noticed",
+    "who_is_slow_keeps_its_place",
 )
 """Those that take a while."""
 QUICK: Final = [name for name in FOUND if name not in SLOW]

@@ -78,6 +78,98 @@ def test_there_is_at_least_one_place() -> None:
         Staging(0)
 
 
+def test_who_holds_a_place_for_long_while_another_waits_loses_it_and_may_still_come() -> None:
+    """Nobody has come yet, so that nothing is known of how long it takes: four times the patience."""
+    staging = Staging(1)
+    staging.ask("a", A1)
+    staging.ask("b", B1)
+    assert staging.tick(0, 100) == []
+    assert staging.tick(400, 100) == []
+    assert staging.tick(401, 100) == [("b", B1)]
+    assert staging.granted == {"b": B1}
+    assert staging.expects("a", A1)
+    assert not staging.expects("a", A2)
+    assert staging.free("a", A1) == []
+    assert not staging.expects("a", A1)
+
+
+def test_a_place_that_was_given_before_the_first_tick_is_held_since_then() -> None:
+    """Clocks begin anywhere."""
+    staging = Staging(1)
+    staging.ask("a", A1)
+    staging.ask("b", B1)
+    assert staging.tick(10**15, 100) == []
+    assert staging.tick(10**15 + 400, 100) == []
+    assert staging.tick(10**15 + 401, 100) == [("b", B1)]
+
+
+def test_nobody_loses_a_place_for_whom_nobody_waits() -> None:
+    staging = Staging(1)
+    staging.ask("a", A1)
+    for now in (0, 10_000):
+        assert staging.tick(now, 100, {"a"}) == []
+    assert staging.granted == {"a": A1}
+
+
+def test_a_turn_is_four_times_what_the_fastest_of_late_needed() -> None:
+    """Updates that all take long are sent one after the other, and not all at once."""
+    staging = Staging(1)
+    staging.ask("a", A1)
+    staging.tick(0, 100)
+    staging.tick(1000, 100)
+    staging.arrived("a", A1)
+    staging.free("a", A1)
+    staging.ask("b", B1)
+    staging.ask("c", C1)
+    staging.tick(1000, 100)
+    assert staging.tick(5000, 100) == []
+    assert staging.tick(5001, 100) == [("c", C1)]
+
+
+def test_a_turn_is_no_shorter_than_the_patience() -> None:
+    staging = Staging(1)
+    staging.ask("a", A1)
+    staging.tick(0, 100)
+    staging.arrived("a", A1)
+    staging.free("a")
+    staging.ask("b", B1)
+    staging.ask("c", C1)
+    assert staging.tick(100, 100) == []
+    assert staging.tick(101, 100) == [("c", C1)]
+
+
+def test_who_is_silent_loses_its_place_at_once_and_is_not_expected() -> None:
+    staging = Staging(1)
+    staging.ask("a", A1)
+    staging.ask("b", B1)
+    assert staging.tick(0, 100, {"a"}) == [("b", B1)]
+    assert not staging.expects("a", A1)
+
+
+def test_asking_again_makes_no_turn_longer() -> None:
+    staging = Staging(1)
+    staging.ask("a", A1)
+    staging.ask("b", B1)
+    staging.tick(0, 100)
+    assert staging.ask("a", A1)
+    assert staging.tick(401, 100) == [("b", B1)]
+    assert not staging.ask("a", A1)
+    assert staging.tick(801, 100) == []
+    assert staging.tick(802, 100) == [("a", A1)]
+
+
+def test_only_so_many_are_late_as_there_are_places() -> None:
+    staging = Staging(1)
+    for peer, push in (("a", A1), ("b", B1), ("c", C1)):
+        staging.ask(peer, push)
+    now = 0
+    for _ in range(4):
+        staging.tick(now, 100)
+        now += 401
+    assert staging.granted == {"c": C1}
+    assert staging.late == {"a": A1}
+
+
 class Crowd(RuleBasedStateMachine):
     """Whoever comes and goes, the limit holds and no place stays empty while somebody waits."""
 
@@ -86,6 +178,7 @@ class Crowd(RuleBasedStateMachine):
         self.limit = limit
         self.staging = Staging(limit)
         self.waiting: list[str] = []
+        self.now = 0
 
     @rule(peer=st.sampled_from("abcdef"), number=st.integers(0, 5))
     def ask(self, peer: str, number: int) -> None:
@@ -101,6 +194,17 @@ class Crowd(RuleBasedStateMachine):
         admitted = [each for each, _ in self.staging.free(peer)]
         assert admitted == self.waiting[: len(admitted)]
         del self.waiting[: len(admitted)]
+
+    @rule(by=st.integers(0, 1000), silent=st.sets(st.sampled_from("abcdef")))
+    def tick(self, by: int, silent: set[str]) -> None:
+        self.now += by
+        admitted = [each for each, _ in self.staging.tick(self.now, 100, silent)]
+        assert admitted == self.waiting[: len(admitted)]
+        del self.waiting[: len(admitted)]
+
+    @rule(peer=st.sampled_from("abcdef"), number=st.integers(0, 5))
+    def arrive(self, peer: str, number: int) -> None:
+        self.staging.arrived(peer, PushId(number, 1))
 
     @invariant()
     def no_place_is_wasted(self) -> None:

@@ -21,6 +21,7 @@ from pelago.wire.messages import (
     Ack,
     Busy,
     Grant,
+    Heartbeat,
     LeaseGrant,
     LeaseRequest,
     Model,
@@ -158,6 +159,16 @@ def test_an_offer_of_what_is_being_measured_is_not_answered(room: Room) -> None:
     room.hears("lps-1", Offer(E1))
     room.hears("lps-1", update(E1, ((0, 4),)), -1)
     assert room.hears("lps-1", Offer(E1)) == []
+
+
+def test_updates_of_two_regions_may_have_one_name(room: Room) -> None:
+    """The second one comes while the first is being measured, and is no repeat of it."""
+    room.hears("lps-1", update(E1, ((0, 4),)), -1)
+    assert room.hears("lps-2", Offer(U1)) == [Send("lps-2", Grant(U1))]
+    assert room.hears("lps-2", update(U1, ((40, 44),)), -2) == [Measure(-2)]
+    for peer, blob in (("lps-1", -1), ("lps-2", -2)):
+        effects = room.happens(Measured(blob, 1.0, finite=True))
+        assert Send(peer, Ack(E1, "applied")) in effects
 
 
 def test_an_update_that_comes_twice_is_applied_once(room: Room) -> None:
@@ -353,6 +364,35 @@ def test_a_lost_region_gives_its_place_to_the_next(room: Room) -> None:
         Send("lps-2", Grant(U1)),
         Send("lps-1", Rejoin()),
     ]
+
+
+def test_a_silent_region_gives_its_place_to_the_next_long_before_it_is_lost(room: Room) -> None:
+    """Silent for 5 s; lost only after a minute. Back again, its update is asked for as any other."""
+    room.hears("lps-1", Offer(E1))
+    room.hears("lps-2", Offer(U1))
+    room.after(5.1).hears("lps-2", Heartbeat(None))
+    assert Send("lps-2", Grant(U1)) in room.happens(Tick())
+    assert room.gps.regions["eu"].peer == "lps-1"
+    assert room.hears("lps-1", Offer(E1)) == [Send("lps-1", Busy(E1, 1000))]
+
+
+def test_a_slow_region_gives_its_place_to_one_who_waits_and_its_update_still_counts(
+    room: Room,
+) -> None:
+    """Four times 5 s are its turn as long as nobody is known to be faster."""
+    room.hears("lps-1", Offer(E1))
+    room.hears("lps-2", Offer(U1))
+    granted = []
+    for _ in range(22):
+        granted.append(Send("lps-2", Grant(U1)) in room.after(1).happens(Tick()))
+        for peer in ("lps-1", "lps-2"):
+            room.hears(peer, Heartbeat(None))
+    assert granted == [False] * 21 + [True]
+    message = update(E1, ((0, 4),))
+    assert room.gps.expects("lps-1", message)
+    assert room.hears("lps-1", message, -1) == [Measure(-1)]
+    assert Send("lps-1", Ack(E1, "applied")) in room.happens(Measured(-1, 1.0, finite=True))
+    assert room.gps.intake.staging.granted == {"lps-2": U1}
 
 
 def test_an_update_whose_fate_is_known_holds_no_place(room: Room) -> None:

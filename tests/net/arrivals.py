@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,9 +58,10 @@ def updates() -> list[torch.Tensor]:
     return found
 
 
-def a_push(number: int, fence: int) -> Push:
-    """What announces an update."""
-    return Push(PushId(number, fence), START, 1, 1, 1, 0.0, ((number - 1, number),), (), 0)
+def a_push(number: int, fence: int, first: int = 0) -> Push:
+    """What announces an update; ``first``: the first sample that its region was lent."""
+    place = first + number - 1
+    return Push(PushId(number, fence), START, 1, 1, 1, 0.0, ((place, place + 1),), (), 0)
 
 
 def global_plane() -> Plane:
@@ -128,16 +130,20 @@ class Region:
     ``leaves``: says goodbye when all are acknowledged, and ends.
     """
 
-    def __init__(self, count: int = 7, *, leaves: bool = False, tick_ms: int = 20) -> None:
+    def __init__(
+        self, count: int = 7, *, leaves: bool = False, tick_ms: int = 20, region: str = "eu"
+    ) -> None:
         self.outcomes: dict[int, set[str]] = {}
         """What it was told of each update."""
         self.fences: set[int] = set()
         self.rejoins = 0
+        self._hello = replace(HELLO, address=Address(region))
         self._count = count
         self._leaves = leaves
         self._tick_ms = tick_ms
         self._number = 0
         self._fence = 0
+        self._first = 0
         self._sending = False
 
     def __call__(self, event: Event) -> list[Effect]:
@@ -152,12 +158,13 @@ class Region:
                 self.fences.add(fence)
                 self._fence = fence
                 return self._ask()
-            case Received(_, LeaseGrant()) if self._number == 0:
-                self._number = 1
+            case Received(_, LeaseGrant(spans=spans)) if self._number == 0:
+                self._number, self._first = 1, spans[0][0]
                 return self._ask()
             case Received(_, Grant(push)) if push.lease == self._number and not self._sending:
                 self._sending = True
-                return [Send("gps", a_push(self._number, self._fence), self._number)]
+                message = a_push(self._number, self._fence, self._first)
+                return [Send("gps", message, self._number)]
             case Delivered() | PeerLost():
                 self._sending = False
                 return []
@@ -180,7 +187,7 @@ class Region:
 
     def _ask(self) -> list[Effect]:
         if not self._fence:
-            return [Send("gps", HELLO)]
+            return [Send("gps", self._hello)]
         if not self._number:
             return [Send("gps", LeaseRequest(1, LEASED, 0))]
         if self._number <= self._count:

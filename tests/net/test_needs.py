@@ -47,14 +47,15 @@ def test_a_node_says_the_figures_and_begins_all_the_same(tmp_path: Path) -> None
 
 
 def test_state_results_and_copies_grow_with_the_model(tmp_path: Path) -> None:
-    """With a mean: model, mean, momentum and accumulator in a snapshot, and two updates that arrive."""
+    """With a mean: model, mean, momentum and accumulator in a snapshot, and two updates that arrive, besides
+    two that are late."""
     results, state = needs.of_gps(RUN, MODEL_BYTES, tmp_path)
     assert results.bytes == 4 * MODEL_BYTES + needs.LOG_BYTES
-    assert state.bytes == (2 * 6 + 3 * 3) * MODEL_BYTES
+    assert state.bytes == (2 * 8 + 3 * 3) * MODEL_BYTES
     (tmp_path / "gps" / "state").mkdir(parents=True)
     (tmp_path / "gps" / "state" / "snapshot-00000001").write_bytes(bytes(1 << 20))
     _, state = needs.of_gps(RUN, MODEL_BYTES, tmp_path)
-    assert state.bytes == (2 * 6 + 3 * 3) * MODEL_BYTES - (1 << 20)
+    assert state.bytes == (2 * 8 + 3 * 3) * MODEL_BYTES - (1 << 20)
 
 
 def test_servers_elsewhere_use_no_disk_of_this_machine(tmp_path: Path) -> None:

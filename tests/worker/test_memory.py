@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pelago.cli.progress import Progress
 from pelago.core.errors import ConfigError
-from pelago.net.telemetry import Telemetry
 from tests.worker.corpora import run_file, write_texts
 from tests.worker.test_trainer import train
 from worker import device as devices
@@ -21,9 +19,7 @@ LIMITED = """
 import resource, sys, threading
 from pathlib import Path
 from pelago import config
-from pelago.cli.progress import Progress
 from pelago.core.errors import ConfigError
-from pelago.net.telemetry import Telemetry
 from pelago.core.names import Lease, PushId
 from worker.trainer import Trainer
 trainer = Trainer(config.load(sys.argv[1]))
@@ -133,12 +129,3 @@ def test_processes_are_spread_over_the_devices_that_are_visible(source: str) -> 
     three = {"worker-eu-0": 0, "worker-eu-1": 1, "evaluator": 2}
     assert devices.assigned(three, 2) == "cuda:0 worker-eu-0, evaluator; cuda:1 worker-eu-1"
     assert devices.assigned(three, 8) == "cuda:0 worker-eu-0; cuda:1 worker-eu-1; cuda:2 evaluator"
-
-
-def test_the_launcher_reads_from_a_nodes_log_where_it_computes(tmp_path: Path, source: str) -> None:
-    progress = Progress(run_file(source), tmp_path, live=False)
-    assert progress.device("worker-north-0") == ""
-    log = Telemetry("worker-north-0", tmp_path / "worker-north-0" / "events.jsonl", console=None)
-    log.event("device", device="cuda:1 (NVIDIA H100)")
-    log.close()
-    assert progress.device("worker-north-0") == "cuda:1 (NVIDIA H100)"

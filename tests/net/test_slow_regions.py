@@ -1,0 +1,93 @@
+"""Regions with slow links beside one whose link is well, over real sockets."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Final
+
+import pytest
+import torch
+
+from gps.state import Gps
+from pelago.config import Lps
+from pelago.core.machine import PS_PER_MS
+from pelago.net.limits import Limits
+from pelago.net.link import Link
+from pelago.net.node import Node
+from pelago.net.wan import WanProxy
+from pelago.tensor.plane import Plane
+from tests.net.arrivals import START, Region, gps_settings
+from tests.net.house import House, Script, eventually
+from tests.net.test_cut_push import BIG, WINDOW, big_plane
+
+STAGED_MAX: Final = 2
+CRAWL: Final = 4 * BIG.chunk_bytes
+"""Bytes a second: a quarter of a minute for an update, which others get across in no time."""
+SLOW: Final = ("us", "asia")
+
+
+@pytest.fixture(autouse=True)
+async def all_is_killed_at_the_end(house: House) -> AsyncIterator[None]:
+    """A GPS would wait for its regions to leave."""
+    torch.set_num_threads(1)
+    yield
+    for name in list(house.nodes):
+        await house.kill(name)
+
+
+def a_region(house: House, name: str, port: int, count: int) -> tuple[Node, Region]:
+    """It has so many updates to send."""
+    region = Region(count, region=name)
+    plane = Plane(BIG, None, exchanges=False)
+    for number in range(1, count + 1):
+        plane.adopt(number, torch.full((BIG.numel,), float(number)))
+    limits = Limits(retry_ms=500, window_bytes=WINDOW * BIG.chunk_bytes)
+    node = house.client(Script(region), f"lps-{name}", port=port, plane=plane, limits=limits)
+    return node, region
+
+
+async def test_slow_regions_that_hold_all_places_do_not_keep_another_out(house: House) -> None:
+    """1. Two regions hold both places, and their updates crawl. 2. A third one with a sound link comes: all of
+    its updates are applied meanwhile. 3. Their links are well again: their updates go on at the chunk where
+    they were, and are applied."""
+    settings = replace(
+        gps_settings(tick_ms=50),
+        regions=("eu", *SLOW),
+        staged_max=STAGED_MAX,
+        lost_after_ps=300 * PS_PER_MS,
+    )
+    machine = Gps(settings)
+    arriving_max = Lps(staged_max=STAGED_MAX).arriving_max
+    limits = Limits(incoming_max=arriving_max, window_bytes=WINDOW * BIG.chunk_bytes)
+    server = house.server(machine, plane=big_plane(), loaded=START, limits=limits)
+    lower, *uppers = house.ports
+    links = [Link(CRAWL, 0.0) for _ in SLOW]
+    fast = Link(1e9, 0.0)
+    slow: list[tuple[Node, Region]] = []
+    async with AsyncExitStack() as stack:
+        for name, port, link in zip(SLOW, uppers, links, strict=True):
+            for proxy in (
+                WanProxy("127.0.0.1", port, "127.0.0.1", lower, fast, fast),
+                WanProxy("127.0.0.1", port + 1, "127.0.0.1", lower + 1, link, fast),
+            ):
+                await stack.enter_async_context(proxy)
+            slow.append(await started(house, name, port, 1))
+        await eventually(lambda: server.transfers.incoming.active == STAGED_MAX)
+        assert set(machine.intake.staging.granted) == {f"lps-{name}" for name in SLOW}
+        _, sound = await started(house, "eu", lower, 5)
+        await eventually(lambda: sound.outcomes == {n: {"applied"} for n in range(1, 6)})
+        assert not any(region.outcomes for _, region in slow), "the links were not slow"
+        for link in links:
+            link.set_rate(1e9)
+        await eventually(lambda: all(each.outcomes == {1: {"applied"}} for _, each in slow))
+    for node, _ in slow:
+        assert node.telemetry.counters["chunks_sent"] == len(BIG.chunks)
+
+
+async def started(house: House, name: str, port: int, count: int) -> tuple[Node, Region]:
+    """A region whose plane the machine may use."""
+    node, region = a_region(house, name, port, count)
+    await eventually(lambda: hasattr(node, "tensors"))
+    for number in range(1, count + 1):
+        node.tensors.created(number)
+    return node, region
