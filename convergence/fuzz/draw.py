@@ -16,6 +16,8 @@ FREEZING: Final = (4, 6, 9, 12)
 """Seeds modulo 16 in which processes are frozen: none of those that found something before that was known."""
 SLOW: Final = (6, 9, 10, 14)
 """Seeds modulo 16 in which links are slow; likewise."""
+POWERLESS: Final = (4, 12)
+"""Seeds modulo 16 in which the GPS's machine may lose its power: likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Mischief:
     """A copy of the GPS's state is made, away from its host."""
     lasts_ps: int
     """At most so long does a cut or a full disk last."""
+    power_ps: int
+    """The power of the GPS's machine, if it is durable; another process goes on from what is left there."""
     freeze_ps: int
     """A process, for a while."""
     frozen_ps: int
@@ -145,6 +149,8 @@ def draw(seed: int) -> Draw:
         copy_ps=_interval(hosts) if seed % 4 in (1, 2) else 0,
         lasts_ps=random.randint(1, 4 * lost_after_ms) * PS_PER_MS,
         freeze_ps=_interval(frost) if seed % 16 in FREEZING else 0,
+        # From a stream of its own as well.
+        power_ps=_interval(Random(derive("fuzz-power", seed))) if seed % 16 in POWERLESS else 0,
         frozen_ps=frost.randint(1, 8) * lost_after_ms * PS_PER_MS,
         slow_ps=_interval(crawling) if seed % 16 in SLOW else 0,
     )

@@ -17,6 +17,7 @@ C12 Nobody ends unasked while the run goes on.
 C13 No payload is kept that no machine needs.
 C14 Nobody is given up who was not silent while somebody listened (silence.py).
 C15 Whoever has a link that is well gets on, however slow others are (trial.py).
+C16 After a loss of power a GPS finds its newest snapshot, or if that is damaged the one before it (hardship.py).
 """
 
 from collections.abc import Callable
@@ -160,20 +161,31 @@ class Witness:
         """A durable server is back."""
         self._silences.begins(node)
         server = self.servers[node.name]
-        first = recovered.told[0][0] if recovered.told else number + 1
-        kept = [each for each in server.entries if each.number <= number]
-        before = [(each.number, each.note) for each in kept if each.number >= first]
-        again = [pair for pair in recovered.notes if pair[1].kind in KEPT]
-        assert again == before, (again, before)  # C8
+        kept = self._remembers(server, number, recovered)
         lost = len(server.entries) - len(kept)
         server.entries = kept
         server.done = [each for each in server.done if each.number <= number]
         if lost:
-            server.book = deepcopy(server.begun_with)
-            for entry in kept:
-                server.book.keep(entry)
+            server.book = _book_of(server, kept)
         self._check_answers(node, server)
         self._check_parameters(node, server)
+
+    def salvaged(self, name: str, number: int, recovered: Recovered) -> GlobalBook:
+        """Of a GPS that is gone was found what was recorded up to a number. Returns what is in it."""
+        server = self.servers[name]
+        book = _book_of(server, self._remembers(server, number, recovered))
+        assert isinstance(book, GlobalBook)
+        return book
+
+    @staticmethod
+    def _remembers(server: Server, number: int, recovered: Recovered) -> list[Entry]:
+        """C8. Returns what it noted up to a number."""
+        first = recovered.told[0][0] if recovered.told else number + 1
+        kept = [each for each in server.entries if each.number <= number]
+        before = [(each.number, each.note) for each in kept if each.number >= first]
+        again = [pair for pair in recovered.notes if pair[1].kind in KEPT]
+        assert again == before, (again, before)
+        return kept
 
     # --- servers ---------------------------------------------------------------------------------
 
@@ -333,6 +345,13 @@ class Witness:
             fresh.release(blob)
         ours = self._value(fresh)
         assert ours == theirs, f"{node.name} has {theirs}, and would have {ours}"
+
+
+def _book_of(server: Server, entries: list[Entry]) -> LocalBook | GlobalBook:
+    book = deepcopy(server.begun_with)
+    for entry in entries:
+        book.keep(entry)
+    return book
 
 
 def check_payloads(nodes: list[Node]) -> None:

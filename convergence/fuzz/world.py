@@ -49,7 +49,7 @@ LIVES_APART_S: Final = 1000
 CLOCK_BITS: Final = 50
 """Clocks begin anywhere below 2 to this power, as the daemons' do."""
 
-Kind = Literal["kill", "cut", "full", "jump", "stop", "lose", "copy", "freeze", "slow"]
+Kind = Literal["kill", "cut", "full", "jump", "stop", "lose", "power", "copy", "freeze", "slow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +110,7 @@ class World:
         self._failures = Random(derive("failures", drawn.seed))
         self._newer = Random(derive("newer trouble", drawn.seed))
         """For kinds of trouble that came later, so that the seeds of old findings keep their course."""
+        self._power = Random(derive("fuzz-power-loss", drawn.seed))
         self.trace = Trace() if trace else None
         settings, network = self.run.simulation, self.run.network
         assert settings is not None
@@ -129,6 +130,7 @@ class World:
             Random(derive("fate", drawn.seed)),
             drawn.weather,
             self.witness,
+            Random(derive("fuzz-decay", drawn.seed)),
         )
         self.seats: dict[str, str] = {}
         """The newest process of each seat."""
@@ -161,6 +163,8 @@ class World:
             self._arrange("freeze", mischief.freeze_ps, self._newer)
         if mischief.slow_ps:
             self._arrange("slow", mischief.slow_ps, self._newer)
+        if mischief.power_ps:
+            self._arrange("power", mischief.power_ps, self._power)
 
     def heal(self) -> None:
         """No more trouble from now on, but for what the draw says of slow links."""
@@ -361,6 +365,8 @@ class World:
             self.hardship.fill_disks(until_ps)
         elif kind == "lose":
             self.hardship.lose_host(self.seats["gps"])
+        elif kind == "power":
+            self._lose_power(random)
         elif kind == "copy":
             self._make_copy()
         elif kind == "jump":
@@ -389,6 +395,14 @@ class World:
         plane = self._plane(node.plane).image(())
         now = state.clock.read(self.simulation.now)
         self._copy = Copy(image.take(node.machine), plane, now, deepcopy(book))
+
+    def _lose_power(self, random: Random) -> None:
+        """The next GPS goes on from what the disk has of this one."""
+        name = self.seats["gps"]
+        found = self.hardship.lose_power(name, random)
+        if found is not None:
+            book = self.witness.salvaged(name, found.number, found.recovered)
+            self._copy = Copy(found.machine, found.plane, found.recovered.now, book)
 
     def _stop_gps(self) -> None:
         node = self.node("gps")

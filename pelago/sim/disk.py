@@ -1,13 +1,14 @@
 """The disk of a durable server: what its journal holds, what is still being written, and what a crash
 leaves of it.
 
-Records are those of `pelago.wire.record`, bit for bit, in files as `pelago.net.store` lays them out;
-only payloads are kept by reference, their chunks being a stub.
+Records are those of `pelago.wire.record`, bit for bit, in files as `pelago.net.store` lays them out: a journal
+is written over an old one, and the snapshot before the newest stays until the next one is begun. Only payloads
+are kept by reference, their chunks being a stub.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Final
 
@@ -17,11 +18,12 @@ from pelago.core.names import BlobId
 from pelago.sim.ports import Payload
 from pelago.wire import record
 from pelago.wire.messages import Event
-from pelago.wire.record import Head, Header, Kind
-from pelago.wire.recovery import find_later, scan
+from pelago.wire.record import HEAD_BYTES, Head, Header, Kind
+from pelago.wire.recovery import at, find_later, scan
 
-STUB: Final = b"the payload"
-"""In the place of a payload's bytes."""
+STUB: Final = record.head(Kind.EVENT, record.NUMBER_MAX, b"?") + b"?"
+"""In the place of a payload's bytes: what looks like a record, since a peer chooses them."""
+PAGE_BYTES: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +84,19 @@ class Disk:
     last: int = 0
     """Number of the last record that was queued."""
     snapshots: int = 0
+    promised: int = 0
+    """Number of the last event that a loss of power can take no more."""
     _index: int = 0
     _files: dict[int, bytearray] = field(default_factory=dict)
+    _below: dict[int, bytes] = field(default_factory=dict)
+    """What the file of a journal held before, which is there where it was not yet written over."""
     _queue: deque[_Write] = field(default_factory=deque)
     _payloads: dict[int, Payload] = field(default_factory=dict)
     """By the number of their chunk."""
-    _snapshot: Snapshot | None = None
+    _snapshots: list[Snapshot] = field(default_factory=list)
+    """The newest, and the one before it as long as no other is begun."""
+    _synced: int = 0
+    """Index of the newest that is not only in the kernel's memory."""
     _unfinished: Snapshot | None = None
     _written: bool = False
     """Whether all of the unfinished snapshot is there; it is none before its journal has begun."""
@@ -96,7 +105,14 @@ class Disk:
         """Begin a journal: at the start, after every restart, and with every snapshot."""
         body = record.pack_header(
             Header(
-                record.FORMAT, self.run, self.node, self.process, self.incarnation, "", 0, salt=0
+                record.FORMAT,
+                self.run,
+                self.node,
+                self.process,
+                self.incarnation,
+                "",
+                0,
+                self._salt,
             )
         )
         self._put(Kind.HEADER, self.last, body, 0, 0)
@@ -119,10 +135,12 @@ class Disk:
         self._finish()
 
     def snapshot(self, image: object, plane: object, blobs: tuple[BlobId, ...], now: int) -> None:
-        """Begin a snapshot of this moment, and the journal that follows it."""
+        """Begin a snapshot of this moment, and the journal that follows it. What is before the newest one goes."""
         body = record.pack(image)
-        state = record.head(Kind.STATE, 0, body, self.last, now) + body
+        state = record.head(Kind.STATE, self.last, body, self.last, now, salt=self._salt) + body
+        spare = self._drop_old()
         self._index += 1
+        self._below[self._index] = spare
         self._unfinished = Snapshot(self._index, self.last, state, plane, blobs)
         self.begin()
 
@@ -137,17 +155,33 @@ class Disk:
         self._finish()
 
     def _finish(self) -> None:
-        """What is before a snapshot goes."""
-        if self._unfinished is None or not self._written:
+        """A snapshot that is there counts once its journal has begun, and is on the disk before it counts."""
+        snapshot = self._unfinished
+        if snapshot is None or not self._written or snapshot.index not in self._files:
             return
-        if self._unfinished.index not in self._files:
-            return
-        self._snapshot, self._unfinished, self._written = self._unfinished, None, False
+        self._snapshots.append(snapshot)
+        self._sync(snapshot)
+        self._unfinished, self._written = None, False
         self.snapshots += 1
-        for index in [each for each in self._files if each < self._snapshot.index]:
+        self.promised = snapshot.number
+
+    def _sync(self, snapshot: Snapshot) -> None:
+        self._synced = snapshot.index
+
+    def _drop_old(self) -> bytes:
+        """What is before the newest snapshot goes. Returns the bytes of a journal, to be written over."""
+        if not self._snapshots:
+            return b""
+        newest = self._snapshots[-1]
+        spare = b""
+        for index in sorted(each for each in self._files if each < newest.index):
+            spare = self._bytes(index)
             del self._files[index]
-        for number in [each for each in self._payloads if each <= self._snapshot.number]:
+            self._below.pop(index, None)
+        for number in [each for each in self._payloads if each <= newest.number]:
             del self._payloads[number]
+        self._snapshots = [newest]
+        return spare
 
     def crash(self, random: Random) -> None:
         """The process is gone: of what it was writing a part is there, perhaps torn."""
@@ -160,14 +194,58 @@ class Disk:
             self._append(torn)
         self._queue.clear()
 
+    def lose_power(self, random: Random) -> None:
+        """The machine is gone: what nobody synced is there, or was cut, or lacks a page, or is not. Now and
+        then so is the newest snapshot, although the disk said that it has it."""
+        self.crash(random)
+        for index in sorted(self._files):
+            self._files[index] = bytearray(_after_loss(self._bytes(index), random))
+        self._below.clear()
+        for place, each in enumerate(self._snapshots):
+            if each.index > self._synced:
+                self._snapshots[place] = replace(each, state=_after_loss(each.state, random))
+        if len(self._snapshots) > 1 and random.random() < 0.5:
+            self.promised = self._snapshots[-2].number
+            self.rot(random)
+
+    def rot(self, random: Random) -> bool:
+        """The newest snapshot is damaged, if there is another one; whether."""
+        if len(self._snapshots) < 2:
+            return False
+        newest = self._snapshots[-1]
+        state = newest.state
+        while state == newest.state:
+            state = _after_loss(newest.state, random)
+        self._snapshots[-1] = replace(newest, state=state)
+        return True
+
+    def salvage(self) -> Past | None:
+        """What is there up to the first damage, from the newest sound snapshot on; None: there is none."""
+        for snapshot in reversed(self._snapshots):
+            if not self._is_sound(snapshot):
+                continue
+            records: list[Record] = []
+            number, index = snapshot.number, snapshot.index
+            while index in self._files:
+                begins, found, _ = self._scan(index, number)
+                if begins != number:
+                    break
+                records += found
+                number += len(found)
+                index += 1
+            return Past(snapshot, records, number)
+        return None
+
     def read(self) -> Past:
-        """What is there, and cut off the torn end. Raises `CheckpointError` if a record is damaged."""
-        first = self._snapshot.index if self._snapshot is not None else 0
-        number = self._snapshot.number if self._snapshot is not None else 0
-        if self._snapshot is not None:
-            _verify(self._snapshot.state)
+        """What is there, and cut off the torn end; the one before it stands in the place of a damaged
+        snapshot. Raises `CheckpointError` if a record is damaged."""
+        while self._snapshots and not self._is_sound(self._snapshots[-1]):
+            self._snapshots.pop()
+        snapshot = self._snapshots[-1] if self._snapshots else None
+        first = snapshot.index if snapshot is not None else 0
+        number = snapshot.number if snapshot is not None else 0
         records: list[Record] = []
-        files = sorted(self._files)
+        files = sorted(each for each in self._files if each >= first)
         if files != list(range(first, first + len(files))) or (first and not files):
             raise CheckpointError(f"journal {first} or one after it is missing")
         for index in files:
@@ -175,17 +253,19 @@ class Disk:
             records += found
             number += len(found)
             del self._files[index][end:]
+            self._below.pop(index, None)
         self.last = self.durable = number
         # One that has not even a header was not begun.
         self._index = files[-1] + bool(self._files[files[-1]]) if files else first
         self.begin()
-        return Past(self._snapshot, records, number)
+        return Past(snapshot, records, number)
 
     def damage(self, random: Random) -> Callable[[], None] | None:
         """Turn a bit over, anywhere before the last record, where it cannot be taken for a torn end.
         Returns how to turn it back; None: too little is there."""
-        places = [(index, start, stop) for index in sorted(self._files) for start, stop in
-                  _places(self._files[index])]  # fmt: skip
+        first = self._snapshots[-1].index if self._snapshots else 0
+        files = sorted(index for index in self._files if index >= first)
+        places = [(index, *place) for index in files for place in self._places(index)]
         if len(places) < 2:
             return None
         index, start, stop = random.choice(places[:-1])
@@ -197,43 +277,82 @@ class Disk:
 
         return mend
 
+    @property
+    def _salt(self) -> int:
+        return self.incarnation + 1
+
     def _put(self, kind: Kind, number: int, body: bytes, first: int, second: int) -> None:
-        data = record.head(kind, number, body, first, second) + body
+        salt = 0 if kind is Kind.HEADER else self._salt
+        data = record.head(kind, number, body, first, second, salt=salt) + body
         self._queue.append(_Write(self._index, number, data))
 
     def _append(self, write: _Write) -> None:
-        if self._snapshot is None or write.index >= self._snapshot.index:
-            self._files.setdefault(write.index, bytearray()).extend(write.data)
+        self._files.setdefault(write.index, bytearray()).extend(write.data)
+
+    def _bytes(self, index: int) -> bytes:
+        """Of a journal's file, with what is left of an old one behind its end."""
+        data = bytes(self._files[index])
+        return data + self._below.get(index, b"")[len(data) :]
+
+    def _is_sound(self, snapshot: Snapshot) -> bool:
+        found = at(memoryview(snapshot.state), 0, self._salt)
+        return found is not None and found.head.number == snapshot.number
+
+    def _scan(self, index: int, number: int) -> tuple[int, list[Record], int]:
+        """Number of the record before a journal (-1: it has no header), its records since ``number``, and
+        where they end."""
+        data = memoryview(self._bytes(index))
+        header = at(data, 0)
+        if header is None or header.head.kind is not Kind.HEADER:
+            return -1, [], 0
+        if record.unpack_header(header.body).node != self.node:
+            raise CheckpointError(f"journal {index} has no header of {self.node}")
+        begins, end = header.head.number, HEAD_BYTES + header.head.length
+        records: list[Record] = []
+        for found, stop in scan(data, end, self._salt):
+            if begins != number or found.head.number != number + len(records) + 1:
+                break
+            payload = self._payloads.get(found.head.number)
+            records.append(Record(found.head, bytes(found.body), payload))
+            end = stop
+        return begins, records, end
 
     def _read_journal(self, index: int, number: int, last: bool) -> tuple[list[Record], int]:
-        # A copy, because nobody may look at a file that is cut.
-        data, end = memoryview(bytes(self._files[index])), 0
-        records: list[Record] = []
-        begun = False
-        for found, stop in scan(data):
-            head, body = found.head, found.body
-            if not begun:
-                if head.kind is not Kind.HEADER or record.unpack_header(body).node != self.node:
-                    raise CheckpointError(f"journal {index} has no header of {self.node}")
-                begun = True
-            elif head.number != number + len(records) + 1:
-                break
-            else:
-                records.append(Record(head, bytes(body), self._payloads.get(head.number)))
-            end = stop
+        begins, records, end = self._scan(index, number)
+        if begins < number and last:
+            records, end = [], 0  # An old file, or none that was begun.
+        elif begins != number:
+            raise CheckpointError(f"journal {index} begins after {begins}, before it is {number}")
         following = number + len(records) + 1
-        if end < len(data) and (not last or find_later(data, end, following) is not None):
+        torn = not last and end < len(self._files[index])
+        data = memoryview(self._bytes(index))
+        if torn or find_later(data, end, following, self._salt) is not None:
             raise CheckpointError(f"journal {index} is damaged at byte {end}")
         return records, end
 
+    def _places(self, index: int) -> Iterator[tuple[int, int]]:
+        """Where each sound record of a journal begins and ends."""
+        data = memoryview(bytes(self._files[index]))
+        header = at(data, 0)
+        if header is None:
+            return
+        start = HEAD_BYTES + header.head.length
+        yield 0, start
+        for _, stop in scan(data, start, self._salt):
+            yield start, stop
+            start = stop
 
-def _verify(data: bytes) -> None:
-    if next(scan(memoryview(data)), None) is None:
-        raise CheckpointError("a snapshot is damaged")
 
-
-def _places(data: bytearray) -> Iterator[tuple[int, int]]:
-    start = 0
-    for _, stop in scan(memoryview(bytes(data))):
-        yield start, stop
-        start = stop
+def _after_loss(data: bytes, random: Random) -> bytes:
+    """What a loss of power leaves of a file that was not synced."""
+    match random.choice(("whole", "cut", "page", "empty")):
+        case "whole":
+            return data
+        case "cut":
+            return data[: random.randrange(len(data) + 1)]
+        case "page":
+            start = random.randrange(len(data) + 1) // PAGE_BYTES * PAGE_BYTES
+            page = bytes(len(data[start : start + PAGE_BYTES]))
+            return data[:start] + page + data[start + PAGE_BYTES :]
+        case _:
+            return b""

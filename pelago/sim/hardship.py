@@ -88,6 +88,17 @@ class Memory:
     """What it hears after `Started` or `Restarted`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Salvaged:
+    """What a loss of power left of a server."""
+
+    machine: image.Plain
+    plane: object
+    number: int
+    """Of the last event in it."""
+    recovered: Recovered
+
+
 @dataclass(slots=True)
 class State:
     """What befell a process so far. ``seat``: whose place it takes in the run, process after process."""
@@ -120,7 +131,7 @@ class State:
 
 
 class Hardship:
-    """The fate of a simulation's nodes. ``run``: its run id."""
+    """The fate of a simulation's nodes. ``run``: its run id. ``decay``: chance of what happens to snapshots."""
 
     def __init__(
         self,
@@ -129,6 +140,7 @@ class Hardship:
         random: Random,
         weather: Weather,
         observer: Observer,
+        decay: Random | None = None,
     ) -> None:
         self.simulation = simulation
         self.weather = weather
@@ -136,7 +148,7 @@ class Hardship:
         self.counts: dict[str, int] = {}
         """How often what happened."""
         self._run = run
-        self._random = random
+        self._random, self._decay = random, decay
         self._observer = observer
         self._cuts: dict[tuple[str, str], int] = {}
         """Until when nothing gets from one seat to another."""
@@ -214,15 +226,44 @@ class Hardship:
     def lose_host(self, name: Peer) -> None:
         """A process is gone, and what it wrote with it."""
         state = self.states[name]
-        if state.node.finished not in (None, DOWN):
-            return
-        self._count("hosts_lost")
+        if state.node.finished in (None, DOWN):
+            self._count("hosts_lost")
+            self._lose(state)
+
+    def lose_power(self, name: Peer, random: Random) -> "Salvaged | None":
+        """A durable server's machine is gone, and what nobody had synced there. Returns the state up to the
+        last sound record after a snapshot, for another life to go on from; None: there is none."""
+        state = self.states[name]
+        memory = state.memory
+        if memory is None or state.node.finished not in (None, DOWN):
+            return None
+        self._count("powers_lost")
+        self._lose(state)
+        disk = memory.disk
+        disk.lose_power(random)
+        past = disk.salvage()
+        if past is None:
+            assert not disk.promised, (
+                "no snapshot is sound after a loss of power, and one was whole"
+            )
+            return None
+        assert past.snapshot is not None
+        found = past.snapshot.number
+        assert found >= disk.promised, (
+            f"snapshot {disk.promised} was whole, and {found} is gone on from"
+        )
+        self._count("salvages")
+        machine, plane = memory.make()
+        recovered = recover(past, self._run, machine, plane)
+        return Salvaged(image.take(machine), plane.image(()), past.number, recovered)
+
+    def _lose(self, state: State) -> None:
         state.memory = None
         if state.node.finished is DOWN:
             state.life += 1
             state.node.finished = LOST
         else:
-            self.crash(name)
+            self.crash(state.node.name)
 
     def crash(self, name: Peer) -> None:
         """A process is gone at once, as with kill -9."""
@@ -367,6 +408,9 @@ class Hardship:
         assert memory is not None
         if self._happens(self.weather.damage):
             self._damage(memory.disk)
+        decays = self._decay is not None and self._decay.random() < self.weather.damage
+        if self._decay is not None and decays and memory.disk.rot(self._decay):
+            self._count("snapshots_rotten")
         past = memory.disk.read()
         machine, memory.plane = memory.make()
         recovered = recover(past, self._run, machine, memory.plane)

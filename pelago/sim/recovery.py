@@ -37,7 +37,7 @@ def recover(past: Past, run: str, machine: Machine[Message], plane: DurablePlane
     """Bring a fresh machine and a fresh plane to where the past ends. Raises `CheckpointError`."""
     found = Recovered()
     if past.snapshot is not None:
-        head = record.parse_head(past.snapshot.state)
+        head = record.parse_head(past.snapshot.state, None)
         assert head is not None
         state, found.last_blob = record.unpack(past.snapshot.state[HEAD_BYTES:])
         image.restore(machine, state)

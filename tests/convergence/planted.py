@@ -31,6 +31,7 @@ from pelago.core.refusals import Refusals
 from pelago.core.staging import Staging
 from pelago.sim import hardship
 from pelago.sim.disk import Disk
+from pelago.wire import record
 from pelago.wire.messages import Ack, Goodbye, Hello, Model
 from pelago.wire.uplink import Uplink
 
@@ -270,7 +271,7 @@ def a_snapshot_removes_the_journal_before_it_is_whole(patch: pytest.MonkeyPatch)
 def a_damaged_record_ends_a_journal_quietly(patch: pytest.MonkeyPatch) -> None:
     from pelago.sim import disk
 
-    patch.setattr(disk, "find_later", lambda view, place, number: None)
+    patch.setattr(disk, "find_later", lambda *_: None)
 
 
 @plant
@@ -358,6 +359,25 @@ def a_place_that_was_taken_goes_to_nobody(patch: pytest.MonkeyPatch) -> None:
         return []
 
     around(patch, Staging, "tick", tick)
+
+
+@plant
+def a_snapshot_counts_before_it_is_on_the_disk(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Disk, "_sync", lambda self, snapshot: None)
+
+
+@plant
+def only_the_newest_snapshot_is_tried(patch: pytest.MonkeyPatch) -> None:
+    def salvage(original: Any, self: Disk) -> Any:
+        del self._snapshots[:-1]
+        return original(self)
+
+    around(patch, Disk, "salvage", salvage)
+
+
+@plant
+def what_a_peer_made_up_is_taken_for_a_record(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(record, "_sealed", lambda packed, salt: record.checksum(packed))
 
 
 # --- the table of seeds --------------------------------------------------------------------------

@@ -122,3 +122,74 @@ def test_a_snapshot_counts_once_its_journal_has_begun(begun: bool) -> None:
     assert disk.event(Restarted(), 4, None) == past.number + 1
     disk.written(past.number + 1)
     assert disk.read().number == past.number + 1
+
+
+def two_generations() -> Disk:
+    """Snapshots of events 3 and 5, and one event more."""
+    disk = full(3)
+    for number in (3, 5):
+        disk.snapshot([number], f"plane {number}", (), number)
+        disk.event(ASKS, number + 1, None)
+        disk.event(GETS, number + 1, "payload") if number == 5 else disk.event(ASKS, 5, None)
+        disk.finish_snapshot()
+        disk.written(disk.last)
+    return disk
+
+
+def test_the_snapshot_before_a_damaged_one_leads_to_the_same_event() -> None:
+    for seed in range(20):
+        disk = two_generations()
+        number = disk.last
+        assert disk.rot(Random(seed))
+        past = disk.read()
+        assert past.snapshot is not None
+        assert (past.snapshot.number, past.number) == (3, number)
+        assert [each.head.number for each in past.records] == list(range(4, number + 1))
+        assert past.records[-2].payload == "payload"
+        assert not disk.rot(Random(seed))
+
+
+def test_what_a_snapshot_made_needless_goes_when_the_next_is_begun() -> None:
+    disk = two_generations()
+    disk.snapshot([9], "plane 9", (), 9)
+    assert not disk.rot(Random(1))
+    disk.finish_snapshot()
+    disk.written(disk.last)
+    past = disk.read()
+    assert past.snapshot is not None
+    assert past.snapshot.plane == "plane 9"
+
+
+def test_a_loss_of_power_leaves_a_whole_snapshot_and_what_follows_up_to_the_first_damage() -> None:
+    found = set()
+    for seed in range(200):
+        disk = two_generations()
+        last = disk.last
+        disk.lose_power(Random(seed))
+        past = disk.salvage()
+        assert past is not None
+        assert past.snapshot is not None
+        assert past.snapshot.number >= disk.promised
+        numbers = [each.head.number for each in past.records]
+        assert numbers == list(range(past.snapshot.number + 1, past.number + 1))
+        assert past.number <= last
+        found.add((past.snapshot.number, past.number))
+    assert {(3, 3), (3, last), (5, 5), (5, last)} <= found
+
+
+def test_what_an_old_file_held_is_not_taken_for_what_is_written_over_it() -> None:
+    """1. A journal with chunks that look like records is written over. 2. The new one is torn anywhere."""
+    for seed in range(60):
+        disk = begun()
+        for now in range(8):
+            disk.event(GETS, now, "payload")
+        for number in (1, 2):
+            disk.snapshot([number], "plane", (), 9)
+            disk.finish_snapshot()
+            disk.written(disk.last)
+        disk.event(ASKS, 10, None)
+        disk.event(ASKS, 11, None)
+        disk.crash(Random(seed))
+        assert disk.read().number in (16, 17, 18)
+        disk.written(disk.last)
+        assert disk.read().number in (16, 17, 18)
