@@ -45,7 +45,7 @@ def ours(trainer: Trainer, options: argparse.Namespace) -> Callable[[int], None]
         lease = Lease(
             PushId(number + 1, 1), ((number * samples, (number + 1) * samples),), number * samples
         )
-        assert trainer.train(lease, start, lambda _: None, threading.Event()) is not None
+        assert trainer.train(lease, start, lambda *so_far: None, threading.Event()) is not None
 
     return work
 

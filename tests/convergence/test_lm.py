@@ -146,7 +146,7 @@ def test_a_job_is_a_round_of_the_worker_s_trainer(source: str, tied: bool) -> No
     for number, spans in enumerate((((40, 44), (50, 62)), ((80, 88),))):
         steps = 4 - 2 * number
         lease = Lease(PushId(number, 0), spans, spans[0][0])
-        wanted = trainer.train(lease, flat, lambda step: None, threading.Event())
+        wanted = trainer.train(lease, flat, lambda *so_far: None, threading.Event())
         assert wanted is not None
         (found,) = problem.train([job(problem, spans, steps=steps, replica=1, start=flat)])
         assert torch.allclose(delta(found), wanted.delta, rtol=0, atol=1e-5)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pelago.core.machine import FAILED, PS_PER_MS, Pin, Received, Release, Send
+from pelago.core.machine import FAILED, PS_PER_MS, Pin, Received, Release, Send, Train
 from pelago.core.names import Address, Lease, PushId, Version
 from pelago.net import lane
 from pelago.tensor.plane import Plane
@@ -46,8 +46,14 @@ class Hanging:
     def __init__(self) -> None:
         self.back = threading.Event()
 
+    def begin(self, tell: Callable[[str, dict[str, Any]], None]) -> None:
+        """Nothing to take up."""
+
+    def rest(self) -> None:
+        """Nothing to keep."""
+
     def train(
-        self, lease: Lease, flat: Any, on_step: Callable[..., None], cancel: threading.Event
+        self, work: Train, flat: Any, on_step: Callable[..., None], cancel: threading.Event
     ) -> None:
         self.validate(flat, on_step)
 
