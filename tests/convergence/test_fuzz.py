@@ -61,7 +61,7 @@ FOUND: Final = {
     "a_rejected_exchange_keeps_its_samples": 160,
     "a_place_is_never_free_again": 2,
     "a_lost_transfer_is_not_noticed": 2,
-    "a_snapshot_removes_the_journal_before_it_is_whole": 2,
+    "a_snapshot_removes_the_journal_before_it_is_whole": 10,
     "a_damaged_record_ends_a_journal_quietly": 32,
     "a_restored_plane_has_forgotten_its_momentum": 533,
     "what_is_lent_again_has_the_clock_of_its_place": 1,
