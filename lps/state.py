@@ -408,9 +408,8 @@ class Lps:
     def _on_worker_message(self, peer: Peer, message: Message, blob: BlobId | None) -> list[Effect]:
         member = self.members.get(peer)
         if member is not None:
-            member.heard_at = (
-                self._now
-            )  # Whatever it says: it may be a Hello that we cannot answer yet.
+            # Whatever it says: it may be a Hello that we cannot answer yet.
+            member.heard_at = self._now
         effects: list[Effect]
         if isinstance(message, Hello):
             effects = self._on_hello(peer, message)
