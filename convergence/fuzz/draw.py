@@ -169,7 +169,8 @@ def draw(seed: int) -> Draw:
         skewed=random.random() < 0.5,
         failing=failing,
         hopeless=hopeless,
-        slow=_slow_seats(crawling, workers) if seed % 16 in SLOW else (),
+        # Where all is hopeless nobody gets on.
+        slow=_slow_seats(crawling, workers) if seed % 16 in SLOW and not hopeless else (),
         safety_ps=random.randint(2, 12) * PS_PER_S,
         weather=weather,
         mischief=mischief,

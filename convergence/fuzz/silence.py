@@ -38,8 +38,11 @@ class Silences:
 
     def heard(self, node: Node, peer: str) -> None:
         """Something of a peer's came to where a node will find it."""
-        clock = self._state(node.name).clock
-        heard = Heard(clock.ran_ps(self._now()), clock.freezes, clock.jumps)
+        state, before = self._state(node.name), self._last(node, peer)
+        clock = state.clock
+        # What waits for a frozen node it hears only after a leap of its clock meanwhile.
+        jumps = before.jumps if state.frozen_until else clock.jumps
+        heard = Heard(clock.ran_ps(self._now()), clock.freezes, jumps)
         self._heard.setdefault(node.name, {})[peer] = heard
 
     def begins(self, node: Node) -> None:
@@ -64,14 +67,13 @@ class Silences:
                 elif (
                     isinstance(effect, Note)
                     and effect.kind == "waiting"
-                    and machine.uplink.server in self._heard.get(node.name, {})
+                    and machine.uplink.has_heard  # Otherwise it waits from the start.
                 ):
                     self._was_silent(node, machine.uplink.server, settings.lost_after_ps)
 
     def _was_silent(self, node: Node, peer: str, for_ps: int) -> None:
         clock = self._state(node.name).clock
-        begun = self._begun.get(node.name, Heard(0, 0, 0))
-        heard = self._heard.get(node.name, {}).get(peer, begun)
+        heard = self._last(node, peer)
         if clock.jumps > heard.jumps:
             return
         # What a node does not notice of a pause it counts.
@@ -80,3 +82,7 @@ class Silences:
         assert silent_ps + unnoticed_ps >= for_ps, (
             f"{node.name} gives {peer} up, which is silent for {silent_ps} ps, not {for_ps}"
         )
+
+    def _last(self, node: Node, peer: str) -> Heard:
+        begun = self._begun.get(node.name, Heard(0, 0, 0))
+        return self._heard.get(node.name, {}).get(peer, begun)

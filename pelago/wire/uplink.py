@@ -125,6 +125,11 @@ class Uplink:
             effects.append(Send(self.server, Offer(upload.push)))
         return effects
 
+    @property
+    def has_heard(self) -> bool:
+        """Whether the server ever said anything."""
+        return self._heard_at is not None
+
     def gives_up(self, now: int) -> bool:
         """Whether nothing was heard for too long: `tick` ends the node then."""
         since = self._quiet_since
