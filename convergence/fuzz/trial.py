@@ -85,9 +85,9 @@ def _run(world: World) -> None:
     simulation.run(until_ps=drawn.safety_ps)
     world.heal()
     if drawn.slow:
-        _go_on_beside_the_slow(world)
+        _get_on(world, drawn.slow, "somebody with a sound link does not get on")
         world.quicken()
-    _catch_up(world)
+    _get_on(world, (), "somebody's updates do not arrive")
     check_payloads(_present(world))
     if drawn.endless and world.gps.phase != "finished":
         simulation.give(world.node("gps"), StopRequested("the trial is over"))
@@ -102,48 +102,34 @@ def _run(world: World) -> None:
     world.witness.check_end(gps, [gps, *_present(world)])
 
 
-def _go_on_beside_the_slow(world: World) -> None:
-    """C15: whoever has a link that is well makes progress, whatever others hold."""
+def _get_on(world: World, but: tuple[str, ...], otherwise: str) -> None:
+    """Updates of every region and of every worker are taken in, unless the run is over before. C15: so they
+    are of those whose links are well while others, ``but`` these, crawl."""
     begun = _progress(world)
-    healthy = [seat for seat in begun if seat not in world.drawn.slow]
-
-    def all_did() -> bool:
-        if world.node("gps").finished is not None or world.gps.phase != "serving":
-            return world.gps.phase in ("draining", "finished")
-        now = _progress(world)
-        return all(now[seat] - begun[seat] >= EXCHANGES for seat in healthy)
-
-    _wait(world, CATCH_UP_PS, all_did, "somebody with a sound link does not get on")
-
-
-def _progress(world: World) -> dict[str, int]:
-    """Updates of each region and worker that its server took in; a worker that comes anew begins anew."""
-    arrived = _arrived(world)
-    progress = {f"lps/{each.name}": arrived.get(each.name, 0) for each in world.run.region}
-    for seat in world.seats:
-        machine = world.machine(seat)
-        if isinstance(machine, Worker):
-            progress[seat] = machine.rounds
-    return progress
-
-
-def _catch_up(world: World) -> None:
-    """Every region's updates arrive, unless the run is over before."""
-    before = dict(_arrived(world))
-    gps = world.seats["gps"]
 
     def all_did() -> bool:
         if world.node("gps").finished in (DOWN, LOST):
             return False  # What it was asked last it may have forgotten, and nobody can ask it now.
         if world.gps.phase in ("draining", "finished"):
             return True
-        now = _arrived(world)
-        # A GPS that came anew counts anew.
-        since = before if world.seats["gps"] == gps else {}
-        names = [region.name for region in world.run.region]
-        return all(now.get(name, 0) - since.get(name, 0) >= EXCHANGES for name in names)
+        return all(
+            count - begun.get((seat, process), 0) >= EXCHANGES
+            for (seat, process), count in _progress(world).items()
+            if seat not in but
+        )
 
-    _wait(world, CATCH_UP_PS, all_did, "some region's updates do not arrive")
+    _wait(world, CATCH_UP_PS, all_did, otherwise)
+
+
+def _progress(world: World) -> dict[tuple[str, str], int]:
+    """Updates of each region and worker that its server took in, and the process that has counted them."""
+    gps, arrived = world.seats["gps"], _arrived(world)
+    progress = {(f"lps/{each.name}", gps): arrived.get(each.name, 0) for each in world.run.region}
+    for seat, process in world.seats.items():
+        machine = world.machine(seat)
+        if isinstance(machine, Worker):
+            progress[seat, process] = machine.rounds
+    return progress
 
 
 def _present(world: World) -> list[Node]:

@@ -32,7 +32,7 @@ from pelago.core.staging import Staging
 from pelago.sim import hardship
 from pelago.sim.disk import Disk
 from pelago.wire import record
-from pelago.wire.messages import Ack, Goodbye, Hello, Model
+from pelago.wire.messages import Ack, Goodbye, Hello, Model, Push
 from pelago.wire.uplink import Uplink
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -134,6 +134,8 @@ def a_gps_minds_no_fence(patch: pytest.MonkeyPatch) -> None:
         return original(self, replace_fence(push, self.fence))
 
     around(patch, Region, "outcome", outcome)
+    # Nor what it granted: a driver would turn most of these updates away.
+    patch.setattr(Gps, "expects", lambda self, peer, message: isinstance(message, Push))
 
 
 def replace_fence(push: Any, fence: int) -> Any:
@@ -350,15 +352,6 @@ def an_lps_turns_away_the_answer_to_its_exchange(patch: pytest.MonkeyPatch) -> N
 @plant
 def who_is_slow_keeps_its_place(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Staging, "tick", lambda self, now, patience_ps, silent=(): [])
-
-
-@plant
-def a_place_that_was_taken_goes_to_nobody(patch: pytest.MonkeyPatch) -> None:
-    def tick(original: Any, self: Staging, *args: Any) -> Any:
-        original(self, *args)
-        return []
-
-    around(patch, Staging, "tick", tick)
 
 
 @plant
