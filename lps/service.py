@@ -40,7 +40,7 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
     )
 
     def plane(manifest: Manifest) -> Plane:
-        needs.tell(log, needs.of_lps(run, name, manifest.bytes, out))
+        needs.tell(log, needs.of_lps(run, region, name, manifest.bytes, out))
         return Plane(manifest, outer, remember=run.lps.in_flight != "drop")
 
     node = Node(

@@ -30,9 +30,10 @@ def check(run: RunFile, *, step: bool = True) -> int:
     _check_ports(run)
     _check_out(run.out)
     disks: list[str] = []
+    short = ""
     if run.simulation is None:
         described, model_bytes = _describe_model(run, step)
-        disks = _check_room(run, model_bytes)
+        disks, short = _check_room(run, model_bytes)
     else:
         described = (
             f"problem {run.simulation.problem}, {run.simulation.model_bytes:,} bytes a model"
@@ -60,7 +61,7 @@ def check(run: RunFile, *, step: bool = True) -> int:
         print(f"disk       {line}")
     print(f"results    {run.out}")
     if run.simulation is None:
-        for doubt in _doubts(run):
+        for doubt in [*_doubts(run), *([short] if short else [])]:
             print(f"beware     {doubt}")
     return 0
 
@@ -119,17 +120,18 @@ def _check_out(out: Path) -> None:
         raise ConfigError(f"run.out = '{out}': cannot be made, {standing} is no folder to write to")
 
 
-def _check_room(run: RunFile, model_bytes: int) -> list[str]:
-    """Lines that say what the run will need on the disks of this machine, and has, and what elsewhere. Raises
-    `ConfigError` where it is too little."""
+def _check_room(run: RunFile, model_bytes: int) -> tuple[list[str], str]:
+    """Lines that say what the run will need on the disks of this machine, and has, and what elsewhere; and what
+    may be too little, or "". Raises `ConfigError` where it surely is."""
     here, elsewhere = needs.on_this_machine(run, model_bytes, run.out)
     try:
-        lines, short = needs.compare([*here, *(needs.of_beginning(model_bytes) if here else ())])
+        found = needs.compare([*here, *(needs.of_beginning(model_bytes) if here else ())])
     except OSError as error:
         raise ConfigError(f"run.out = '{run.out}': cannot see how much is free: {error}") from None
-    if short:
-        raise ConfigError(f"run.out = '{run.out}': {short}")
-    return [*lines, *([f"on other hosts: up to {needs.listed(elsewhere)}"] if elsewhere else [])]
+    if found.will:
+        raise ConfigError(f"run.out = '{run.out}': {found.will}")
+    others = [f"on other hosts: up to {needs.listed(elsewhere)}"] if elsewhere else []
+    return [*found.lines, *others], found.may
 
 
 def _describe_model(run: RunFile, step: bool) -> tuple[str, int]:

@@ -21,8 +21,10 @@ from pelago.net.telemetry import Telemetry
 LOG_BYTES: Final = 16 << 20
 SNAPSHOTS: Final = 2
 """The newest one, and the one before it or the one being written."""
-JOURNALS: Final = 3
-"""The one being written, the one before it, and an old one to be written over."""
+JOURNALS: Final = 2
+"""The one being written, and those between the two snapshots."""
+TWICE: Final = 2
+"""Nearly all is there twice for as long as one file takes the place of another, so half of it always is."""
 MOMENTS: Final = 2
 """Models that a worker's moments are as large as, with AdamW; one file of them, and one being written."""
 
@@ -39,7 +41,7 @@ class Need:
 def of_gps(run: RunFile, model_bytes: int, out: Path) -> list[Need]:
     """State, results, and copies of snapshots that go to a folder."""
     models = 2 if run.gps.average else 1
-    snapshot = _snapshot(run.gps, model_bytes, 2 + models)
+    snapshot = (models + _outer(run.gps) + _arriving(run.gps, len(run.region))) * model_bytes
     needs = [Need("gps", out, 2 * models * model_bytes + LOG_BYTES)]
     if run.gps.durability != "none":
         state = daemon.state_folder(out, "gps")
@@ -50,12 +52,15 @@ def of_gps(run: RunFile, model_bytes: int, out: Path) -> list[Need]:
     return needs
 
 
-def of_lps(run: RunFile, name: str, model_bytes: int, out: Path) -> list[Need]:
+def of_lps(run: RunFile, region: int, name: str, model_bytes: int, out: Path) -> list[Need]:
     """State; ``name``: of the node."""
     if run.lps.durability == "none":
         return [Need(name, out, LOG_BYTES)]
     state = daemon.state_folder(out, name)
-    snapshot = _snapshot(run.lps, model_bytes, 5)
+    # The model, the one of the last exchange, the exchange under way, and the GPS's model that comes for it.
+    held = 4 if run.lps.in_flight == "drop" else 5
+    workers = len(run.region[region].worker_speeds)
+    snapshot = (held + _outer(run.lps) + _arriving(run.lps, workers)) * model_bytes
     return [Need(name, state, _state(snapshot, model_bytes) + LOG_BYTES - _used(state))]
 
 
@@ -88,15 +93,25 @@ def on_this_machine(run: RunFile, model_bytes: int, out: Path) -> tuple[list[Nee
     gps += [*of_gps(run, model_bytes, out), *of_evaluator(model_bytes, out)]
     for index, region in enumerate(run.region):
         lps = here if run.lps_connect(index)[0] in THIS_MACHINE else elsewhere
-        lps += of_lps(run, f"lps-{region.name}", model_bytes, out)
+        lps += of_lps(run, index, f"lps-{region.name}", model_bytes, out)
         for _ in region.worker_speeds:
             lps += of_worker(run, f"workers of {region.name}", model_bytes, out)
     return here, elsewhere
 
 
-def compare(needs: Sequence[Need]) -> tuple[list[str], str]:
-    """A line for each disk, with what is needed there and what is free, and what is too little, or ""."""
-    lines, short = [], []
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """``lines``: a line for each disk, with what is needed there and what is free. ``may``: what may be too
+    little, ``will``: what surely is, in words; empty: nothing is."""
+
+    lines: list[str]
+    may: str
+    will: str
+
+
+def compare(needs: Sequence[Need]) -> Comparison:
+    """What nodes need against what is free, disk by disk. Raises `OSError`."""
+    lines, may, will = [], [], []
     disks: dict[int, list[Need]] = {}
     for each in needs:
         disks.setdefault(os.stat(disk.nearest(each.folder)).st_dev, []).append(each)
@@ -106,23 +121,30 @@ def compare(needs: Sequence[Need]) -> tuple[list[str], str]:
         free = disk.free_bytes(folder)
         line = f"{folder}: up to {size(total)} ({listed(each_disk)}), {size(free)} free"
         lines.append(line)
-        if free < total:
-            short.append(line)
-    why = f"the disk may get full: {'; '.join(short)}: make room, or choose another folder"
-    return lines, why if short else ""
+        if TWICE * free < total:
+            will.append(line)
+        elif free < total:
+            may.append(line)
+    return Comparison(lines, _words("may", may), _words("will", will))
+
+
+def _words(verb: str, short: list[str]) -> str:
+    if not short:
+        return ""
+    return f"the disk {verb} get full: {'; '.join(short)}: make room, or choose another folder"
 
 
 def tell(log: Telemetry, needs: Sequence[Need]) -> None:
     """Say the figures; a run that may not fit begins all the same, since it waits where it finds no room."""
     try:
-        lines, short = compare(needs)
+        found = compare(needs)
     except OSError as error:
-        lines, short = [f"cannot see how much is free: {error}"], ""
-    for line in lines:
+        found = Comparison([f"cannot see how much is free: {error}"], "", "")
+    for line in found.lines:
         log.line(f"disk {line}")
-    log.event("disk", told=lines)
-    if short:
-        log.event("disk_short", why=short)
+    log.event("disk", told=found.lines)
+    for why in filter(None, (found.will, found.may)):
+        log.event("disk_short", why=why)
 
 
 def listed(needs: Iterable[Need]) -> str:
@@ -141,9 +163,14 @@ def size(count: int) -> str:
     return f"{count / 1e3:,.1f} kB"
 
 
-def _snapshot(server: Server, model_bytes: int, arenas: int) -> int:
-    """Arenas besides payloads that arrive, or arrived."""
-    return (arenas + server.arriving_max) * model_bytes
+def _outer(server: Server) -> int:
+    """Arenas of the outer optimiser: momentum and accumulator."""
+    return 0 if server.momentum == 0 else 1 if server.momentum_delay == 1 else 2
+
+
+def _arriving(server: Server, clients: int) -> int:
+    """Payloads of so many clients that a snapshot may find on their way."""
+    return min(server.arriving_max, clients)
 
 
 def _state(snapshot_bytes: int, model_bytes: int) -> int:

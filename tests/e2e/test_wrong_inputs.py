@@ -17,6 +17,7 @@ from pelago.core.names import Address
 from pelago.wire.codec import decode_message, encode
 from pelago.wire.messages import PROTOCOL_VERSION, Heartbeat, Hello, Message, Refuse, Welcome
 from tests.e2e.topology import DEADLINE_S, Daemons, run_file
+from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -114,13 +115,12 @@ def test_results_that_cannot_be_written_are_named(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_will_not_do_is_told_with_what_is_needed_and_free(tmp_path: Path) -> None:
-    """Room for a million updates that may be staged, each as large as the model."""
-    path = changed(run_file(tmp_path), "[gps]\n", "[gps]\nstaged_max = 10_000_000\n")
-    line = one_line(["pelago.cli.main", "check", str(path)])
-    assert re.search(
-        r"run\.out = '.*': the disk may get full: .*: up to [\d,.]+ GB \(gps ", line
-    ), line
-    assert re.search(r"\), [\d,.]+ [GMk]?B free: make room", line), line
+    """64 MiB for what keeps some 100 MB even of a tiny model, and half of it as much again."""
+    with small_disk(tmp_path / "disk", 64 << 20) as disk:
+        path = changed(run_file(tmp_path), "[run]\n", f"[run]\nout = '{disk}/out'\n")
+        line = one_line(["pelago.cli.main", "check", str(path)])
+    assert re.search(r"run\.out = '.*': the disk will get full: .*: up to .* \(gps ", line), line
+    assert re.search(r"\), [\d,.]+ MB free: make room", line), line
 
 
 @pytest.fixture(scope="module")

@@ -27,14 +27,16 @@ MODEL_BYTES = 1_000_000_000
 def test_each_disk_is_compared_with_the_sum_of_what_comes_to_it(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 1 << 20) as disk:
         there = [Need("gps", disk / "not" / "made", 600_000), Need("lps-eu", disk, 600_000)]
-        lines, short = needs.compare([*there, Need("evaluator", tmp_path, 1)])
-        first, second = lines
+        found = needs.compare([*there, Need("evaluator", tmp_path, 1)])
+        first, second = found.lines
         assert first.startswith(
             f"{disk}/not/made: up to 1.2 MB (gps 600.0 kB, lps-eu 600.0 kB), 1.0 MB"
         )
         assert second.startswith(f"{tmp_path}: up to 0.0 kB (evaluator 0.0 kB), ")
-        assert first in short
-        assert second not in short
+        assert first in found.may
+        assert second not in found.may
+        assert not found.will
+        assert f"{disk}: up to 3.0 MB" in needs.compare([Need("gps", disk, 3_000_000)]).will
 
 
 def test_a_node_says_the_figures_and_begins_all_the_same(tmp_path: Path) -> None:
@@ -47,15 +49,23 @@ def test_a_node_says_the_figures_and_begins_all_the_same(tmp_path: Path) -> None
 
 
 def test_state_results_and_copies_grow_with_the_model(tmp_path: Path) -> None:
-    """With a mean: model, mean, momentum and accumulator in a snapshot, and two updates that arrive, besides
-    two that are late."""
+    """With a mean: model, mean, momentum and accumulator in a snapshot, and an update of each region."""
     results, state = needs.of_gps(RUN, MODEL_BYTES, tmp_path)
     assert results.bytes == 4 * MODEL_BYTES + needs.LOG_BYTES
-    assert state.bytes == (2 * 8 + 3 * 3) * MODEL_BYTES
+    assert state.bytes == (2 * 6 + 2 * 3) * MODEL_BYTES
     (tmp_path / "gps" / "state").mkdir(parents=True)
     (tmp_path / "gps" / "state" / "snapshot-00000001").write_bytes(bytes(1 << 20))
     _, state = needs.of_gps(RUN, MODEL_BYTES, tmp_path)
-    assert state.bytes == (2 * 8 + 3 * 3) * MODEL_BYTES - (1 << 20)
+    assert state.bytes == (2 * 6 + 2 * 3) * MODEL_BYTES - (1 << 20)
+
+
+def test_an_lps_needs_room_for_what_its_settings_keep(tmp_path: Path) -> None:
+    """The model, the last exchange's, the exchange, the GPS's answer, momentum, accumulator, a worker's update."""
+    [state] = needs.of_lps(RUN, 0, "lps-eu", MODEL_BYTES, tmp_path)
+    assert state.bytes == (2 * 7 + 2 * 3) * MODEL_BYTES + needs.LOG_BYTES
+    plain = config.parse(f'{TEXT}[lps]\nmomentum = 0.0\nin_flight = "carry"\n', "run.toml")
+    [state] = needs.of_lps(plain, 0, "lps-eu", MODEL_BYTES, tmp_path)
+    assert state.bytes == (2 * 6 + 2 * 3) * MODEL_BYTES + needs.LOG_BYTES
 
 
 def test_servers_elsewhere_use_no_disk_of_this_machine(tmp_path: Path) -> None:
@@ -78,5 +88,5 @@ def test_a_worker_needs_room_for_its_moments_and_those_that_take_their_place(
 def test_a_server_that_keeps_nothing_needs_no_room_for_it(tmp_path: Path) -> None:
     text = TEXT.replace("[gps]\n", '[lps]\ndurability = "none"\n[gps]\ndurability = "none"\n')
     run = config.parse(text, "run.toml")
-    assert sum(each.bytes for each in needs.of_lps(run, "lps-eu", MODEL_BYTES, tmp_path)) < 10**8
+    assert sum(each.bytes for each in needs.of_lps(run, 0, "lps-eu", MODEL_BYTES, tmp_path)) < 10**8
     assert len(needs.of_gps(run, MODEL_BYTES, tmp_path)) == 1
