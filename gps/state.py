@@ -143,7 +143,9 @@ class Gps:
 
     def _new_intake(self) -> Intake:
         settings = self.settings
-        return Intake(settings.staged_max, settings.retry_ps, settings.lost_after_ps)
+        return Intake(
+            settings.staged_max, settings.retry_ps, settings.lost_after_ps, settings.tick_ps
+        )
 
     def handle(self, event: Event, now: int) -> list[Effect]:
         """Take one fact, return the wishes that follow from it."""
@@ -598,7 +600,7 @@ class Gps:
             self.ledger.reclaim(region.name)
         then = self._now - self.settings.lost_after_ps
         silent = [each.peer for each in self.regions.values() if each.heard_at < then]
-        effects += self.intake.tick(self._now, [peer for peer in silent if peer is not None])
+        effects += self.intake.tick([peer for peer in silent if peer is not None])
         for peer in self.evaluators.silent_since(then):
             self.evaluators.remove(peer)
             effects.append(Note("evaluator_left", {"why": "lost: no heartbeat"}))

@@ -138,7 +138,9 @@ class Lps:
         self.version = 0
         self.leases = LeaseTable(settings.incarnation)
         self.members = Members()
-        self.intake = Intake(settings.staged_max, settings.retry_ps, settings.lost_after_ps)
+        self.intake = Intake(
+            settings.staged_max, settings.retry_ps, settings.lost_after_ps, settings.tick_ps
+        )
         self.exchanges = Exchanges(settings.updates_per_exchange, settings.in_flight)
         self.fingerprint = ""
         self.corpus = ""
@@ -671,7 +673,7 @@ class Lps:
         effects: list[Effect] = []
         for member in self.members.silent_since(self._now - self.settings.lost_after_ps):
             effects += [*self._remove(member, "lost: no heartbeat"), Send(member.peer, Rejoin())]
-        effects += self.intake.tick(self._now)
+        effects += self.intake.tick()
         if self.phase == "leaving":
             return [*effects, *self.uplink.leave_again()]
         effects += self.uplink.tick(self._brief_report(), self._now)

@@ -252,7 +252,8 @@ class Disk:
             found, end = self._read_journal(index, number, last=index == files[-1])
             records += found
             number += len(found)
-            del self._files[index][end:]
+            # What was cut in the middle may be whole all the same, with what an old file had behind it.
+            self._files[index] = bytearray(self._bytes(index)[:end])
             self._below.pop(index, None)
         self.last = self.durable = number
         # One that has not even a header was not begun.

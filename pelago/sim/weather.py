@@ -71,6 +71,11 @@ class Clock:
         """Whether its process has had a moment to listen since it was frozen."""
         return self._listening.has_listened((now - self._since_ps) * self.permille // 1000)
 
+    @property
+    def missed_ps(self) -> int:
+        """How much it has left out of pauses that its process noticed."""
+        return self._listening.missed_ps
+
     def ran_ps(self, now: int) -> int:
         """For how long its process really ran, by the rate of this clock: what a witness goes by."""
         until = now if self._frozen_since_ps is None else self._frozen_since_ps

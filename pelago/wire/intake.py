@@ -13,17 +13,17 @@ from pelago.core.staging import Staging
 from pelago.wire.messages import Ack, Busy, Effect, Grant, Outcome, Push
 
 
-@durable(settings=("_busy_ms", "_patience_ps"))
+@durable(settings=("_busy_ms", "_patience"))
 class Intake:
     """At most ``limit`` updates are under way at once, and as many late ones; who is turned away may ask again
     after ``retry_ps``. Nobody who is heard loses a place within ``patience_ps``."""
 
-    def __init__(self, limit: int, retry_ps: int, patience_ps: int) -> None:
+    def __init__(self, limit: int, retry_ps: int, patience_ps: int, tick_ps: int) -> None:
         self.staging = Staging(limit)
         self.measuring: dict[BlobId, tuple[Peer, Push]] = {}
         """What is here and not measured yet."""
         self._busy_ms = retry_ps // PS_PER_MS
-        self._patience_ps = patience_ps
+        self._patience = patience_ps // max(1, tick_ps)
 
     def offered(self, peer: Peer, push: PushId) -> list[Effect]:
         """Somebody asks whether it may send an update that is wanted."""
@@ -57,9 +57,9 @@ class Intake:
         """A peer needs no place any more, or none for one update: others may send."""
         return [Send(other, Grant(granted)) for other, granted in self.staging.free(peer, push)]
 
-    def tick(self, now: int, silent: Container[Peer] = ()) -> list[Effect]:
-        """Time passed: whoever is too slow, or ``silent``, gives its place to one who waits."""
-        admitted = self.staging.tick(now, self._patience_ps, silent)
+    def tick(self, silent: Container[Peer] = ()) -> list[Effect]:
+        """A tick passed: whoever is too slow, or ``silent``, gives its place to one who waits."""
+        admitted = self.staging.tick(self._patience, silent)
         return [Send(peer, Grant(push)) for peer, push in admitted]
 
     def restarted(self) -> list[Effect]:

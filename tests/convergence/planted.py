@@ -351,7 +351,7 @@ def an_lps_turns_away_the_answer_to_its_exchange(patch: pytest.MonkeyPatch) -> N
 
 @plant
 def who_is_slow_keeps_its_place(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Staging, "tick", lambda self, now, patience_ps, silent=(): [])
+    patch.setattr(Staging, "tick", lambda self, patience, silent=(): [])
 
 
 @plant

@@ -32,6 +32,10 @@ ONCE: Final = {
     510607: "the trial asked a GPS to end that was dead",
     703506: "the witness minded what was said of a fence that is past",
     801829: "the same of a server that was restarted",
+    81002825: "a message that came during a pause too short to be noticed was taken for heard",
+    81009836: "the trial's disk forgot what an old file had behind a torn header",
+    81010185: "a region that needs more than a turn never got its update across beside a late one that stood still",
+    81011050: "a worker that took long first kept the others out for as long",
     73190039: "the trial took a GPS that was killed while it ended for one that had ended",
 }
 """Seeds that found something once."""

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pelago.core.names import PushId
-from pelago.core.staging import Staging
+from pelago.core.staging import PEERS_MAX, Staging
 
 A1, A2, B1, C1 = PushId(1, 1), PushId(2, 1), PushId(3, 1), PushId(4, 1)
 
@@ -78,14 +78,18 @@ def test_there_is_at_least_one_place() -> None:
         Staging(0)
 
 
+def passes(staging: Staging, ticks: int, silent: tuple[str, ...] = ()) -> list[tuple[str, PushId]]:
+    """So many ticks, with a patience of ten. Returns who got a place."""
+    return [each for _ in range(ticks) for each in staging.tick(10, silent)]
+
+
 def test_who_holds_a_place_for_long_while_another_waits_loses_it_and_may_still_come() -> None:
-    """Nobody has come yet, so that nothing is known of how long it takes: four times the patience."""
+    """Nothing is known of how long the other needs, which is taken to be the patience: four times that."""
     staging = Staging(1)
     staging.ask("a", A1)
     staging.ask("b", B1)
-    assert staging.tick(0, 100) == []
-    assert staging.tick(400, 100) == []
-    assert staging.tick(401, 100) == [("b", B1)]
+    assert passes(staging, 40) == []
+    assert passes(staging, 1) == [("b", B1)]
     assert staging.granted == {"b": B1}
     assert staging.expects("a", A1)
     assert not staging.expects("a", A2)
@@ -93,56 +97,66 @@ def test_who_holds_a_place_for_long_while_another_waits_loses_it_and_may_still_c
     assert not staging.expects("a", A1)
 
 
-def test_a_place_that_was_given_before_the_first_tick_is_held_since_then() -> None:
-    """Clocks begin anywhere."""
-    staging = Staging(1)
-    staging.ask("a", A1)
-    staging.ask("b", B1)
-    assert staging.tick(10**15, 100) == []
-    assert staging.tick(10**15 + 400, 100) == []
-    assert staging.tick(10**15 + 401, 100) == [("b", B1)]
-
-
 def test_nobody_loses_a_place_for_whom_nobody_waits() -> None:
     staging = Staging(1)
     staging.ask("a", A1)
-    for now in (0, 10_000):
-        assert staging.tick(now, 100, {"a"}) == []
+    assert passes(staging, 100, ("a",)) == []
     assert staging.granted == {"a": A1}
 
 
-def test_a_turn_is_four_times_what_the_fastest_of_late_needed() -> None:
+def needs(staging: Staging, peer: str, push: PushId, ticks: int) -> None:
+    """An update comes, so many ticks after it was granted."""
+    assert staging.ask(peer, push)
+    passes(staging, ticks)
+    staging.arrived(peer, push)
+    staging.free(peer, push)
+
+
+def test_a_turn_is_four_times_what_the_one_needs_who_waits() -> None:
     """Updates that all take long are sent one after the other, and not all at once."""
     staging = Staging(1)
+    needs(staging, "b", B1, 100)
     staging.ask("a", A1)
-    staging.tick(0, 100)
-    staging.tick(1000, 100)
+    staging.ask("b", B1)
+    assert passes(staging, 400) == []
+    assert passes(staging, 1) == [("b", B1)]
+
+
+def test_the_slow_who_came_first_keep_nobody_out_who_came_never() -> None:
+    """What they needed says nothing of what others do."""
+    staging = Staging(1)
+    needs(staging, "a", A1, 10_000)
+    staging.ask("a", A2)
+    staging.ask("b", B1)
+    assert passes(staging, 41) == [("b", B1)]
+
+
+def test_how_long_a_late_update_took_is_known_as_well() -> None:
+    staging = Staging(1)
+    staging.ask("a", A1)
+    staging.ask("b", B1)
+    assert passes(staging, 41) == [("b", B1)]
     staging.arrived("a", A1)
     staging.free("a", A1)
-    staging.ask("b", B1)
-    staging.ask("c", C1)
-    staging.tick(1000, 100)
-    assert staging.tick(5000, 100) == []
-    assert staging.tick(5001, 100) == [("c", C1)]
+    assert not staging.ask("a", A2)
+    assert passes(staging, 4 * 41) == []
+    assert passes(staging, 1) == [("a", A2)]
 
 
 def test_a_turn_is_no_shorter_than_the_patience() -> None:
     staging = Staging(1)
-    staging.ask("a", A1)
-    staging.tick(0, 100)
-    staging.arrived("a", A1)
-    staging.free("a")
+    needs(staging, "c", C1, 0)
     staging.ask("b", B1)
     staging.ask("c", C1)
-    assert staging.tick(100, 100) == []
-    assert staging.tick(101, 100) == [("c", C1)]
+    assert passes(staging, 10) == []
+    assert passes(staging, 1) == [("c", C1)]
 
 
 def test_who_is_silent_loses_its_place_at_once_and_is_not_expected() -> None:
     staging = Staging(1)
     staging.ask("a", A1)
     staging.ask("b", B1)
-    assert staging.tick(0, 100, {"a"}) == [("b", B1)]
+    assert passes(staging, 1, ("a",)) == [("b", B1)]
     assert not staging.expects("a", A1)
 
 
@@ -150,24 +164,52 @@ def test_asking_again_makes_no_turn_longer() -> None:
     staging = Staging(1)
     staging.ask("a", A1)
     staging.ask("b", B1)
-    staging.tick(0, 100)
+    passes(staging, 1)
     assert staging.ask("a", A1)
-    assert staging.tick(401, 100) == [("b", B1)]
+    assert passes(staging, 40) == [("b", B1)]
     assert not staging.ask("a", A1)
-    assert staging.tick(801, 100) == []
-    assert staging.tick(802, 100) == [("a", A1)]
+    assert passes(staging, 40) == []
+    assert passes(staging, 1) == [("a", A1)]
 
 
 def test_only_so_many_are_late_as_there_are_places() -> None:
     staging = Staging(1)
     for peer, push in (("a", A1), ("b", B1), ("c", C1)):
         staging.ask(peer, push)
-    now = 0
-    for _ in range(4):
-        staging.tick(now, 100)
-        now += 401
+    passes(staging, 3 * 41)
     assert staging.granted == {"c": C1}
     assert staging.late == {"a": A1}
+
+
+def test_who_needs_more_than_a_turn_has_a_longer_one_next_time() -> None:
+    """The late one never comes, so that there is no room for b to be late; c is fast. When b has come its turn
+    is as short as before."""
+    staging = Staging(1)
+    needs(staging, "c", C1, 0)
+    staging.ask("a", A1)
+    staging.ask("c", C1)
+    assert passes(staging, 11) == [("c", C1)]
+    assert staging.late == {"a": A1}
+    for turn in (10, 20, 40, 80, 80):
+        staging.free("c", C1)
+        assert staging.ask("b", B1)
+        staging.ask("c", C1)
+        assert passes(staging, turn) == []
+        assert passes(staging, 1) == [("c", C1)]
+        assert not staging.expects("b", B1)
+    staging.free("c", C1)
+    needs(staging, "b", B1, 50)
+    staging.ask("b", B1)
+    staging.ask("c", C1)
+    assert passes(staging, 10) == []
+    assert passes(staging, 1) == [("c", C1)]
+
+
+def test_of_not_too_many_peers_it_is_remembered_how_long_they_need() -> None:
+    staging = Staging(1)
+    for number in range(2 * PEERS_MAX):
+        needs(staging, f"peer-{number}", PushId(number, 1), 0)
+    staging.check()
 
 
 class Crowd(RuleBasedStateMachine):
@@ -178,7 +220,6 @@ class Crowd(RuleBasedStateMachine):
         self.limit = limit
         self.staging = Staging(limit)
         self.waiting: list[str] = []
-        self.now = 0
 
     @rule(peer=st.sampled_from("abcdef"), number=st.integers(0, 5))
     def ask(self, peer: str, number: int) -> None:
@@ -195,10 +236,9 @@ class Crowd(RuleBasedStateMachine):
         assert admitted == self.waiting[: len(admitted)]
         del self.waiting[: len(admitted)]
 
-    @rule(by=st.integers(0, 1000), silent=st.sets(st.sampled_from("abcdef")))
-    def tick(self, by: int, silent: set[str]) -> None:
-        self.now += by
-        admitted = [each for each, _ in self.staging.tick(self.now, 100, silent)]
+    @rule(patience=st.integers(0, 3), silent=st.sets(st.sampled_from("abcdef")))
+    def tick(self, patience: int, silent: set[str]) -> None:
+        admitted = [each for each, _ in self.staging.tick(patience, silent)]
         assert admitted == self.waiting[: len(admitted)]
         del self.waiting[: len(admitted)]
 

@@ -365,18 +365,19 @@ def test_who_leaves_waits_for_nothing_any_more(room: Room) -> None:
 
 
 def test_a_slow_worker_gives_its_place_to_one_who_waits_and_its_update_still_counts() -> None:
-    """One place. Four times the 5 s that a worker may be silent are a turn as long as nobody is known to be
-    faster."""
+    """One place. Four times the 5 s that a worker may be silent are a turn as long as it is not known how
+    long the other needs."""
     room = Room().serve().join("w0", 0).join("w1", 1)
     slow, quick = room.work("w0"), room.work("w1")
     assert Send("w0", Grant(slow.push)) in room.hears("w0", Offer(slow.push))
     room.hears("w1", Offer(quick.push))
     granted = []
-    for _ in range(22):
-        granted.append(Send("w1", Grant(quick.push)) in room.after(1).happens(Tick()))
+    ticks = 4 * room.lps.settings.lost_after_ps // room.lps.settings.tick_ps
+    for _ in range(ticks + 1):
+        granted.append(Send("w1", Grant(quick.push)) in room.happens(Tick()))
         for worker in ("w0", "w1"):
             room.hears(worker, Heartbeat(None))
-    assert granted == [False] * 21 + [True]
+    assert granted == [False] * ticks + [True]
     assert room.lps.expects("w0", update(slow))
     for worker, lease_ in (("w0", slow), ("w1", quick)):
         room.hears(worker, update(lease_), -int(worker[1]) - 7)

@@ -193,3 +193,16 @@ def test_what_an_old_file_held_is_not_taken_for_what_is_written_over_it() -> Non
         assert disk.read().number in (16, 17, 18)
         disk.written(disk.last)
         assert disk.read().number in (16, 17, 18)
+
+
+def test_a_header_that_is_cut_and_whole_with_what_an_old_file_held_stays_whole() -> None:
+    """1. A journal that is to be written over an old one is cut within its header. 2. What is read is there
+    the next time as well."""
+    for seed in range(200):
+        disk = two_generations()
+        disk.snapshot([9], "plane", (), 9)
+        disk.crash(Random(seed))
+        disk.read()
+        disk.event(ASKS, 10, None)
+        disk.written(disk.last)
+        assert disk.read().number == disk.last
