@@ -21,9 +21,10 @@ from pelago.core.machine import Finish
 from pelago.core.names import Peer, Version
 from pelago.net import command, daemon, needs
 from pelago.net.archive import Archive, Copier
+from pelago.net.command import EXIT_FAILED
 from pelago.net.keeper import Memory
 from pelago.net.limits import Limits, Patience
-from pelago.net.node import CRASHED, EXIT_ERROR, PAUSED, Node, NodeSettings
+from pelago.net.node import CRASHED, PAUSED, Node, NodeSettings
 from pelago.net.ports import require_free
 from pelago.net.restore import State
 from pelago.net.sockets import Bind
@@ -82,7 +83,7 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
     log.line(
         f"{finish.reason}; results in {out}{', but for what is named above' if failures else ''}"
     )
-    return max(daemon.outcome(finish), EXIT_ERROR if failures else 0)
+    return max(daemon.outcome(finish), EXIT_FAILED if failures else 0)
 
 
 async def _run(

@@ -22,7 +22,7 @@ from pelago.cli.progress import Progress
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError, PelagoError
 from pelago.net import whole
-from pelago.net.command import EXIT_USER
+from pelago.net.command import EXIT_FAILED, EXIT_USER
 from pelago.net.ports import free_pairs
 from pelago.net.signals import listen
 from pelago.net.wan import Link, WanProxy
@@ -298,7 +298,10 @@ class _Topology:
     def _is_clear(self, ended: _Process) -> bool:
         """Whether it can be told what an end means. A node ends in good order most often because the
         run does, and the GPS's log, which is written once a second, says so a moment later."""
-        if ended is self.processes[0] or ended.process.returncode or self._ending:
+        code = ended.process.returncode
+        # Of a region that learns nothing any more the GPS makes what there is to be made: it may be the last.
+        fails = code and not (ended.vital and code == EXIT_FAILED)
+        if ended is self.processes[0] or fails or self._ending:
             return True
         if self._draining():
             return True

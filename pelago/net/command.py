@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pelago.config import RunFile
 
 EXIT_FAILED: Final = 1
-"""The node did its part, and the run came to nothing."""
+"""The node could do its part no more, the run came to nothing, or a result could not be written."""
 EXIT_USER: Final = 2
 """A run file, flag, path or port is wrong (the code that argparse uses as well)."""
 EXIT_REFUSED: Final = 3

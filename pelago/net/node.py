@@ -46,6 +46,7 @@ from pelago.core.machine import (
     Validate,
 )
 from pelago.core.names import BlobId, Peer, Version
+from pelago.net.command import EXIT_FAILED
 from pelago.net.dialler import Dialler
 from pelago.net.keeper import Keeper, Memory
 from pelago.net.lane import Tensors
@@ -71,7 +72,6 @@ from pelago.wire.messages import (
 from pelago.wire.record import Begun
 from pelago.wire.uplink import UNANSWERED
 
-EXIT_ERROR: Final = 1
 EXIT_CRASHED: Final = 70
 FAREWELL_S: Final = 0.5
 """How long a server that is done still answers."""
@@ -610,7 +610,7 @@ class Node:
 
 
 def exit_code(finish: Finish) -> int:
-    """What a process should end with: 0, `EXIT_ERROR`, or `EXIT_CRASHED`."""
+    """What a process should end with: 0, `EXIT_FAILED`, or `EXIT_CRASHED`."""
     if finish.reason == CRASHED:
         return EXIT_CRASHED
-    return EXIT_ERROR if finish.error else 0
+    return EXIT_FAILED if finish.error else 0

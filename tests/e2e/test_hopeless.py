@@ -1,5 +1,8 @@
 """A run that learns nothing ends by itself, with an error that names what to look at."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +12,11 @@ from tests.e2e.topology import Daemons, run_file
 pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
 
 
-def hopeless(folder: Path, changes: dict[str, str], budget: int = 10**9) -> Path:
-    """A run of one region and one worker, without a budget of minutes."""
-    path = run_file(folder, budget=budget, interval=10**6, step_ms=0.0, regions={"eu": [1.0]})
+def hopeless(folder: Path, changes: dict[str, str], **speeds: float) -> Path:
+    """A run of one worker a region (default: one region), without a budget of minutes."""
+    workers = {name: [speed] for name, speed in speeds.items()} or {"eu": [1.0]}
+    step_ms = 50.0 if speeds else 0.0
+    path = run_file(folder, budget=10**9, interval=10**6, step_ms=step_ms, regions=workers)
     text = path.read_text(encoding="utf-8")
     for old, new in changes.items():
         assert old in text
@@ -51,6 +56,24 @@ def test_a_learning_rate_that_is_far_too_high_ends_the_run(tmp_path: Path) -> No
     }
     path = hopeless(tmp_path, changes)
     ends(path, tmp_path / "out", "worker.max_lr = 10000", "lps.update_norm_max = 10", "norm ")
+
+
+def test_a_run_on_one_machine_says_in_its_results_why_it_came_to_nothing(tmp_path: Path) -> None:
+    """The launcher leaves it to the GPS to end the run when its last region has given up, soon after the first."""
+    changes = {
+        "max_lr = 5e-3": "max_lr = 1e4",
+        "[lps]\n": "[lps]\nrejected_max = 3\nupdate_norm_max = 10\n",
+    }
+    path = hopeless(tmp_path, changes, eu=1.0, us=0.2)
+    command = [sys.executable, "-P", "-m", "pelago.cli.main", "local", str(path)]
+    out = tmp_path / "local"
+    done = subprocess.run(
+        [*command, "--out", str(out)], capture_output=True, text=True, timeout=150, check=False
+    )
+    assert done.returncode != 0
+    assert "worker.max_lr = 10000" in done.stderr.splitlines()[-1], done.stderr
+    result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    assert "worker.max_lr = 10000" in result["error"]
 
 
 def test_a_model_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ from pelago.core.machine import (
     Validated,
 )
 from pelago.core.names import Version
-from pelago.net.node import CRASHED, EXIT_CRASHED, EXIT_ERROR, exit_code
+from pelago.net.command import EXIT_FAILED
+from pelago.net.node import CRASHED, EXIT_CRASHED, exit_code
 from pelago.net.trainer import Result
 from pelago.tensor.plane import Plane
 from pelago.wire.messages import Event
@@ -84,7 +85,7 @@ async def test_finish_ends_the_node_with_its_reason(house: House) -> None:
     finish = await house.finish("gps")
     assert finish == Finish("budget reached")
     assert exit_code(finish) == 0
-    assert exit_code(Finish("refused", error="another run")) == EXIT_ERROR
+    assert exit_code(Finish("refused", error="another run")) == EXIT_FAILED
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
