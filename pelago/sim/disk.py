@@ -205,18 +205,18 @@ class Disk:
             if each.index > self._synced:
                 self._snapshots[place] = replace(each, state=_after_loss(each.state, random))
         if len(self._snapshots) > 1 and random.random() < 0.5:
-            self.promised = self._snapshots[-2].number
             self.rot(random)
 
     def rot(self, random: Random) -> bool:
-        """The newest snapshot is damaged, if there is another one; whether."""
+        """The newest snapshot is damaged, if there is another one; whether. What the disk promised goes with it."""
         if len(self._snapshots) < 2:
             return False
-        newest = self._snapshots[-1]
+        before, newest = self._snapshots[-2:]
         state = newest.state
         while state == newest.state:
             state = _after_loss(newest.state, random)
         self._snapshots[-1] = replace(newest, state=state)
+        self.promised = before.number
         return True
 
     def salvage(self) -> Past | None:

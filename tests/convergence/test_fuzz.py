@@ -36,6 +36,7 @@ ONCE: Final = {
     81009836: "the trial's disk forgot what an old file had behind a torn header",
     81010185: "a region that needs more than a turn never got its update across beside a late one that stood still",
     81011050: "a worker that took long first kept the others out for as long",
+    85013732: "the trial's disk asked for a snapshot that it had let rot before",
     73190039: "the trial took a GPS that was killed while it ended for one that had ended",
 }
 """Seeds that found something once."""

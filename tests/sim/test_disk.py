@@ -149,6 +149,19 @@ def test_the_snapshot_before_a_damaged_one_leads_to_the_same_event() -> None:
         assert not disk.rot(Random(seed))
 
 
+def test_what_was_promised_of_a_snapshot_that_rots_is_not_asked_of_a_later_loss_of_power() -> None:
+    """1. The newest snapshot rots, and the one before it stands in its place. 2. The power goes."""
+    for seed in range(40):
+        disk = two_generations()
+        assert disk.rot(Random(seed))
+        disk.read()
+        disk.lose_power(Random(seed))
+        past = disk.salvage()
+        assert past is not None
+        assert past.snapshot is not None
+        assert past.snapshot.number == disk.promised == 3
+
+
 def test_what_a_snapshot_made_needless_goes_when_the_next_is_begun() -> None:
     disk = two_generations()
     disk.snapshot([9], "plane 9", (), 9)
