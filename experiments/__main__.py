@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from pelago import children
 from pelago.core.errors import ConfigError, PelagoError
+from pelago.net.command import ended
+from pelago.net.telemetry import say
 from pelago.reading import expanded
 
 if TYPE_CHECKING:
@@ -105,7 +107,10 @@ def _add_replay(command: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Console script: 0 if all went well, 1 if a run failed, 2 for what the user got wrong."""
     children.leave_working_folder()
-    options = parser().parse_args(arguments)
+    return ended(_run(parser().parse_args(arguments)))
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         if options.command == "list":
             _list()
@@ -117,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             path = shipped.find(options.file)
             return _study(path, options) if study.is_study(path) else _replay(path, options)
     except PelagoError as error:
-        print(f"experiments: {error}", file=sys.stderr)
+        say(f"experiments: {error}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -130,7 +135,7 @@ def _list() -> None:
     every = shipped.catalogue()
     width = max(len(each.name) for each in every)
     for each in every:
-        print(f"{each.name:<{width}}  {each.kind:<5}  {each.line}")
+        say(f"{each.name:<{width}}  {each.kind:<5}  {each.line}")
 
 
 def _replay(path: Path, options: argparse.Namespace) -> int:
@@ -159,8 +164,8 @@ def _replay(path: Path, options: argparse.Namespace) -> int:
             on_progress=bar.on_progress if bar is not None else None,
         )
     replay.write(folder, run, replayed)
-    print(replay.summary(replayed))
-    print(f"results in {folder}: {', '.join(replay.FILES)}")
+    say(replay.summary(replayed))
+    say(f"results in {folder}: {', '.join(replay.FILES)}")
     return 0
 
 
@@ -198,19 +203,19 @@ def _study(path: Path, options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         done = sum(row.measured is not None for row in conductor.rows)
         total = len(plan.runs) + plan.confirmations
-        print(
+        say(
             f"experiments: interrupted with {done:,} of {total:,} runs done;"
             " the same command goes on from there",
-            file=sys.stderr,
+            sys.stderr,
         )
         return 130
     found = reading.read(out)
     page.write(out / "report.html", [found])
-    print(words.summary(found))
-    print(f"results in {out}: study.toml, table.csv, report.html, runs")
+    say(words.summary(found))
+    say(f"results in {out}: study.toml, table.csv, report.html, runs")
     failed = [row for row in rows if row.error]
     for row in failed:
-        print(f"experiments: runs/{row.folder} failed: {row.error}", file=sys.stderr)
+        say(f"experiments: runs/{row.folder} failed: {row.error}", sys.stderr)
     return 1 if failed else 0
 
 
@@ -222,9 +227,9 @@ def _report(options: argparse.Namespace) -> None:
     out = Path(options.out) if options.out else default
     pictures = Path(options.png) if options.png else None
     written = page.write(out, reading.read_all(folders), pictures)
-    print(f"report in {out}")
+    say(f"report in {out}")
     for path in written:
-        print(path)
+        say(str(path))
 
 
 def _jobs(text: str) -> int:

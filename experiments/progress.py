@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from experiments.measure import Measured
 from pelago.config import RunFile
+from pelago.net.telemetry import say
 
 SPEED_OVER_S: Final = 3600.0
 """Runs may take minutes each: the time that is left is judged by the last hour, not by half a minute."""
@@ -53,10 +54,10 @@ class _Lines:
             self._resumed += 1
             return
         if self._resumed:
-            print(f"{self._resumed:,} runs were done already", file=sys.stderr)
+            say(f"{self._resumed:,} runs were done already", sys.stderr)
             self._resumed = 0
         said = f"failed: {error}" if measured is None else _outcome(measured)
-        print(f"[{self._done}/{self._total}] {run}: {said}", file=sys.stderr, flush=True)
+        say(f"[{self._done}/{self._total}] {run}: {said}", sys.stderr)
 
 
 class _StudyBar:

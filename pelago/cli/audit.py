@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 from pelago.core.errors import CheckpointError, ConfigError
 from pelago.core.spans import SpanSet
 from pelago.net.history import BEGUN, HISTORY, Told, read_history
+from pelago.net.telemetry import say
 
 LINES_SHOWN = 20
 
@@ -63,14 +64,14 @@ def audit(out: Path) -> int:
     """
     found = examine(histories(out))
     _compare(found, out / "result.json")
-    print(f"updates of workers    {found.updates:,} applied, each once")
-    print(f"exchanges             {found.exchanges:,} applied, each once")
-    print(
+    say(f"updates of workers    {found.updates:,} applied, each once")
+    say(f"exchanges             {found.exchanges:,} applied, each once")
+    say(
         f"samples               {found.applied:,} in the global model, {found.dropped:,} dropped in flight"
     )
-    print(f"                      {found.waiting:,} applied in a region and not exchanged")
-    print(f"doubled               {found.doubled:,}")
-    print(
+    say(f"                      {found.waiting:,} applied in a region and not exchanged")
+    say(f"doubled               {found.doubled:,}")
+    say(
         f"lost                  {found.lost_samples:,} samples in {len(found.lost):,} exchanges; "
         f"{found.trained_again:,} of them were trained on again"
     )
@@ -78,17 +79,17 @@ def audit(out: Path) -> int:
     _print("lost", found.lost)
     _print("exception", found.exceptions)
     if not found.exceptions and not found.lost:
-        print("clean")
+        say("clean")
     else:
-        print(f"{len(found.exceptions):,} exceptions, {len(found.lost):,} exchanges lost")
+        say(f"{len(found.exceptions):,} exceptions, {len(found.lost):,} exchanges lost")
     return 1 if found.exceptions or found.lost else 0
 
 
 def _print(what: str, lines: Sequence[str]) -> None:
     for line in lines[:LINES_SHOWN]:
-        print(f"{what:<21} {line}")
+        say(f"{what:<21} {line}")
     if len(lines) > LINES_SHOWN:
-        print(f"{'':<21} and {len(lines) - LINES_SHOWN:,} more")
+        say(f"{'':<21} and {len(lines) - LINES_SHOWN:,} more")
 
 
 def histories(out: Path) -> dict[str, list[Told]]:

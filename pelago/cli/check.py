@@ -15,6 +15,7 @@ from pelago.net import needs
 from pelago.net.archive import Archive
 from pelago.net.lookup import addresses
 from pelago.net.ports import THIS_MACHINE, require_free
+from pelago.net.telemetry import say
 
 PROGRESS: Final = "progress"
 """First word of the lines in which a worker that describes says how far it is."""
@@ -38,31 +39,31 @@ def check(run: RunFile, *, step: bool = True) -> int:
         described = (
             f"problem {run.simulation.problem}, {run.simulation.model_bytes:,} bytes a model"
         )
-    print(f"run        {run.run_id}")
-    print(f"model      {described}")
+    say(f"run        {run.run_id}")
+    say(f"model      {described}")
     minutes = f" or {run.run.budget_minutes:g} minutes" if run.run.budget_minutes else ""
-    print(f"budget     {run.run.budget_local_steps:,} local steps{minutes}")
-    print(f"gps        {run.gps.bind} in region {run.gps_region}")
+    say(f"budget     {run.run.budget_local_steps:,} local steps{minutes}")
+    say(f"gps        {run.gps.bind} in region {run.gps_region}")
     for index, region in enumerate(run.region):
         host, port = run.lps_bind(index)
         speeds = ", ".join(
             f"{run.relative_speed(index, g):.3g}" for g in range(len(region.worker_speeds))
         )
-        print(
+        say(
             f"region     {region.name}: LPS {address.join(host, port)}, {len(region.worker_speeds)} workers"
             f" at {speeds}"
         )
     if run.gps.snapshots:
-        print(
+        say(
             f"copies     {Archive(run.gps.snapshots).url} every {run.gps.snapshots_minutes:g} minutes,"
             f" the newest {run.gps.snapshots_kept} stay"
         )
     for line in disks:
-        print(f"disk       {line}")
-    print(f"results    {run.out}")
+        say(f"disk       {line}")
+    say(f"results    {run.out}")
     if run.simulation is None:
         for doubt in [*_doubts(run), *([short] if short else [])]:
-            print(f"beware     {doubt}")
+            say(f"beware     {doubt}")
     return 0
 
 

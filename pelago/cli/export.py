@@ -8,6 +8,7 @@ from gps import files
 from gps.export import Found, find
 from pelago import config
 from pelago.core.errors import CheckpointError, PelagoError
+from pelago.net.telemetry import say
 from pelago.tensor.manifest import Manifest
 
 
@@ -19,20 +20,20 @@ def export(source: Path, out: Path | None, run_file: str | None) -> int:
     """
     found = find(source)
     folder = found.folder if out is None else out
-    print(_said(found))
+    say(_said(found))
     try:
         _export_model(found, found.run if run_file is None else config.load(run_file), folder)
     except PelagoError as error:
-        print(f"no model/: {' '.join(str(error).split())}; the weights are written alone")
+        say(f"no model/: {' '.join(str(error).split())}; the weights are written alone")
     else:
-        print(f"{folder / 'model'}")
+        say(f"{folder / 'model'}")
         return 0
     gps = found.machine
     facts = {"version": gps.version.counter, "counted_steps": gps.counted_steps}
     failures = files.write_models(folder, found.manifest, found.flat, found.average, facts)
     if failures:
         raise CheckpointError("; ".join(failures))
-    print(f"{folder / files.MODEL}")
+    say(f"{folder / files.MODEL}")
     return 0
 
 

@@ -17,6 +17,9 @@ PLAIN_INTERVAL_S = 5.0
 DISK_KINDS = ("disk_short", "disk_trouble", "disk_well", "snapshot_failed", "not_written")
 """Events of the GPS that its user should see."""
 PS_PER_S = 10**12
+GONE = (OSError, SystemExit)
+"""What rich raises when nobody takes its output any more: a terminal that is gone, a file on a full disk; and
+of a pipe that was closed it makes an end of the program, which is not its to decide."""
 HEAD_BYTES = 1 << 16
 """Of a node's log, in which it tells what it is."""
 
@@ -38,7 +41,7 @@ class Progress:
     def __enter__(self) -> Self:
         self.say(f"{self._run.run_id}: starting {self._nodes()}; results in {self._out}")
         if self._live is not None:
-            with suppress(OSError):
+            with suppress(*GONE):
                 self._live.start()
         return self
 
@@ -50,7 +53,7 @@ class Progress:
     ) -> None:
         if self._live is not None:
             # The terminal may be gone.
-            with suppress(OSError):
+            with suppress(*GONE):
                 self._live.stop()
 
     @property
@@ -61,7 +64,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line, above the table if there is one."""
         # The output may be a file on a full disk, or a pipe that nobody reads any more: the run goes on.
-        with suppress(OSError):
+        with suppress(*GONE):
             self._console.print(text, soft_wrap=True)
 
     def update(self) -> None:
@@ -77,7 +80,7 @@ class Progress:
         if not self._status:
             return
         if self._live is not None:
-            with suppress(OSError):
+            with suppress(*GONE):
                 self._live.update(Group(self._headline(), self._table()))
         elif self._elapsed_s() - self._printed_s >= PLAIN_INTERVAL_S:
             self._printed_s = self._elapsed_s()

@@ -238,9 +238,9 @@ class _Log:
         self._counters["log_faults"] += 1
 
 
-def say(text: str, stream: IO[str] | None) -> None:
-    """Print a line for people, if that is possible: a terminal that is gone, or a console that is a file on
-    a full disk, ends nobody."""
+def say(text: str, stream: IO[str] | None = None) -> None:
+    """Print a line for people, on stdout or ``stream``, if that is possible: a terminal that is gone, a pipe that
+    nobody reads any more, or a console that is a file on a full disk, ends nobody."""
     with suppress(OSError, ValueError):
         print(text, file=stream, flush=True)
 
