@@ -1,12 +1,16 @@
 """A token file is read for what it is, or refused by what it is; a bad id is found, and its place said."""
 
+import bz2
+import io
 import re
 import struct
+import tarfile
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from pelago.config import Data
 from pelago.core.errors import ConfigError
@@ -40,6 +44,15 @@ def megatron(ids: np.ndarray, code: int, lengths: list[int], documents: int = 2)
     if documents:
         head += struct.pack("<Q", documents)
     return head + sizes.tobytes() + pointers.tobytes() + bytes(8 * documents)
+
+
+def tar(content: bytes) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        entry = tarfile.TarInfo("a.bin")
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    return out.getvalue()
 
 
 @pytest.mark.parametrize("dtype", ["<u2", "<u4", "<i4", "<i8", ">u2", ">i8"])
@@ -95,6 +108,16 @@ IDS_16 = IDS.astype("<u2")
         ({"a.bin": b"PK\x03\x04" + IDS_16.tobytes()}, r"zip archive"),
         ({"a.bin": b"version https://git-lfs.github.com/spec/v1\n"}, r"git lfs pull"),
         ({"a.bin": b"Once upon a time there was a king.\n" * 9}, r"is text.*'text:DIR'"),
+        ({"a.bin": "Ältere Könige aßen früher “Grütze”.\n".encode() * 9}, r"is text.*'text:DIR'"),
+        ({"a.bin": "Ältere Könige aßen früher “Grütze”.\n".encode("cp1252") * 9}, r"is text"),
+        ({"a.bin": ("Once upon a time there was a king.\n" * 9).encode("utf-16")}, r"is text"),
+        ({"a.bin": bz2.compress(IDS_16.tobytes())}, r"bzip2\): unpack it"),
+        ({"a.bin": b"\x04\x22\x4d\x18" + IDS_16.tobytes()}, r"lz4\): unpack it"),
+        ({"a.bin": tar(IDS_16.tobytes())}, r"a tar archive: unpack it"),
+        ({"a.bin": save({"ids": IDS_16})}, r"a safetensors file: write"),
+        ({"a.bin": b"\x80\x05\x95" + IDS_16.tobytes() + b"."}, r"a pickle: write"),
+        ({"a.bin": b"\x80\x02\x8a\x0al\xfc\x9cF" + IDS_16.tobytes()}, r"a pickle of PyTorch: write"),
+        ({"a.bin": b"SQLite format 3\x00" + bytes(4080)}, r"a database: write"),
         ({"a.bin": b"\x93NUMPY\x01\x00\x10"}, r"broken header.*numpy\.save"),
     ],
 )  # fmt: skip
@@ -138,6 +161,20 @@ def test_ids_of_another_type_are_seen_before_training(
     if written[0] == "<":
         right = f"uint{8 * int(written[2])}"
         tokens(tmp_path / "a.bin", token_dtype=right).limit_vocabulary(50_257)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [("<u4", "uint16"), ("<i8", "uint16"), ("<i8", "uint32")]
+)
+def test_wide_ids_that_are_mostly_padding_are_seen(tmp_path: Path, written: str, read: str) -> None:
+    """Documents of 30 ids, each filled up with zeros to 200; of the right type they are no fault."""
+    rows = np.zeros((100, 200), dtype=written)
+    rows[:, :30] = IDS[:3000].reshape(100, 30)
+    rows.tofile(tmp_path / "a.bin")
+    with pytest.raises(ConfigError, match=f"looks like uint{8 * int(written[2])}: set"):
+        tokens(tmp_path / "a.bin", token_dtype=read).limit_vocabulary(50_257)
+    rows.astype("<u2").tofile(tmp_path / "b.bin")
+    tokens(tmp_path / "b.bin").limit_vocabulary(50_257)
 
 
 def test_small_ids_the_wrong_way_round_are_seen_in_any_vocabulary(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ sequences as uint64 (Megatron: of documents too), the length of each as int32
 documents). Anything else that has a name is refused by that name.
 """
 
+import codecs
 import io
 import struct
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from pelago.core.errors import ConfigError
+from worker.data.encodings import CONTROLS
 
 HEAD_BYTES: Final = 1024
 """So many bytes of a file tell what it is."""
@@ -42,15 +44,24 @@ STRANGERS: Final = {
     b"\x1f\x8b\x08": "compressed (gzip): unpack it first",
     b"\x28\xb5\x2f\xfd": "compressed (zstd): unpack it first",
     b"\xfd7zXZ\x00": "compressed (xz): unpack it first",
+    b"BZh": "compressed (bzip2): unpack it first",
+    b"\x04\x22\x4d\x18": "compressed (lz4): unpack it first",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive: unpack it first",
     b"PK\x03\x04": "a zip archive (as .npz and .pt are): write the ids with array.tofile('FILE.bin')",
     b"PAR1": "a Parquet file: write its ids with array.tofile('FILE.bin')",
     b"ARROW1": "an Arrow file: write its ids with array.tofile('FILE.bin')",
     b"\x89HDF": "an HDF5 file: write its ids with array.tofile('FILE.bin')",
+    b"SQLite format 3": "a database: write its ids with array.tofile('FILE.bin')",
+    b"\x80\x02\x8a\x0al\xfc\x9c": "a pickle of PyTorch: write the ids with array.tofile('FILE.bin')",
+    b"\x80\x04\x95": "a pickle: write the ids with array.tofile('FILE.bin')",
+    b"\x80\x05\x95": "a pickle: write the ids with array.tofile('FILE.bin')",
     b"version https://git-lfs": "a pointer of Git LFS and not the file itself: run git lfs pull",
     MEGATRON_MAGIC: "an index, not the tokens: name the .bin file beside it",
     FAIRSEQ_MAGIC: "an index, not the tokens: name the .bin file beside it",
 }
 """By their first bytes: what holds something else than ids, or holds them otherwise."""
+TAR: Final = slice(257, 262)
+"""Where a tar archive says what it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +88,9 @@ def layout_of(path: Path, key: str, token_dtype: str) -> Layout:
         raise ConfigError(f"{key}: the file is empty")
     with path.open("rb") as stream:
         head = stream.read(HEAD_BYTES)
-    for magic, what in STRANGERS.items():
-        if head.startswith(magic):
-            raise ConfigError(f"{key}: the file is {what}")
+    what = _stranger(head, size)
+    if what:
+        raise ConfigError(f"{key}: the file is {what}")
     if head.startswith(NPY_MAGIC):
         return _npy(path, key, size)
     if len(head) >= 12:
@@ -195,5 +206,21 @@ def _megatron_tokens(index: Path, header: bytes, key: str) -> int | None:
     return int(lengths.sum(dtype=np.int64))
 
 
+def _stranger(head: bytes, size: int) -> str:
+    """What a file is that begins so and holds no ids to be read as they lie; empty: nothing known."""
+    for magic, what in STRANGERS.items():
+        if head.startswith(magic):
+            return what
+    if head[TAR] == b"ustar":
+        return "a tar archive: unpack it first"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
+        return "a safetensors file: write the ids with array.tofile('FILE.bin')"
+    return ""
+
+
 def _is_text(head: bytes) -> bool:
-    return all(32 <= byte < 127 or byte in b"\t\n\r" for byte in head)
+    """Whether no byte of it is one that no text has, in UTF-8, Latin-1 or the like: ids have some soon."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = head.decode("utf-16", errors="replace")
+        return all(each.isprintable() or each.isspace() for each in text)
+    return not any(byte in CONTROLS for byte in head)

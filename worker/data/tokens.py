@@ -49,7 +49,8 @@ class TokenFile:
         samples = list(self._samples())
         width = self.layout.dtype.itemsize
         for name in TYPES:
-            if np.dtype(name).itemsize > width and _fits(samples, name, vocabulary):
+            # Padding may be most of it. Zeros where the wide type has its high bytes, and only there, are none.
+            if np.dtype(name).itemsize > width and _fits(samples, name, vocabulary, padded=True):
                 return _words(name)
         if not _fits(samples, self.layout.dtype.str, vocabulary):
             fitting = [name for name in TYPES if _fits(samples, name, vocabulary)]
@@ -113,12 +114,15 @@ def sampled_digest(tokens: Tokens) -> bytes:
     return state.digest()
 
 
-def _fits(samples: list[bytes], name: str, vocabulary: int) -> bool:
-    """Whether all ids of the samples would be known if they were of this type, and most are not 0."""
+def _fits(samples: list[bytes], name: str, vocabulary: int, *, padded: bool = False) -> bool:
+    """Whether all ids of the samples would be known if they were of this type, and most are not 0; if
+    ``padded``, some.
+    """
     read = np.concatenate([np.frombuffer(sample, dtype=name) for sample in samples])
     if len(read) < SAMPLE_TOKENS_MIN or int(read.max()) >= vocabulary:
         return False
-    return bool(2 * np.count_nonzero(read) >= len(read))
+    count = np.count_nonzero(read)
+    return bool(count >= SAMPLE_TOKENS_MIN if padded else 2 * count >= len(read))
 
 
 def _low_bytes_zero(samples: list[bytes], dtype: "np.dtype[Any]") -> bool:
