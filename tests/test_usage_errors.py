@@ -47,6 +47,9 @@ WRONG = (
     "worker.__main__ --run RUN",
     "worker.__main__ --run RUN --evaluate --connect nonsense",
     "worker.__main__ --run RUN --evaluate --describe",
+    # No server could be told of such a group, so the worker would wait for an answer for ever.
+    "worker.__main__ --run RUN --region eu --group -5",
+    "worker.__main__ --run RUN --region eu --group 99999999999999999999",
     "experiments.__main__ replay",
     "experiments.__main__ replay nowhere",
     "experiments.__main__ replay RUN",

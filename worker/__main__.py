@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--region", metavar="NAME", help="the region that it belongs to")
     flags.add_argument(
         "--group",
-        type=int,
+        type=command.natural,
         default=-1,
         metavar="N",
         help="which of the region's groups (default: a free one)",
