@@ -34,6 +34,7 @@ WRONG = (
     "pelago.cli.main local",
     "pelago.cli.main chekk RUN",
     "pelago.cli.main local RUN --livee",
+    "pelago.cli.main check NOWHERE",
     *(
         f"pelago.cli.main {command} /nowhere.toml"
         for command in ("local", "check", "resume", "export")
@@ -85,7 +86,10 @@ def test_help_imports_nothing_heavy(command: str) -> None:
 
 @pytest.mark.parametrize("line", WRONG)
 def test_a_usage_error_imports_nothing_heavy(tmp_path: Path, line: str) -> None:
-    words = line.replace("RUN", str(run_file(tmp_path))).split()
+    path, nowhere = run_file(tmp_path), tmp_path / "nowhere.toml"
+    text = path.read_text(encoding="utf-8")
+    nowhere.write_text(text.replace("[run]", '[run]\nout = "/dev/null/out"'), encoding="utf-8")
+    words = line.replace("RUN", str(path)).replace("NOWHERE", str(nowhere)).split()
     code, imported, said = ran(*words)
     assert (code, imported) == (2, []), said
     assert "Traceback" not in said

@@ -11,7 +11,6 @@ from rich.progress import Progress, TaskID
 from pelago import address, children, config
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError
-from pelago.net import needs
 from pelago.net.archive import Archive
 from pelago.net.lookup import addresses
 from pelago.net.ports import THIS_MACHINE, require_free
@@ -124,6 +123,9 @@ def _check_out(out: Path) -> None:
 def _check_room(run: RunFile, model_bytes: int) -> tuple[list[str], str]:
     """Lines that say what the run will need on the disks of this machine, and has, and what elsewhere; and what
     may be too little, or "". Raises `ConfigError` where it surely is."""
+    # It imports torch, which takes seconds; what is wrong with ports and folders is known before.
+    from pelago.net import needs
+
     here, elsewhere = needs.on_this_machine(run, model_bytes, run.out)
     try:
         found = needs.compare([*here, *(needs.of_beginning(model_bytes) if here else ())])
