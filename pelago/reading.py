@@ -57,10 +57,15 @@ def tables(text: str, source: str) -> dict[str, Any]:
 
 
 def faults(error: "ValidationError") -> list[Mapping[str, Any]]:
-    """What pydantic found, one entry a value: of a value that may be of several kinds it has one for each."""
+    """What pydantic found, one entry a value: of a value that may be of several kinds it has one for each.
+
+    That a list is too short is left out where it is not: pydantic does not count entries that are wrong.
+    """
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for detail in error.errors(include_url=False):
         place = detail["loc"]
+        if detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"]:
+            continue
         arm = place[-1] if len(place) > 1 and place[-1] in _KINDS else None
         if arm is None:
             found[place] = dict(detail)

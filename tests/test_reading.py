@@ -160,6 +160,16 @@ def test_the_sentence_about_a_wrong_value(text: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "region", ["name = 'new york'\nworker_speeds = [1]", "name = 'eu'\nworker_speeds = ['1']"]
+)
+def test_a_list_with_an_entry_that_is_wrong_is_not_called_too_short(region: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        config.parse(f"[[region]]\n{region}\n")
+    assert "region.0." in str(refused.value)
+    assert "at least 1 entry" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("name", "near"),
     [
         ("são-paulo", "as 'sao-paulo' does"),
