@@ -256,6 +256,17 @@ def test_the_largest_id_of_a_tokenizer_counts_not_the_number_of_its_tokens(tmp_p
     assert set(np.concatenate([corpus.train, corpus.validation]).tolist()) == {1, 2, 300}
 
 
+def test_bytes_that_a_tokenizer_replaces_are_told_of(tmp_path: Path) -> None:
+    """The text itself keeps them, byte by byte; a tokenizer of characters cannot."""
+    words = {word: number for number, word in enumerate(["?", "red", "green", "blue"])}
+    place = str(tokenizer(tmp_path / "tokenizer", words, None))
+    folder = colours(tmp_path / "texts")
+    (folder / "b.txt").write_bytes("король ".encode("cp1251") * 20)
+    replaced = "encoding: 1 with bytes that are no UTF-8, which a tokenizer reads as U+FFFD (b.txt)"
+    assert replaced in texts(folder, tokenizer=place).account
+    assert not any("U+FFFD" in line for line in texts(folder).account)
+
+
 def test_a_text_that_the_tokenizer_cannot_encode_is_named(tmp_path: Path) -> None:
     place = str(tokenizer(tmp_path / "tokenizer", {"red": 0, "green": 1}, None, unknown=None))
     with pytest.raises(ConfigError, match=r"data\.tokenizer = .*: cannot encode a\.txt: "):

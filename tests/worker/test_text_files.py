@@ -55,6 +55,11 @@ def test_text_of_a_known_encoding_becomes_utf8(raw: bytes, text: str, said: str)
         (WORDS.encode() + b"\xff", "UTF-8 with broken characters"),
         (WORDS.encode()[:-3] + b"\xc3", "UTF-8 with broken characters"),
         (bytes(range(1, 251)), "of no encoding that is known"),
+        ("Жил был старый король.\n".encode("cp1251"), "of no encoding that is known"),
+        ("Жил был старый король.\n".encode("koi8-r"), "of no encoding that is known"),
+        ("Μια φορά ήταν ένας βασιλιάς.\n".encode("cp1253"), "of no encoding that is known"),
+        ("从前有一个国王。\n".encode("gbk"), "of no encoding that is known"),
+        ("昔々おじいさんがいました。\n".encode("shift-jis"), "of no encoding that is known"),
     ],
 )
 def test_what_is_in_doubt_stays_byte_by_byte(raw: bytes, said: str) -> None:

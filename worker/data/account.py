@@ -25,8 +25,8 @@ class Account:
 
     def lines(self) -> tuple[str, ...]:
         """The account for its user, a line for each reason, in an order that does not depend on the disk."""
-        out = [_some(why, names, "left out") for why, names in sorted(self.left_out.items())]
-        done = [_some(what, names, "encoding") for what, names in sorted(self.converted.items())]
+        out = [counted(why, names, "left out") for why, names in sorted(self.left_out.items())]
+        done = [counted(what, names, "encoding") for what, names in sorted(self.converted.items())]
         return (f"read: {self.files:,} files, {self.bytes:,} bytes", *out, *done)
 
 
@@ -36,7 +36,8 @@ def shown(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _some(why: str, names: list[str], verb: str) -> str:
+def counted(why: str, names: list[str], verb: str) -> str:
+    """A line that says how many files there are of a kind, and names a few."""
     few = ", ".join(shown(name) for name in sorted(names)[:NAMES_SHOWN])
     more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
     return f"{verb}: {len(names):,} {why} ({few}{more})"

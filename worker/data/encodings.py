@@ -16,14 +16,15 @@ MARKS: Final = {
 """Byte-order marks of what is not UTF-8; longer ones first, since UTF-32's begins with UTF-16's."""
 CONTROLS: Final = frozenset(range(32)) - frozenset(b"\t\n\v\f\r\x1b")
 """Bytes that no text has, in UTF-8 or Latin-1."""
+ASCII: Final = bytes(range(128))
 
 
 def to_utf8(content: bytes) -> tuple[bytes | None, str]:
     """A file's text in UTF-8 (None: it is no text), and in words what was done; empty: nothing.
 
     What is neither UTF-8 nor marked otherwise is taken for Windows-1252, of which Latin-1's letters are
-    a part, unless more of it is valid UTF-8 than is not, or it holds bytes that no text has: then it
-    stays as it is.
+    a part, unless more of it is valid UTF-8 than is not, it holds bytes that no text has, or most of it is
+    beyond ASCII, as no text in Latin letters is (but in Cyrillic, Greek, Chinese): then it stays as it is.
     """
     for mark, name in MARKS.items():
         if content.startswith(mark):
@@ -41,7 +42,7 @@ def to_utf8(content: bytes) -> tuple[bytes | None, str]:
         return content, ""
     if valid > invalid:
         return content, "UTF-8 with broken characters, kept as they are"
-    if any(byte in content for byte in CONTROLS):
+    if any(byte in content for byte in CONTROLS) or 2 * _beyond_ascii(content) > len(content):
         return content, "of no encoding that is known, kept byte by byte"
     return _recoded(content, "cp1252"), "Latin-1 (Windows-1252), converted"
 
@@ -68,6 +69,11 @@ def _recoded(content: bytes, name: str) -> bytes:
 def _as_latin_1(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeDecodeError)
     return error.object[error.start : error.end].decode("latin-1"), error.end
+
+
+def _beyond_ascii(content: bytes) -> int:
+    pieces = range(0, len(content), PIECE_BYTES)
+    return sum(len(content[at : at + PIECE_BYTES].translate(None, ASCII)) for at in pieces)
 
 
 def _sequences(content: bytes) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from pelago.config import Data
 from pelago.core.errors import ConfigError
-from worker.data.account import shown
+from worker.data.account import counted, shown
 from worker.data.corpus import Corpus
 from worker.data.files import SourceFile, folder_files, held_out, stdlib_files
 from worker.data.tokens import Tokens, open_tokens, sampled_digest, split_tail
@@ -66,7 +66,7 @@ def _from_files(data: Data, files: list[SourceFile], seed: int, account: tuple[s
         digest=_digest(train, validation, vocabulary, content),
         sequence_length=data.sequence_length,
         seed=seed,
-        account=account + encoder.account,
+        account=account + encoder.account + _replaced(encoder.broken),
     )
 
 
@@ -101,12 +101,20 @@ def _joined(parts: list[Tokens], vocabulary: int) -> Tokens:
 @dataclass(frozen=True, slots=True)
 class _Encoder:
     """``encode``: from a file to its tokens, the separator included. ``vocabulary``: one more than the
-    largest id. ``account``: what a user should know of it.
+    largest id. ``account``: what a user should know of it. ``broken``: files that it could not read as they are.
     """
 
     encode: Callable[[SourceFile], Tokens]
     vocabulary: int
     account: tuple[str, ...] = ()
+    broken: set[str] = field(default_factory=set)
+
+
+def _replaced(names: set[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    why = "with bytes that are no UTF-8, which a tokenizer reads as U+FFFD"
+    return (counted(why, sorted(names), "encoding"),)
 
 
 def _encoder(place: str) -> _Encoder:
@@ -123,8 +131,14 @@ def _encoder(place: str) -> _Encoder:
         "tokenizer: has no end-of-text token (eos_token), so that nothing stands between two files"
     )
 
+    broken: set[str] = set()
+
     def encode(file: SourceFile) -> Tokens:
-        text = file.content.decode("utf-8", errors="replace")
+        try:
+            text = file.content.decode()
+        except UnicodeDecodeError:
+            text = file.content.decode(errors="replace")
+            broken.add(file.path)
         try:
             ids = tokenizer.encode(text, add_special_tokens=False)
         except Exception as error:
@@ -134,7 +148,7 @@ def _encoder(place: str) -> _Encoder:
             ) from None
         return np.asarray(ids + end, dtype=np.int64)
 
-    return _Encoder(encode, vocabulary, () if end else (endless,))
+    return _Encoder(encode, vocabulary, () if end else (endless,), broken)
 
 
 def load_tokenizer(place: str) -> Any:
