@@ -31,7 +31,10 @@ def named(model: config.Model) -> str:
 
 def first_line(error: Exception) -> str:
     """Of an exception of the library, what fits into a message."""
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
+    lines = [each.strip() for each in str(error).splitlines()] or [""]
+    # "Validation error for field 'hidden_size':" says nothing yet.
+    count = 2 if lines[0].endswith(":") else 1
+    return " ".join(lines[:count]) or type(error).__name__
 
 
 def architecture(model: config.Model, vocabulary: int) -> Any:
@@ -101,7 +104,8 @@ def _require_readable(folder: Path, preset: str) -> None:
         )
     path = folder / "config.json"
     if not path.is_file():
-        below = {each.parent.name for each in folder.glob("*/config.json")}
+        found = (*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json"))
+        below = {each.parent.relative_to(folder).as_posix() for each in found}
         hint = f"; there is one in {some(below)}" if below else ""
         raise ConfigError(f"{key}: the folder has no config.json: no Hugging Face model{hint}")
     require_no_pointer(path, key)

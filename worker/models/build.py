@@ -100,6 +100,10 @@ def _pretrained(model: config.Model, settings: Any, found: files.Checkpoint) -> 
     origin = f"pretrained, {len(read.tensors)} tensors from {found.described}"
     if read.prefix:
         origin += f" (their prefix {read.prefix} taken off)"
+    blank = {name for name, each in module.named_parameters() if each.dim() > 1 and not each.any()}
+    if blank:
+        # As some models begin; or the file was cut short, and the disk gave zeros.
+        origin += f", of which {len(blank)} matrices hold zeros only: {files.some(blank)}"
     text = module.config.get_text_config()
     if text.tie_word_embeddings and not _is_tied(module):
         # The library believes the weights, as they hold two matrices. An export has to say so.

@@ -26,9 +26,15 @@ LOADABLE: Final = (SAFETENSORS, SAFETENSORS + INDEX, PYTORCH, PYTORCH + INDEX)
 
 WEIGHT_ENDINGS: Final = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack"),
-    *(".onnx", ".npz", ".distcp", INDEX),
+    *(".onnx", ".npz", ".distcp", ".pkl", INDEX),
 )
 """Endings of files that hold weights in some format, or say where they are."""
+UNFINISHED: Final = re.compile(r"\.(safetensors|bin|pth|ckpt|gguf|h5)\.|\.incomplete$")
+"""In names of such files that were not loaded to their end (.part, .lock, .incomplete), or are packed."""
+CHECKPOINTS: Final = re.compile(r"checkpoint-\d+|global_step\d+|pytorch_model_fsdp_\d+|original")
+"""Folders in a model's folder in which trainers and hubs keep weights. Others may be results of a run."""
+DOWNLOADS: Final = Path(".cache", "huggingface", "download")
+"""Where the hub's client keeps what it has not loaded to its end."""
 
 LFS_POINTER: Final = b"version https://git-lfs.github.com/"
 TRAINING: Final = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
@@ -94,19 +100,39 @@ def find(folder: Path, key: str) -> Checkpoint | None:
             path = folder / name
             files = _shards(path, key) if name.endswith(INDEX) else (path,)
             return Checkpoint(path, files)
-    others = {name for name in names if name.lower().endswith(WEIGHT_ENDINGS)}
+    others = {name for name in names if _may_hold_weights(name)} or _weights_below(folder, names)
     if others:
-        adapter = any(name.startswith("adapter_") for name in others)
-        hint = (
-            "merge the adapter into its base model and save that"
-            if adapter
-            else "convert them with save_pretrained"
-        )
+        if any(name.startswith("adapter_") for name in others):
+            hint = "merge the adapter into its base model and save that"
+        elif any(UNFINISHED.search(name) for name in others):
+            hint = "load it to its end, or unpack it"
+        elif any("/" in name for name in others):
+            hint = (
+                "name that folder if it has a config.json too, or convert them with save_pretrained"
+            )
+        else:
+            hint = "convert them with save_pretrained"
         raise ConfigError(
             f"{key}: holds {some(others)}, but none of {', '.join(LOADABLE)}: {hint}, or, to start from"
             " random weights, name a folder with the config.json alone"
         )
     return None
+
+
+def _may_hold_weights(name: str) -> bool:
+    return name.lower().endswith(WEIGHT_ENDINGS) or bool(UNFINISHED.search(name.lower()))
+
+
+def _weights_below(folder: Path, names: set[str]) -> set[str]:
+    """Files of weights in those folders below that belong to the model."""
+    places = [Path(name) for name in names if CHECKPOINTS.fullmatch(name)]
+    return {
+        (place / name).as_posix()
+        for place in (*places, DOWNLOADS)
+        if (folder / place).is_dir()
+        for name in os.listdir(folder / place)
+        if _may_hold_weights(name)
+    }
 
 
 @dataclass(frozen=True, slots=True)
