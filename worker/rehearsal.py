@@ -86,7 +86,7 @@ def describe(run: RunFile, *, step: bool) -> Iterator[str]:
     if source is None:
         assert free is not None
         lack = f"that takes {_gb(demand.build_bytes)}, and {_gb(free)} are free here"
-        yield f"weights    {_found(run)}; not built: {lack}"
+        yield f"weights    {_found(run, settings)}; not built: {lack}"
         yield "step       not tried, for want of memory"
     else:
         yield f"weights    {source.model.origin}"
@@ -160,7 +160,7 @@ def _step(run: RunFile, model: LanguageModel, corpus: Corpus, demand: Demand) ->
     )
 
 
-def _found(run: RunFile) -> str:
+def _found(run: RunFile, settings: Any) -> str:
     """Where the parameters of a model that is not built would be from."""
     if run.model.preset in PRESETS:
         return f"random, drawn from seed {run.run.seed}"
@@ -168,7 +168,9 @@ def _found(run: RunFile) -> str:
     found = weights.find(Path(run.model.preset), key)
     if found is None:
         return f"random, drawn from seed {run.run.seed}"
-    return f"{len(weights.read(found, key).tensors)} tensors in {found.described}"
+    held = weights.read(found, key)
+    weights.require_plain(held, skeleton(settings), key)
+    return f"{len(held.tensors)} tensors in {found.described}"
 
 
 def _gb(count: int) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from pelago.config import Model
 from pelago.core.errors import ConfigError
@@ -110,6 +111,38 @@ def test_what_a_model_computes_for_itself_is_no_misfit(
     extra = {n: embedding.clone() if each is None else each for n, each in more.items()}
     write_tensors(folder, tensors | extra)
     assert torch.equal(built(folder).flat, expected)
+
+
+def test_a_table_of_whole_numbers_that_the_model_has_is_not_quantised(tmp_path: Path) -> None:
+    """DeepSeek V4 looks up experts by token id, in a buffer whose path differs in file and module."""
+    settings = transformers.AutoConfig.for_model(
+        "deepseek_v4",
+        **{"vocab_size": 256, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+        **{"num_key_value_heads": 4, "head_dim": 8, "moe_intermediate_size": 32},
+        **{"n_routed_experts": 8, "num_experts_per_tok": 2, "q_lora_rank": 16, "layer_types": None},
+        **{"qk_rope_head_dim": 8},
+    )
+    module = transformers.AutoModelForCausalLM.from_config(settings)
+    module.save_pretrained(tmp_path)
+    tables = {name for name, each in tensors_of(tmp_path).items() if each.dtype == torch.int64}
+    assert tables
+    model = built(tmp_path)
+    assert model.origin.startswith("pretrained, ")
+    read = dict(model.module.named_buffers())
+    for name, each in module.named_buffers():
+        assert torch.equal(read[name], each)
+
+
+def test_a_configuration_without_a_word_on_tied_matrices_is_read(tmp_path: Path) -> None:
+    settings = transformers.AutoConfig.for_model(
+        "inkling_text",
+        **{"vocab_size": 256, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+        **{"num_key_value_heads": 4, "head_dim": 8, "moe_intermediate_size": 32},
+        **{"n_routed_experts": 8, "num_experts_per_tok": 2, "layer_types": None},
+    )
+    assert not hasattr(settings, "tie_word_embeddings")
+    transformers.AutoModelForCausalLM.from_config(settings).save_pretrained(tmp_path)
+    assert built(tmp_path).origin.startswith("pretrained, ")
 
 
 def test_two_matrices_where_the_config_ties_them_stay_two(tmp_path: Path) -> None:

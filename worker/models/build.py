@@ -78,6 +78,7 @@ def _pretrained(model: config.Model, settings: Any, found: files.Checkpoint) -> 
     if wanted > own:
         text.vocab_size = own
     bare = skeleton(settings)
+    files.require_plain(read, bare, key)
     with _Complaints() as complaints:
         try:
             module, info = type(bare).from_pretrained(
@@ -105,7 +106,7 @@ def _pretrained(model: config.Model, settings: Any, found: files.Checkpoint) -> 
         # As some models begin; or the file was cut short, and the disk gave zeros.
         origin += f", of which {len(blank)} matrices hold zeros only: {files.some(blank)}"
     text = module.config.get_text_config()
-    if text.tie_word_embeddings and not _is_tied(module):
+    if getattr(text, "tie_word_embeddings", False) and not _is_tied(module):
         # The library believes the weights, as they hold two matrices. An export has to say so.
         text.tie_word_embeddings = module.config.tie_word_embeddings = False
         origin += ", head and embedding not tied, as they differ"

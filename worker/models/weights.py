@@ -146,7 +146,7 @@ class Weights:
 def read(checkpoint: Checkpoint, key: str) -> Weights:
     """All tensors of a checkpoint; those of safetensors are mapped and not read yet.
 
-    Raises `ConfigError` for a file that is torn, and for weights that are quantised.
+    Raises `ConfigError` for a file that is torn.
     """
     tensors: dict[str, torch.Tensor] = {}
     for path in checkpoint.files:
@@ -157,9 +157,31 @@ def read(checkpoint: Checkpoint, key: str) -> Weights:
         tensors |= found
     if not tensors:
         raise ConfigError(f"{key}: {checkpoint.found.name} holds no tensors")
-    weights = _unwrapped(tensors)
-    _require_plain(weights.tensors, key)
-    return weights
+    return _unwrapped(tensors)
+
+
+def require_plain(weights: Weights, module: torch.nn.Module, key: str) -> None:
+    """Raises `ConfigError` for weights that are quantised. Whole numbers that are a buffer of the model, a
+    table of ids say, are none.
+    """
+    # By its last word: the library may have other names for the modules around it than the file.
+    buffers = {
+        (name.rpartition(".")[2], each.dtype)
+        for name, each in module.named_buffers()
+        if not each.is_floating_point()
+    }
+    quantised = {
+        f"{name} ({str(each.dtype).removeprefix('torch.')})"
+        for name, each in weights.tensors.items()
+        if each.dtype not in TRAINING
+        and not _is_computed(name, each)
+        and (name.rpartition(".")[2], each.dtype) not in buffers
+    }
+    if quantised:
+        raise ConfigError(
+            f"{key}: {len(quantised)} of {len(weights.tensors)} tensors are quantised: {some(quantised)}:"
+            " training needs weights of float32, bfloat16 or float16; dequantise them and save that"
+        )
 
 
 def require_fit(info: Mapping[str, Any], weights: Weights, expected: int, key: str) -> None:
@@ -271,19 +293,6 @@ def _unwrapped(tensors: dict[str, torch.Tensor]) -> Weights:
 
 def _is_computed(name: str, tensor: torch.Tensor) -> bool:
     return bool(COMPUTED.search(name) or (MASK.search(name) and tensor.dim() == 4))
-
-
-def _require_plain(tensors: Mapping[str, torch.Tensor], key: str) -> None:
-    quantised = {
-        f"{name} ({str(each.dtype).removeprefix('torch.')})"
-        for name, each in tensors.items()
-        if each.dtype not in TRAINING and not _is_computed(name, each)
-    }
-    if quantised:
-        raise ConfigError(
-            f"{key}: {len(quantised)} of {len(tensors)} tensors are quantised: {some(quantised)}: training"
-            " needs weights of float32, bfloat16 or float16; dequantise them and save that"
-        )
 
 
 def _shape(shape: Iterable[int]) -> str:
