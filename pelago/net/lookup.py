@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
+from typing import Any
 
 from pelago.core.errors import ConfigError
 
@@ -21,8 +22,15 @@ def addresses(host: str, *, passive: bool = False) -> list[str]:
     flags = socket.AI_PASSIVE if passive else 0
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=flags)
     # Another family than those two has an address without a text.
-    texts = [str(each[4][0]) for each in found if each[0] in (socket.AF_INET, socket.AF_INET6)]
-    return list(dict.fromkeys(texts))
+    known = [each[4] for each in found if each[0] in (socket.AF_INET, socket.AF_INET6)]
+    return list(dict.fromkeys(_text(each) for each in known))
+
+
+def _text(found: tuple[Any, ...]) -> str:
+    """An address as `getaddrinfo` gives it; of one that is of a link only (fe80::...) with the link: without it
+    it leads nowhere."""
+    host, link = str(found[0]), found[3] if len(found) == 4 else 0
+    return f"{host}%{socket.if_indextoname(link)}" if link and "%" not in host else host
 
 
 def own_addresses(host: str, key: str, shown: str) -> list[str]:
