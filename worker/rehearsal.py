@@ -90,7 +90,8 @@ def describe(run: RunFile, *, step: bool) -> Iterator[str]:
         yield "step       not tried, for want of memory"
     else:
         yield f"weights    {source.model.origin}"
-        if source.companions.has_tokenizer and run.data.source.partition(":")[0] != "tokens":
+        unused = run.data.tokenizer == "bytes" and run.data.source.partition(":")[0] != "tokens"
+        if unused and source.companions.has_tokenizer:
             yield "weights    their own tokenizer is not used: data.tokenizer = 'bytes'"
     for line in corpus.account:
         yield f"corpus     {line}"

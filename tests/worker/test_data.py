@@ -256,6 +256,15 @@ def test_the_largest_id_of_a_tokenizer_counts_not_the_number_of_its_tokens(tmp_p
     assert set(np.concatenate([corpus.train, corpus.validation]).tolist()) == {1, 2, 300}
 
 
+def test_a_tokenizer_that_git_lfs_did_not_fetch_is_named(tmp_path: Path) -> None:
+    place = tokenizer(tmp_path / "tokenizer", {"?": 0, "red": 1}, None)
+    (place / "tokenizer.json").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    )
+    with pytest.raises(ConfigError, match=r"data\.tokenizer = .*: tokenizer\.json is a git-lfs"):
+        texts(colours(tmp_path / "texts"), tokenizer=str(place))
+
+
 def test_bytes_that_a_tokenizer_replaces_are_told_of(tmp_path: Path) -> None:
     """The text itself keeps them, byte by byte; a tokenizer of characters cannot."""
     words = {word: number for number, word in enumerate(["?", "red", "green", "blue"])}

@@ -51,6 +51,11 @@ def test_the_first_line_is_about_the_model_and_the_next_about_its_weights(
     origin, unused = lines(run, step=False)["weights"]
     assert origin == f"pretrained, 21 tensors from {folder}/model.safetensors"
     assert unused == "their own tokenizer is not used: data.tokenizer = 'bytes'"
+    # With it, or with tokens that it may have made, there is nothing to be told.
+    with_it = of_folder(source, folder, tokenizer=str(folder))
+    assert lines(with_it, step=False)["weights"] == [origin]
+    tokens = of_folder(f"tokens:{write_tokens(tmp_path / 'a.bin', 2000)}", folder)
+    assert lines(tokens, step=False)["weights"] == [origin]
 
 
 def test_a_machine_without_room_for_the_model_says_so_and_reads_the_files_all_the_same(

@@ -16,6 +16,7 @@ from worker.data.files import SourceFile, folder_files, held_out, stdlib_files
 from worker.data.tokens import Tokens, open_tokens, sampled_digest, split_tail
 
 BYTE_VOCABULARY: Final = 256
+LFS_POINTER: Final = b"version https://git-lfs.github.com/"
 FILE_SEPARATOR: Final = 0
 """The byte between two files: it occurs in no text, so the model can learn that a file ended."""
 
@@ -170,9 +171,23 @@ def load_tokenizer(place: str) -> Any:
     except Exception as error:
         # The library raises whatever its parsers raise; the user needs the place and the first line
         # of it.
+        notes = [each.name for each in sorted(Path(place).iterdir()) if _is_pointer(each)]
+        if notes:
+            raise ConfigError(
+                f"data.tokenizer = {place!r}: {notes[0]} is a git-lfs pointer, not the file itself: run"
+                " `git lfs pull` where it was cloned"
+            ) from None
         raise ConfigError(
             f"data.tokenizer = {place!r}: no readable Hugging Face tokenizer there: {_first_line(error)}"
         ) from None
+
+
+def _is_pointer(path: Path) -> bool:
+    """Whether a file is but a note of git-lfs about where it is."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def _first_line(error: Exception) -> str:
