@@ -69,6 +69,29 @@ def test_the_loss_is_the_mean_over_all_held_out_tokens(source: str) -> None:
     assert loss == pytest.approx(expected, abs=1e-6)
 
 
+def test_what_a_model_draws_to_be_measured_is_drawn_alike(source: str, tmp_path: Path) -> None:
+    """Reformer hashes by random rotations in evaluation mode too; nobody else's numbers are touched."""
+    settings = transformers.AutoConfig.for_model(
+        "reformer",
+        **{
+            "vocab_size": 256,
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "attention_head_size": 16,
+        },
+        **{"attn_layers": ["lsh"], "num_hashes": 1, "num_buckets": 4, "lsh_attn_chunk_length": 8},
+        **{"axial_pos_shape": (8, 8), "axial_pos_embds_dim": (16, 16), "feed_forward_size": 64},
+        **{"max_position_embeddings": 64, "is_decoder": True},
+    )
+    settings.save_pretrained(tmp_path / "reformer")
+    evaluator = Evaluator(of_folder(source, tmp_path / "reformer", sequence_length=64))
+    flat = noisy(evaluator.initial(), 1)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    assert evaluator.validate(flat) == evaluator.validate(flat)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_dropout_has_no_part_in_the_loss(source: str, tmp_path: Path) -> None:
     """Equal from call to call and from process to process, whatever mode the model was in."""
     run = of_folder(source, config_folder(tmp_path / "gpt2", "gpt2"))

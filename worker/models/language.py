@@ -4,13 +4,16 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.nn import functional
 
 from pelago.core.errors import ConfigError
 from pelago.wire.messages import TensorSpec
+
+EVALUATION_SEED: Final = 0
+"""Of what a model draws while it is measured."""
 
 
 class CompileFault(Exception):
@@ -84,8 +87,10 @@ class LanguageModel:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode, without dropout: a loss depends on parameters and tokens alone."""
-        with self._mode(training=False):
+        """Evaluation mode, without dropout: a loss depends on parameters and tokens alone. What a model
+        draws even so (Reformer its hashes) is the same each time.
+        """
+        with self._drawing(EVALUATION_SEED), self._mode(training=False):
             yield
 
     @contextmanager
@@ -93,8 +98,13 @@ class LanguageModel:
         """Training mode. Dropout and the like follow from ``seed``; whoever else draws numbers from
         PyTorch's generators goes on with theirs afterwards.
         """
+        with self._drawing(seed), self._mode(training=True):
+            yield
+
+    @contextmanager
+    def _drawing(self, seed: int) -> Iterator[None]:
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), self._mode(training=True):
+        with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             yield
 
