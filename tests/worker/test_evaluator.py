@@ -181,7 +181,11 @@ COMPANIONS = {
     "generation_config.json": '{"temperature": 0.25, "eos_token_id": 7}',
     "LICENSE.txt": "Thou shalt.",
     "USE_POLICY.md": "Thou shalt not.",
+    "emoji.json": "{}",
     "merges.txt": "a b",
+    "source.spm": "pieces",
+    "target_vocab.json": "{}",
+    "tekken.json": "{}",
     "tokenizer.model": "pieces",
 }
 OTHERS = {"README.md": "a model", "optimizer.bin": "moments", "tokenizer_code.py": "exit()"}

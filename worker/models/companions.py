@@ -12,6 +12,8 @@ from worker.models.weights import require_no_pointer
 TOKENIZER: Final = re.compile(
     r"tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab.*|merges\.txt|.*\.model"
     r"|.*\.tiktoken|chat_template.*|spiece.*|sentencepiece.*|bpe\.codes|normalizer\.json|dict\.txt"
+    r"|tekken\.json|emoji\.json|word_(shape|pronunciation)\.json|.*\.spm|.*_vocab\.json"
+    r"|prophetnet\.tokenizer"
 )
 TEMPLATES: Final = "additional_chat_templates"
 GENERATION: Final = re.compile(r"generation_config\.json")
