@@ -245,6 +245,28 @@ def test_sequences_beyond_a_models_positions_are_refused_with_both_figures(
         assert build(longer, 256, 0, CPU, 65).elements > 0
 
 
+@pytest.mark.parametrize("length", [63, 64, 65])
+def test_positions_that_are_not_for_tokens_do_not_count(tmp_path: Path, length: int) -> None:
+    """RoBERTa's begin after that of its padding: 62 of 64 are left."""
+    settings = transformers.AutoConfig.for_model(
+        "roberta",
+        **{"vocab_size": 256, "hidden_size": 32, "intermediate_size": 64, "is_decoder": True},
+        **{"num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 64},
+    )
+    settings.save_pretrained(tmp_path)
+    model = Model(preset=str(tmp_path))
+    with pytest.raises(
+        ConfigError, match=rf"sequence_length = {length}: .* use at most 62"
+    ) as caught:
+        build(model, 256, 0, CPU, length)
+    assert build(model, 256, 0, CPU, 62).elements > 0
+    if length > 64:
+        assert "set max_position_embeddings = 67 in model.overrides" in str(caught.value)
+        more = {"max_position_embeddings": 67}
+        longer = Model(preset=str(tmp_path), overrides=more)
+        assert build(longer, 256, 0, CPU, length).elements > 0
+
+
 @pytest.mark.parametrize("kind", ["llama", "bloom", "mamba"])
 def test_models_without_learned_positions_read_any_length(tmp_path: Path, kind: str) -> None:
     """Rotary, ALiBi, and a state: what their configuration names is no limit."""

@@ -16,6 +16,9 @@ LIMITS: Final = (
 )
 """Keys in which configurations say for how many tokens a model has positions."""
 
+POSITIONS_KEPT_MAX: Final = 4
+"""So many of a model's positions may be kept for padding and the like."""
+
 CHEAP_OPERATIONS: Final = 10**12
 """A forward pass of so many products is tried without further reason: some seconds of one core."""
 CHEAP_SCORES: Final = 10**8
@@ -61,20 +64,31 @@ def require_length(module: Any, key: str, length: int, *, drawn: bool) -> None:
     cheap = 2 * elements * length < CHEAP_OPERATIONS and heads * length**2 < CHEAP_SCORES
     if length <= 1 or (not cheap and (rotary or not passed)):
         return
+    told = _fault(module, length)
+    if not told:
+        return
+    name, limit = min(limits.items(), key=lambda item: item[1]) if passed else ("", length)
+    # Some learned positions are not for tokens: of RoBERTa's 514 two.
+    nearest = range(limit, max(0, limit - POSITIONS_KEPT_MAX - 1), -1)
+    reach = next((each for each in nearest if not _fault(module, each)), 0)
+    if not passed:
+        most = f"; use at most {reach}" if reach else ""
+        raise ConfigError(
+            f"data.sequence_length = {length}: {key} cannot read that many tokens: {told}{most}"
+        )
+    longer = length + limit - (reach or limit)
+    more = f", or set {name} = {longer} in model.overrides" if drawn else ", or take another model"
+    raise ConfigError(
+        f"data.sequence_length = {length}: {key} has positions for {reach or limit} tokens only ({name} ="
+        f" {limit} in its configuration): use at most {reach or limit}{more}"
+    )
+
+
+def _fault(module: Any, length: int) -> str:
+    """Why the model cannot read so many tokens; empty: it can."""
     try:
         with torch.no_grad():
             module(input_ids=torch.zeros(1, length, dtype=torch.int64), use_cache=False)
     except (IndexError, RuntimeError, ValueError) as error:
-        told = (str(error).splitlines() or [type(error).__name__])[0]
-        if not passed:
-            raise ConfigError(
-                f"data.sequence_length = {length}: {key} cannot read that many tokens: {told}"
-            ) from None
-        name, limit = min(limits.items(), key=lambda item: item[1])
-        more = (
-            f", or set {name} = {length} in model.overrides" if drawn else ", or take another model"
-        )
-        raise ConfigError(
-            f"data.sequence_length = {length}: {key} has positions for {limit} tokens only ({name} ="
-            f" {limit} in its configuration): use at most {limit}{more}"
-        ) from None
+        return (str(error).splitlines() or [""])[0] or type(error).__name__
+    return ""
