@@ -84,6 +84,9 @@ def test_what_is_no_text_is_left_out_by_reason_and_changes_nothing(tmp_path: Pat
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "picture.png").write_bytes(b"x")
     (tmp_path / "image.txt").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR")
+    (tmp_path / "note.jsonl").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d\n"
+    )
     (tmp_path / "empty.md").touch()
     os.mkfifo(tmp_path / "pipe.txt")
     (tmp_path / "again.txt").symlink_to("7.txt")
@@ -104,6 +107,7 @@ def test_what_is_no_text_is_left_out_by_reason_and_changes_nothing(tmp_path: Pat
         "left out: 1 with another ending than a text's (picture.png)",
         "left out: 1 binary files with the ending of a text (image.txt)",
         "left out: 1 empty files (empty.md)",
+        "left out: 1 pointers of git-lfs, not the files; run `git lfs pull` (note.jsonl)",
         "left out: 3 no regular files (pipes, sockets, devices) (door.txt, pipe.txt, zero.txt)",
         "left out: 1 links to files that are read anyway (again.txt)",
         "left out: 2 links that lead nowhere (itself.txt, nowhere.txt)",

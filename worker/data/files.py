@@ -43,6 +43,9 @@ ARCHIVE_SUFFIXES: Final = frozenset(
 )
 """Endings, in lower case, of what may well hold text, but would have to be unpacked."""
 
+LFS_POINTER: Final = b"version https://git-lfs.github.com/"
+"""So begins what is not the file but a note of git-lfs about where it is."""
+
 COPIES: Final = 3
 """A text is in memory so many times while it becomes tokens, at least."""
 
@@ -114,6 +117,8 @@ def read_files(
         text, done = (b"", "") if content is None else to_utf8(content)
         if content is None:
             account.leave_out("no regular files (pipes, sockets, devices)", name)
+        elif content.startswith(LFS_POINTER):
+            account.leave_out("pointers of git-lfs, not the files; run `git lfs pull`", name)
         elif text is None:
             account.leave_out(f"{done} files with the ending of a text", name)
         elif not text:

@@ -12,11 +12,10 @@ from pelago.config import Data
 from pelago.core.errors import ConfigError
 from worker.data.account import counted, shown
 from worker.data.corpus import Corpus
-from worker.data.files import SourceFile, folder_files, held_out, stdlib_files
+from worker.data.files import LFS_POINTER, SourceFile, folder_files, held_out, stdlib_files
 from worker.data.tokens import Tokens, open_tokens, sampled_digest, split_tail
 
 BYTE_VOCABULARY: Final = 256
-LFS_POINTER: Final = b"version https://git-lfs.github.com/"
 FILE_SEPARATOR: Final = 0
 """The byte between two files: it occurs in no text, so the model can learn that a file ended."""
 
