@@ -38,6 +38,8 @@ NOW_S = 3.0
 LOG_LINES = 3
 RESULTS = ("result.json", "loss.png", "global.safetensors", "global_average.safetensors")
 """What a run leaves in its folder when it ends."""
+BEFORE = ".before"
+"""Ending of the results of an earlier life, until it is known that the run goes on."""
 KILLED_MAX = 100
 FAILED_MAX = 3
 """How often a node is started that others can replace: after it was killed, which says nothing about it, and
@@ -57,17 +59,21 @@ def local(run: RunFile, out: Path, *, overwrite: bool, live: bool) -> int:
 
 
 def resume(run: RunFile, out: Path, source: str, *, live: bool) -> int:
-    """As `local`, from where the GPS of an earlier life left off: ``source``, see `gps --resume`."""
+    """As `local`, from where the GPS of an earlier life left off: ``source``, see `gps --resume`. Results of
+    that life go when the run goes on; where it cannot, they stay."""
+    earlier = _Earlier(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for node in out.glob("*/events.jsonl"):
             # The progress is read from these, and what they tell is over.
             node.replace(node.with_name(f"events-until-{int(time.time())}.jsonl"))
-        for name in RESULTS:
-            (out / name).unlink(missing_ok=True)
+        earlier.put_aside()
     except OSError as error:
         raise ConfigError(f"cannot write results to {out}: {error}") from None
-    return uvloop.run(_Topology(run, out, live, source).run())
+    try:
+        return uvloop.run(_Topology(run, out, live, source, earlier).run())
+    finally:
+        earlier.put_back()
 
 
 def _prepare(out: Path, overwrite: bool) -> None:
@@ -81,8 +87,35 @@ def _prepare(out: Path, overwrite: bool) -> None:
             shutil.rmtree(out / "model", ignore_errors=True)
             for name in ("run.toml", *RESULTS):
                 (out / name).unlink(missing_ok=True)
+            _Earlier(out).remove()
     except OSError as error:
         raise ConfigError(f"cannot write results to {out}: {error}") from None
+
+
+class _Earlier:
+    """The results of a run's earlier life: out of the way of the next one's, and not lost before there is one."""
+
+    def __init__(self, out: Path) -> None:
+        self._places = [(out / name, out / (name + BEFORE)) for name in RESULTS]
+
+    def put_aside(self) -> None:
+        """Raises `OSError`."""
+        for path, before in self._places:
+            if path.is_file():
+                path.replace(before)
+
+    def put_back(self) -> None:
+        """What is still there."""
+        for path, before in self._places:
+            if before.exists() and not path.exists():
+                with suppress(OSError):
+                    before.replace(path)
+
+    def remove(self) -> None:
+        """The run goes on, and will have other results."""
+        for _, before in self._places:
+            with suppress(OSError):
+                before.unlink(missing_ok=True)
 
 
 def _threads(processes: int) -> dict[str, str]:
@@ -111,8 +144,16 @@ class _Process:
 class _Topology:
     """The processes of a run, and the links between them."""
 
-    def __init__(self, run: RunFile, out: Path, live: bool, source: str | None = None) -> None:
+    def __init__(
+        self,
+        run: RunFile,
+        out: Path,
+        live: bool,
+        source: str | None = None,
+        earlier: _Earlier | None = None,
+    ) -> None:
         self.out = out
+        self._earlier = earlier
         ports = free_pairs(1 + 2 * len(run.region), run.local.port)
         self._links = ports[1 + len(run.region) :]
         bound = run.model_dump()
@@ -272,6 +313,9 @@ class _Topology:
     async def _pause(self) -> None:
         await asyncio.sleep(POLL_S)
         self.progress.update()
+        if self._earlier is not None and self.progress.phase != "starting":
+            self._earlier.remove()
+            self._earlier = None
         self._say_devices()
         if asyncio.get_running_loop().time() >= self._kill_at:
             self._kill_all()

@@ -102,6 +102,22 @@ def test_a_run_goes_on_after_its_end_with_a_larger_budget_rate_and_batch(
     assert not found.lost
     assert found.applied == second["ledger"]["applied"]
     assert len(list((out / "gps").glob("events-until-*.jsonl"))) == 1
+    assert not list(out.glob("*.before"))
+
+
+def test_a_run_that_cannot_go_on_keeps_its_results(tmp_path: Path) -> None:
+    path, out = run_file(tmp_path, regions={"eu": [1.0]}), tmp_path / "out"
+    out.mkdir()
+    (out / "result.json").write_text("{}", encoding="utf-8")
+    (out / "global.safetensors").write_text("weights", encoding="utf-8")
+    line = [sys.executable, "-m", "pelago.cli.main", "resume", str(path), "--out", str(out)]
+    line += ["--from", str(tmp_path / "mistyped")]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=55, check=False)
+    assert done.returncode == 2, done.stdout
+    assert "there is no state of a GPS and no snapshot of one" in done.stderr
+    assert (out / "result.json").read_text(encoding="utf-8") == "{}"
+    assert (out / "global.safetensors").read_text(encoding="utf-8") == "weights"
+    assert not list(out.glob("*.before"))
 
 
 def _pelago(command: str, path: Path, out: Path) -> dict[str, Any]:
