@@ -425,8 +425,8 @@ class RunFile(Section):
 
     @property
     def out(self) -> Path:
-        """Folder of the results."""
-        return Path(self.run.out or f"runs/{self.run.name}")
+        """Folder of the results. Raises `ConfigError` for that of a user who is not known here."""
+        return reading.require_expanded(self.run.out or f"runs/{self.run.name}", "run.out")
 
     @property
     def run_id(self) -> str:

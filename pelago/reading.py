@@ -23,8 +23,23 @@ _KINDS: Final = {
 
 
 def expanded(path: str) -> str:
-    """A path, or the URL of one, with ~ and ~NAME at its beginning replaced by that user's folder."""
+    """A path, or the URL of one, with ~ and ~NAME at its beginning replaced by that user's folder.
+
+    Who has no folder here may have one on the host that the path is for: see `require_expanded`.
+    """
     return os.path.expanduser(path)
+
+
+def require_expanded(path: str, key: str) -> Path:
+    """An expanded path that is about to be written to: a folder called ~NAME is nothing to make by mistake.
+    Raises `ConfigError`, naming the key."""
+    user = path.partition("/")[0]
+    if user.startswith("~") and not os.path.lexists(user):
+        raise ConfigError(
+            f"{key} = {path!r}: no folder of a user is known here as {user}; write the path out, or ./{user} for a"
+            " folder of that name"
+        )
+    return Path(path)
 
 
 def text(path: Path, what: str) -> str:

@@ -17,6 +17,8 @@ from pelago import config, reading
 from pelago.cli import main as cli
 from pelago.config import RunFile, Section, Simulation
 from pelago.core.errors import ConfigError
+from pelago.net import daemon
+from pelago.net.archive import Archive
 
 REGION = {"name": "eu", "worker_speeds": [1]}
 RUN = '[[region]]\nname = "eu"\nworker_speeds = [1]\n'
@@ -75,6 +77,26 @@ def test_the_users_folder_is_found_in_every_path_of_a_run_file(
     tokens = config.parse('[data]\nsource = "tokens:~/a.bin"\n' + RUN)
     assert tokens.data.source == "tokens:/home/ada/a.bin"
     assert config.parse('[gps]\nsnapshots = "s3://~b/x"\n' + RUN).gps.snapshots == "s3://~b/x"
+
+
+@pytest.mark.parametrize("path", ["~no-such-user", "~no-such-user/runs"])
+def test_the_folder_of_a_user_who_is_not_known_is_not_made_here(
+    path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Another host that reads the same file may know him, so it is refused where it would be written to."""
+    monkeypatch.chdir(tmp_path)
+    run = config.parse(f'[run]\nout = "{path}"\n[gps]\nsnapshots = "{path}"\n' + RUN)
+    said = "= '~no-such-user.*': no folder of a user is known here as ~no-such-user"
+    with pytest.raises(ConfigError, match=f"^run.out {said}"):
+        daemon.out_folder(run, None)
+    with pytest.raises(ConfigError, match=f"^--out {said}"):
+        daemon.out_folder(run, path)
+    with pytest.raises(ConfigError, match=f"^gps.snapshots {said}"):
+        Archive(run.gps.snapshots).require_writable()
+    assert daemon.out_folder(run, "runs") == Path("runs")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "~no-such-user").mkdir()
+    assert run.out == Path(path)
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

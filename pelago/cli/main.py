@@ -131,7 +131,8 @@ def _run(options: argparse.Namespace) -> int:
                 raise ConfigError(f"{options.source}: no such folder")
             from pelago.cli.export import export
 
-            out = None if options.out is None else Path(options.out)
+            flag = options.out
+            out = None if flag is None else reading.require_expanded(flag, "--out")
             return export(Path(options.source), out, options.run)
         from pelago import config
 
@@ -142,7 +143,7 @@ def _run(options: argparse.Namespace) -> int:
             return check(run, step=not options.no_step)
         from pelago.cli.local import local, resume
 
-        out = Path(options.out) if options.out else run.out
+        out = reading.require_expanded(options.out, "--out") if options.out else run.out
         live = sys.stdout.isatty() and not options.plain
         if options.command == "resume":
             return resume(run, out, options.source or str(out), live=live)

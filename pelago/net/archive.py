@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Final
 
 import fsspec
 
+from pelago import reading
 from pelago.core.errors import CheckpointError, ConfigError
 from pelago.net.history import HISTORY, history_until
 from pelago.net.store import Store
@@ -46,6 +47,7 @@ class Archive:
 
     def require_writable(self) -> None:
         """Write and remove a small file. Raises `ConfigError`."""
+        reading.require_expanded(self.url, "gps.snapshots")
         trial = f"{self._root}/{TRIAL}"
         try:
             self._files.makedirs(self._root, exist_ok=True)

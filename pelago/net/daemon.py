@@ -5,6 +5,7 @@ import platform
 import time
 from pathlib import Path
 
+from pelago import reading
 from pelago.config import Durability, RunFile
 from pelago.core.errors import ConfigError, PeerRefused, PeerSilent, PelagoError, RunFailed
 from pelago.core.machine import FAILED, Finish
@@ -15,8 +16,8 @@ from pelago.wire.uplink import UNANSWERED
 
 
 def out_folder(run: RunFile, flag: str | None) -> Path:
-    """Where the results go."""
-    return Path(flag) if flag else run.out
+    """Where the results go. Raises `ConfigError` for the folder of a user who is not known here."""
+    return reading.require_expanded(flag, "--out") if flag else run.out
 
 
 def random_bits() -> str:
