@@ -103,7 +103,11 @@ def _open(
             return _resume(run, store, str(folder))
         if source is None or isinstance(fault, ForeignState):
             store.close()
-            raise fault
+            if isinstance(fault, ForeignState):
+                raise fault
+            raise CheckpointError(
+                f"{fault}; --resume {out} goes on, as another life of the run, from what is sound before that"
+            )
     elif past is not None and daemon.is_certain(past, run.gps.durability):
         idle = f"going on with {folder}: --resume is for folders without a state of this run"
         return store, past, "" if source is None else idle

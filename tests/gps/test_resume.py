@@ -178,8 +178,9 @@ def damage_the_journal(out: Path) -> None:
 def test_damage_is_refused_and_resume_goes_on_from_what_is_before_it(tmp_path: Path) -> None:
     digest = write(tmp_path, a_run())
     damage_the_journal(tmp_path)
-    with pytest.raises(CheckpointError, match="journal-00000000: damaged at byte"):
+    with pytest.raises(CheckpointError, match="journal-00000000: damaged at byte") as refused:
         open_state(a_run(), tmp_path, None)
+    assert f"--resume {tmp_path} goes on" in str(refused.value)
     gps, plane, _ = resumed(a_run(), tmp_path, str(tmp_path))
     assert plane.digest() == digest
     assert gps.version.incarnation > 5
