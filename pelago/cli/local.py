@@ -23,6 +23,7 @@ from pelago.config import RunFile
 from pelago.core.errors import ConfigError, PelagoError
 from pelago.net import whole
 from pelago.net.command import EXIT_FAILED, EXIT_USER
+from pelago.net.files import lock_to_read
 from pelago.net.ports import free_pairs
 from pelago.net.signals import listen
 from pelago.net.wan import Link, WanProxy
@@ -61,6 +62,7 @@ def local(run: RunFile, out: Path, *, overwrite: bool, live: bool) -> int:
 def resume(run: RunFile, out: Path, source: str, *, live: bool) -> int:
     """As `local`, from where the GPS of an earlier life left off: ``source``, see `gps --resume`. Results of
     that life go when the run goes on; where it cannot, they stay."""
+    _require_idle(out)
     earlier = _Earlier(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -79,6 +81,7 @@ def resume(run: RunFile, out: Path, source: str, *, live: bool) -> int:
 def _prepare(out: Path, overwrite: bool) -> None:
     if (out / "run.toml").exists() and not overwrite:
         raise ConfigError(f"{out} holds an earlier run: choose another --out, or pass --overwrite")
+    _require_idle(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         if overwrite and (out / "run.toml").exists():
@@ -90,6 +93,22 @@ def _prepare(out: Path, overwrite: bool) -> None:
             _Earlier(out).remove()
     except OSError as error:
         raise ConfigError(f"cannot write results to {out}: {error}") from None
+
+
+def _require_idle(out: Path) -> None:
+    """Raises `ConfigError` if a server is running on a state in that folder: nothing may be removed there."""
+    for path in sorted(out.glob("*/state/lock")):
+        try:
+            held = lock_to_read(path)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{out} belongs to a run that goes on: {path.parent} is in use; end it first, or choose another"
+                " --out"
+            ) from None
+        except OSError:  # Not every file system has locks.
+            continue
+        if held is not None:
+            held.close()
 
 
 class _Earlier:

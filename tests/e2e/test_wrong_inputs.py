@@ -1,5 +1,5 @@
-"""Thirteen wrong inputs: each gives one clear line and a non-zero exit, or a counted drop; none a traceback,
-none ends a daemon. The first eight are the user's, the other five come from peers and strangers."""
+"""Wrong inputs: each gives one clear line and a non-zero exit, or a counted drop; none a traceback,
+none ends a daemon. The first are the user's, others come from peers and strangers."""
 
 import re
 import socket
@@ -14,6 +14,7 @@ import zmq
 
 from pelago import config
 from pelago.core.names import Address
+from pelago.net.files import lock
 from pelago.wire.codec import decode_message, encode
 from pelago.wire.messages import PROTOCOL_VERSION, Heartbeat, Hello, Message, Refuse, Welcome
 from tests.e2e.topology import DEADLINE_S, Daemons, run_file
@@ -302,3 +303,17 @@ def test_nodes_that_nobody_serves_end_and_say_where_nobody_answered(tmp_path: Pa
             assert "Traceback" not in output
             line = f"{server}: no answer for 2 s (network.give_up_after_ms): is the run over?"
             assert line in output.splitlines()[-1], (node, output)
+
+
+@pytest.mark.parametrize("command", [["local", "--overwrite"], ["resume"]])
+def test_the_folder_of_a_run_that_goes_on_is_left_alone(command: list[str], tmp_path: Path) -> None:
+    path, out = run_file(tmp_path), tmp_path / "out"
+    log = out / "lps-eu" / "events.jsonl"
+    with lock(out / "lps-eu" / "state" / "lock"):
+        for each in (log, out / "run.toml", out / "result.json"):
+            each.touch()
+        said = one_line(["pelago.cli.main", *command, str(path), "--out", str(out)])
+    assert "belongs to a run that goes on" in said
+    assert "lps-eu/state is in use" in said
+    assert log.exists()
+    assert (out / "result.json").exists()
