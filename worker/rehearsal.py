@@ -22,8 +22,8 @@ from worker import memory
 from worker.data import Corpus, open_corpus
 from worker.evaluator import Evaluator
 from worker.models import LanguageModel, weights
-from worker.models.architecture import architecture
-from worker.models.build import skeleton
+from worker.models.architecture import architecture, first_line, named
+from worker.models.build import FAULTS, skeleton
 from worker.models.presets import PRESETS
 
 PROGRESS: Final = "progress"
@@ -68,7 +68,10 @@ def describe(run: RunFile, *, step: bool) -> Iterator[str]:
     """
     corpus = open_corpus(run.data, run.run.seed)
     settings = architecture(run.model, corpus.vocabulary)
-    demand = demand_of(settings, run.data.sequence_length)
+    try:
+        demand = demand_of(settings, run.data.sequence_length)
+    except FAULTS as error:
+        raise ConfigError(f"{named(run.model)}: cannot be built: {first_line(error)}") from None
     free = devices.free_bytes()
     source = None
     if free is None or demand.build_bytes <= free:

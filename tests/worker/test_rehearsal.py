@@ -58,6 +58,25 @@ def test_the_first_line_is_about_the_model_and_the_next_about_its_weights(
     assert lines(tokens, step=False)["weights"] == [origin]
 
 
+@pytest.mark.parametrize(
+    ("kind", "overrides", "said"),
+    [
+        ("mamba", {"attn_implementation": "sdpa"}, "does not support an attention implementation"),
+        ("gpt2", {"attn_implementation": "flex_attention"}, "does not support an attention"),
+        ("gpt2", {"n_head": 5}, "divisible"),
+    ],
+)
+def test_what_no_model_can_be_made_of_is_told_before_its_size_is_known(
+    source: str, tmp_path: Path, kind: str, overrides: dict[str, object], said: str
+) -> None:
+    folder = checkpoint_folder(tmp_path / "model", kind)
+    keys = run_file(source).model_dump() | {
+        "model": {"preset": str(folder), "overrides": overrides}
+    }
+    with pytest.raises(ConfigError, match=rf"model\.preset = .*: cannot be built: .*{said}"):
+        list(describe(RunFile.model_validate(keys), step=True))
+
+
 def test_a_machine_without_room_for_the_model_says_so_and_reads_the_files_all_the_same(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
