@@ -418,7 +418,10 @@ class _Topology:
 
     def _log(self, name: str) -> str:
         log = self.out / name / "console.log"
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        try:
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        except OSError as error:  # Somebody removed the folder of the results, say.
+            return f"{log} cannot be read: {error.strerror}"
         return " | ".join(lines[-LOG_LINES:]) or f"see {log}"
 
     def _on_signal(self, number: signal.Signals) -> None:

@@ -3,6 +3,7 @@ started again."""
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -159,3 +160,20 @@ def test_a_run_that_is_stopped_is_settled(tmp_path: Path, number: signal.Signals
     assert code == 0, said
     assert json.loads((out / "result.json").read_text(encoding="utf-8"))["counted_steps"] >= 0
     assert (out / "model" / "config.json").exists()
+
+
+def test_a_folder_of_results_that_is_gone_is_told_in_words(tmp_path: Path) -> None:
+    """1. The run trains. 2. Its folder is removed. 3. The last worker dies, of whose console nothing is left."""
+    path = run_file(tmp_path, budget=10**6, regions={"eu": [1.0]})
+    out = tmp_path / "out"
+    with family((BIN / "pelago", "local", path, "--out", out), folder=tmp_path) as run:
+        run.until("it trains", lambda: trains(run, out))
+        shutil.rmtree(out)
+        os.kill(run.one("worker", "--region"), signal.SIGKILL)
+        run.hears("the last worker")
+        run.process.send_signal(signal.SIGTERM)
+        code, said = run.end()
+        assert code
+        assert "Traceback" not in said
+        assert "console.log cannot be read" in said
+        run.gone()
