@@ -141,11 +141,12 @@ class Node:
         self._trainer = trainer
         self._memory = memory
         self.keeper: Keeper | None = None
-        # A random origin: nothing can take this clock for another machine's, or for the wall's.
-        self._origin_ps = random.SystemRandom().getrandbits(50) * 1000
         self._listening = Listening(
             round(LISTENING_TURNS * HOUSEKEEPING_S * PS_PER_S), round(LISTEN_FIRST_S * PS_PER_S)
         )
+        # A random origin: nothing can take this clock for another machine's, or for the wall's. A small one,
+        # and not that of the host's clock, which may have run for a year: a journal has 64 bits for the time.
+        self._origin_ps = random.SystemRandom().getrandbits(40) * 1000 - time.monotonic_ns() * 1000
         self._missed_ps = 0
         """Of what the listening clock missed, so much was logged or is not worth it."""
         self._ring = Ring()

@@ -103,6 +103,18 @@ async def test_the_clock_stands_still_while_there_is_no_server(house: House) -> 
     assert server.clock() <= killed_at + lived_ps + PS_PER_S
 
 
+async def test_a_server_serves_on_a_host_that_has_been_up_for_years(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal has room for 213 days of its server's clock."""
+    up_ns, read = 1000 * 24 * 3600 * 10**9, time.monotonic_ns
+    monkeypatch.setattr(time, "monotonic_ns", lambda: up_ns + read())
+    server = await a_gps(house)
+    await settled(server)
+    assert server.clock() < 24 * 3600 * PS_PER_S
+    assert not house.nodes["gps"][1].done()
+
+
 async def a_region(house: House, region: Region) -> Script:
     """A region that sends the golden updates."""
     machine = Script(region)
