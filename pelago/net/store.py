@@ -192,7 +192,10 @@ class Store:
     def give_up_spares(self) -> bool:
         """Remove the files that are kept to be written over, and what is before the newest snapshot, which
         is kept only should that one be damaged; whether there were any. From any thread."""
-        spares = [*self.folder.glob("spare-*"), *self._old()]
+        try:
+            spares = [*self.folder.glob("spare-*"), *self._old()]
+        except OSError:
+            return False
         gone = 0
         for path in spares:
             with suppress(OSError):
@@ -201,8 +204,11 @@ class Store:
         return gone > 0
 
     def _old(self) -> list[Path]:
-        newest = max(self._numbers("snapshot"), default=0)
-        found = ((path, _NAME.fullmatch(path.name)) for path in self._files())
+        try:
+            newest = max(self._numbers("snapshot"), default=0)
+            found = [(path, _NAME.fullmatch(path.name)) for path in self._files()]
+        except OSError:  # The folder is gone, or its disk is ill: then nothing can be given up.
+            return []
         return [path for path, name in found if name is not None and int(name[2]) < newest]
 
     def require_room(self, size: int, path: Path) -> None:

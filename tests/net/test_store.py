@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -524,6 +525,12 @@ def test_a_read_only_folder_is_named(tmp_path: Path, there: bool) -> None:
             a_store(Path("state"))
 
     assert as_nobody(folder, attempt) == 0
+
+
+def test_a_folder_that_is_gone_has_nothing_to_give_up(store: Store) -> None:
+    shutil.rmtree(store.folder)
+    store.drop_old()
+    assert not store.give_up_spares()
 
 
 def test_old_files_that_cannot_be_removed_stay_for_another_time(tmp_path: Path) -> None:
