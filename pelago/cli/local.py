@@ -456,7 +456,7 @@ class _Topology:
                 each.process.wait(NOW_S)
 
     def _unsettled(self) -> str:
-        kept = self.run_file.gps.durability != "none" and (self.out / "gps" / "state").exists()
+        kept = any((self.out / "gps" / "state").glob("snapshot-*"))
         on = f"; `pelago resume` goes on from {self.out}" if kept else ""
         return f"stopped before the run was settled: there are no results{on}"
 

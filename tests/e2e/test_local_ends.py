@@ -84,6 +84,7 @@ def test_ctrl_c_while_nodes_start_ends_them_and_starts_none_again(
     assert "starting it again" not in said
     assert "Traceback" not in said
     assert "stopped before the run was settled: there are no results" in said
+    assert "pelago resume" not in said, "the GPS has written no snapshot yet"
 
 
 def test_what_was_ignored_at_the_start_stays_so_and_no_server_is_started_again_while_stopping(
