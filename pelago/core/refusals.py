@@ -67,6 +67,6 @@ def hopeless(who: str, in_a_row: int, why: str, max_lr: float, norm_max: float, 
     """What a user is told when no update comes any more that can be applied."""
     return (
         f"no update of {who} can be applied: the last {in_a_row} in a row came to nothing, the newest one since"
-        f" {why}; worker.max_lr = {max_lr:g} may be too high, {key} = {norm_max:g} too low, or the model"
-        " overflows in the workers' dtype (bfloat16 on CUDA)"
+        f" {why}; worker.max_lr = {max_lr:g}, lps.lr or gps.lr may be too high, {key} = {norm_max:g} too low, or"
+        " the model overflows in the workers' dtype (bfloat16 on CUDA)"
     )
