@@ -26,7 +26,8 @@ class Region:
     """Its newest lease request, and what was lent for it: a repeat gets the same answer."""
     lent: Spans = ()
     clock: int = 0
-    """Samples that had been handed out in the whole run before those, but for what others kept in hand."""
+    """Samples that had been handed out in the whole run before those, but for what others kept in hand. It does
+    not go back when others have more in hand, nor when another process serves the region."""
     ahead: int = 0
     """Samples that it had in hand after its newest request, and that no worker waited for."""
     replying: BlobId | None = None

@@ -340,7 +340,7 @@ class Gps:
                 self._reached_at = self._now
             region.request = message.request
             others = sum(each.ahead for each in self.regions.values() if each is not region)
-            region.clock = max(0, self.ledger.cursor - others)
+            region.clock = max(region.clock, self.ledger.cursor - others)
             region.lent = self.ledger.lend(region.name, message.samples)
             # Not more than it can have, whatever it says.
             region.ahead = max(0, min(message.ahead, self.ledger.held[region.name].total))

@@ -154,9 +154,30 @@ def test_what_another_region_keeps_in_hand_is_not_yet_handed_out() -> None:
     room.hears("lps-1", LeaseRequest(2, 500, 600))
     us = LeaseGrant(2, 1, ((1600, 1601),), 1000)
     assert room.hears("lps-2", LeaseRequest(2, 1, 0)) == [Send("lps-2", us)]
-    room.hears("lps-1", LeaseRequest(3, 1, 10**12))
-    us = LeaseGrant(3, 1, ((1602, 1603),), 1602 - 1501)
-    assert room.hears("lps-2", LeaseRequest(3, 1, 0)) == [Send("lps-2", us)]
+
+
+def test_a_region_cannot_keep_more_in_hand_than_it_holds() -> None:
+    room = Room().load().join("lps-1", "eu").join("lps-2", "us", samples=100)
+    room.hears("lps-1", LeaseRequest(1, 1000, 10**12))
+    us = LeaseGrant(2, 1, ((1100, 1101),), 1100 - 1000)
+    assert room.hears("lps-2", LeaseRequest(2, 1, 0)) == [Send("lps-2", us)]
+
+
+def test_the_clock_of_a_region_never_goes_back() -> None:
+    """
+    1. eu is lent 1,000 samples, us starts its clock at those; eu is lost.
+    2. Whoever serves eu then takes them ahead of need: they are in hand again.
+    3. Another process serves us. Its workers' moments are of the time before.
+    """
+    room = Room().load().join("lps-1", "eu", samples=1000).join("lps-2", "us", samples=10)
+    assert room.gps.regions["us"].clock == 1000
+    room.hears("lps-1", Leave("enough", None, (), (), ()))
+    room.join("lps-3", "eu", incarnation=2)
+    room.hears("lps-3", LeaseRequest(1, 1000, 1000))
+    room.hears("lps-2", Leave("enough", None, (), (), ()))
+    room.join("lps-4", "us", incarnation=2)
+    (sent,) = room.hears("lps-4", LeaseRequest(1, 10, 0))
+    assert sent == Send("lps-4", LeaseGrant(1, 2, ((1000, 1010),), 1000))
 
 
 def test_a_silent_process_gives_way_to_one_whose_clock_is_behind() -> None:
