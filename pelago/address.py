@@ -5,6 +5,7 @@ this module is ASCII.
 """
 
 import ipaddress
+import socket
 import string
 from typing import Final
 
@@ -28,15 +29,13 @@ def split(text: str, *, listens: bool = False) -> tuple[str, int]:
         colon, port = rest[:1], rest[1:]
         if not bracket or colon != ":":
             raise ValueError(f"must be {_FORM}")
-        return _ipv6(host), _port(port)
+        return _one(_ipv6(host), listens), _port(port)
     host, colon, port = text.rpartition(":")
     if not colon or not host:
         raise ValueError(f"must be {_FORM}")
     if ":" in host:
         raise ValueError("an IPv6 address stands in brackets, as in [fd00::7]:7700")
-    if host == "*" and not listens:
-        raise ValueError("* is all addresses of a machine, and one is needed to connect to")
-    return host if host == "*" else _name(host), _port(port)
+    return _one(host if host == "*" else _name(host), listens), _port(port)
 
 
 def join(host: str, port: int) -> str:
@@ -56,6 +55,26 @@ def is_number(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _one(host: str, listens: bool) -> str:
+    if not listens and (host == "*" or _is_unspecified(host)):
+        raise ValueError(
+            f"{host} is all addresses of a machine, for a server to listen on; to connect needs one that others"
+            " can reach"
+        )
+    return host
+
+
+def _is_unspecified(host: str) -> bool:
+    """Whether it is 0.0.0.0 or ::, in any spelling that a system takes ("0", "::ffff:0.0.0.0")."""
+    if ":" in host:
+        parsed = ipaddress.IPv6Address(host)
+        return (parsed.ipv4_mapped or parsed).is_unspecified
+    try:
+        return not any(socket.inet_aton(host))
+    except OSError:
+        return False
 
 
 def _port(text: str) -> int:

@@ -43,6 +43,7 @@ def test_two_regions_are_all_that_must_be_said() -> None:
         ("[gps]\nregion = 'mars'\n", "gps.region = 'mars' is no region"),
         ("[gps]\nbind = 'nowhere'\n", "gps.bind = 'nowhere'"),
         ("[gps]\nconnect = 'host:65535'\n", "gps.connect = 'host:65535'"),
+        ("[gps]\nconnect = '0.0.0.0:7700'\n", "one that others can reach"),
         ("[data]\nsource = 'web'\n", "data.source = 'web'"),
         ("[network]\nlost_after_ms = 600\n", "2 * heartbeat_ms (500) <= lost_after_ms (600)"),
         (

@@ -45,6 +45,7 @@ WRONG = (
     "gps.__main__ --run /nowhere.toml",
     "gps.__main__ --run RUN --bind nonsense",
     "lps.__main__ --run RUN --region eu --connect nonsense",
+    "lps.__main__ --run RUN --region eu --connect 0.0.0.0:7700",
     "worker.__main__ --run RUN",
     "worker.__main__ --run RUN --evaluate --connect nonsense",
     "worker.__main__ --run RUN --evaluate --describe",
