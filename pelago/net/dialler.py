@@ -117,10 +117,12 @@ class Dialler:
             where = address.join(host, port + place)
             if self._blocked.begins(label, now, blocked=blocked):
                 self._telemetry.event("unreachable", server=peer, socket=label, at=where)
+                # A port that answers is a listening server's, whichever of its two it is.
+                slip = f", or is {port} the bulk port? `connect` names the control port"
                 self._telemetry.line(
                     f"cannot reach {where}, the {label} port of {peer}, though its {LABELS[1 - place]} port"
                     f" {port + 1 - place} answers, and nothing is trained without both: let TCP port {port + place}"
-                    " through the firewalls between; trying on"
+                    f" through the firewalls between{slip if place else ''}; trying on"
                 )
             elif ups[place] and self._blocked.ends(label):
                 self._telemetry.event("reachable", server=peer, socket=label, at=where)

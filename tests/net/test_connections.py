@@ -213,6 +213,8 @@ async def test_both_sides_name_the_port_that_is_blocked_and_go_on_trying(
             lambda: f"cannot reach 127.0.0.1:{shut_port}, the {shut} port of gps" in said.getvalue()
         )
         assert f"let TCP port {shut_port} through the firewalls" in said.getvalue()
+        # That is what a client sees, too, that was told the bulk port as the one to connect to.
+        assert (f"or is {front} the bulk port?" in said.getvalue()) == (shut == "bulk")
         shut_here = server_port + 1 - open_place
         await eventually(lambda: f"but not the {shut} port {shut_here}" in server_said.getvalue())
         async with proxy(1 - open_place):
