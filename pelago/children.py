@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.machinery import PathFinder
 from tempfile import TemporaryFile
 from typing import IO, Any, Final
@@ -31,7 +31,8 @@ def leave_working_folder() -> None:
     """Take the working folder off this process's path, and off those of all processes that it begins.
 
     `python -m` put it there, or an empty entry of PYTHONPATH, which hardly anybody means. To be called
-    first by every command; what Python itself imported before cannot be helped.
+    first by every command; what Python itself imported before cannot be helped. Where there is no working
+    folder any more it ends the process: half of what a command does, and of its libraries, asks for it.
     """
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     unasked = [] if sys.flags.safe_path or spec is None else [spec.name.partition(".")[0] in _OURS]
@@ -41,8 +42,14 @@ def leave_working_folder() -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, entries))
     try:
         here = os.getcwd()
-    except FileNotFoundError:  # It was removed, and nothing can lie in it.
-        here = ""
+    except OSError as error:
+        why = "was removed" if isinstance(error, FileNotFoundError) else f"is not known: {error}"
+        name = os.path.basename(sys.argv[0].removesuffix("/__main__.py"))
+        with suppress(OSError, ValueError):  # Nobody may be listening.
+            sys.stderr.write(
+                f"{name}: the working folder {why}; go to one that is there (cd DIR)\n"
+            )
+        sys.exit(2)
     for _ in range(sum(unasked)):
         if here in sys.path:
             sys.path.remove(here)

@@ -83,3 +83,35 @@ def test_the_processes_of_a_study_execute_nothing_of_the_working_folder(
 def test_the_processes_of_the_fuzzer_execute_nothing_of_the_working_folder(tmp_path: Path) -> None:
     folder = trapped(tmp_path / "here", *TRAPS)
     run(folder, sys.executable, "-m", "convergence.fuzz", "--seeds", "2", "--jobs", "2")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pelago check RUN",
+        "pelago local RUN",
+        "pelago audit .",
+        "pelago export .",
+        "gps --run RUN",
+        "lps --run RUN --region eu",
+        "worker --run RUN --evaluate",
+        "experiments replay halos_paper",
+    ],
+)
+def test_a_working_folder_that_was_removed_is_told_in_one_line(
+    tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "gone").mkdir()
+    words = command.replace("RUN", str(run_file(tmp_path)))
+    done = subprocess.run(
+        ["sh", "-c", f"cd gone && rmdir ../gone && exec {BIN}/{words}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=55,
+        check=False,
+    )
+    said = (
+        f"{command.split()[0]}: the working folder was removed; go to one that is there (cd DIR)\n"
+    )
+    assert (done.returncode, done.stderr) == (2, said)
