@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _check(options: argparse.Namespace, run: "RunFile") -> None:
     command.address(options.bind, run.gps_bind(), "--bind")
+    command.require_out(options.out, run)
 
 
 def _service() -> command.Role:

@@ -31,6 +31,7 @@ def _check(options: argparse.Namespace, run: "RunFile") -> None:
     region = run.region_index(options.region)
     command.address(options.bind, run.lps_bind(region), "--bind")
     command.address(options.connect, run.gps_connect(), "--connect")
+    command.require_out(options.out, run)
 
 
 def _service() -> command.Role:

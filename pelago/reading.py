@@ -42,6 +42,17 @@ def require_expanded(path: str, key: str) -> Path:
     return Path(path)
 
 
+def require_folder(folder: Path) -> None:
+    """A folder of results that is there, or can be made as far as its place tells. Raises `ConfigError`."""
+    try:
+        standing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        why = "" if standing.is_dir() else f"{standing} is no folder"
+    except OSError as error:
+        why = str(error)
+    if why:
+        raise ConfigError(f"cannot write to the folder of results {folder}: {why}")
+
+
 def text(path: Path, what: str) -> str:
     """The text of a file in UTF-8, with or without a byte order mark. Raises `ConfigError`."""
     try:

@@ -29,6 +29,12 @@ COMMANDS = (
     "convergence.fuzz.__main__",
     "convergence.theory",
 )
+DAEMONS = (
+    "gps.__main__",
+    "lps.__main__ --region eu",
+    "worker.__main__ --region eu",
+    "worker.__main__ --evaluate",
+)
 WRONG = (
     "pelago.cli.main",
     "pelago.cli.main local",
@@ -39,6 +45,15 @@ WRONG = (
         f"pelago.cli.main {command} /nowhere.toml"
         for command in ("local", "check", "resume", "export")
     ),
+    "pelago.cli.main export FOLDER",
+    *(f"pelago.cli.main local RUN --out {place}" for place in ("RUN", "x" * 300)),
+    "pelago.cli.main export STATE --out RUN",
+    *(
+        f"{line} --run RUN --out {out}"
+        for line in DAEMONS
+        for out in ("RUN", "RUN/below", "~no-such-user")
+    ),
+    *(f"{line} --run NOWHERE" for line in DAEMONS),
     *(f"{role}.__main__" for role in ("gps", "lps", "worker")),
     *(f"{role}.__main__ --run /nowhere.toml --region eu" for role in ("lps", "worker")),
     *(f"{role}.__main__ --run RUN --region mars" for role in ("lps", "worker")),
@@ -90,7 +105,16 @@ def test_a_usage_error_imports_nothing_heavy(tmp_path: Path, line: str) -> None:
     path, nowhere = run_file(tmp_path), tmp_path / "nowhere.toml"
     text = path.read_text(encoding="utf-8")
     nowhere.write_text(text.replace("[run]", '[run]\nout = "/dev/null/out"'), encoding="utf-8")
-    words = line.replace("RUN", str(path)).replace("NOWHERE", str(nowhere)).split()
+    (tmp_path / "snapshot-1").touch()
+    places = {
+        "NOWHERE": nowhere,
+        "RUN": path,
+        "FOLDER": tmp_path / "corpus",
+        "STATE": tmp_path,
+    }
+    for name, place in places.items():
+        line = line.replace(name, str(place))
+    words = line.split()
     code, imported, said = ran(*words)
     assert (code, imported) == (2, []), said
     assert "Traceback" not in said

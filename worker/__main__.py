@@ -67,6 +67,7 @@ def _check(options: argparse.Namespace, run: "RunFile") -> None:
     else:
         region = run.region_index(options.region)
         command.address(options.connect, run.lps_connect(region), "--connect")
+    command.require_out(options.out, run)
 
 
 def _service() -> command.Role:

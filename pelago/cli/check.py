@@ -8,7 +8,7 @@ from typing import Final
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from pelago import address, children, config
+from pelago import address, children, config, reading
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError
 from pelago.net.archive import Archive
@@ -115,9 +115,10 @@ def _check_ports(run: RunFile) -> None:
 
 
 def _check_out(out: Path) -> None:
+    reading.require_folder(out)
     standing = next(each for each in (out, *out.absolute().parents) if each.exists())
-    if not standing.is_dir() or not os.access(standing, os.W_OK):
-        raise ConfigError(f"run.out = '{out}': cannot be made, {standing} is no folder to write to")
+    if not os.access(standing, os.W_OK):
+        raise ConfigError(f"run.out = '{out}': cannot be made, {standing} cannot be written to")
 
 
 def _check_room(run: RunFile, model_bytes: int) -> tuple[list[str], str]:

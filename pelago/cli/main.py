@@ -127,12 +127,13 @@ def _run(options: argparse.Namespace) -> int:
 
             return audit(Path(options.out))
         if options.command == "export":
-            if not Path(options.source).is_dir():
-                raise ConfigError(f"{options.source}: no such folder")
-            from pelago.cli.export import export
-
+            _require_state(Path(options.source))
             flag = options.out
             out = None if flag is None else reading.require_expanded(flag, "--out")
+            if out is not None:
+                reading.require_folder(out)
+            from pelago.cli.export import export
+
             return export(Path(options.source), out, options.run)
         from pelago import config
 
@@ -144,6 +145,7 @@ def _run(options: argparse.Namespace) -> int:
         from pelago.cli.local import local, resume
 
         out = reading.require_expanded(options.out, "--out") if options.out else run.out
+        reading.require_folder(out)
         live = sys.stdout.isatty() and not options.plain
         if options.command == "resume":
             return resume(run, out, options.source or str(out), live=live)
@@ -153,6 +155,19 @@ def _run(options: argparse.Namespace) -> int:
         return EXIT_USER
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _require_state(source: Path) -> None:
+    """Raises `ConfigError` unless a folder has a GPS's state, or is one: to read it takes torch, and seconds."""
+    if not source.is_dir():
+        raise ConfigError(f"{source}: no such folder")
+    for state in (source / "gps" / "state", source):
+        if any(state.glob("journal-*")) or any(state.glob("snapshot-*")):
+            return
+    raise ConfigError(
+        f"{source}: holds no state of a GPS: name a folder of results or of state, of a run whose"
+        " gps.durability is not 'none', on the GPS's host"
+    )
 
 
 if __name__ == "__main__":

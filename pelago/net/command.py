@@ -64,6 +64,11 @@ def address(flag: str | None, default: tuple[str, int], key: str) -> tuple[str, 
     return default if flag is None else endpoint(flag, key)
 
 
+def require_out(flag: str | None, run: "RunFile") -> None:
+    """Raises `ConfigError` if results cannot go where the flag, or else the run file, says."""
+    reading.require_folder(reading.require_expanded(flag, "--out") if flag else run.out)
+
+
 def natural(text: str) -> int:
     """The number of a flag: 0, 1, 2, ..."""
     if not (text.isascii() and text.isdigit()) or len(text) > 6:
