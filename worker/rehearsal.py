@@ -98,6 +98,8 @@ def describe(run: RunFile, *, step: bool) -> Iterator[str]:
             yield "weights    their own tokenizer is not used: data.tokenizer = 'bytes'"
     for line in corpus.account:
         yield f"corpus     {line}"
+    for doubt in corpus.doubts:
+        yield f"beware     {doubt}"
     vocabulary = settings.get_text_config().vocab_size
     yield f"corpus     largest id {highest:,}; the model knows {vocabulary:,}"
     yield f"devices    with `pelago local` here: {devices.spread(run.slots, run.worker.device)}"

@@ -265,6 +265,29 @@ def test_a_tokenizer_that_git_lfs_did_not_fetch_is_named(tmp_path: Path) -> None
         texts(colours(tmp_path / "texts"), tokenizer=str(place))
 
 
+@pytest.mark.parametrize("told_wrapper", [True, False])
+def test_the_share_of_unknown_tokens_is_told_and_more_than_a_hundredth_doubted(
+    tmp_path: Path, told_wrapper: bool
+) -> None:
+    place = tokenizer(tmp_path / "tokenizer", {"?": 0, "red": 1, "green": 2, "<end>": 3}, "<end>")
+    if not told_wrapper:
+        config = place / "tokenizer_config.json"
+        config.write_text(config.read_text().replace('"unk_token": "?"', '"unk_token": null'))
+    corpus = texts(colours(tmp_path / "texts"), tokenizer=str(place))
+    share = "33.3 % of the tokens are '?', which stands for what it does not know"
+    assert f"tokenizer: {share}" in corpus.account
+    assert [share in doubt and "data.tokenizer = " in doubt for doubt in corpus.doubts] == [True]
+
+    (tmp_path / "texts" / "a.txt").write_text("red green " * 200 + "blue ")
+    corpus = texts(tmp_path / "texts", tokenizer=str(place))
+    assert any(line.startswith("tokenizer: 0.249 % of the tokens") for line in corpus.account)
+    assert corpus.doubts == ()
+
+    (tmp_path / "texts" / "a.txt").write_text("red green " * 200)
+    corpus = texts(tmp_path / "texts", tokenizer=str(place))
+    assert not any("does not know" in line for line in corpus.account)
+
+
 def test_bytes_that_a_tokenizer_replaces_are_told_of(tmp_path: Path) -> None:
     """The text itself keeps them, byte by byte; a tokenizer of characters cannot."""
     words = {word: number for number, word in enumerate(["?", "red", "green", "blue"])}

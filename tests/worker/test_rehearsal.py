@@ -53,7 +53,11 @@ def test_the_first_line_is_about_the_model_and_the_next_about_its_weights(
     assert unused == "their own tokenizer is not used: data.tokenizer = 'bytes'"
     # With it, or with tokens that it may have made, there is nothing to be told.
     with_it = of_folder(source, folder, tokenizer=str(folder))
-    assert lines(with_it, step=False)["weights"] == [origin]
+    said = lines(with_it, step=False)
+    assert said["weights"] == [origin]
+    # It lacks some of the words.
+    (doubt,) = said["beware"]
+    assert "of the tokens are" in doubt
     tokens = of_folder(f"tokens:{write_tokens(tmp_path / 'a.bin', 2000)}", folder)
     assert lines(tokens, step=False)["weights"] == [origin]
 

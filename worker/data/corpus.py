@@ -36,10 +36,11 @@ class Corpus:
         seed: int,
         file: TokenFile | None = None,
         account: tuple[str, ...] = (),
+        doubts: tuple[str, ...] = (),
     ) -> None:
         """``vocabulary``: number of token ids, 0 if the source does not tell. ``file``: of which
         ``train`` and ``validation`` are the first part and the rest. ``account``: what was read, left
-        out and converted to make it, in lines for its user.
+        out and converted to make it, in lines for its user; ``doubts``: what may be wrong with it.
 
         Raises `ConfigError` if either part is too short for one window.
         """
@@ -59,6 +60,7 @@ class Corpus:
         self.windows = (len(train) - 1) // sequence_length
         """Windows of the training part: samples per epoch."""
         self.account = account
+        self.doubts = doubts
         self._order = GlobalOrder(self.windows, seed)
         self._id_limit = 0
         self._file = file

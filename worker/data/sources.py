@@ -16,6 +16,8 @@ from worker.data.files import LFS_POINTER, SourceFile, folder_files, held_out, s
 from worker.data.tokens import Tokens, open_tokens, sampled_digest, split_tail
 
 BYTE_VOCABULARY: Final = 256
+UNKNOWN_SHARE_MAX: Final = 0.01
+"""Of a corpus whose tokenizer knows less of it the user is warned."""
 FILE_SEPARATOR: Final = 0
 """The byte between two files: it occurs in no text, so the model can learn that a file ended."""
 
@@ -66,7 +68,8 @@ def _from_files(data: Data, files: list[SourceFile], seed: int, account: tuple[s
         digest=_digest(train, validation, vocabulary, content),
         sequence_length=data.sequence_length,
         seed=seed,
-        account=account + encoder.account + _replaced(encoder.broken),
+        account=account + encoder.account + _replaced(encoder.broken) + encoder.unknown.lines(),
+        doubts=encoder.unknown.doubts(data.tokenizer),
     )
 
 
@@ -98,16 +101,42 @@ def _joined(parts: list[Tokens], vocabulary: int) -> Tokens:
     return np.concatenate(parts).astype(dtype, copy=False) if parts else np.empty(0, dtype)
 
 
+@dataclass(slots=True)
+class _Unknown:
+    """How many of the tokens stand for what the tokenizer does not know; ``token``: that one."""
+
+    token: str = ""
+    count: int = 0
+    total: int = 0
+
+    def lines(self) -> tuple[str, ...]:
+        return (f"tokenizer: {self._share()}",) if self.count else ()
+
+    def doubts(self, place: str) -> tuple[str, ...]:
+        if self.count <= UNKNOWN_SHARE_MAX * self.total:
+            return ()
+        return (
+            f"data.tokenizer = {place!r}: {self._share()}; what stood there is lost to the model: is it the"
+            " tokenizer of these texts?",
+        )
+
+    def _share(self) -> str:
+        share = f"{100 * self.count / self.total:.3g} %"
+        return f"{share} of the tokens are {self.token!r}, which stands for what it does not know"
+
+
 @dataclass(frozen=True, slots=True)
 class _Encoder:
     """``encode``: from a file to its tokens, the separator included. ``vocabulary``: one more than the
     largest id. ``account``: what a user should know of it. ``broken``: files that it could not read as they are.
+    ``unknown``: tokens that it has for what it does not know.
     """
 
     encode: Callable[[SourceFile], Tokens]
     vocabulary: int
     account: tuple[str, ...] = ()
     broken: set[str] = field(default_factory=set)
+    unknown: _Unknown = field(default_factory=_Unknown)
 
 
 def _replaced(names: set[str]) -> tuple[str, ...]:
@@ -132,6 +161,10 @@ def _encoder(place: str) -> _Encoder:
     )
 
     broken: set[str] = set()
+    # One that was saved without telling the library's wrapper may be known to what it wraps.
+    inner = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    unknown = _Unknown(tokenizer.unk_token or getattr(inner, "unk_token", None) or "")
+    unknown_id = tokenizer.convert_tokens_to_ids(unknown.token) if unknown.token else None
 
     def encode(file: SourceFile) -> Tokens:
         try:
@@ -146,9 +179,11 @@ def _encoder(place: str) -> _Encoder:
             raise ConfigError(
                 f"data.tokenizer = {place!r}: cannot encode {shown(file.path)}: {_first_line(error)}"
             ) from None
+        unknown.count += ids.count(unknown_id)
+        unknown.total += len(ids)
         return np.asarray(ids + end, dtype=np.int64)
 
-    return _Encoder(encode, vocabulary, () if end else (endless,), broken)
+    return _Encoder(encode, vocabulary, () if end else (endless,), broken, unknown)
 
 
 def load_tokenizer(place: str) -> Any:
