@@ -1,7 +1,10 @@
 """`pelago check`: everything that can be known about a run before it starts."""
 
+import ipaddress
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice, product
 from pathlib import Path
 from typing import Final
 
@@ -96,22 +99,48 @@ def _doubts(run: RunFile) -> Iterator[str]:
 def _check_ports(run: RunFile) -> None:
     """Ports of servers that share a host must differ, and those of this machine must be free.
 
-    A server is on the host under which others find it: its `connect`, this machine if that is left out.
+    A server is on the host under which others find it: its `connect`, this machine if that is left out. There
+    its port is taken on the addresses that it binds.
     """
     servers = {
         "gps.bind" if name == "gps" else f"{name}: bind": each
         for name, each in _servers(run).items()
     }
-    seen: dict[tuple[str, int], str] = {}
-    for key, ((bind_host, port), (host, _)) in servers.items():
-        for each in (port, port + 1):
-            if (host, each) in seen:
+    for index, (key, ((bind_host, port), (host, _))) in enumerate(servers.items()):
+        for other, ((its_bind, its_port), (its_host, _)) in islice(servers.items(), index):
+            near = _is_loopback(host) and _is_loopback(its_host)
+            if abs(port - its_port) < 2 and (
+                _overlap(bind_host, its_bind) if near else host == its_host
+            ):
                 raise ConfigError(
-                    f"{key}: port {each} is used by {seen[host, each]} too (each server needs two)"
+                    f"{key}: port {max(port, its_port)} is used by {other} too (each server needs two)"
                 )
-            seen[host, each] = key
         if host in THIS_MACHINE and run.simulation is None:
             require_free(bind_host, port, key)
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether it is this machine, seen from itself."""
+    if not address.is_number(host):
+        return host.rstrip(".").lower() == "localhost"
+    return ipaddress.ip_address(host).is_loopback
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two servers of this machine that listen on these hosts want an address in common."""
+    return any(
+        mine == its
+        or ((":" in mine) == (":" in its) and (mine in address.ANY or its in address.ANY))
+        for mine, its in product(_bound(one), _bound(other))
+    )
+
+
+def _bound(host: str) -> list[str]:
+    if host in ("*", "::"):
+        return ["0.0.0.0", "::"]
+    with suppress(OSError):
+        return addresses(host)
+    return [host]
 
 
 def _check_out(out: Path) -> None:
