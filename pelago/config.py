@@ -60,10 +60,26 @@ def _some_address(value: str) -> str:
     return _listens(value or ":")
 
 
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+COUNT_MAX: Final = 1 << 48
+"""Of whatever is counted; the protocol has the same limit."""
+ROUND_SAMPLES_MAX: Final = 1 << 32
+"""Of a worker's round; the protocol lends no more at once."""
+SECONDS_MAX: Final = 100 * 365 * 24 * 3600
+"""A hundred years: a longer time is a mistake, and clocks and timers have no room for it."""
+
+Positive = Annotated[int, Field(ge=1, le=COUNT_MAX)]
+Natural = Annotated[int, Field(ge=0, le=COUNT_MAX)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Minutes = Annotated[float, Field(ge=0, le=SECONDS_MAX / 60, allow_inf_nan=False)]
+PositiveMinutes = Annotated[float, Field(gt=0, le=SECONDS_MAX / 60, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, le=SECONDS_MAX, allow_inf_nan=False)]
+Milliseconds = Annotated[float, Field(ge=0, le=SECONDS_MAX * 1000, allow_inf_nan=False)]
+PositiveMilliseconds = Annotated[float, Field(gt=0, le=SECONDS_MAX * 1000, allow_inf_nan=False)]
+WholeMilliseconds = Annotated[int, Field(ge=1, le=SECONDS_MAX * 1000)]
+Gbps = Annotated[float, Field(ge=1e-9, le=1e9, allow_inf_nan=False)]
+Speed = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Momentum = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Name = Annotated[str, AfterValidator(_name)]
@@ -87,13 +103,13 @@ class Run(Section):
     """What is trained for how long, and where the results go."""
 
     name: Name = "run"
-    seed: Natural = 0
+    seed: Seed = 0
     budget_local_steps: Positive = 98_304
     """Local steps counted at the GPS after which the run ends."""
-    budget_minutes: NonNegativeFloat = 0.0
+    budget_minutes: Minutes = 0.0
     """Minutes after the first lease at which the run ends, those not counted in which there was no GPS;
     0: no limit."""
-    export_minutes: NonNegativeFloat = 0.0
+    export_minutes: Minutes = 0.0
     """Minutes between exports of the global model while the run goes on; 0: at its end only."""
     out: UserPath = ""
     """Folder of the results; empty: runs/NAME."""
@@ -163,7 +179,7 @@ class Worker(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = True
     """torch.compile, where CUDA is used."""
-    stuck_minutes: PositiveFloat = 10.0
+    stuck_minutes: PositiveMinutes = 10.0
     """A worker whose trainer finishes no micro-batch for so long, and for twenty times as long as its slowest
     one so far, ends with an error; so does an evaluator. The first one, and an export, may take six times as
     long."""
@@ -175,6 +191,11 @@ class Worker(Section):
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"micro_batch_size = {self.micro_batch_size} must divide batch_size = {self.batch_size}"
+            )
+        if self.local_steps * self.batch_size > ROUND_SAMPLES_MAX:
+            raise ValueError(
+                f"local_steps = {self.local_steps} times batch_size = {self.batch_size} must not exceed"
+                f" {ROUND_SAMPLES_MAX:,}: no more samples are lent for a round"
             )
         return self
 
@@ -229,7 +250,7 @@ class Lps(Server):
     """What becomes of movement between the send and the merge: lost to the other regions (as in the
     released HALoS code), carried into the next exchange, or replayed on top of a merge made at the
     send point."""
-    lease_seconds: NonNegativeFloat = 75.0
+    lease_seconds: Seconds = 75.0
     """Seconds for which a region keeps samples in hand, at the pace of its workers, beside a round for each of
     them: so long it trains on without the GPS. 0: none ahead of need."""
 
@@ -257,7 +278,7 @@ class Gps(Server):
     snapshots: UserPath = ""
     """Where copies of the GPS's snapshots go, away from its host: a folder, or any URL that fsspec knows
     (s3://BUCKET/PATH, gs://..., file:///...). `gps --resume` goes on from them. Empty: nowhere."""
-    snapshots_minutes: PositiveFloat = 10.0
+    snapshots_minutes: PositiveMinutes = 10.0
     """Minutes between them: what a GPS that is lost with its disk loses at most, and the time of a copy."""
     snapshots_kept: Positive = 3
     """The newest so many stay."""
@@ -275,7 +296,7 @@ class Region(Section):
     """One region."""
 
     name: Name
-    worker_speeds: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+    worker_speeds: Annotated[tuple[Speed, ...], Field(min_length=1)]
     """Relative speed of each worker; only the ratios in the whole file matter."""
     bind: Listens = ""
     """Control port of its LPS; bulk data uses the next one. Empty: 0.0.0.0 and 7710, 7720, ..."""
@@ -295,15 +316,15 @@ class Network(Section):
 
     share_links: bool = False
     """Virtual driver: transfers that use a link between two regions at once share its bandwidth."""
-    bandwidth_gbps: tuple[tuple[PositiveFloat, ...], ...] = ()
-    latency_ms: tuple[tuple[NonNegativeFloat, ...], ...] = ()
+    bandwidth_gbps: tuple[tuple[Gbps, ...], ...] = ()
+    latency_ms: tuple[tuple[Milliseconds, ...], ...] = ()
     """One-way."""
-    heartbeat_ms: Positive = 500
-    lost_after_ms: Positive = 5000
+    heartbeat_ms: WholeMilliseconds = 500
+    lost_after_ms: WholeMilliseconds = 5000
     """A peer silent for so long is lost; a worker's leases are then leased again."""
-    region_lost_after_ms: Positive = 600_000
+    region_lost_after_ms: WholeMilliseconds = 600_000
     """A region silent for so long forfeits its leases."""
-    give_up_after_ms: Positive = 3_600_000
+    give_up_after_ms: WholeMilliseconds = 3_600_000
     """A node whose server was silent for so long ends with an error: the run may be over, or lost."""
 
     @model_validator(mode="after")
@@ -324,7 +345,7 @@ class Network(Section):
 class Local(Section):
     """How `pelago local` emulates a topology on one machine."""
 
-    step_ms: NonNegativeFloat = 0.0
+    step_ms: Milliseconds = 0.0
     """Paced time of a local step at relative speed 1; 0: the fastest worker runs unpaced, the others in
     proportion to their own compute time."""
     port: Natural = 0
@@ -334,7 +355,7 @@ class Local(Section):
 class SimulatedEvent(Section):
     """A node that is lost without a word, or comes back (or comes late), at a time of the run."""
 
-    at_ms: NonNegativeFloat
+    at_ms: Milliseconds
     node: str
     """REGION/GROUP, or lps/REGION."""
     kind: Literal["lose", "join"]
@@ -349,7 +370,7 @@ class Simulation(Section):
     problem: Literal["timing", "scalar", "quadratic", "nonconvex", "lm"] = "timing"
     model_bytes: Positive = 281_706_496
     """Of a payload, as the links charge it; `lm` models may be smaller than what they stand for."""
-    step_ms: PositiveFloat = 238.391
+    step_ms: PositiveMilliseconds = 238.391
     """One local step of ``worker.batch_size`` samples at relative speed 1."""
     step_jitter: NonNegativeFloat = 0.0
     """Relative standard deviation of a round's compute time (lognormal, drawn from the seed)."""

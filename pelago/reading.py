@@ -126,13 +126,13 @@ def said(fault: Mapping[str, Any]) -> str:
         case "literal_error":
             return f"must be {context['expected']}"
         case "greater_than_equal":
-            return f"must be greater than or equal to {context['ge']:g}"
+            return f"must be greater than or equal to {context['ge']:,.15g}"
         case "greater_than":
-            return f"must be greater than {context['gt']:g}"
+            return f"must be greater than {context['gt']:,.15g}"
         case "less_than_equal":
-            return f"must be less than or equal to {context['le']:g}"
+            return f"must be less than or equal to {context['le']:,.15g}"
         case "less_than":
-            return f"must be less than {context['lt']:g}"
+            return f"must be less than {context['lt']:,.15g}"
         case "too_short":
             return f"must have at least {_counted(context['min_length'])}"
         case "too_long":
