@@ -66,12 +66,17 @@ ROUND_SAMPLES_MAX: Final = 1 << 32
 """Of a worker's round; the protocol lends no more at once."""
 SECONDS_MAX: Final = 100 * 365 * 24 * 3600
 """A hundred years: a longer time is a mistake, and clocks and timers have no room for it."""
+FLOAT_MAX: Final = 1e38
+"""What fits into fp32, as models and updates are."""
+SPEED_RATIO_MAX: Final = 10**6
+STEP_MS_MAX: Final = 3_600_000
+"""Of a paced step of the fastest worker: one of the slowest then takes about `SECONDS_MAX`."""
 
 Positive = Annotated[int, Field(ge=1, le=COUNT_MAX)]
 Natural = Annotated[int, Field(ge=0, le=COUNT_MAX)]
-Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, le=(1 << 63) - 1)]
+PositiveFloat = Annotated[float, Field(gt=0, le=FLOAT_MAX, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=FLOAT_MAX, allow_inf_nan=False)]
 Minutes = Annotated[float, Field(ge=0, le=SECONDS_MAX / 60, allow_inf_nan=False)]
 PositiveMinutes = Annotated[float, Field(gt=0, le=SECONDS_MAX / 60, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, le=SECONDS_MAX, allow_inf_nan=False)]
@@ -79,7 +84,6 @@ Milliseconds = Annotated[float, Field(ge=0, le=SECONDS_MAX * 1000, allow_inf_nan
 PositiveMilliseconds = Annotated[float, Field(gt=0, le=SECONDS_MAX * 1000, allow_inf_nan=False)]
 WholeMilliseconds = Annotated[int, Field(ge=1, le=SECONDS_MAX * 1000)]
 Gbps = Annotated[float, Field(ge=1e-9, le=1e9, allow_inf_nan=False)]
-Speed = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Momentum = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Name = Annotated[str, AfterValidator(_name)]
@@ -296,7 +300,7 @@ class Region(Section):
     """One region."""
 
     name: Name
-    worker_speeds: Annotated[tuple[Speed, ...], Field(min_length=1)]
+    worker_speeds: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
     """Relative speed of each worker; only the ratios in the whole file matter."""
     bind: Listens = ""
     """Control port of its LPS; bulk data uses the next one. Empty: 0.0.0.0 and 7710, 7720, ..."""
@@ -345,7 +349,7 @@ class Network(Section):
 class Local(Section):
     """How `pelago local` emulates a topology on one machine."""
 
-    step_ms: Milliseconds = 0.0
+    step_ms: Annotated[float, Field(ge=0, le=STEP_MS_MAX, allow_inf_nan=False)] = 0.0
     """Paced time of a local step at relative speed 1; 0: the fastest worker runs unpaced, the others in
     proportion to their own compute time."""
     port: Natural = 0
@@ -420,6 +424,12 @@ class RunFile(Section):
             raise ValueError(f"region.name: names must differ, got {names}")
         if self.gps.region and self.gps.region not in names:
             raise ValueError(f"gps.region = {self.gps.region!r} is no region; there are {names}")
+        speeds = [speed for region in self.region for speed in region.worker_speeds]
+        if max(speeds) > SPEED_RATIO_MAX * min(speeds):
+            raise ValueError(
+                f"region.worker_speeds: the fastest, {max(speeds):g}, must not be more than {SPEED_RATIO_MAX:,} times"
+                f" as fast as the slowest, {min(speeds):g}"
+            )
         for key in ("bandwidth_gbps", "latency_ms"):
             matrix = getattr(self.network, key)
             sizes = [len(row) for row in matrix]

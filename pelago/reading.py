@@ -78,7 +78,7 @@ def tables(text: str, source: str) -> dict[str, Any]:
     """TOML as `tomllib` gives it. Raises `ConfigError`; ``source`` names the file in it."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # Of a number with thousands of digits it is no more than that.
         raise ConfigError(f"{source}: not TOML: {error}") from None
 
 
@@ -126,13 +126,13 @@ def said(fault: Mapping[str, Any]) -> str:
         case "literal_error":
             return f"must be {context['expected']}"
         case "greater_than_equal":
-            return f"must be greater than or equal to {context['ge']:,.15g}"
+            return f"must be greater than or equal to {_figure(context['ge'])}"
         case "greater_than":
-            return f"must be greater than {context['gt']:,.15g}"
+            return f"must be greater than {_figure(context['gt'])}"
         case "less_than_equal":
-            return f"must be less than or equal to {context['le']:,.15g}"
+            return f"must be less than or equal to {_figure(context['le'])}"
         case "less_than":
-            return f"must be less than {context['lt']:,.15g}"
+            return f"must be less than {_figure(context['lt'])}"
         case "too_short":
             return f"must have at least {_counted(context['min_length'])}"
         case "too_long":
@@ -149,6 +149,10 @@ def said(fault: Mapping[str, Any]) -> str:
             return f"must be {_either(fault['arms'])}"
         case _:
             return str(fault["msg"]).replace("Input should be", "must be")
+
+
+def _figure(limit: float) -> str:
+    return f"{limit:,}" if isinstance(limit, int) else f"{limit:,.15g}"
 
 
 def _counted(entries: int) -> str:

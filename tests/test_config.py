@@ -63,6 +63,14 @@ def test_two_regions_are_all_that_must_be_said() -> None:
         ("[worker]\nstuck_minutes = 1e308\n", "worker.stuck_minutes = 1e+308: must be less"),
         ("[network]\nheartbeat_ms = 4_000_000_000_000\n", "equal to 3,153,600,000,000"),
         ("[network]\nbandwidth_gbps = [[1e-300]]\n", "must be greater than or equal to 1e-09"),
+        (f"[worker]\nlocal_steps = 1{'0' * 5000}\n", "not TOML: Exceeds the limit (4300 digits)"),
+        ("[run]\nseed = 1_0000_0000_0000_0000_0000\n", "equal to 9,223,372,036,854,775,807"),
+        (
+            "[worker]\nmax_lr = 1e308\n",
+            "worker.max_lr = 1e+308: must be less than or equal to 1e+38",
+        ),
+        ("[local]\nstep_ms = 1e12\n", "equal to 3,600,000"),
+        ('[[region]]\nname = "a"\nworker_speeds = [1e-7]\n', "than 1,000,000 times as fast"),
         ("[worker]\nlocal_steps = 1_000_000_000_000_000\n", "equal to 281,474,976,710,656"),
         ("[worker]\nlocal_steps = 100_000_000\n", "must not exceed 4,294,967,296"),
         ("[gps]\naverage = 1.0\n", "gps.average = 1.0"),
@@ -115,6 +123,12 @@ def test_hosts_may_differ_in_addresses_and_paths_but_in_nothing_else() -> None:
     assert config.parse(same + REGIONS).run_id == here.run_id
     for other in ("[lps]\nmomentum = 0.8\n", "[run]\nseed = 1\n", "[run]\nname = 'x'\n"):
         assert config.parse(other + REGIONS).run_id != here.run_id
+
+
+def test_speeds_may_be_in_any_unit() -> None:
+    """Operations a second, say: only their ratios count."""
+    run = config.parse('[[region]]\nname = "eu"\nworker_speeds = [989e12, 312e12]\n')
+    assert run.relative_speed(0, 1) == pytest.approx(312 / 989)
 
 
 def test_speeds_are_relative_to_the_fastest_of_the_whole_file() -> None:
