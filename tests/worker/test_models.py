@@ -9,7 +9,7 @@ import transformers
 from pelago.config import Model
 from pelago.core.errors import ConfigError
 from tests.worker.corpora import TINY
-from tests.worker.tiny_models import checkpoint_folder, config_folder
+from tests.worker.tiny_models import ARCHITECTURES, checkpoint_folder, config_folder
 from worker.models import LanguageModel, build
 from worker.models.architecture import architecture
 from worker.models.presets import PRESETS
@@ -165,6 +165,33 @@ def test_fewer_layers_of_a_folder_shorten_its_lists_per_layer(tmp_path: Path) ->
     names = {spec.name for spec in model.manifest()}
     assert any(".layers.1." in name for name in names)
     assert not any(".layers.2." in name for name in names)
+
+
+def test_overrides_reach_the_model_of_texts_inside_one_of_pictures(tmp_path: Path) -> None:
+    text = {**ARCHITECTURES["gemma3_text"], "model_type": "gemma3_text"}
+    pictures = {"model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 64}
+    pictures |= {
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 8,
+    }
+    keys = {"text_config": text, "vision_config": pictures, "mm_tokens_per_image": 4}
+    transformers.AutoConfig.for_model("gemma3", **keys).save_pretrained(tmp_path)
+    drawn = build(Model(preset=str(tmp_path), overrides={"num_hidden_layers": 1}), 256, 0, CPU)
+    assert drawn.module.config.get_text_config().num_hidden_layers == 1
+    assert len(drawn.module.config.get_text_config().layer_types) == 1
+    assert drawn.module.config.vision_config.num_hidden_layers == 1
+    drawn.module.save_pretrained(tmp_path)
+
+    padded = build(Model(preset=str(tmp_path), overrides={"vocab_size": 300}), 256, 0, CPU)
+    assert padded.vocabulary == 300
+    assert "its 256 token ids padded to 300" in padded.origin
+    padded.export(tmp_path / "model", padded.flat.clone())
+    with torch.no_grad():
+        assert loss_of_folder(tmp_path / "model") == pytest.approx(padded.loss(TOKENS).item())
+    with pytest.raises(ConfigError, match=r"hidden_sise = 64.*did you mean 'hidden_size'"):
+        build(Model(preset=str(tmp_path), overrides={"hidden_sise": 64}), 256, 0, CPU)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,20 @@ def _from_folder(model: config.Model) -> Any:
     )
     if not model.overrides:
         return settings
+    text = settings.get_text_config()
+    inside = [name for name, each in vars(settings).items() if each is text]
+    if not inside:
+        return _overridden(settings, model)
+    # A model of pictures, say, with one of texts inside: that is what is trained here.
+    changed = _overridden(text, model)
+    for key in model.overrides.keys() & settings.to_dict().keys():
+        setattr(settings, key, getattr(changed, key))
+    setattr(settings, inside[0], changed)
+    return settings
+
+
+def _overridden(settings: Any, model: config.Model) -> Any:
+    """A configuration with the overrides applied. Raises `ConfigError`."""
     keys = settings.to_dict()
     overrides = _checked_overrides(keys, model)
     if "num_hidden_layers" in overrides:
