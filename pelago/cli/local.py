@@ -460,8 +460,18 @@ class _Topology:
         on = f"; `pelago resume` goes on from {self.out}" if kept else ""
         return f"stopped before the run was settled: there are no results{on}"
 
+    def _name_failure(self) -> None:
+        """Put it into the result: of a node that ended the GPS knows no more than that it was asked to settle."""
+        path = self.out / "result.json"
+        with suppress(OSError, ValueError):
+            result = json.loads(path.read_text(encoding="utf-8"))
+            if not result["error"]:
+                result["error"] = self._failure
+                whole.write_text(path, json.dumps(result, indent=1) + "\n")
+
     def _summarise(self) -> int:
         if self._failure:
+            self._name_failure()
             raise PelagoError(self._failure)
         if self._asked and not self._is_settled():
             self.progress.say(self._unsettled())

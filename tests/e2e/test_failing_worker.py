@@ -1,5 +1,6 @@
 """What a user got wrong may show only in training: the lease goes back at once, and the worker says why."""
 
+import json
 import re
 import resource
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pelago.cli.main import main
 from tests.e2e.topology import Daemons, run_file
 
 pytestmark = pytest.mark.timeout(180)
@@ -37,6 +39,24 @@ def test_a_worker_that_meets_a_bad_id_hands_its_lease_back_and_ends_with_a_sente
         assert left["why"] == "failed"
         assert left["spans"]
         assert not (tmp_path / "out" / "worker-eu-0" / "crash.json").exists()
+
+
+def test_the_result_of_a_run_on_this_machine_says_which_worker_ended_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its GPS was only asked to settle."""
+    tokens = np.arange(400_000, dtype=np.uint16) % 200
+    tokens[100_000:300_000] = 300
+    tokens.tofile(tmp_path / "a.bin")
+    path = run_file(tmp_path, budget=10**6, regions={"eu": [1.0]})
+    text = re.sub('source = "text:[^"]*"', f'source = "tokens:{tmp_path}/a.bin"', path.read_text())
+    path.write_text(text, encoding="utf-8")
+    assert main(["local", str(path), "--out", str(tmp_path / "out"), "--plain"]) != 0
+    said = capsys.readouterr().err
+    result = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
+    assert result["error"].startswith("worker-eu-0 ended with exit code 2, the last worker: ")
+    assert "holds the token id 300" in result["error"]
+    assert " ".join(result["error"].split()) in said
 
 
 @pytest.mark.slow
