@@ -149,8 +149,9 @@ def _step(run: RunFile, model: LanguageModel, corpus: Corpus, demand: Demand) ->
     try:
         with (
             memory.explained(replace(memory.Step.of(run, model.device), sequences=sequences)),
-            model.training(derive("dropout", run.run.seed, 0)),
+            model.training(),
         ):
+            model.draw_from(derive("dropout", run.run.seed, 0))
             loss = float(model.backward(corpus.batch(range(sequences)), 1.0, mixed=cuda))
     finally:
         torch.set_num_threads(threads)

@@ -100,27 +100,28 @@ class Trainer:
         size = self.settings.batch_size
         loss_sum, applied, steps, skipped = 0.0, 0, 0, 0
         due_s = time.perf_counter()
-        for first in range(0, len(samples), size):
-            started_s = time.perf_counter()
-            batch = samples[first : first + size]
-            clock += 1
-            rate = learning_rate(self.settings, clock)
-            step = self._step(batch, rate, cancel, partial(on_step, steps, skipped))
-            if step is None:
-                return None
-            loss, finite = step
-            steps += 1
-            if finite:
-                loss_sum += loss * len(batch)
-                applied += len(batch)
-            else:
-                skipped += 1
-            ended_s = time.perf_counter()
-            on_step(steps, skipped)
-            if self.pace is not None:
-                due_s = self.pace.due_s(due_s, started_s, ended_s)
-                if cancel.wait(max(0.0, due_s - time.perf_counter())):
+        with self.model.training():
+            for first in range(0, len(samples), size):
+                started_s = time.perf_counter()
+                batch = samples[first : first + size]
+                clock += 1
+                rate = learning_rate(self.settings, clock)
+                step = self._step(batch, rate, cancel, partial(on_step, steps, skipped))
+                if step is None:
                     return None
+                loss, finite = step
+                steps += 1
+                if finite:
+                    loss_sum += loss * len(batch)
+                    applied += len(batch)
+                else:
+                    skipped += 1
+                ended_s = time.perf_counter()
+                on_step(steps, skipped)
+                if self.pace is not None:
+                    due_s = self.pace.due_s(due_s, started_s, ended_s)
+                    if cancel.wait(max(0.0, due_s - time.perf_counter())):
+                        return None
         delta = torch.empty(self.model.elements)
         self.model.read_flat(delta)
         torch.sub(flat_start, delta, out=delta)
@@ -162,15 +163,15 @@ class Trainer:
         micro = self.settings.micro_batch_size or len(batch)
         losses: list[torch.Tensor] = []
         # What dropout leaves out follows from the samples: a lease that is trained again is trained alike.
-        with self.model.training(derive("dropout", self._seed, batch[0])):
-            for first in range(0, len(batch), micro):
-                if cancel.is_set():
-                    return None
-                if first:
-                    on_micro_batch()
-                part = self.corpus.batch(batch[first : first + micro])
-                # Parts may differ in size, so each counts by its share: the mean is over all tokens.
-                losses.append(self.model.backward(part, len(part) / len(batch), mixed=self._cuda))
+        self.model.draw_from(derive("dropout", self._seed, batch[0]))
+        for first in range(0, len(batch), micro):
+            if cancel.is_set():
+                return None
+            if first:
+                on_micro_batch()
+            part = self.corpus.batch(batch[first : first + micro])
+            # Parts may differ in size, so each counts by its share: the mean is over all tokens.
+            losses.append(self.model.backward(part, len(part) / len(batch), mixed=self._cuda))
         norm = float(gradient.norm())
         finite = math.isfinite(norm)
         if finite:

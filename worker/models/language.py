@@ -90,30 +90,32 @@ class LanguageModel:
         """Evaluation mode, without dropout: a loss depends on parameters and tokens alone. What a model
         draws even so (Reformer its hashes) is the same each time.
         """
-        with self._drawing(EVALUATION_SEED), self._mode(training=False):
+        with self._mode(training=False):
+            self.draw_from(EVALUATION_SEED)
             yield
 
     @contextmanager
-    def training(self, seed: int) -> Iterator[None]:
-        """Training mode. Dropout and the like follow from ``seed``; whoever else draws numbers from
-        PyTorch's generators goes on with theirs afterwards.
+    def training(self) -> Iterator[None]:
+        """Training mode. What dropout and the like draw follows from the last `draw_from`.
+
+        Meant for many steps: changing the mode touches every module, and torch.compile then looks at
+        each of them again.
         """
-        with self._drawing(seed), self._mode(training=True):
+        with self._mode(training=True):
             yield
 
-    @contextmanager
-    def _drawing(self, seed: int) -> Iterator[None]:
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            yield
+    def draw_from(self, seed: int) -> None:
+        """Seed PyTorch's generators, within `training` or `evaluating`."""
+        torch.manual_seed(seed)
 
     @contextmanager
     def _mode(self, *, training: bool) -> Iterator[None]:
+        """Whoever else draws numbers from PyTorch's generators goes on with theirs afterwards."""
         before = self.module.training
         self.module.train(training)
         try:
-            yield
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                yield
         finally:
             self.module.train(before)
 
@@ -130,7 +132,7 @@ class LanguageModel:
     def loss(self, tokens: torch.Tensor, mixed: bool = False) -> torch.Tensor:
         """Mean next-token loss in nats, a scalar; ``tokens`` is int64 of shape (batch, length + 1).
 
-        In evaluation mode, but inside ``with training(seed)``.
+        In evaluation mode, but inside ``with training()``.
         ``mixed``: matrix products in bf16 (autocast); logits and loss are fp32 always.
         """
         tokens = tokens.to(self.device, non_blocking=True)
