@@ -18,11 +18,12 @@ def export(source: Path, out: Path | None, run_file: str | None) -> int:
 
     ``run_file``: where the model and the corpus are, if not where the GPS found them.
     """
+    other = None if run_file is None else config.load(run_file)
     found = find(source)
     folder = found.folder if out is None else out
     say(_said(found))
     try:
-        _export_model(found, found.run if run_file is None else config.load(run_file), folder)
+        _export_model(found, other or found.run, folder)
     except PelagoError as error:
         say(f"no model/: {' '.join(str(error).split())}; the weights are written alone")
     else:

@@ -55,7 +55,9 @@ def test_the_model_is_there_while_the_run_goes_on_and_when_its_gps_was_killed(
     assert not (out / "model").exists()
     assert main(["export", str(out / "lps-eu" / "state")]) == 2
     assert main(["export", str(tmp_path / "live")]) == 2
-    lps, nothing = capsys.readouterr().err.splitlines()
+    assert main(["export", str(out), "--run", str(tmp_path / "mistyped.toml")]) == 2
+    lps, nothing, mistyped = capsys.readouterr().err.splitlines()
+    assert "mistyped.toml" in mistyped
     assert "not of gps" in lps
     assert "holds no state of a GPS" in nothing
 
