@@ -313,6 +313,8 @@ def test_models_without_learned_positions_read_any_length(tmp_path: Path, kind: 
         ({"overrides": {"hidden_size": "big"}}, r"hidden_size = 'big': must be a whole number"),
         ({"overrides": {"num_hidden_layers": -1}}, r"num_hidden_layers = -1: must be a whole"),
         ({"overrides": {"num_attention_heads": 0}}, r"num_attention_heads = 0: must be at least 1"),
+        ({"overrides": {"num_hidden_layers": 10**9}}, r"1000000000: must be at most 10,000"),
+        ({"overrides": {"hidden_size": 10**20}}, r"0: must be at most 2,147,483,647"),
         ({"overrides": {"num_key_value_heads": 3}}, r"overrides .*3.*cannot be"),
         ({"overrides": {"num_attention_heads": 5}}, r"overrides .*5.*cannot be"),
         (

@@ -12,6 +12,10 @@ from worker.models.weights import require_no_pointer, some
 
 ATTENTION: Final = ("eager", "sdpa", "flex_attention")
 """Implementations that compute in fp32, as a validation does, and come with PyTorch."""
+PARTS_MAX: Final = 10_000
+"""Layers, or experts, that a model may have: each is built, be it without memory, to learn its shapes."""
+FIGURE_MAX: Final = 2**31 - 1
+"""Of any other whole number of a configuration; some become 32-bit indices."""
 
 
 def transformers() -> Any:
@@ -173,5 +177,8 @@ def _checked_overrides(keys: dict[str, Any], model: config.Model) -> dict[str, A
                 raise ConfigError(f"{override}: must be a whole number like {old}, not negative")
             if value == 0 and (key.startswith("num_") or key.endswith("_size")):
                 raise ConfigError(f"{override}: must be at least 1")
+            most = PARTS_MAX if "layer" in key or "expert" in key else FIGURE_MAX
+            if value > most:
+                raise ConfigError(f"{override}: must be at most {most:,}")
         checked[key] = value
     return checked
