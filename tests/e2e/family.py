@@ -43,9 +43,9 @@ class Family:
                 return number
         return 0
 
-    def until(self, what: str, true: Callable[[], object]) -> None:
+    def until(self, what: str, true: Callable[[], object], within_s: float = DEADLINE_S) -> None:
         """Wait, with a deadline, for something that no event tells across processes."""
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + within_s
         while not true():
             assert time.monotonic() < deadline, f"never happened: {what}; {self.members()}"
             time.sleep(0.005)
@@ -64,9 +64,9 @@ class Family:
         output, _ = self.process.communicate(timeout=DEADLINE_S)
         return self.process.returncode, "".join([*self.heard, output])
 
-    def gone(self) -> None:
+    def gone(self, within_s: float = DEADLINE_S) -> None:
         """Nobody is left, or is so in a moment."""
-        self.until("all are gone", lambda: not self.members())
+        self.until("all are gone", lambda: not self.members(), within_s)
 
 
 def has_loaded(number: int, library: str) -> bool:
