@@ -16,7 +16,7 @@ from typing import Any, Final
 import gps.settings
 import lps.settings
 import worker.settings
-from convergence.gang import Gang
+from convergence.batch_trainer import Gang
 from convergence.methods import Member, Unit, layout
 from convergence.problems import Job, Part, Problem, build
 from convergence.rounds import Rounds

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Final
 
-from convergence.gang import Gang
+from convergence.batch_trainer import Gang
 from pelago import config
 from pelago.children import end_with
 from pelago.core.errors import PelagoError
@@ -83,7 +83,7 @@ def processors() -> int:
 def local(jobs: int, together: int = 1) -> Engine:
     """An engine of ``jobs`` processes at once, each used for many runs.
 
-    ``together``: so many runs share a process and train in one batch (`convergence.gang`), which is what
+    ``together``: so many runs share a process and train in one batch (`convergence.batch_trainer`), which is what
     a GPU wants. Their results are then those of the runs alone but for the rounding of sums.
     """
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from convergence.batch_trainer import Gang
 from convergence.cluster import Arrival, Cluster
-from convergence.gang import Gang
 from pelago import config
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError

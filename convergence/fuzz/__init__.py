@@ -2,7 +2,7 @@
 
 draw.py      topology, settings and faults of a seed
 world.py     its nodes in the virtual driver, and who starts them again
-witness.py   what must hold of the whole: nothing lost, nothing twice, no promise broken
+invariant_checker.py   what must hold of the whole: nothing lost, nothing twice, no promise broken
 books.py     what servers noted of their own history
 trial.py     one seed: faults, then fair weather, and a verdict
 pool.py      many seeds, on all cores

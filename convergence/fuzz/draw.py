@@ -7,7 +7,7 @@ from typing import Final
 
 from pelago.core.machine import PS_PER_MS, PS_PER_S
 from pelago.core.prng import derive
-from pelago.sim.weather import Weather
+from pelago.sim.fault_profile import Weather
 
 REGIONS: Final = ("eu", "us", "asia", "africa")
 ENDLESS: Final = 1 << 40

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from gps.state import Gps
 from lps.state import Lps
 from pelago.core.machine import Finish, Note, Send, Tick
-from pelago.sim.hardship import State
+from pelago.sim.fault_injector import State
+from pelago.sim.fault_profile import LISTENS_PS
 from pelago.sim.simulation import Node
-from pelago.sim.weather import LISTENS_PS
 from pelago.wire.messages import Effect, Event, Rejoin
 from pelago.wire.uplink import UNANSWERED
 from worker.state import Evaluator, Worker

@@ -8,12 +8,12 @@ from typing import Final
 
 from convergence.fuzz.books import GlobalBook
 from convergence.fuzz.draw import draw
-from convergence.fuzz.witness import check_payloads
+from convergence.fuzz.invariant_checker import check_payloads
 from convergence.fuzz.world import World
 from gps.state import Gps
 from lps.state import Lps
 from pelago.core.machine import PS_PER_MS, PS_PER_S, StopRequested
-from pelago.sim.hardship import DOWN
+from pelago.sim.fault_injector import DOWN
 from pelago.sim.simulation import LOST, Node
 from worker.state import Worker
 

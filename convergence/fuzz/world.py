@@ -15,7 +15,7 @@ import lps.settings
 import worker.settings
 from convergence.fuzz.books import GlobalBook
 from convergence.fuzz.draw import Draw
-from convergence.fuzz.witness import Witness
+from convergence.fuzz.invariant_checker import Witness
 from convergence.problems import Job, Part, build
 from gps.state import Gps
 from lps.state import Lps
@@ -33,12 +33,12 @@ from pelago.core.machine import (
 from pelago.core.names import Lease, Version
 from pelago.core.prng import derive
 from pelago.sim.disk import Disk
-from pelago.sim.hardship import DOWN, Hardship, Memory
+from pelago.sim.fault_injector import DOWN, Hardship, Memory
+from pelago.sim.fault_profile import Clock
 from pelago.sim.links import Links
 from pelago.sim.ports import DurablePlane, Payload, Plan, Round
 from pelago.sim.simulation import LOST, Node, Simulation
 from pelago.sim.trace import Trace
-from pelago.sim.weather import Clock
 from pelago.wire.messages import Message
 from worker.state import Evaluator, Worker
 

@@ -7,8 +7,8 @@ simulation.py  the heap, the clock, and the performing of effects
 
 Where not all goes well:
 
-hardship.py    loss, delay, cuts, clocks that differ, crashes and restarts
-weather.py     how often what goes wrong, and how the clocks go
+fault_injector.py    loss, delay, cuts, clocks that differ, crashes and restarts
+fault_profile.py     how often what goes wrong, and how the clocks go
 disk.py        what a durable server has written down, and what a crash leaves of it
 recovery.py    from there back to its machine and its plane
 """

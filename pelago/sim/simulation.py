@@ -15,7 +15,7 @@ between.
 Nodes may come late, be lost without a word, and come back as another process. What was on its way
 from a lost node is lost with it; what was on its way to it is lost to its sender.
 
-Where more than that may go wrong, a `Fate` (`pelago.sim.hardship`) handles the events instead.
+Where more than that may go wrong, a `Fate` (`pelago.sim.fault_injector`) handles the events instead.
 """
 
 from collections import deque

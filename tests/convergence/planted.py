@@ -29,7 +29,7 @@ from pelago.core.listening import Listening
 from pelago.core.machine import Measure, Send
 from pelago.core.refusals import Refusals
 from pelago.core.staging import Staging
-from pelago.sim import hardship
+from pelago.sim import fault_injector as hardship
 from pelago.sim.disk import Disk
 from pelago.wire import record
 from pelago.wire.messages import Ack, Goodbye, Hello, Model, Push

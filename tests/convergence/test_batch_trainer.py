@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from convergence.batch_trainer import Gang
 from convergence.cluster import Cluster
-from convergence.gang import Gang
 from convergence.lm.problem import LanguageModelling
 from convergence.problems import Job, build
 from pelago.config import RunFile

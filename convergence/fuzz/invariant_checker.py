@@ -17,7 +17,7 @@ C12 Nobody ends unasked while the run goes on.
 C13 No payload is kept that no machine needs.
 C14 Nobody is given up who was not silent while somebody listened (silence.py).
 C15 Whoever has a link that is well gets on, however slow others are (trial.py).
-C16 After a loss of power a GPS finds its newest snapshot, or if that is damaged the one before it (hardship.py).
+C16 After a loss of power a GPS finds its newest snapshot, or if that is damaged the one before it (fault_injector.py).
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ from pelago.core.machine import (
     Trained,
 )
 from pelago.core.names import Lease, PushId, Version
-from pelago.sim.hardship import State
+from pelago.sim.fault_injector import State
 from pelago.sim.ports import DurablePlane, Payload, PlanePort, TimingPlane
 from pelago.sim.recovery import Recovered
 from pelago.sim.simulation import Node, Simulation

@@ -20,12 +20,12 @@ from pelago.core.machine import (
 )
 from pelago.core.names import Peer, PushId, Version
 from pelago.sim.disk import Disk
-from pelago.sim.hardship import Hardship, Memory
+from pelago.sim.fault_injector import Hardship, Memory
+from pelago.sim.fault_profile import Clock, Weather
 from pelago.sim.links import Links
 from pelago.sim.ports import DurablePlane, TimingPlane
 from pelago.sim.recovery import Recovered
 from pelago.sim.simulation import Node, Simulation
-from pelago.sim.weather import Clock, Weather
 from pelago.wire.messages import Ack, Effect, Event, Heartbeat, Message, Model, Offer
 
 MODEL = Model(Version(1, 0), 0, None, None, final=False)

@@ -40,10 +40,10 @@ from pelago.core.machine import (
 )
 from pelago.core.names import BlobId, Peer
 from pelago.sim.disk import Disk
+from pelago.sim.fault_profile import MOMENT_PS, Clock, Weather
 from pelago.sim.ports import DurablePlane, Payload
 from pelago.sim.recovery import Recovered, recover
 from pelago.sim.simulation import LOST, Node, Simulation
-from pelago.sim.weather import MOMENT_PS, Clock, Weather
 from pelago.wire.codec import decode_message, encode
 from pelago.wire.messages import Effect, Event, Message
 from pelago.wire.recovery import UNCOMMITTED
