@@ -11,7 +11,7 @@ import threading
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-from convergence.problems import Job, Kindred, Problem
+from convergence.problems import Batchable, Job, Problem
 from pelago.sim.ports import Round
 
 
@@ -25,7 +25,7 @@ class _Request:
     done: bool = False
 
 
-class Gang:
+class BatchTrainer:
     """A meeting point of so many simulations. Every one of them must `leave`, however it ends."""
 
     def __init__(self, members: int) -> None:
@@ -68,13 +68,13 @@ class Gang:
     def _train(requests: list[_Request]) -> None:
         groups: dict[Hashable, list[_Request]] = {}
         for request in requests:
-            if isinstance(request.problem, Kindred):
+            if isinstance(request.problem, Batchable):
                 groups.setdefault(request.problem.kin, []).append(request)
             else:
                 request.rounds = request.problem.train(request.jobs)
         for group in groups.values():
             first = group[0].problem
-            assert isinstance(first, Kindred)
+            assert isinstance(first, Batchable)
             found = first.train_kin([(each.problem, each.jobs) for each in group])
             for request, rounds in zip(group, found, strict=True):
                 request.rounds = rounds

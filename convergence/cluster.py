@@ -16,7 +16,7 @@ from typing import Any, Final
 import gps.settings
 import lps.settings
 import worker.settings
-from convergence.batch_trainer import Gang
+from convergence.batch_trainer import BatchTrainer
 from convergence.methods import Member, Unit, layout
 from convergence.problems import Job, Part, Problem, build
 from convergence.rounds import Rounds
@@ -141,7 +141,7 @@ class Cluster:
 
     ``check``: assert every invariant after every event. ``trace``: keep a digest of everything.
     ``on_arrival``, ``on_lease``: hear of these as they happen. ``problem``: instead of the one that the
-    run file names. ``gang``: train together with other clusters.
+    run file names. ``batch_trainer``: train together with other clusters.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Cluster:
         on_arrival: Callable[[Arrival], None] | None = None,
         on_lease: Callable[[HandedOut], None] | None = None,
         problem: Problem | None = None,
-        gang: Gang | None = None,
+        batch_trainer: BatchTrainer | None = None,
     ) -> None:
         if run.simulation is None:
             raise ConfigError("simulation: this table is missing, so the run file is no experiment")
@@ -163,7 +163,9 @@ class Cluster:
         chosen = problem or build(run, self.layout.replicas)
         self.problem: Problem = chosen
         self.rounds = Rounds(
-            chosen.train if gang is None else lambda jobs: gang.train(chosen, jobs)
+            chosen.train
+            if batch_trainer is None
+            else lambda jobs: batch_trainer.train(chosen, jobs)
         )
         self.trace = Trace() if trace else None
         self.arrivals: list[Arrival] = []

@@ -89,7 +89,7 @@ class Problem(Protocol):
 
 
 @runtime_checkable
-class Kindred(Problem, Protocol):
+class Batchable(Problem, Protocol):
     """A problem that trains faster in larger batches, also of several simulations."""
 
     @property

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Final
 
-from convergence.batch_trainer import Gang
+from convergence.batch_trainer import BatchTrainer
 from pelago import config
 from pelago.children import end_with
 from pelago.core.errors import PelagoError
@@ -55,8 +55,8 @@ Engine = Callable[[Sequence[Task]], Generator[Finished, None, None]]
 """Yields each run as it finishes, in any order; closing the iterator stops what still runs."""
 
 
-def execute(task: Task, gang: Gang | None = None) -> Finished:
-    """Do one run in this process, with one thread of torch; in a ``gang``, training with others."""
+def execute(task: Task, batch_trainer: BatchTrainer | None = None) -> Finished:
+    """Do one run in this process, with one thread of torch; ``batch_trainer``: train together with others."""
     # Here, since this module is imported to start processes, which is no reason to wait for torch.
     import torch
 
@@ -66,7 +66,7 @@ def execute(task: Task, gang: Gang | None = None) -> Finished:
     torch.set_num_threads(1)
     try:
         run = config.parse(task.text, task.name)
-        files = replay.files(run, replay.replay(run, check=task.check, gang=gang))
+        files = replay.files(run, replay.replay(run, check=task.check, batch_trainer=batch_trainer))
     except PelagoError as error:
         return Finished(task.name, error=_one_line(str(error)))
     except Exception as error:  # a study goes on without the run that broke
@@ -200,13 +200,13 @@ def _execute_pack(pack: Sequence[Task], connection: Connection) -> None:
     if len(pack) == 1:
         connection.send(execute(pack[0]))
         return
-    gang, sending = Gang(len(pack)), threading.Lock()
+    batch_trainer, sending = BatchTrainer(len(pack)), threading.Lock()
 
     def work(task: Task) -> None:
         try:
-            finished = execute(task, gang)
+            finished = execute(task, batch_trainer)
         finally:
-            gang.leave()
+            batch_trainer.leave()
         with sending:
             connection.send(finished)
 

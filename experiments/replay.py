@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from convergence.batch_trainer import Gang
+from convergence.batch_trainer import BatchTrainer
 from convergence.cluster import Arrival, Cluster
 from pelago import config
 from pelago.config import RunFile
@@ -55,12 +55,12 @@ def replay(
     check: bool = False,
     trace: bool = False,
     on_progress: Callable[[int, float | None], None] | None = None,
-    gang: Gang | None = None,
+    batch_trainer: BatchTrainer | None = None,
 ) -> Replayed:
     """Run to the budget. ``check``: assert every invariant after every event. ``trace``: digest.
 
     ``on_progress`` hears of every update of the GPS: steps counted so far, last validation's loss.
-    ``gang``: train together with other runs of this process.
+    ``batch_trainer``: train together with other runs of this process.
     """
 
     def heard(arrival: Arrival) -> None:
@@ -69,7 +69,9 @@ def replay(
         on_progress(arrival.cumulative_steps, validations[-1][2] if validations else None)
 
     on_arrival = heard if on_progress else None
-    cluster = Cluster(run, check=check, trace=trace, on_arrival=on_arrival, gang=gang)
+    cluster = Cluster(
+        run, check=check, trace=trace, on_arrival=on_arrival, batch_trainer=batch_trainer
+    )
     found = cluster.replay()
     digest = cluster.trace.digest() if cluster.trace is not None else ""
     return Replayed(found, cluster.arrivals, cluster.staleness, cluster.simulation.events, digest)

@@ -1,6 +1,6 @@
-"""`python -m convergence.fuzz`: whole clusters in bad weather, one from each seed.
+"""`python -m convergence.fuzz`: whole clusters under injected faults, one from each seed.
 
-Exit status: 0 nothing was found, 1 something was wrong that must never be, 2 usage, 3 in fair weather
+Exit status: 0 nothing was found, 1 something was wrong that must never be, 2 usage, 3 in the healthy phase
 something did not happen that should, 4 a machine or this program itself failed. The last line says how
 to run the seed that failed (or the last one) again.
 """

@@ -7,7 +7,7 @@ from typing import Final
 
 from pelago.core.machine import PS_PER_MS, PS_PER_S
 from pelago.core.prng import derive
-from pelago.sim.fault_profile import Weather
+from pelago.sim.fault_profile import FaultProfile
 
 REGIONS: Final = ("eu", "us", "asia", "africa")
 ENDLESS: Final = 1 << 40
@@ -21,7 +21,7 @@ POWERLESS: Final = (4, 12)
 
 
 @dataclass(frozen=True, slots=True)
-class Mischief:
+class FaultSchedule:
     """How often, in picoseconds on average, each of these befalls the cluster; 0: never."""
 
     kill_ps: int
@@ -67,20 +67,20 @@ class Draw:
     anonymous: bool
     """Workers let their server choose their group."""
     ends_early: bool
-    """The GPS is asked to end while it is bad weather."""
+    """The GPS is asked to end in the faulty phase."""
     skewed: bool
     """Clocks go at different rates."""
     failing: float
     """Share of the workers' rounds in which no gradient is finite."""
     hopeless: bool
-    """So are all from the end of the bad weather on, and servers have little patience: the run must end with
+    """So are all from the end of the faulty phase on, and servers have little patience: the run must end with
     an error."""
     slow: tuple[str, ...]
-    """Seats whose payloads crawl in fair weather, while others must go on."""
+    """Seats whose payloads crawl in the healthy phase, while others must go on."""
     safety_ps: int
-    """How long it is bad weather."""
-    weather: Weather
-    mischief: Mischief
+    """How long the faulty phase lasts."""
+    profile: FaultProfile
+    schedule: FaultSchedule
 
 
 def draw(seed: int) -> Draw:
@@ -119,7 +119,7 @@ def draw(seed: int) -> Draw:
     )
     late_ps = round(math.exp(random.uniform(math.log(1), math.log(2000))) * PS_PER_MS)
     down_ps = random.randint(1, 3 * lost_after_ms) * PS_PER_MS
-    weather = Weather(
+    profile = FaultProfile(
         control_lost=_chance(random, 0.3),
         control_repeated=_chance(random, 0.3),
         control_late=_chance(random, 0.5),
@@ -137,7 +137,7 @@ def draw(seed: int) -> Draw:
     hosts = Random(derive("hosts", seed))
     # From streams of their own as well.
     frost, crawling = Random(derive("freeze", seed)), Random(derive("slow", seed))
-    mischief = Mischief(
+    schedule = FaultSchedule(
         kill_ps=_interval(random),
         cut_ps=_interval(random),
         one_way=random.choice((0.0, 0.5, 1.0)),
@@ -172,8 +172,8 @@ def draw(seed: int) -> Draw:
         # Where all is hopeless nobody gets on.
         slow=_slow_seats(crawling, workers) if seed % 16 in SLOW and not hopeless else (),
         safety_ps=random.randint(2, 12) * PS_PER_S,
-        weather=weather,
-        mischief=mischief,
+        profile=profile,
+        schedule=schedule,
     )
 
 

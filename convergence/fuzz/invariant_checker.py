@@ -79,7 +79,7 @@ class Server:
     """What left with a model."""
 
 
-class Witness:
+class InvariantChecker:
     """Watches a cluster. ``find``: the process with a name. ``now``: the time of the simulation. ``value``: a
     server's parameters, if they are one number. ``drawn``: what may befall them."""
 
@@ -205,7 +205,7 @@ class Witness:
                         assert self._drawn.failing or self._drawn.hopeless, effect
                     else:
                         assert fields["why"] == "not finite", effect
-                        assert self._drawn.weather.unfit, effect
+                        assert self._drawn.profile.unfit, effect
                 case Apply(operation, blob, weight):
                     payload = node.plane.lend(blob)
                     server.done.append(Done(number, operation, payload, weight))

@@ -1,4 +1,4 @@
-"""One seed: bad weather first, in which nothing may be wrong, then fair weather, in which all must go on."""
+"""One seed: the faulty phase first, in which nothing may be wrong, then the healthy phase, in which all must go on."""
 
 import traceback
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from pelago.sim.simulation import LOST, Node
 from worker.state import Worker
 
 EXCHANGES: Final = 2
-"""So many updates of every region must arrive in fair weather."""
+"""So many updates of every region must arrive in the healthy phase."""
 CATCH_UP_PS: Final = 60 * PS_PER_S
 END_PS: Final = 60 * PS_PER_S
 LOCAL_STEP_PS: Final = PS_PER_S // 4
@@ -52,7 +52,7 @@ class Outcome:
 
 
 class StuckError(Exception):
-    """In fair weather something did not happen that should."""
+    """In the healthy phase something did not happen that should."""
 
 
 def trial(seed: int, trace: bool = False) -> Outcome:
@@ -71,7 +71,7 @@ def trial(seed: int, trace: bool = False) -> Outcome:
     if world is None:
         return Outcome(seed, verdict, 0, 0, {}, story)
     simulation, digest = world.simulation, world.trace.digest() if world.trace else ""
-    counts = world.hardship.counts
+    counts = world.injector.counts
     return Outcome(seed, verdict, simulation.events, simulation.now, counts, story, digest)
 
 
@@ -99,7 +99,7 @@ def _run(world: World) -> None:
     give_up_ps = world.run.network.give_up_after_ms * PS_PER_MS
     _wait(world, 3 * give_up_ps + END_PS, lambda: not _present(world), "somebody waits for ever")
     gps = world.node("gps")
-    world.witness.check_end(gps, [gps, *_present(world)])
+    world.checker.check_end(gps, [gps, *_present(world)])
 
 
 def _get_on(world: World, but: tuple[str, ...], otherwise: str) -> None:
@@ -138,7 +138,7 @@ def _present(world: World) -> list[Node]:
 
 
 def _arrived(world: World) -> dict[str, int]:
-    book = world.witness.servers[world.seats["gps"]].book
+    book = world.checker.servers[world.seats["gps"]].book
     assert isinstance(book, GlobalBook)
     return book.regions
 

@@ -15,7 +15,7 @@ import lps.settings
 import worker.settings
 from convergence.fuzz.books import GlobalBook
 from convergence.fuzz.draw import Draw
-from convergence.fuzz.invariant_checker import Witness
+from convergence.fuzz.invariant_checker import InvariantChecker
 from convergence.problems import Job, Part, build
 from gps.state import Gps
 from lps.state import Lps
@@ -33,7 +33,7 @@ from pelago.core.machine import (
 from pelago.core.names import Lease, Version
 from pelago.core.prng import derive
 from pelago.sim.disk import Disk
-from pelago.sim.fault_injector import DOWN, Hardship, Memory
+from pelago.sim.fault_injector import DOWN, FaultInjector, Memory
 from pelago.sim.fault_profile import Clock
 from pelago.sim.links import Links
 from pelago.sim.ports import DurablePlane, Payload, Plan, Round
@@ -61,10 +61,10 @@ class Copy:
     now: int
     """On its clock."""
     book: GlobalBook
-    """What the witness knows to be in it."""
+    """What the checker knows to be in it."""
 
 
-class Drill:
+class FakeTrainer:
     """Trains a worker's rounds on the problem."""
 
     def __init__(self, world: "World", region: int, index: int, speed: float) -> None:
@@ -118,18 +118,18 @@ class World:
             settings.model_bytes, len(drawn.workers), network.bandwidth_gbps, network.latency_ms
         )
         self.simulation = Simulation(self.run.run_id, links, trace=self.trace)
-        self.witness = Witness(
-            lambda name: self.hardship.states[name],
+        self.checker = InvariantChecker(
+            lambda name: self.injector.states[name],
             lambda: self.simulation.now,
             self.problem.value,
             drawn,
         )
-        self.hardship = Hardship(
+        self.injector = FaultInjector(
             self.simulation,
             self.run.run_id,
             Random(derive("fate", drawn.seed)),
-            drawn.weather,
-            self.witness,
+            drawn.profile,
+            self.checker,
             Random(derive("fuzz-decay", drawn.seed)),
         )
         self.seats: dict[str, str] = {}
@@ -146,42 +146,42 @@ class World:
         self.simulation.call(TEND_PS, self._tend)
         if self.drawn.ends_early:
             self.simulation.call(self.drawn.safety_ps * 3 // 5, self._stop_gps)
-        mischief = self.drawn.mischief
+        schedule = self.drawn.schedule
         kinds: tuple[tuple[Kind, int], ...] = (
-            ("kill", mischief.kill_ps),
-            ("cut", mischief.cut_ps),
-            ("full", mischief.full_ps),
-            ("jump", mischief.jump_ps),
-            ("stop", mischief.stop_ps),
-            ("lose", mischief.lose_ps),
-            ("copy", mischief.copy_ps),
+            ("kill", schedule.kill_ps),
+            ("cut", schedule.cut_ps),
+            ("full", schedule.full_ps),
+            ("jump", schedule.jump_ps),
+            ("stop", schedule.stop_ps),
+            ("lose", schedule.lose_ps),
+            ("copy", schedule.copy_ps),
         )
         for kind, every_ps in kinds:
             if every_ps:
                 self._arrange(kind, every_ps, self.random)
-        if mischief.freeze_ps:
-            self._arrange("freeze", mischief.freeze_ps, self._newer)
-        if mischief.slow_ps:
-            self._arrange("slow", mischief.slow_ps, self._newer)
-        if mischief.power_ps:
-            self._arrange("power", mischief.power_ps, self._power)
+        if schedule.freeze_ps:
+            self._arrange("freeze", schedule.freeze_ps, self._newer)
+        if schedule.slow_ps:
+            self._arrange("slow", schedule.slow_ps, self._newer)
+        if schedule.power_ps:
+            self._arrange("power", schedule.power_ps, self._power)
 
     def heal(self) -> None:
         """No more trouble from now on, but for what the draw says of slow links."""
         self.calm = True
-        self.hardship.heal()
+        self.injector.heal()
         for seat in self._all_seats():
             if seat in self.drawn.slow:
-                self.hardship.slow(seat)
+                self.injector.slow(seat)
             else:
-                self.hardship.quicken(seat)
+                self.injector.quicken(seat)
         # Who was frozen hears what waited for it.
         self.simulation.run(until_ps=self.simulation.now)
 
     def quicken(self) -> None:
         """No link is slow any more."""
         for seat in self.drawn.slow:
-            self.hardship.quicken(seat)
+            self.injector.quicken(seat)
 
     def fails(self) -> bool:
         """Whether a round that is over now had no gradient that was finite."""
@@ -196,7 +196,7 @@ class World:
 
     def node(self, seat: str) -> Node:
         """The newest process of a seat."""
-        return self.hardship.states[self.seats[seat]].node
+        return self.injector.states[self.seats[seat]].node
 
     @property
     def gps(self) -> Gps:
@@ -229,7 +229,7 @@ class World:
         self.simulation.call(self.simulation.now + TEND_PS, self._tend)
         if self.over:
             return
-        patience_ps = 0 if self.calm else self.hardship.weather.down_ps
+        patience_ps = 0 if self.calm else self.injector.profile.down_ps
         for seat in self._all_seats():
             finished = self.node(seat).finished
             if finished is None or finished is DOWN:
@@ -277,8 +277,8 @@ class World:
         clock = self._clock()
         if copy is not None:
             clock.set(self.simulation.now, copy.now)
-        self.hardship.add(node, seat, clock, memory)
-        self.witness.begins(node, make, None if copy is None else copy.book)
+        self.injector.add(node, seat, clock, memory)
+        self.checker.begins(node, make, None if copy is None else copy.book)
         for event in (Started() if copy is None else Restarted(), *first):
             self.simulation.give(node, event)
 
@@ -323,11 +323,11 @@ class World:
             server=server,
         )
         index = 0 if region is None else sum(self.drawn.workers[:region]) + int(group)
-        drill = Drill(self, region or 0, index, self._speeds[index])
+        trainer = FakeTrainer(self, region or 0, index, self._speeds[index])
         machine: Machine[Message] = Evaluator(settings) if evaluates else Worker(settings)
         plane = self.problem.client_plane()
-        node = Node(name, region or 0, machine, plane, drill, server=server)
-        self.hardship.add(node, seat, self._clock())
+        node = Node(name, region or 0, machine, plane, trainer, server=server)
+        self.injector.add(node, seat, self._clock())
         self.simulation.give(node, Started())
 
     def _clock(self) -> Clock:
@@ -349,46 +349,46 @@ class World:
         self.simulation.call(self.simulation.now + after_ps, strike)
 
     def _strike(self, kind: Kind, random: Random) -> None:
-        mischief = self.drawn.mischief
-        until_ps = self.simulation.now + random.randint(1, mischief.lasts_ps)
+        schedule = self.drawn.schedule
+        until_ps = self.simulation.now + random.randint(1, schedule.lasts_ps)
         seat = random.choice(self._all_seats())
         name = self.seats[seat]
         if kind == "kill":
-            self.hardship.crash(name)
+            self.injector.crash(name)
         elif kind == "freeze":
-            frozen_ps = random.randint(1, mischief.frozen_ps)
-            self.hardship.freeze(name, self.simulation.now + frozen_ps)
+            frozen_ps = random.randint(1, schedule.frozen_ps)
+            self.injector.freeze(name, self.simulation.now + frozen_ps)
         elif kind == "slow":
-            self.hardship.slow(seat)
+            self.injector.slow(seat)
             self.simulation.call(until_ps, lambda: self._quicken(seat))
         elif kind == "full":
-            self.hardship.fill_disks(until_ps)
+            self.injector.fill_disks(until_ps)
         elif kind == "lose":
-            self.hardship.lose_host(self.seats["gps"])
+            self.injector.lose_host(self.seats["gps"])
         elif kind == "power":
             self._lose_power(random)
         elif kind == "copy":
             self._make_copy()
         elif kind == "jump":
-            self.hardship.states[name].clock.jump(random.randint(1, 20 * PS_PER_S))
+            self.injector.states[name].clock.jump(random.randint(1, 20 * PS_PER_S))
         elif kind == "cut":
             other = self._server_of(seat)
             ways = [(seat, other), (other, seat)]
             random.shuffle(ways)
-            for way in ways[: 1 if random.random() < mischief.one_way else 2]:
-                self.hardship.cut(*way, until_ps)
+            for way in ways[: 1 if random.random() < schedule.one_way else 2]:
+                self.injector.cut(*way, until_ps)
         elif seat != "gps":
-            self.witness.asked_to_stop(name)
+            self.checker.asked_to_stop(name)
             self.simulation.give(self.node(seat), StopRequested("asked to"))
 
     def _quicken(self, seat: str) -> None:
         if not self.calm:
-            self.hardship.quicken(seat)
+            self.injector.quicken(seat)
 
     def _make_copy(self) -> None:
         """Of the GPS as it is, if it is there."""
-        state = self.hardship.states[self.seats["gps"]]
-        node, book = state.node, self.witness.servers[self.seats["gps"]].book
+        state = self.injector.states[self.seats["gps"]]
+        node, book = state.node, self.checker.servers[self.seats["gps"]].book
         if node.finished is not None or state.frozen_until:
             return
         assert isinstance(book, GlobalBook)
@@ -399,9 +399,9 @@ class World:
     def _lose_power(self, random: Random) -> None:
         """The next GPS goes on from what the disk has of this one."""
         name = self.seats["gps"]
-        found = self.hardship.lose_power(name, random)
+        found = self.injector.lose_power(name, random)
         if found is not None:
-            book = self.witness.salvaged(name, found.number, found.recovered)
+            book = self.checker.salvaged(name, found.number, found.recovered)
             self._copy = Copy(found.machine, found.plane, found.recovered.now, book)
 
     def _stop_gps(self) -> None:

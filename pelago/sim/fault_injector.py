@@ -1,6 +1,6 @@
 """A world in which messages are lost, repeated and late, links are cut, clocks differ and processes die.
 
-`Hardship` handles the events of a simulation in place of its own loop. Everything is drawn from one
+`FaultInjector` handles the events of a simulation in place of its own loop. Everything is drawn from one
 `Random`, so one seed gives one course. What it promises the machines is what the real driver does:
 
 - A payload's sender hears `Delivered` or `PeerLost`, unless it dies itself; the receiver may have it
@@ -40,7 +40,7 @@ from pelago.core.machine import (
 )
 from pelago.core.names import BlobId, Peer
 from pelago.sim.disk import Disk
-from pelago.sim.fault_profile import MOMENT_PS, Clock, Weather
+from pelago.sim.fault_profile import MOMENT_PS, Clock, FaultProfile
 from pelago.sim.ports import DurablePlane, Payload
 from pelago.sim.recovery import Recovered, recover
 from pelago.sim.simulation import LOST, Node, Simulation
@@ -130,20 +130,20 @@ class State:
         self.deferred.clear()
 
 
-class Hardship:
-    """The fate of a simulation's nodes. ``run``: its run id. ``decay``: chance of what happens to snapshots."""
+class FaultInjector:
+    """Injects faults into a simulation. ``run``: its run id. ``decay``: chance of what happens to snapshots."""
 
     def __init__(
         self,
         simulation: Simulation,
         run: str,
         random: Random,
-        weather: Weather,
+        profile: FaultProfile,
         observer: Observer,
         decay: Random | None = None,
     ) -> None:
         self.simulation = simulation
-        self.weather = weather
+        self.profile = profile
         self.states: dict[Peer, State] = {}
         self.counts: dict[str, int] = {}
         """How often what happened."""
@@ -156,7 +156,7 @@ class Hardship:
         self._slow: dict[str, list[_Shipment]] = {}
         """Seats from which payloads crawl to their servers, and those that do."""
         self._sent = 0
-        simulation.fate = self
+        simulation.interceptor = self
 
     # --- what the experiment arranges ------------------------------------------------------------
 
@@ -219,7 +219,7 @@ class Hardship:
         """From now on all goes well."""
         for state in self.states.values():
             self._thaw(state)
-        self.weather = Weather(late_ps=0)
+        self.profile = FaultProfile(late_ps=0)
         self._cuts.clear()
         self._full_until = 0
 
@@ -280,7 +280,7 @@ class Hardship:
             return
         node.finished, state.writing = DOWN, False
         state.memory.disk.crash(self._random)
-        after_ps = self._random.randint(1, max(1, self.weather.down_ps))
+        after_ps = self._random.randint(1, max(1, self.profile.down_ps))
         life = state.life
         self.simulation.call(self.simulation.now + after_ps, lambda: self._restart(state, life))
 
@@ -305,7 +305,7 @@ class Hardship:
         number = 0 if memory is None else memory.disk.event(event, now, payload)
         self._observer.handled(node, number, event, effects)
         stop = len(effects) + 1
-        if self.weather.crash and self._random.random() < self.weather.crash:
+        if self.profile.crash and self._random.random() < self.profile.crash:
             stop = self._random.randrange(len(effects) + 1)
         for done, effect in enumerate(effects):
             if done == stop:
@@ -344,7 +344,7 @@ class Hardship:
                 self._send(state, effect, number)
             case SetTick(interval_ps):
                 self.simulation.perform(state.node, SetTick(state.clock.last(interval_ps)))
-            case Measure(blob) if self._happens(self.weather.unfit):
+            case Measure(blob) if self._happens(self.profile.unfit):
                 self._count("unfit")
                 self.simulation.give(state.node, Measured(blob, float("inf"), False))
             case _:
@@ -374,11 +374,11 @@ class Hardship:
     def _keep(self, state: State, memory: Memory, now: int) -> None:
         """Write down what was queued; begin a snapshot now and then."""
         disk = memory.disk
-        if self._happens(self.weather.snapshot) and not disk.snapshotting:
+        if self._happens(self.profile.snapshot) and not disk.snapshotting:
             self._count("snapshots")
             taken = [image.take(state.node.machine), state.node.blobs]
             disk.snapshot(taken, memory.plane.image(state.blobs), tuple(state.blobs), now)
-            self._later(self.weather.disk_ps, state, disk.finish_snapshot)
+            self._later(self.profile.disk_ps, state, disk.finish_snapshot)
         if not state.writing:
             self._write(state, memory)
 
@@ -395,10 +395,10 @@ class Hardship:
             self._write(state, memory)
 
         full_ps = max(0, self._full_until - self.simulation.now)
-        if not self.weather.disk_ps and not full_ps:
+        if not self.profile.disk_ps and not full_ps:
             written()
         else:
-            self._later(self.weather.disk_ps, state, written, full_ps)
+            self._later(self.profile.disk_ps, state, written, full_ps)
 
     def _restart(self, state: State, life: int) -> None:
         """A durable server comes back, unless its host was lost meanwhile."""
@@ -406,9 +406,9 @@ class Hardship:
         if state.life != life:
             return
         assert memory is not None
-        if self._happens(self.weather.damage):
+        if self._happens(self.profile.damage):
             self._damage(memory.disk)
-        decays = self._decay is not None and self._decay.random() < self.weather.damage
+        decays = self._decay is not None and self._decay.random() < self.profile.damage
         if self._decay is not None and decays and memory.disk.rot(self._decay):
             self._count("snapshots_rotten")
         past = memory.disk.read()
@@ -419,7 +419,7 @@ class Hardship:
         self._count("restarts")
         self.simulation.revive(node, machine, memory.plane)
         node.blobs = recovered.last_blob
-        gone_ps = self._random.randint(0, max(1, self.weather.down_ps))
+        gone_ps = self._random.randint(0, max(1, self.profile.down_ps))
         state.clock.set(self.simulation.now, recovered.now + gone_ps)
         self._observer.restarted(node, past.number, recovered)
         for event in (Restarted(), *memory.first):
@@ -441,17 +441,17 @@ class Hardship:
 
     def _post(self, state: State, peer: Peer, message: Message) -> None:
         """A control message leaves: it comes once, several times or never."""
-        weather, copies = self.weather, 1
-        if self._happens(weather.control_lost):
+        profile, copies = self.profile, 1
+        if self._happens(profile.control_lost):
             self._count("lost")
             copies = 0
-        elif self._happens(weather.control_repeated):
+        elif self._happens(profile.control_repeated):
             self._count("repeated")
             copies = 2
         for _ in range(copies):
             late_ps = 0
-            if self._happens(weather.control_late):
-                late_ps = self._random.randint(0, weather.late_ps)
+            if self._happens(profile.control_late):
+                late_ps = self._random.randint(0, profile.late_ps)
             latency_ps = self._latency_ps(state, peer)
             if latency_ps + late_ps:
                 at_ps = self.simulation.now + latency_ps + late_ps
@@ -466,7 +466,7 @@ class Hardship:
         if receiver.finished is DOWN:
             # It waits in the sender's socket, or was lost on a connection that broke.
             if tries < TRIES_MAX and self._happens(0.5):
-                at_ps = self.simulation.now + self._random.randint(1, max(1, self.weather.down_ps))
+                at_ps = self.simulation.now + self._random.randint(1, max(1, self.profile.down_ps))
                 self.simulation.call(at_ps, lambda: self._arrive(state, peer, message, tries + 1))
             return
         if receiver.finished is None:
@@ -481,12 +481,12 @@ class Hardship:
             self._slow[state.seat].append(shipment)
             return
         duration_ps = self._work_ps(state, peer) + self._latency_ps(state, peer) + wait_ps
-        if self._happens(self.weather.control_late):
-            duration_ps += self._random.randint(0, self.weather.late_ps)
+        if self._happens(self.profile.control_late):
+            duration_ps += self._random.randint(0, self.profile.late_ps)
         self.simulation.call(self.simulation.now + duration_ps, lambda: self._unload(shipment))
 
     def _unload(self, shipment: "_Shipment") -> None:
-        state, weather = shipment.state, self.weather
+        state, profile = shipment.state, self.profile
         sender = state.node
         if state.life != shipment.life or sender.finished is not None:
             return
@@ -499,11 +499,11 @@ class Hardship:
         if receiver is None or not reached or receiver.finished is not None:
             shipment.tries += 1
             if shipment.tries < TRIES_MAX and self._happens(0.5):
-                self._ship(shipment, self._random.randint(1, max(1, weather.down_ps)))
+                self._ship(shipment, self._random.randint(1, max(1, profile.down_ps)))
             else:
                 self.simulation.give(sender, PeerLost(shipment.peer, "out of reach"))
             return
-        if self._happens(weather.payload_lost):
+        if self._happens(profile.payload_lost):
             self._count("payloads_lost")
             self.simulation.give(sender, PeerLost(shipment.peer, "cut"))
             return
@@ -517,12 +517,12 @@ class Hardship:
         staged = receiver.new_blob()
         receiver.plane.adopt(staged, shipment.payload)
         self.simulation.give(receiver, Received(called, shipment.message, staged))
-        if self._happens(weather.payload_repeated):
+        if self._happens(profile.payload_repeated):
             # The receiver did not know any more that it had it.
             self._count("payloads_repeated")
             shipment.repeated = True
-            self._ship(shipment, self._random.randint(0, weather.late_ps))
-        elif self._happens(weather.payload_unconfirmed):
+            self._ship(shipment, self._random.randint(0, profile.late_ps))
+        elif self._happens(profile.payload_unconfirmed):
             self._count("unconfirmed")
             self.simulation.give(sender, PeerLost(shipment.peer, "cut"))
         else:

@@ -13,7 +13,7 @@ MOMENT_PS: Final = 10 * PS_PER_MS
 
 
 @dataclass(slots=True)
-class Weather:
+class FaultProfile:
     """Chances of each event or message, and how long things take, in picoseconds. All zero: calm."""
 
     control_lost: float = 0.0
@@ -77,7 +77,7 @@ class Clock:
         return self._listening.missed_ps
 
     def ran_ps(self, now: int) -> int:
-        """For how long its process really ran, by the rate of this clock: what a witness goes by."""
+        """For how long its process really ran, by the rate of this clock: what a checker goes by."""
         until = now if self._frozen_since_ps is None else self._frozen_since_ps
         return (until - self._since_ps - self._frozen_ps) * self.permille // 1000
 

@@ -15,7 +15,7 @@ between.
 Nodes may come late, be lost without a word, and come back as another process. What was on its way
 from a lost node is lost with it; what was on its way to it is lost to its sender.
 
-Where more than that may go wrong, a `Fate` (`pelago.sim.fault_injector`) handles the events instead.
+Where more than that may go wrong, an `Interceptor` (`pelago.sim.fault_injector`) handles the events instead.
 """
 
 from collections import deque
@@ -81,7 +81,7 @@ class Node:
     training: "Training | None" = None
     timer: "Timer | None" = None
     blobs: int = 0
-    ways: "dict[Peer, Way]" = field(default_factory=dict)
+    routes: "dict[Peer, Route]" = field(default_factory=dict)
     """To those that it has sent something, by what it calls them."""
 
     def new_blob(self) -> BlobId:
@@ -91,7 +91,7 @@ class Node:
 
 
 @dataclass(slots=True, eq=False)
-class Way:
+class Route:
     """From one node to another: all that a message needs to know, looked up once and not for each."""
 
     sender: Node
@@ -112,7 +112,7 @@ class Way:
 class Transfer:
     """A message on its way, with a payload or without."""
 
-    way: Way
+    route: Route
     message: Message
     blob: BlobId | None
     payload: Payload
@@ -162,7 +162,7 @@ class Call:
 Occurrence: TypeAlias = Union[Training, Transfer, LinkDue, Timer, Fact, Call]
 
 
-class Fate(Protocol):
+class Interceptor(Protocol):
     """What befalls nodes in a world where not all goes well."""
 
     def handle(self, node: Node, event: Event) -> None:
@@ -191,7 +191,7 @@ class Simulation:
         self.events = 0
         """Events that machines have handled."""
         self.nodes: dict[str, Node] = {}
-        self.fate: Fate | None = None
+        self.interceptor: Interceptor | None = None
         """None: all goes well, but for nodes that the experiment loses."""
         self.arrived: dict[tuple[int, int], int] = {}
         """Payloads that arrived, by (place they left, place they reached)."""
@@ -230,7 +230,7 @@ class Simulation:
         for called in filter(None, (node.name, node.serves)):
             if called in self._reached:
                 for each in self.nodes.values():
-                    each.ways.pop(called, None)
+                    each.routes.pop(called, None)
             self._reached[called] = node
         self.nodes[node.name] = node
         self._running += 1
@@ -271,7 +271,7 @@ class Simulation:
         self._running += 1
 
     def note(self, now: int, node: Node, event: Event, effects: list[Effect]) -> None:
-        """Remember what a machine did at an event (for a `Fate`)."""
+        """Remember what a machine did at an event (for an `Interceptor`)."""
         self._story.append((now, node.name, event, effects))
         self.events += 1
         if self._trace is not None:
@@ -290,9 +290,9 @@ class Simulation:
         """
         heap, end = self._heap, self.nodes.get(last)
         self._settle()
-        # Where there is a fate, somebody may come back when all are gone.
-        fate = self.fate is not None
-        while heap and (self._running or fate) and (end is None or end.finished is None):
+        # Where there is an interceptor, somebody may come back when all are gone.
+        interceptor = self.interceptor is not None
+        while heap and (self._running or interceptor) and (end is None or end.finished is None):
             if until_ps is not None and heap[0][0] > until_ps:
                 break
             self.now, _, occurrence = heappop(heap)
@@ -359,30 +359,30 @@ class Simulation:
             self._schedule(due_ps, LinkDue(link, latency_ps, link.generation))
 
     def _on_arrival(self, transfer: Transfer) -> None:
-        way, blob = transfer.way, transfer.blob
-        sender, receiver = way.sender, way.receiver
+        route, blob = transfer.route, transfer.blob
+        sender, receiver = route.sender, route.receiver
         if sender.finished is LOST:
             return
         if blob is None:
-            self._soon.append((receiver, Received(way.sender_name, transfer.message)))
+            self._soon.append((receiver, Received(route.sender_name, transfer.message)))
             return
         if receiver.finished is not None:
-            self._soon.append((sender, PeerLost(way.receiver_name, "has finished")))
+            self._soon.append((sender, PeerLost(route.receiver_name, "has finished")))
             return
-        self.arrived[way.places] = self.arrived.get(way.places, 0) + 1
+        self.arrived[route.places] = self.arrived.get(route.places, 0) + 1
         staged = receiver.new_blob()
         receiver.plane.adopt(staged, transfer.payload)
-        self._soon.append((receiver, Received(way.sender_name, transfer.message, staged)))
-        self._soon.append((sender, Delivered(way.receiver_name, blob)))
+        self._soon.append((receiver, Received(route.sender_name, transfer.message, staged)))
+        self._soon.append((sender, Delivered(route.receiver_name, blob)))
 
-    def _find_way(self, node: Node, peer: Peer) -> Way | None:
-        """The way from a node to whom it calls ``peer``; None: nobody is there yet."""
+    def _find_route(self, node: Node, peer: Peer) -> Route | None:
+        """The route from a node to whom it calls ``peer``; None: nobody is there yet."""
         receiver = self._reached.get(peer)
         if receiver is None:
             return None
         start, end = places = node.place, receiver.place
         links = self.links
-        way = node.ways[peer] = Way(
+        route = node.routes[peer] = Route(
             node,
             receiver,
             self.called(node, receiver),
@@ -393,7 +393,7 @@ class Simulation:
             links.work_ps[start][end],
             links.shared[start][end],
         )
-        return way
+        return route
 
     @staticmethod
     def called(node: Node, by: Node) -> Peer:
@@ -402,8 +402,8 @@ class Simulation:
 
     def _settle(self) -> None:
         """Let the machines handle what is due now, and do what they wish."""
-        if self.fate is not None:
-            self._settle_by(self.fate)
+        if self.interceptor is not None:
+            self._settle_by(self.interceptor)
             return
         # All on one level, because this is done for every event.
         soon, story, performers, now = self._soon, self._story, self._performers, self.now
@@ -425,13 +425,13 @@ class Simulation:
             except AssertionError as error:
                 self._fail(error, node, event)
 
-    def _settle_by(self, fate: Fate) -> None:
+    def _settle_by(self, interceptor: Interceptor) -> None:
         while self._soon:
             node, event = self._soon.popleft()
             if node.finished is not None:
                 continue
             try:
-                fate.handle(node, event)
+                interceptor.handle(node, event)
             except AssertionError as error:
                 self._fail(error, node, event)
 
@@ -451,8 +451,8 @@ class Simulation:
 
     def _send(self, node: Node, effect: Send[Message]) -> None:
         message, blob = effect.message, effect.blob
-        way = node.ways.get(effect.peer) or self._find_way(node, effect.peer)
-        if way is None:
+        route = node.routes.get(effect.peer) or self._find_route(node, effect.peer)
+        if route is None:
             # On a real socket it would wait, and the sender asks again anyway.
             assert blob is None, f"{node.name} sends a payload to {effect.peer}: unknown"
             return
@@ -460,18 +460,18 @@ class Simulation:
         if self._codes_all or self._messages % CODED_EVERY == 0:
             message = decode_message(self._run, encode(self._run, message))
         if blob is None:
-            if way.control_ps:
-                transfer = Transfer(way, message, None, None)
-                self._schedule(self.now + way.control_ps, transfer)
+            if route.control_ps:
+                transfer = Transfer(route, message, None, None)
+                self._schedule(self.now + route.control_ps, transfer)
             else:
-                self._soon.append((way.receiver, Received(way.sender_name, message)))
+                self._soon.append((route.receiver, Received(route.sender_name, message)))
             return
-        transfer = Transfer(way, message, blob, node.plane.lend(blob))
-        if way.link is None:
-            self._schedule(self.now + way.work_ps + way.latency_ps, transfer)
+        transfer = Transfer(route, message, blob, node.plane.lend(blob))
+        if route.link is None:
+            self._schedule(self.now + route.work_ps + route.latency_ps, transfer)
         else:
-            way.link.add(transfer, way.work_ps, self.now)
-            self._expect(way.link, way.latency_ps)
+            route.link.add(transfer, route.work_ps, self.now)
+            self._expect(route.link, route.latency_ps)
 
     def _train(self, node: Node, effect: Train) -> None:
         assert node.trainer is not None, f"{node.name} cannot train"

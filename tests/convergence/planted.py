@@ -29,7 +29,7 @@ from pelago.core.listening import Listening
 from pelago.core.machine import Measure, Send
 from pelago.core.refusals import Refusals
 from pelago.core.staging import Staging
-from pelago.sim import fault_injector as hardship
+from pelago.sim import fault_injector
 from pelago.sim.disk import Disk
 from pelago.wire import record
 from pelago.wire.messages import Ack, Goodbye, Hello, Model, Push
@@ -89,7 +89,7 @@ def a_gps_counts_a_repeated_update_again(patch: pytest.MonkeyPatch) -> None:
 
 @plant
 def answers_leave_before_the_journal_has_their_cause(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(hardship, "UNCOMMITTED", (*hardship.UNCOMMITTED, Ack, Model))
+    patch.setattr(fault_injector, "UNCOMMITTED", (*fault_injector.UNCOMMITTED, Ack, Model))
 
 
 @plant

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from convergence.batch_trainer import Gang
+from convergence.batch_trainer import BatchTrainer
 from convergence.cluster import Cluster
 from convergence.lm.problem import LanguageModelling
 from convergence.problems import Job, build
@@ -22,14 +22,14 @@ torch.set_num_threads(1)
 
 
 def together(runs: Sequence[RunFile]) -> list[dict[str, Any]]:
-    """The results of runs that train in one gang, each in a thread of its own."""
-    gang, results = Gang(len(runs)), [{} for _ in runs]
+    """The results of runs that train in one batch, each in a thread of its own."""
+    batch_trainer, results = BatchTrainer(len(runs)), [{} for _ in runs]
 
     def work(index: int) -> None:
         try:
-            results[index] = Cluster(runs[index], gang=gang).replay()
+            results[index] = Cluster(runs[index], batch_trainer=batch_trainer).replay()
         finally:
-            gang.leave()
+            batch_trainer.leave()
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(len(runs))]
     for thread in threads:
@@ -121,15 +121,15 @@ class Broken:
 
 def test_a_failure_of_the_training_reaches_everybody_and_nobody_waits() -> None:
     run = run_file(replace(PAPER, budget=300))
-    gang, failures = Gang(2), []
+    batch_trainer, failures = BatchTrainer(2), []
 
     def work(problem: Any) -> None:
         try:
-            Cluster(run, gang=gang, problem=problem).replay()
+            Cluster(run, batch_trainer=batch_trainer, problem=problem).replay()
         except RuntimeError as error:
             failures.append(str(error))
         finally:
-            gang.leave()
+            batch_trainer.leave()
 
     threads = [
         threading.Thread(target=work, args=(problem,)) for problem in (Broken(run), build(run, 16))

@@ -23,14 +23,14 @@ ONCE: Final = {
     2145: "two lives of a GPS gave one fence, and samples were lent under both",
     40411: "an evaluator's last finding went with it",
     104861: "an LPS heeded no grant of a GPS that came anew",
-    202369: "the witness was wrong",
+    202369: "the checker was wrong",
     301203: "samples of a rejected exchange were lent again before that word came",
     301239: "the trial was wrong",
-    508160: "the witness knew one update a lease only, and a late Rejoin has two made",
+    508160: "the checker knew one update a lease only, and a late Rejoin has two made",
     508325: "the trial's disk had a snapshot before its journal",
     509640: "as 508160, with tensors",
     510607: "the trial asked a GPS to end that was dead",
-    703506: "the witness minded what was said of a fence that is past",
+    703506: "the checker minded what was said of a fence that is past",
     801829: "the same of a server that was restarted",
     81002825: "a message that came during a pause too short to be noticed was taken for heard",
     81009836: "the trial's disk forgot what an old file had behind a torn header",
@@ -103,7 +103,7 @@ def test_nothing_is_found_in_the_code_as_it_is(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [57, 120])
 def test_a_run_in_which_nothing_is_learned_any_more_ends_with_an_error(seed: int) -> None:
-    """From the end of the bad weather on no gradient is finite; processes that end are started again."""
+    """From the end of the faulty phase on no gradient is finite; processes that end are started again."""
     world = World(draw(seed))
     assert world.drawn.hopeless
     _run(world)

@@ -20,8 +20,8 @@ from pelago.core.machine import (
 )
 from pelago.core.names import Peer, PushId, Version
 from pelago.sim.disk import Disk
-from pelago.sim.fault_injector import Hardship, Memory
-from pelago.sim.fault_profile import Clock, Weather
+from pelago.sim.fault_injector import FaultInjector, Memory
+from pelago.sim.fault_profile import Clock, FaultProfile
 from pelago.sim.links import Links
 from pelago.sim.ports import DurablePlane, TimingPlane
 from pelago.sim.recovery import Recovered
@@ -85,7 +85,7 @@ class Pair:
 
     def __init__(
         self,
-        weather: Weather,
+        profile: FaultProfile,
         one: Scripted,
         other: Scripted | None = None,
         is_durable: bool = False,
@@ -95,12 +95,12 @@ class Pair:
         self.one, self.other, self.nobody = one, other or Scripted(), Nobody()
         links = Links(1_000_000, 2, [[100, 1], [1, 100]], [[0, 1.0], [1.0, 0]])
         self.simulation = Simulation("a-run", links)
-        self.hardship = Hardship(self.simulation, "a-run", Random(seed), weather, self.nobody)
+        self.injector = FaultInjector(self.simulation, "a-run", Random(seed), profile, self.nobody)
         plane = TimingPlane()
         memory = Memory(Disk("a-run", "one", "one", 1), plane, self._make) if is_durable else None
-        self.hardship.add(Node("one", 0, one, plane), "one", clock or Clock(), memory)
-        self.hardship.add(Node("other", 1, self.other, TimingPlane()), "other", Clock())
-        self.simulation.give(self.hardship.states["one"].node, Started())
+        self.injector.add(Node("one", 0, one, plane), "one", clock or Clock(), memory)
+        self.injector.add(Node("other", 1, self.other, TimingPlane()), "other", Clock())
+        self.simulation.give(self.injector.states["one"].node, Started())
 
     def _make(self) -> tuple[Machine[Message], DurablePlane]:
         self.one = Scripted(**self.one.script)
@@ -112,11 +112,11 @@ class Pair:
 
     def tells(self, message: Message) -> None:
         """`other` says something to `one`, without delay."""
-        self.simulation.give(self.hardship.states["one"].node, Received("other", message))
+        self.simulation.give(self.injector.states["one"].node, Received("other", message))
 
 
-def test_in_calm_weather_all_arrives_once() -> None:
-    pair = Pair(Weather(), Scripted(Started=(Send("other", OFFER), *SHIP))).run(20)
+def test_without_faults_all_arrives_once() -> None:
+    pair = Pair(FaultProfile(), Scripted(Started=(Send("other", OFFER), *SHIP))).run(20)
     assert pair.other.heard == [
         (PS_PER_MS, Received("one", OFFER)),
         (9 * PS_PER_MS, Received("one", MODEL, -1)),
@@ -126,8 +126,10 @@ def test_in_calm_weather_all_arrives_once() -> None:
 
 def test_control_messages_are_lost_repeated_and_late() -> None:
     offers = tuple(Send("other", Offer(PushId(each, 1))) for each in range(200))
-    weather = Weather(control_lost=0.2, control_repeated=0.2, control_late=0.5, late_ps=PS_PER_MS)
-    heard = Pair(weather, Scripted(Started=offers)).run(20).other.heard
+    profile = FaultProfile(
+        control_lost=0.2, control_repeated=0.2, control_late=0.5, late_ps=PS_PER_MS
+    )
+    heard = Pair(profile, Scripted(Started=offers)).run(20).other.heard
     numbers = [event.message.push.lease for _, event in heard]  # type: ignore[union-attr]
     assert 120 < len(set(numbers)) < 190
     assert len(numbers) > len(set(numbers))
@@ -136,12 +138,12 @@ def test_control_messages_are_lost_repeated_and_late() -> None:
 
 
 def test_the_sender_of_a_lost_payload_hears_so() -> None:
-    pair = Pair(Weather(payload_lost=1.0), Scripted(Started=SHIP)).run(20)
+    pair = Pair(FaultProfile(payload_lost=1.0), Scripted(Started=SHIP)).run(20)
     assert (pair.one.kinds(), pair.other.heard) == ([Started, PeerLost], [])
 
 
 def test_a_payload_may_arrive_though_its_sender_hears_that_it_is_lost() -> None:
-    pair = Pair(Weather(payload_unconfirmed=1.0), Scripted(Started=SHIP)).run(20)
+    pair = Pair(FaultProfile(payload_unconfirmed=1.0), Scripted(Started=SHIP)).run(20)
     assert (pair.one.kinds(), pair.other.kinds()) == ([Started, PeerLost], [Received])
 
 
@@ -149,8 +151,8 @@ def test_a_cut_holds_back_one_direction_for_a_while() -> None:
     tick = SetTick(2 * PS_PER_MS)
     one = Scripted(Started=(tick,), Tick=(Send("other", Heartbeat(None)),))
     other = Scripted(Received=(Send("one", ACK),))
-    pair = Pair(Weather(), one, other)
-    pair.hardship.cut("other", "one", 7 * PS_PER_MS)
+    pair = Pair(FaultProfile(), one, other)
+    pair.injector.cut("other", "one", 7 * PS_PER_MS)
     pair.run(9.5)
     assert [now // PS_PER_MS for now, _ in other.heard] == [3, 5, 7, 9]
     assert [now // PS_PER_MS for now, event in one.heard if type(event) is Received] == [8]
@@ -161,7 +163,7 @@ def test_clocks_go_at_their_own_rates_jump_and_never_go_back() -> None:
     clock.set(0, 500)
     clock.permille = 2000
     one = Scripted(Started=(SetTick(2 * PS_PER_MS),))
-    pair = Pair(Weather(), one, clock=clock).run(2.5)
+    pair = Pair(FaultProfile(), one, clock=clock).run(2.5)
     clock.jump(7)
     pair.run(3.5)
     ticks = [now - 500 for now, event in one.heard if type(event) is Tick]
@@ -174,7 +176,7 @@ def test_a_node_may_die_at_any_of_its_effects_and_the_rest_is_not_done() -> None
     left = set()
     for seed in range(30):
         offers = tuple(Send("other", Offer(PushId(each, 1))) for each in range(3))
-        pair = Pair(Weather(crash=1.0), Scripted(Started=offers), seed=seed).run(20)
+        pair = Pair(FaultProfile(crash=1.0), Scripted(Started=offers), seed=seed).run(20)
         left.add(len(pair.nobody.left))
         assert pair.one.kinds() == [Started]
     assert left == {0, 1, 2, 3}
@@ -182,8 +184,8 @@ def test_a_node_may_die_at_any_of_its_effects_and_the_rest_is_not_done() -> None
 
 def test_messages_of_a_durable_node_wait_for_its_disk_but_for_those_that_promise_nothing() -> None:
     one = Scripted(Started=(Send("other", ACK), Send("other", Heartbeat(None))))
-    pair = Pair(Weather(disk_ps=PS_PER_MS), one, is_durable=True)
-    pair.hardship.fill_disks(5 * PS_PER_MS)
+    pair = Pair(FaultProfile(disk_ps=PS_PER_MS), one, is_durable=True)
+    pair.injector.fill_disks(5 * PS_PER_MS)
     pair.run(4.9)
     assert pair.nobody.left == [Heartbeat(None)]
     pair.run(6.1)
@@ -192,11 +194,11 @@ def test_messages_of_a_durable_node_wait_for_its_disk_but_for_those_that_promise
 
 def test_a_durable_node_comes_back_as_it_was_and_hears_so() -> None:
     for snapshot in (0.0, 1.0):
-        pair = Pair(Weather(down_ps=PS_PER_MS, snapshot=snapshot), Scripted(), is_durable=True)
+        pair = Pair(FaultProfile(down_ps=PS_PER_MS, snapshot=snapshot), Scripted(), is_durable=True)
         pair.run(1)
         pair.tells(OFFER)
         pair.run(2)
-        pair.hardship.crash("one")
+        pair.injector.crash("one")
         pair.run(4)
         ((_, number, recovered),) = pair.nobody.back
         assert number == 2
@@ -208,11 +210,11 @@ def test_a_durable_node_comes_back_as_it_was_and_hears_so() -> None:
 def test_what_was_not_durable_was_not_said() -> None:
     for seed in range(20):
         one = Scripted(Received=(Send("other", ACK),))
-        pair = Pair(Weather(disk_ps=PS_PER_MS, down_ps=1), one, is_durable=True, seed=seed)
+        pair = Pair(FaultProfile(disk_ps=PS_PER_MS, down_ps=1), one, is_durable=True, seed=seed)
         pair.run(3)
         pair.tells(OFFER)
         pair.run(3.0001)
-        pair.hardship.crash("one")
+        pair.injector.crash("one")
         pair.run(9)
         assert pair.nobody.left == []
         assert pair.one.count in (2, 3)
@@ -221,9 +223,9 @@ def test_what_was_not_durable_was_not_said() -> None:
 def test_a_frozen_process_hears_later_what_came_and_its_tick_last() -> None:
     """1. `one` has a tick every 100 ms, and is frozen at 150 ms. 2. `other` says something to it at 250 ms.
     3. At 5.03 s it goes on: it hears that first, and then its tick, once. 4. Its clock stood still."""
-    pair = Pair(Weather(), Scripted(Started=(SetTick(100 * PS_PER_MS),)))
+    pair = Pair(FaultProfile(), Scripted(Started=(SetTick(100 * PS_PER_MS),)))
     pair.run(150)
-    pair.hardship.freeze("one", 5_030 * PS_PER_MS)
+    pair.injector.freeze("one", 5_030 * PS_PER_MS)
     pair.run(250).tells(OFFER)
     pair.run(4_999)
     assert pair.one.kinds() == [Started, Tick]
@@ -233,8 +235,8 @@ def test_a_frozen_process_hears_later_what_came_and_its_tick_last() -> None:
 
 
 def test_nothing_moves_to_or_from_a_frozen_process_and_all_arrives_later() -> None:
-    pair = Pair(Weather(), Scripted(Started=SHIP)).run(1)
-    pair.hardship.freeze("other", 1_000 * PS_PER_MS)
+    pair = Pair(FaultProfile(), Scripted(Started=SHIP)).run(1)
+    pair.injector.freeze("other", 1_000 * PS_PER_MS)
     pair.run(999)
     assert pair.one.kinds() == [Started]
     pair.run(1_001)
@@ -243,10 +245,10 @@ def test_nothing_moves_to_or_from_a_frozen_process_and_all_arrives_later() -> No
 
 
 def test_a_frozen_process_that_is_killed_hears_nothing_of_what_came() -> None:
-    pair = Pair(Weather(down_ps=10 * PS_PER_MS), Scripted(), is_durable=True).run(1)
-    pair.hardship.freeze("one", 1_000 * PS_PER_MS)
+    pair = Pair(FaultProfile(down_ps=10 * PS_PER_MS), Scripted(), is_durable=True).run(1)
+    pair.injector.freeze("one", 1_000 * PS_PER_MS)
     pair.tells(OFFER)
     pair.run(2)
-    pair.hardship.crash("one")
+    pair.injector.crash("one")
     pair.run(2_000)
     assert pair.one.kinds() == [Started, Restarted]
