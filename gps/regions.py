@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pelago.core.dedupe import Outcome, Outcomes
-from pelago.core.image import durable
+from pelago.core.durable import durable
 from pelago.core.names import BlobId, Peer, PushId, Spans
 from pelago.wire.messages import RegionReport
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, assert_never
 
 from gps.regions import Evaluators, Region
-from pelago.core.image import durable
+from pelago.core.durable import durable
 from pelago.core.leases import SampleLedger
 from pelago.core.machine import (
     PS_PER_MS,

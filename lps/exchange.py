@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, assert_never
 
 from pelago.core.dedupe import Outcome
-from pelago.core.image import durable
+from pelago.core.durable import durable
 from pelago.core.machine import Difference, Operation
 from pelago.core.names import BlobId, PushId, Spans, Version
 from pelago.core.spans import SpanSet

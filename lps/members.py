@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from pelago.core.image import durable
+from pelago.core.durable import durable
 from pelago.core.names import BlobId, Lease, Peer
 from pelago.wire.messages import COUNT_MAX, PROTOCOL_VERSION, Hello, WorkerReport
 

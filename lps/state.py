@@ -12,7 +12,7 @@ from typing import Final, Literal, assert_never
 from lps.exchange import Exchanges, InFlight
 from lps.members import Member, Members, hello_fault
 from lps.supply import Supply
-from pelago.core.image import durable
+from pelago.core.durable import durable
 from pelago.core.leases import LeaseTable
 from pelago.core.machine import (
     PS_PER_MS,

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from pelago.core.image import durable
+from pelago.core.durable import durable
 from pelago.wire.messages import SAMPLES_MAX, LeaseGrant, LeaseRequest
 
 REFILL_DIVISOR: Final = 16

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from typing import Final, Literal
 
-from pelago.core.image import durable
+from pelago.core.durable import durable
 
 Outcome = Literal["applied", "rejected", "fenced"]
 

@@ -8,7 +8,7 @@ this code assigns to none, so the guard stands in the tests only.
 from dataclasses import dataclass
 from typing import TypeVar, dataclass_transform
 
-from pelago.core.image import durable
+from pelago.core.durable import durable
 
 T = TypeVar("T")
 

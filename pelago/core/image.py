@@ -14,24 +14,21 @@ of its run file, and they are filled in place; one that it lacks is made without
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
-from dataclasses import is_dataclass
+from collections.abc import Iterable
 from types import NoneType, UnionType
 from typing import (
     Any,
     Final,
     Literal,
     TypeAlias,
-    TypeVar,
     Union,
     get_args,
     get_origin,
     get_type_hints,
 )
 
+from pelago.core.durable import CLASSES, SETTINGS, is_record
 from pelago.core.errors import CheckpointError
-
-T = TypeVar("T")
 
 Plain: TypeAlias = Union[bool, int, float, str, bytes, list["Plain"], None]
 """What an image is made of."""
@@ -46,24 +43,7 @@ _PLAIN: Final = (NoneType, bool, int, float, str, bytes)
 _SEQUENCES: Final[dict[str, type]] = {"list": list, "tuple": tuple, "deque": deque}
 _MAPPINGS: Final[dict[str, type]] = {"dict": dict, "OrderedDict": OrderedDict}
 
-_kinds: dict[str, type] = {}
-_settings: dict[type, tuple[str, ...]] = {}
 _types: dict[type, dict[str, Any]] = {}
-
-
-def durable(*, settings: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
-    """Mark a class whose objects are state. The attributes ``settings`` are not: they belong to the
-    run file or follow from other attributes, and keep the fresh object's values."""
-
-    def mark(kind: type[T]) -> type[T]:
-        name = kind.__qualname__
-        known = _kinds.get(name, kind)
-        assert known.__module__ == kind.__module__, f"two durable classes are called {name}"
-        assert not (settings and _is_record(kind)), f"{name} is made from all its fields"
-        _kinds[name], _settings[kind] = kind, settings
-        return kind
-
-    return mark
 
 
 def take(machine: object) -> Plain:
@@ -95,9 +75,9 @@ def _write(value: Any) -> Plain:
         return [name, *map(_write, value)]
     if kind in _MAPPINGS.values():
         return [name, *(_write(each) for pair in value.items() for each in pair)]
-    assert _kinds.get(name) is kind, f"{kind} is not durable: {value!r}"
+    assert CLASSES.get(name) is kind, f"{kind} is not durable: {value!r}"
     fields = {field: getattr(value, field) for field in _fields(value)}
-    if _is_record(kind):
+    if is_record(kind):
         for field, annotation in _hints(kind).items():
             assert _fits(fields[field], annotation), (name, field, fields[field])
     return [name, *(each for field, held in fields.items() for each in (field, _write(held)))]
@@ -127,10 +107,10 @@ def _read(image: Plain, fresh: Any, where: str) -> Any:
     pairs = zip(items[::2], items[1::2], strict=True)
     if name in _MAPPINGS:
         return _read_mapping(pairs, _MAPPINGS[name]() if fresh is None else fresh, where)
-    kind = _kinds.get(name)
+    kind = CLASSES.get(name)
     if kind is None:
         raise _misfit(f"{where} is of class {name!r}, which is not known")
-    if _is_record(kind):
+    if is_record(kind):
         return _read_record(kind, pairs, where)
     return _read_part(_blank(kind, where) if fresh is None else fresh, pairs, where)
 
@@ -193,10 +173,6 @@ def _misfit(what: str) -> CheckpointError:
 # --- classes -------------------------------------------------------------------------------------
 
 
-def _is_record(kind: type) -> bool:
-    return is_dataclass(kind) or issubclass(kind, tuple)
-
-
 def _hints(kind: type) -> dict[str, Any]:
     """A record's fields and their types."""
     # Not when it is marked: a type may be named that is made only later.
@@ -208,10 +184,10 @@ def _hints(kind: type) -> dict[str, Any]:
 def _fields(value: Any) -> tuple[str, ...]:
     """Names of the attributes of a durable object that are its state."""
     kind = type(value)
-    if _is_record(kind):
+    if is_record(kind):
         return tuple(_hints(kind))
     names = getattr(kind, "__slots__", None) or vars(value)
-    settings = _settings[kind]
+    settings = SETTINGS[kind]
     assert all(each in names for each in settings), (kind, settings)
     return tuple(each for each in names if each not in settings)
 

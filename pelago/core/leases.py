@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Final
 
 from pelago.core.dedupe import Outcome, Outcomes
-from pelago.core.image import durable
+from pelago.core.durable import durable
 from pelago.core.names import Lease, PushId, Spans
 from pelago.core.spans import SpanSet
 

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
+from pelago.core.durable import durable
 from pelago.core.frozen import frozen
-from pelago.core.image import durable
 
 Peer = str
 """What a driver calls the other end of a connection: one running process, never reused."""

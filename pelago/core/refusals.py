@@ -7,7 +7,7 @@ clients how many came to nothing since the last one that was accepted, and gives
 
 from typing import Literal, TypeAlias
 
-from pelago.core.image import durable
+from pelago.core.durable import durable
 from pelago.core.machine import Measured
 
 Client: TypeAlias = int | str

@@ -4,7 +4,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
-from pelago.core.image import durable
+from pelago.core.durable import durable
 from pelago.core.names import Span, Spans
 
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Container
 from typing import Final
 
-from pelago.core.image import durable
+from pelago.core.durable import durable
 from pelago.core.names import Peer, PushId
 
 WITHOUT_LIMIT: Final = 1 << 30

@@ -6,7 +6,7 @@ decides what an update is worth. Every message may come again: an update that is
 
 from collections.abc import Container
 
-from pelago.core.image import durable
+from pelago.core.durable import durable
 from pelago.core.machine import PS_PER_MS, Measure, Release, Send
 from pelago.core.names import BlobId, Peer, PushId
 from pelago.core.staging import Staging

@@ -9,7 +9,7 @@ for so long that the run must be taken for over or lost.
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from pelago.core.image import durable
+from pelago.core.durable import durable
 from pelago.core.machine import PS_PER_S, Finish, Note, Send
 from pelago.core.names import BlobId, Peer, PushId
 from pelago.wire.messages import (

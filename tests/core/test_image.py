@@ -8,9 +8,10 @@ import msgpack
 import pytest
 
 from pelago.core.dedupe import Outcomes
+from pelago.core.durable import durable
 from pelago.core.errors import CheckpointError
 from pelago.core.frozen import frozen
-from pelago.core.image import Plain, durable, restore, take
+from pelago.core.image import Plain, restore, take
 from pelago.core.leases import LeaseTable, SampleLedger
 from pelago.core.names import Lease, PushId, Version
 from pelago.core.spans import SpanSet

@@ -2,7 +2,7 @@
 
 from random import Random
 
-from pelago.core.image import durable
+from pelago.core.durable import durable
 from pelago.core.machine import (
     PS_PER_MS,
     Delivered,

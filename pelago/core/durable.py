@@ -1,0 +1,32 @@
+"""Marks classes whose objects are state that a durable server writes down (`pelago.durable.image`)."""
+
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+
+CLASSES: Final[dict[str, type]] = {}
+"""Every marked class, by its qualified name: no two have the same."""
+SETTINGS: Final[dict[type, tuple[str, ...]]] = {}
+"""For each marked class, the attributes that are no state."""
+
+
+def durable(*, settings: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
+    """Mark a class whose objects are state. The attributes ``settings`` are not: they belong to the
+    run file or follow from other attributes, and keep the fresh object's values."""
+
+    def mark(kind: type[T]) -> type[T]:
+        name = kind.__qualname__
+        known = CLASSES.get(name, kind)
+        assert known.__module__ == kind.__module__, f"two durable classes are called {name}"
+        assert not (settings and is_record(kind)), f"{name} is made from all its fields"
+        CLASSES[name], SETTINGS[kind] = kind, settings
+        return kind
+
+    return mark
+
+
+def is_record(kind: type) -> bool:
+    """Whether objects of a class are made anew from all their fields: a dataclass or a named tuple."""
+    return is_dataclass(kind) or issubclass(kind, tuple)
