@@ -35,10 +35,10 @@ from parts.flatness import MB, Sample, disk, flat, sizes
 from parts.machine import describe, usage
 
 from pelago.cli.audit import examine, histories
+from pelago.durable import record
+from pelago.durable.replay import scan
 from pelago.net.history import HISTORY
 from pelago.net.ports import free_pairs
-from pelago.wire import record
-from pelago.wire.recovery import scan
 
 RUN: Final = """
 [run]

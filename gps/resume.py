@@ -18,8 +18,8 @@ from gps.settings import PS_PER_MINUTE, settings
 from gps.state import Gps
 from pelago import config
 from pelago.config import RunFile
-from pelago.core import image
 from pelago.core.errors import CheckpointError, ConfigError, ForeignState
+from pelago.durable import image, record
 from pelago.net import daemon, journal
 from pelago.net.archive import Archive
 from pelago.net.files import lock, sync_folder
@@ -29,7 +29,6 @@ from pelago.net.store import Past, Snapshot, Store
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
 from pelago.tensor.plane import Plane
-from pelago.wire import record
 
 NODE: Final = "gps"
 RESUMED: Final = "resumed"

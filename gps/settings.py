@@ -5,8 +5,8 @@ from typing import Final
 from gps.state import GpsSettings
 from pelago.config import RunFile
 from pelago.core.machine import PS_PER_MS
-from pelago.core.staging import WITHOUT_LIMIT
 from pelago.core.watchdog import longest_ps
+from pelago.protocol.staging import WITHOUT_LIMIT
 from pelago.wire.messages import TensorSpec
 
 PS_PER_MINUTE: Final = 60_000 * PS_PER_MS

@@ -36,7 +36,7 @@ from pelago.core.machine import (
 )
 from pelago.core.names import BlobId, Peer, PushId, Version, samples_of
 from pelago.core.refusals import Client, Refusals, Verdict, hopeless, update_fault
-from pelago.wire.intake import Intake
+from pelago.protocol.update_admission import Intake
 from pelago.wire.messages import (
     PROTOCOL_VERSION,
     SAMPLES_MAX,

@@ -6,8 +6,8 @@ from lps.state import LpsSettings
 from pelago.config import RunFile
 from pelago.core.machine import PS_PER_MS
 from pelago.core.names import Peer
-from pelago.core.staging import WITHOUT_LIMIT
 from pelago.core.watchdog import longest_ps
+from pelago.protocol.staging import WITHOUT_LIMIT
 
 PS_PER_SECOND: Final = 1000 * PS_PER_MS
 

@@ -38,7 +38,8 @@ from pelago.core.machine import (
 )
 from pelago.core.names import Address, BlobId, Lease, Peer, PushId, Version
 from pelago.core.refusals import Client, Refusals, hopeless, update_fault
-from pelago.wire.intake import Intake
+from pelago.protocol.client_session import GIVE_UP_AFTER_PS, Uplink
+from pelago.protocol.update_admission import Intake
 from pelago.wire.messages import (
     PROTOCOL_VERSION,
     Ack,
@@ -66,7 +67,6 @@ from pelago.wire.messages import (
     Welcome,
     WorkerReport,
 )
-from pelago.wire.uplink import GIVE_UP_AFTER_PS, Uplink
 
 NORM_KEY: Final = "lps.update_norm_max"
 

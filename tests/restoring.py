@@ -9,7 +9,7 @@ import pytest
 
 from gps.state import Gps
 from lps.state import Lps
-from pelago.core.image import Plain, restore, take
+from pelago.durable.image import Plain, restore, take
 from pelago.wire.messages import Effect, Event
 
 DOUBLES_MAX = 2

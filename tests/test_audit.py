@@ -10,9 +10,9 @@ import pytest
 from pelago.cli.audit import Audit, examine, histories
 from pelago.cli.main import main
 from pelago.core.errors import CheckpointError, ConfigError
+from pelago.durable import record
+from pelago.durable.record import Kind
 from pelago.net.history import HISTORY, Told
-from pelago.wire import record
-from pelago.wire.record import Kind
 
 Histories = dict[str, list[Told]]
 

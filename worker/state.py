@@ -36,6 +36,7 @@ from pelago.core.machine import (
 )
 from pelago.core.names import Address, BlobId, Lease, Peer, PushId, Version
 from pelago.core.watchdog import Watchdog
+from pelago.protocol.client_session import GIVE_UP_AFTER_PS, Uplink
 from pelago.wire.messages import (
     PROTOCOL_VERSION,
     Ack,
@@ -61,7 +62,6 @@ from pelago.wire.messages import (
     Welcome,
     WorkerReport,
 )
-from pelago.wire.uplink import GIVE_UP_AFTER_PS, Uplink
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,12 +41,12 @@ from pelago.core.machine import (
     Trained,
 )
 from pelago.core.names import Lease, PushId, Version
+from pelago.protocol.client_session import UNANSWERED
 from pelago.sim.fault_injector import State
 from pelago.sim.ports import DurablePlane, Payload, PlanePort, TimingPlane
 from pelago.sim.recovery import Recovered
 from pelago.sim.simulation import Node, Simulation
 from pelago.wire.messages import Ack, Effect, Event, Goodbye, Message, Model, Outcome, Push, Stop
-from pelago.wire.uplink import UNANSWERED
 from worker.state import Evaluator, Worker
 
 

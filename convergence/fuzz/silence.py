@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from gps.state import Gps
 from lps.state import Lps
 from pelago.core.machine import Finish, Note, Send, Tick
+from pelago.protocol.client_session import UNANSWERED
 from pelago.sim.fault_injector import State
 from pelago.sim.fault_profile import LISTENS_PS
 from pelago.sim.simulation import Node
 from pelago.wire.messages import Effect, Event, Rejoin
-from pelago.wire.uplink import UNANSWERED
 from worker.state import Evaluator, Worker
 
 

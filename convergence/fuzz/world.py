@@ -20,7 +20,6 @@ from convergence.problems import Job, Part, build
 from gps.state import Gps
 from lps.state import Lps
 from pelago import config
-from pelago.core import image
 from pelago.core.machine import (
     PS_PER_MS,
     PS_PER_S,
@@ -32,6 +31,7 @@ from pelago.core.machine import (
 )
 from pelago.core.names import Lease, Version
 from pelago.core.prng import derive
+from pelago.durable import image
 from pelago.sim.disk import Disk
 from pelago.sim.fault_injector import DOWN, FaultInjector, Memory
 from pelago.sim.fault_profile import Clock

@@ -12,7 +12,7 @@ from pelago.core.machine import FAILED, Finish
 from pelago.net.node import CRASHED, exit_code
 from pelago.net.store import Past, Store, boot_id
 from pelago.net.telemetry import Telemetry
-from pelago.wire.uplink import UNANSWERED
+from pelago.protocol.client_session import UNANSWERED
 
 
 def out_folder(run: RunFile, flag: str | None) -> Path:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from pelago.core.errors import CheckpointError
+from pelago.durable import record
+from pelago.durable.record import Kind
+from pelago.durable.replay import Record, find_later, scan
 from pelago.net.files import map_file
-from pelago.wire import record
-from pelago.wire.record import Kind
-from pelago.wire.recovery import Record, find_later, scan
 
 HISTORY: Final = "history"
 """Name of the file."""

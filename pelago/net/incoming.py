@@ -14,19 +14,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, assert_never
 
-from pelago.core import transfer
 from pelago.core.errors import WireError
 from pelago.core.machine import Received
 from pelago.core.names import BlobId, Peer, Span
+from pelago.durable.record import Begun
 from pelago.net.keeper import Keeper
 from pelago.net.lane import Tensors
 from pelago.net.limits import Limits
 from pelago.net.outgoing import UNKNOWN
 from pelago.net.restore import Arriving, Restored
 from pelago.net.telemetry import Telemetry
+from pelago.protocol import transfer
 from pelago.wire.codec import decode_message
 from pelago.wire.messages import Abort, Begin, Chunk, Frame, Have, Message, Model, Push
-from pelago.wire.record import Begun
 
 REMEMBERED_MAX: Final = 1024
 """Peers whose last finished transfer is remembered, so that a repeated question gets its answer."""

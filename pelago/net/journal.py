@@ -26,14 +26,14 @@ from pelago.config import Durability
 from pelago.core.errors import CheckpointError
 from pelago.core.machine import Received, Tick
 from pelago.core.names import BlobId
+from pelago.durable import record
+from pelago.durable.record import Begun, Header, Kind
 from pelago.net import disk
 from pelago.net.files import open_over, sync_file, sync_folder
 from pelago.net.history import Told, history_line
 from pelago.net.store import PART, Store, boot_id
 from pelago.tensor.payload import Cell
-from pelago.wire import record
 from pelago.wire.messages import Event, Heartbeat
-from pelago.wire.record import Begun, Header, Kind
 
 BATCH_BYTES: Final = 8 << 20
 """So much is written with one call."""

@@ -14,6 +14,9 @@ from typing import Any, Final
 from pelago.config import Durability
 from pelago.core.machine import PS_PER_MS, Machine
 from pelago.core.names import BlobId, Peer
+from pelago.durable import record
+from pelago.durable.record import Begun
+from pelago.durable.replay import UNCOMMITTED
 from pelago.net import archive, journal
 from pelago.net.archive import Copier
 from pelago.net.history import BEGUN, Told
@@ -23,10 +26,7 @@ from pelago.net.restore import HISTORY_KINDS, Restored, state
 from pelago.net.store import Past, Store
 from pelago.net.telemetry import Telemetry
 from pelago.tensor.snapshot import PlaneSnapshot
-from pelago.wire import record
 from pelago.wire.messages import Event, Message
-from pelago.wire.record import Begun
-from pelago.wire.recovery import UNCOMMITTED
 
 COMMITTED_S: Final = 10.0
 """How long a node that is done waits for the disk to take its last events."""

@@ -16,8 +16,8 @@ from typing import Any, Final, TypeVar, assert_never
 
 from pelago.core.machine import Apply, Difference, Measure, Measured, Pin, Release
 from pelago.core.names import BlobId
+from pelago.durable.replay import perform
 from pelago.tensor.plane import Plane
-from pelago.wire.recovery import perform
 
 JOIN_S: Final = 5.0
 """How long closing waits for the job that is running."""

@@ -46,6 +46,7 @@ from pelago.core.machine import (
     Validate,
 )
 from pelago.core.names import BlobId, Peer, Version
+from pelago.durable.record import Begun
 from pelago.net.command import EXIT_FAILED
 from pelago.net.dialler import Dialler
 from pelago.net.keeper import Keeper, Memory
@@ -59,6 +60,7 @@ from pelago.net.sockets import Bind, Connect, Side, client, serve
 from pelago.net.telemetry import Telemetry
 from pelago.net.trainer import TrainerPort, Training
 from pelago.net.transfers import Transfers
+from pelago.protocol.client_session import UNANSWERED
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire.codec import decode_message, encode, encode_refusal, peek_hello
@@ -69,8 +71,6 @@ from pelago.wire.messages import (
     Message,
     Welcome,
 )
-from pelago.wire.record import Begun
-from pelago.wire.uplink import UNANSWERED
 
 EXIT_CRASHED: Final = 70
 FAREWELL_S: Final = 0.5

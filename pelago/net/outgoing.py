@@ -12,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
 
-from pelago.core import transfer
 from pelago.core.machine import Delivered, PeerLost
 from pelago.core.names import BlobId, Peer
 from pelago.net.lane import Tensors
 from pelago.net.limits import Limits
 from pelago.net.telemetry import Telemetry
+from pelago.protocol import transfer
 from pelago.wire.codec import encode
 from pelago.wire.messages import Abort, Begin, Chunk, Frame, Have
 

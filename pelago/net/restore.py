@@ -1,6 +1,6 @@
 """From what a store holds back to the machine and the tensors of the process that wrote it.
 
-The last snapshot, then everything the machine was told since (`pelago.wire.recovery`).
+The last snapshot, then everything the machine was told since (`pelago.durable.replay`).
 """
 
 import time
@@ -8,19 +8,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
-from pelago.core import image
 from pelago.core.errors import CheckpointError, WireError
 from pelago.core.machine import Machine, Note, Received
 from pelago.core.names import BlobId, Peer
+from pelago.durable import image, record
+from pelago.durable.record import Begun, Head, Kind
+from pelago.durable.replay import tell_again
 from pelago.net.history import Told
 from pelago.net.store import Past, Snapshot
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
-from pelago.wire import record
 from pelago.wire.codec import decode_message
 from pelago.wire.messages import Message, TensorSpec, Welcome
-from pelago.wire.record import Begun, Head, Kind
-from pelago.wire.recovery import tell_again
 
 HISTORY_KINDS: Final = frozenset(
     {

@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, Final
 
 from pelago.core.errors import CheckpointError, ConfigError, ForeignState
+from pelago.durable import record
+from pelago.durable.record import HEAD_BYTES, Header, Kind
+from pelago.durable.replay import Record, at, find_later, scan
 from pelago.net import disk
 from pelago.net.files import lock, lock_to_read, map_file
 from pelago.net.history import HISTORY, certain_bytes, history_until
-from pelago.wire import record
-from pelago.wire.record import HEAD_BYTES, Header, Kind
-from pelago.wire.recovery import Record, at, find_later, scan
 
 PART: Final = ".part"
 CLEARING: Final = "clearing"

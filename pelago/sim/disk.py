@@ -1,7 +1,7 @@
 """The disk of a durable server: what its journal holds, what is still being written, and what a crash
 leaves of it.
 
-Records are those of `pelago.wire.record`, bit for bit, in files as `pelago.net.store` lays them out: a journal
+Records are those of `pelago.durable.record`, bit for bit, in files as `pelago.net.store` lays them out: a journal
 is written over an old one, and the snapshot before the newest stays until the next one is begun. Only payloads
 are kept by reference, their chunks being a stub.
 """
@@ -15,11 +15,11 @@ from typing import Final
 from pelago.core.errors import CheckpointError
 from pelago.core.machine import Received
 from pelago.core.names import BlobId
+from pelago.durable import record
+from pelago.durable.record import HEAD_BYTES, Head, Header, Kind
+from pelago.durable.replay import at, find_later, scan
 from pelago.sim.ports import Payload
-from pelago.wire import record
 from pelago.wire.messages import Event
-from pelago.wire.record import HEAD_BYTES, Head, Header, Kind
-from pelago.wire.recovery import at, find_later, scan
 
 STUB: Final = record.head(Kind.EVENT, record.NUMBER_MAX, b"?") + b"?"
 """In the place of a payload's bytes: what looks like a record, since a peer chooses them."""

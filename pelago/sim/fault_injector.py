@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final, Protocol
 
-from pelago.core import image
 from pelago.core.errors import CheckpointError
 from pelago.core.machine import (
     Delivered,
@@ -39,6 +38,8 @@ from pelago.core.machine import (
     Tick,
 )
 from pelago.core.names import BlobId, Peer
+from pelago.durable import image
+from pelago.durable.replay import UNCOMMITTED
 from pelago.sim.disk import Disk
 from pelago.sim.fault_profile import MOMENT_PS, Clock, FaultProfile
 from pelago.sim.ports import DurablePlane, Payload
@@ -46,7 +47,6 @@ from pelago.sim.recovery import Recovered, recover
 from pelago.sim.simulation import LOST, Node, Simulation
 from pelago.wire.codec import decode_message, encode
 from pelago.wire.messages import Effect, Event, Message
-from pelago.wire.recovery import UNCOMMITTED
 
 CODED_EVERY: Final = 8
 """One message of so many goes through the codec: the journals code all that a durable server hears."""

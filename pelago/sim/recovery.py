@@ -1,17 +1,16 @@
 """From what a disk holds back to a server's machine and plane: the last snapshot, then everything the
-machine was told since (`pelago.wire.recovery`)."""
+machine was told since (`pelago.durable.replay`)."""
 
 from dataclasses import dataclass, field
 
-from pelago.core import image
 from pelago.core.machine import Machine, Note, Received
 from pelago.core.names import BlobId
+from pelago.durable import image, record
+from pelago.durable.record import HEAD_BYTES, Kind
+from pelago.durable.replay import tell_again
 from pelago.sim.disk import Past
 from pelago.sim.ports import DurablePlane, Payload
-from pelago.wire import record
 from pelago.wire.messages import Effect, Event, Message
-from pelago.wire.record import HEAD_BYTES, Kind
-from pelago.wire.recovery import tell_again
 
 
 @dataclass(slots=True)

@@ -23,17 +23,16 @@ from lps.exchange import Exchanges
 from lps.state import Lps
 from lps.supply import Supply
 from pelago.children import end_with
-from pelago.core import image
 from pelago.core.leases import LeaseTable, SampleLedger
 from pelago.core.listening import Listening
 from pelago.core.machine import Measure, Send
 from pelago.core.refusals import Refusals
-from pelago.core.staging import Staging
+from pelago.durable import image, record
+from pelago.protocol.client_session import Uplink
+from pelago.protocol.staging import Staging
 from pelago.sim import fault_injector
 from pelago.sim.disk import Disk
-from pelago.wire import record
 from pelago.wire.messages import Ack, Goodbye, Hello, Model, Push
-from pelago.wire.uplink import Uplink
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 PLANTS: dict[str, Plant] = {}

@@ -4,10 +4,10 @@ from random import Random
 
 import pytest
 
-from pelago.core import image
 from pelago.core.leases import SPENT_SPANS_MAX, LeaseTable, LedgerTotals, SampleLedger
 from pelago.core.names import Lease, PushId
 from pelago.core.spans import SpanSet
+from pelago.durable import image
 
 
 def test_fresh_samples_are_lent_in_order() -> None:

@@ -1,8 +1,8 @@
 """Who has nothing accepted any more, and whether others do better."""
 
-from pelago.core import image
 from pelago.core.machine import Measured
 from pelago.core.refusals import Client, Refusals, hopeless, update_fault
+from pelago.durable import image
 
 BOTH: list[Client] = [0, 1]
 

@@ -9,10 +9,10 @@ from pelago import config
 from pelago.cli.audit import audit
 from pelago.core.machine import Received
 from pelago.core.spans import SpanSet
+from pelago.durable import record
+from pelago.durable.record import Kind
 from pelago.net.store import Store
-from pelago.wire import record
 from pelago.wire.messages import LeaseGrant
-from pelago.wire.record import Kind
 from tests.e2e.topology import Daemons, assert_books_balance, run_file
 
 pytestmark = pytest.mark.timeout(180)

@@ -6,9 +6,9 @@ import pytest
 
 from gps.state import Gps
 from pelago.core.errors import CheckpointError
-from pelago.core.image import restore, take
 from pelago.core.machine import Measured, Note, Received, Send
 from pelago.core.names import PushId
+from pelago.durable.image import restore, take
 from pelago.wire.messages import Heartbeat, Offer, Refuse, Stop
 from tests.gps.room import REPORT, SETTINGS, Room, hello, update, welcome
 from tests.lps.world import World

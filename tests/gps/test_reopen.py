@@ -7,9 +7,9 @@ import pytest
 from gps.result import result
 from gps.state import Gps, GpsSettings
 from pelago.config import RunFile
-from pelago.core.image import restore, take
 from pelago.core.machine import PS_PER_MS, Note, Received, Restarted, Send, StopRequested
 from pelago.core.names import PushId, Version
+from pelago.durable.image import restore, take
 from pelago.wire.messages import (
     Ack,
     Heartbeat,

@@ -11,10 +11,11 @@ from gps.resume import NODE, RESUMED, facts_of, machine_of, open_state, plane_of
 from gps.state import Gps
 from pelago import config
 from pelago.config import RunFile
-from pelago.core import image
 from pelago.core.errors import CheckpointError, ConfigError, ForeignState
 from pelago.core.machine import Loaded, Started
 from pelago.core.names import Version
+from pelago.durable import image, record
+from pelago.durable.replay import at
 from pelago.net import daemon, journal
 from pelago.net.archive import Archive, name_of
 from pelago.net.files import lock
@@ -23,9 +24,7 @@ from pelago.net.restore import State, state
 from pelago.net.store import Store
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
-from pelago.wire import record
 from pelago.wire.messages import TensorSpec
-from pelago.wire.recovery import at
 from tests.nobody import as_nobody
 
 MANIFEST = Manifest((TensorSpec("weight", (1000,)),), 1024)

@@ -21,6 +21,7 @@ from pelago.core.machine import (
     Validated,
 )
 from pelago.core.names import PushId, Spans, Version
+from pelago.protocol.client_session import GIVE_UP_AFTER_PS, LEAVE_TICKS_MAX, UNANSWERED
 from pelago.wire.messages import (
     Ack,
     Evaluated,
@@ -37,7 +38,6 @@ from pelago.wire.messages import (
     Stop,
     Welcome,
 )
-from pelago.wire.uplink import GIVE_UP_AFTER_PS, LEAVE_TICKS_MAX, UNANSWERED
 from tests.conversation import without_notes
 from tests.lps.room import (
     GPS_HELLO,

@@ -9,9 +9,9 @@ import pytest
 from lps.exchange import InFlight
 from lps.state import Lps
 from pelago.core.errors import CheckpointError
-from pelago.core.image import Plain, restore, take
 from pelago.core.machine import Apply, Loaded, Received, StopRequested, Tick
 from pelago.core.names import PushId, Version
+from pelago.durable.image import Plain, restore, take
 from pelago.wire.messages import Ack, Heartbeat, Offer, Pull
 from tests.lps.room import REPORT, SETTINGS, Room, global_model, hello, update
 from tests.lps.world import World

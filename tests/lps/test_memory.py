@@ -12,13 +12,13 @@ from pelago import config
 from pelago.config import RunFile
 from pelago.core.errors import CheckpointError, ForeignState
 from pelago.core.machine import PeerLost
+from pelago.durable import record
+from pelago.durable.record import Kind
 from pelago.net import daemon, journal
 from pelago.net.history import HISTORY, Told, history_line, read_history
 from pelago.net.keeper import Memory
 from pelago.net.store import Store
 from pelago.net.telemetry import Telemetry
-from pelago.wire import record
-from pelago.wire.record import Kind
 
 NAME = "lps-eu"
 PAGE = 4096

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from lps.state import Lps
-from pelago.core.image import restore, take
 from pelago.core.machine import Finish, Measured, Note, Restarted, Send, Tick
 from pelago.core.names import Lease
+from pelago.durable.image import restore, take
+from pelago.protocol.client_session import LEAVE_TICKS_MAX
 from pelago.wire.messages import (
     Ack,
     Effect,
@@ -18,7 +19,6 @@ from pelago.wire.messages import (
     Stop,
     WorkerReport,
 )
-from pelago.wire.uplink import LEAVE_TICKS_MAX
 from tests.lps.room import GPS_HELLO, SETTINGS, Room, update
 
 

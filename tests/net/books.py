@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from pelago.core.machine import PeerLost
+from pelago.durable import record
+from pelago.durable.record import Header, Kind
 from pelago.net import journal
 from pelago.net.store import Past, Store
-from pelago.wire import record
 from pelago.wire.messages import Event
-from pelago.wire.record import Header, Kind
 
 RUN = "run-0123456789ab"
 NODE = "gps"

@@ -32,8 +32,8 @@ import uvloop
 
 from gps.state import Gps
 from pelago.config import Durability
-from pelago.core import image
 from pelago.core.machine import Finish, Started, StopRequested
+from pelago.durable import image
 from pelago.net import journal, sockets
 from pelago.net import node as nodes
 from pelago.net.incoming import Incoming

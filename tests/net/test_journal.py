@@ -15,13 +15,13 @@ import torch
 
 from pelago.config import Durability
 from pelago.core.machine import Received, Tick
+from pelago.durable import record
+from pelago.durable.record import Begun, Kind
 from pelago.net import journal
 from pelago.net.journal import Journal
 from pelago.net.store import Store
 from pelago.tensor.payload import Cell
-from pelago.wire import record
 from pelago.wire.messages import Heartbeat
-from pelago.wire.record import Begun, Kind
 from tests.net.books import (
     RUN,
     a_header,

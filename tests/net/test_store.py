@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from pelago.core.errors import CheckpointError, ConfigError
+from pelago.durable import record
+from pelago.durable.record import FORMAT, HEAD_BYTES, Kind
 from pelago.net.files import open_over
 from pelago.net.history import read_history
 from pelago.net.store import Store
-from pelago.wire import record
-from pelago.wire.record import FORMAT, HEAD_BYTES, Kind
 from tests.net.books import (
     NODE,
     RUN,

@@ -7,9 +7,9 @@ import pytest
 from pelago.core.errors import CheckpointError
 from pelago.core.machine import Received, Restarted, Started, Tick
 from pelago.core.names import PushId
+from pelago.durable.record import Kind
 from pelago.sim.disk import Disk
 from pelago.wire.messages import Offer
-from pelago.wire.record import Kind
 
 ASKS = Received("worker", Offer(PushId(3, 1)))
 GETS = Received("worker", Offer(PushId(3, 1)), -1)

@@ -7,7 +7,7 @@ from typing import Final, get_args
 
 import pytest
 
-from pelago.core import transfer
+from pelago.protocol import transfer
 from pelago.wire import messages
 from pelago.wire.codec import TAGS
 from pelago.wire.messages import Frame, Message

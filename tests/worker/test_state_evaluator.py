@@ -25,6 +25,7 @@ from pelago.core.machine import (
     Validated,
 )
 from pelago.core.names import Address, PushId, Version
+from pelago.protocol.client_session import GIVE_UP_AFTER_PS, LEAVE_TICKS_MAX, UNANSWERED
 from pelago.wire.messages import (
     PROTOCOL_VERSION,
     Evaluated,
@@ -43,7 +44,6 @@ from pelago.wire.messages import (
     Welcome,
     WorkerReport,
 )
-from pelago.wire.uplink import GIVE_UP_AFTER_PS, LEAVE_TICKS_MAX, UNANSWERED
 from tests.conversation import Conversation
 from worker.state import Evaluator, WorkerSettings
 

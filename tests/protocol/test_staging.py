@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pelago.core.names import PushId
-from pelago.core.staging import PEERS_MAX, Staging
+from pelago.protocol.staging import PEERS_MAX, Staging
 
 A1, A2, B1, C1 = PushId(1, 1), PushId(2, 1), PushId(3, 1), PushId(4, 1)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pelago.core.machine import PS_PER_MS
-from pelago.core.transfer import (
+from pelago.protocol.transfer import (
     BACKOFF_MAX,
     BEYOND_MAX,
     Completed,

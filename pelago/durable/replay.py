@@ -10,9 +10,9 @@ from typing import Any, Final, Protocol, assert_never
 
 from pelago.core.machine import Apply, Difference, Machine, Operation, Pin, Release
 from pelago.core.names import BlobId
-from pelago.wire import record
+from pelago.durable import record
+from pelago.durable.record import HEAD_BYTES, Head
 from pelago.wire.messages import Busy, Effect, Event, Heartbeat, Message, Refuse, Wait
-from pelago.wire.record import HEAD_BYTES, Head
 
 UNCOMMITTED: Final = (Heartbeat, Wait, Busy, Refuse)
 """Messages that promise nothing, and so leave before the journal holds their cause."""

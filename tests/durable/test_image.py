@@ -11,11 +11,11 @@ from pelago.core.dedupe import Outcomes
 from pelago.core.durable import durable
 from pelago.core.errors import CheckpointError
 from pelago.core.frozen import frozen
-from pelago.core.image import Plain, restore, take
 from pelago.core.leases import LeaseTable, SampleLedger
 from pelago.core.names import Lease, PushId, Version
 from pelago.core.spans import SpanSet
-from pelago.core.staging import Staging
+from pelago.durable.image import Plain, restore, take
+from pelago.protocol.staging import Staging
 
 
 @durable()

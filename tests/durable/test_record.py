@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from pelago.core import machine
 from pelago.core.errors import CheckpointError, WireError
 from pelago.core.machine import Measured, PeerLost, Received, Started
-from pelago.wire import record
-from pelago.wire.messages import Event, Heartbeat
-from pelago.wire.record import (
+from pelago.durable import record
+from pelago.durable.record import (
     FORMAT,
     HEAD_BYTES,
     INTEGER_MIN,
@@ -23,6 +22,7 @@ from pelago.wire.record import (
     Header,
     Kind,
 )
+from pelago.wire.messages import Event, Heartbeat
 from tests.wire.test_codec import messages, plain, values
 
 RUN = "demo-0123456789ab"

@@ -4,6 +4,7 @@ import pytest
 
 from pelago.core.machine import PS_PER_MS, PS_PER_S, Finish, Note, Send
 from pelago.core.names import Address, PushId, Version
+from pelago.protocol.client_session import GIVE_UP_AFTER_PS, UNANSWERED, Uplink
 from pelago.wire.messages import (
     PROTOCOL_VERSION,
     Grant,
@@ -13,7 +14,6 @@ from pelago.wire.messages import (
     Push,
     WorkerReport,
 )
-from pelago.wire.uplink import GIVE_UP_AFTER_PS, UNANSWERED, Uplink
 
 RETRY, LOST = 1000 * PS_PER_MS, 5000 * PS_PER_MS
 HELLO = Hello(PROTOCOL_VERSION, "worker", Address("eu"), 7, "model", "corpus")

@@ -1,6 +1,6 @@
 """The server's end of updates that come in: asked for, given a place, here, measured, answered.
 
-The other end is `pelago.wire.uplink`. Pure: it returns effects, and the machine that owns it emits them and
+The other end is `pelago.protocol.client_session`. Pure: it returns effects, and the machine that owns it emits them and
 decides what an update is worth. Every message may come again: an update that is here is not asked for twice.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Container
 from pelago.core.durable import durable
 from pelago.core.machine import PS_PER_MS, Measure, Release, Send
 from pelago.core.names import BlobId, Peer, PushId
-from pelago.core.staging import Staging
+from pelago.protocol.staging import Staging
 from pelago.wire.messages import Ack, Busy, Effect, Grant, Outcome, Push
 
 

@@ -1,0 +1,1 @@
+"""The conversations between nodes, as pure parts of machines: joining, uploading an update, moving a payload."""
