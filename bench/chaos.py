@@ -25,7 +25,7 @@ from typing import Any
 from parts.machine import describe, summary
 
 from pelago.cli.audit import examine, histories
-from pelago.net.ports import free_pairs
+from pelago.net.sockets.tcp_ports import free_pairs
 
 RUN = """
 [run]

@@ -9,7 +9,7 @@ from pathlib import Path
 from parts.machine import describe
 from push_pull import WARM_UP_ROUNDS, describe_model, report, run_of, start_pelago
 
-from pelago.net.ports import free_pairs
+from pelago.net.sockets.tcp_ports import free_pairs
 
 LEVELS = ("none", "process", "host")
 NEW_FILES_ROUNDS = 20

@@ -18,7 +18,7 @@ from typing import Any
 from parts.machine import describe, summary, usage
 
 from pelago.config import RunFile, dump, parse
-from pelago.net.ports import free_pairs
+from pelago.net.sockets.tcp_ports import free_pairs
 from pelago.tensor.manifest import Manifest
 from worker.evaluator import Evaluator
 

@@ -10,7 +10,7 @@ from gps.resume import NODE, life_of, local_state
 from gps.state import Gps
 from pelago.config import RunFile
 from pelago.core.errors import CheckpointError, ConfigError
-from pelago.net.store import Store
+from pelago.net.durability.state_folder import Store
 from pelago.tensor.manifest import Manifest
 
 

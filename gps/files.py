@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias
 
 import torch
 
-from pelago.net import whole
+from pelago.net import atomic_files
 from pelago.tensor import model_file
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.snapshot import PlaneSnapshot
@@ -50,7 +50,7 @@ def write(
     failures: list[str] = []
     done = False
     try:
-        with whole.replacing(folder / RESULT) as new:
+        with atomic_files.replacing(folder / RESULT) as new:
             # The smallest is written first, so that the large ones cannot take its room.
             _write_json(new, result)
             failures, done = _write_each(folder, jobs), True
@@ -104,7 +104,7 @@ def _write_each(folder: Path, jobs: _Jobs) -> list[str]:
     failures = []
     for name, job in jobs.items():
         try:
-            with whole.replacing(folder / name) as new:
+            with atomic_files.replacing(folder / name) as new:
                 job(new)
         except Exception as error:  # Whatever the library that writes it raises.
             failures.append(_failure(folder / name, error))

@@ -20,12 +20,13 @@ from pelago import config
 from pelago.config import RunFile
 from pelago.core.errors import CheckpointError, ConfigError, ForeignState
 from pelago.durable import image, record
-from pelago.net import daemon, journal
-from pelago.net.archive import Archive
+from pelago.net import daemon
+from pelago.net.durability import journal
+from pelago.net.durability.archive import Archive
+from pelago.net.durability.history import Told, history_line, history_until
+from pelago.net.durability.restore import Restored, State, restore, state
+from pelago.net.durability.state_folder import Past, Snapshot, Store
 from pelago.net.files import lock, sync_folder
-from pelago.net.history import Told, history_line, history_until
-from pelago.net.restore import Restored, State, restore, state
-from pelago.net.store import Past, Snapshot, Store
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
 from pelago.tensor.plane import Plane

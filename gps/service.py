@@ -19,16 +19,17 @@ from pelago.config import RunFile
 from pelago.core.errors import ConfigError
 from pelago.core.machine import Finish
 from pelago.core.names import Peer, Version
-from pelago.net import command, daemon, needs
-from pelago.net.archive import Archive, Copier
+from pelago.net import command, daemon
 from pelago.net.command import EXIT_FAILED
-from pelago.net.keeper import Memory
+from pelago.net.durability import disk_needs
+from pelago.net.durability.archive import Archive, Copier
+from pelago.net.durability.manager import Memory
+from pelago.net.durability.restore import State
+from pelago.net.durability.state_folder import Past
 from pelago.net.limits import Limits, Patience
 from pelago.net.node import CRASHED, PAUSED, Node, NodeSettings
-from pelago.net.ports import require_free
-from pelago.net.restore import State
-from pelago.net.sockets import Bind
-from pelago.net.store import Past
+from pelago.net.sockets.pair import Bind
+from pelago.net.sockets.tcp_ports import require_free
 from pelago.net.telemetry import Telemetry
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
@@ -66,8 +67,8 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
         plane_factory=lambda found: plane_of(run, found),
         memory=life.memory,
     )
-    here, _ = needs.on_this_machine(run, manifest.bytes, out)
-    needs.tell(log, here or needs.of_gps(run, manifest.bytes, out))
+    here, _ = disk_needs.on_this_machine(run, manifest.bytes, out)
+    disk_needs.tell(log, here or disk_needs.of_gps(run, manifest.bytes, out))
     log.line(
         f"serving run {run.run_id} at {address.join(host, port)}, {manifest.numel:,} parameters"
     )

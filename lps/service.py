@@ -12,12 +12,13 @@ from pelago import address
 from pelago.config import Durability, RunFile
 from pelago.core.errors import CheckpointError, ForeignState
 from pelago.core.names import Peer
-from pelago.net import command, daemon, needs
-from pelago.net.keeper import Memory
+from pelago.net import command, daemon
+from pelago.net.durability import disk_needs
+from pelago.net.durability.manager import Memory
+from pelago.net.durability.state_folder import Past, Store
 from pelago.net.limits import Limits, Patience
 from pelago.net.node import Node, NodeSettings
-from pelago.net.sockets import Bind, Connect
-from pelago.net.store import Past, Store
+from pelago.net.sockets.pair import Bind, Connect
 from pelago.net.telemetry import Telemetry
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
@@ -40,7 +41,7 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
     )
 
     def plane(manifest: Manifest) -> Plane:
-        needs.tell(log, needs.of_lps(run, region, name, manifest.bytes, out))
+        disk_needs.tell(log, disk_needs.of_lps(run, region, name, manifest.bytes, out))
         return Plane(manifest, outer, remember=run.lps.in_flight != "drop")
 
     node = Node(

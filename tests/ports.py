@@ -3,7 +3,7 @@
 import os
 import random
 
-from pelago.net.ports import free_pairs
+from pelago.net.sockets.tcp_ports import free_pairs
 
 FIRST = 10_000
 RANGE = 5_000

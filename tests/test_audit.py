@@ -12,7 +12,7 @@ from pelago.cli.main import main
 from pelago.core.errors import CheckpointError, ConfigError
 from pelago.durable import record
 from pelago.durable.record import Kind
-from pelago.net.history import HISTORY, Told
+from pelago.net.durability.history import HISTORY, Told
 
 Histories = dict[str, list[Told]]
 

@@ -18,7 +18,7 @@ from pelago.cli import main as cli
 from pelago.config import RunFile, Section, Simulation
 from pelago.core.errors import ConfigError
 from pelago.net import daemon
-from pelago.net.archive import Archive
+from pelago.net.durability.archive import Archive
 
 REGION = {"name": "eu", "worker_speeds": [1]}
 RUN = '[[region]]\nname = "eu"\nworker_speeds = [1]\n'

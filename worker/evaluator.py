@@ -7,7 +7,7 @@ import torch
 
 from pelago.config import RunFile
 from pelago.core.errors import CheckpointError
-from pelago.net import whole
+from pelago.net import atomic_files
 from pelago.wire.messages import TensorSpec
 from worker import device as devices
 from worker import memory
@@ -76,7 +76,7 @@ class Evaluator:
         it is not the same model to the bit.
         """
         try:
-            with whole.replacing(directory) as new:
+            with atomic_files.replacing(directory) as new:
                 self.model.export(new, flat)
                 if self._tokenizer is not None:
                     # Its configuration then names the class that it needs: beside the configuration of

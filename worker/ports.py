@@ -8,7 +8,7 @@ import torch
 
 from pelago.config import RunFile
 from pelago.core.machine import Train
-from pelago.net.trainer import Result
+from pelago.net.tensors.training import Result
 from pelago.tensor.manifest import Manifest
 from worker.evaluator import Evaluator
 from worker.moments import Found, Shelf, Tell, Whose

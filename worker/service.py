@@ -10,10 +10,11 @@ import uvloop
 from pelago import address
 from pelago.config import RunFile
 from pelago.core.errors import CheckpointError
-from pelago.net import command, daemon, needs
+from pelago.net import command, daemon
+from pelago.net.durability import disk_needs
 from pelago.net.limits import Patience
 from pelago.net.node import Node, NodeSettings
-from pelago.net.sockets import Connect
+from pelago.net.sockets.pair import Connect
 from pelago.tensor import model_file
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
@@ -97,7 +98,7 @@ def _train(options: argparse.Namespace, run: RunFile) -> int:
     )
     log.event("device", device=devices.told(trainer.model.device))
     log.event("model", origin=trainer.model.origin)
-    needs.tell(log, needs.of_worker(run, name, manifest.bytes, out))
+    disk_needs.tell(log, disk_needs.of_worker(run, name, manifest.bytes, out))
     log.line(f"training for region {options.region}; its LPS is at {address.join(host, port)}")
     finish = uvloop.run(node.run())
     return daemon.outcome(finish)
@@ -132,7 +133,7 @@ def _evaluate(options: argparse.Namespace, run: RunFile) -> int:
         plane=Plane(manifest, None, exchanges=False),
         trainer=EvaluatorPort(measure, out / "model"),
     )
-    needs.tell(log, needs.of_evaluator(manifest.bytes, out))
+    disk_needs.tell(log, disk_needs.of_evaluator(manifest.bytes, out))
     log.event("device", device=devices.told(measure.model.device))
     log.line(f"evaluating; the GPS is at {address.join(host, port)}")
     finish = uvloop.run(node.run())

@@ -12,7 +12,7 @@ import torch
 from pelago.config import RunFile, Worker
 from pelago.core.names import Lease
 from pelago.core.prng import derive
-from pelago.net.trainer import Result
+from pelago.net.tensors.training import Result
 from pelago.wire.messages import TensorSpec
 from worker import device as devices
 from worker import memory

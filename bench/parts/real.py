@@ -21,10 +21,10 @@ from pelago.config import RunFile, load
 from pelago.core.machine import Received, Train, Trained
 from pelago.core.names import Peer
 from pelago.net import daemon
-from pelago.net.memory import keep_what_is_freed
 from pelago.net.node import Node, NodeSettings
-from pelago.net.sockets import Connect
-from pelago.net.trainer import Result
+from pelago.net.sockets.pair import Connect
+from pelago.net.tensors.malloc import keep_what_is_freed
+from pelago.net.tensors.training import Result
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire.messages import Ack, Effect, Event, Message, Model, TensorSpec

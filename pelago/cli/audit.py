@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from pelago.core.errors import CheckpointError, ConfigError
 from pelago.core.spans import SpanSet
-from pelago.net.history import BEGUN, HISTORY, Told, read_history
+from pelago.net.durability.history import BEGUN, HISTORY, Told, read_history
 from pelago.net.telemetry import say
 
 LINES_SHOWN = 20

@@ -14,9 +14,9 @@ from rich.progress import Progress, TaskID
 from pelago import address, children, config, reading
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError
-from pelago.net.archive import Archive
-from pelago.net.lookup import addresses
-from pelago.net.ports import THIS_MACHINE, require_free
+from pelago.net.durability.archive import Archive
+from pelago.net.sockets.lookup import addresses
+from pelago.net.sockets.tcp_ports import THIS_MACHINE, require_free
 from pelago.net.telemetry import say
 
 PROGRESS: Final = "progress"
@@ -154,16 +154,16 @@ def _check_room(run: RunFile, model_bytes: int) -> tuple[list[str], str]:
     """Lines that say what the run will need on the disks of this machine, and has, and what elsewhere; and what
     may be too little, or "". Raises `ConfigError` where it surely is."""
     # It imports torch, which takes seconds; what is wrong with ports and folders is known before.
-    from pelago.net import needs
+    from pelago.net.durability import disk_needs
 
-    here, elsewhere = needs.on_this_machine(run, model_bytes, run.out)
+    here, elsewhere = disk_needs.on_this_machine(run, model_bytes, run.out)
     try:
-        found = needs.compare([*here, *(needs.of_beginning(model_bytes) if here else ())])
+        found = disk_needs.compare([*here, *(disk_needs.of_beginning(model_bytes) if here else ())])
     except OSError as error:
         raise ConfigError(f"run.out = '{run.out}': cannot see how much is free: {error}") from None
     if found.will:
         raise ConfigError(f"run.out = '{run.out}': {found.will}")
-    others = [f"on other hosts: up to {needs.listed(elsewhere)}"] if elsewhere else []
+    others = [f"on other hosts: up to {disk_needs.listed(elsewhere)}"] if elsewhere else []
     return [*found.lines, *others], found.may
 
 

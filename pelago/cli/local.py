@@ -21,12 +21,12 @@ from pelago import children, config
 from pelago.cli.progress import Progress
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError, PelagoError
-from pelago.net import whole
+from pelago.emulate.wan import Link, WanProxy
+from pelago.net import atomic_files
 from pelago.net.command import EXIT_FAILED, EXIT_USER
 from pelago.net.files import lock_to_read
-from pelago.net.ports import free_pairs
 from pelago.net.signals import listen
-from pelago.net.wan import Link, WanProxy
+from pelago.net.sockets.tcp_ports import free_pairs
 
 POLL_S = 0.1
 SETTLE_S = 20.0
@@ -202,7 +202,7 @@ class _Topology:
             stack.callback(listen(asyncio.get_running_loop(), self._on_signal))
             path = self.out / "run.toml"
             try:
-                whole.write_text(path, config.dump(self.run_file))
+                atomic_files.write_text(path, config.dump(self.run_file))
             except OSError as error:
                 raise ConfigError(f"cannot write {path}: {error}") from None
             stack.callback(self._kill_all)
@@ -467,7 +467,7 @@ class _Topology:
             result = json.loads(path.read_text(encoding="utf-8"))
             if not result["error"]:
                 result["error"] = self._failure
-                whole.write_text(path, json.dumps(result, indent=1) + "\n")
+                atomic_files.write_text(path, json.dumps(result, indent=1) + "\n")
 
     def _summarise(self) -> int:
         if self._failure:

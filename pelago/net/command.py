@@ -14,8 +14,8 @@ from typing import IO, TYPE_CHECKING, Final, TypeAlias
 import pelago
 from pelago import children, reading
 from pelago.core.errors import PeerRefused, PeerSilent, PelagoError, RunFailed
-from pelago.net.memory import keep_what_is_freed
 from pelago.net.telemetry import say
+from pelago.net.tensors.malloc import keep_what_is_freed
 
 if TYPE_CHECKING:
     from pelago.config import RunFile

@@ -9,8 +9,8 @@ from pelago import reading
 from pelago.config import Durability, RunFile
 from pelago.core.errors import ConfigError, PeerRefused, PeerSilent, PelagoError, RunFailed
 from pelago.core.machine import FAILED, Finish
+from pelago.net.durability.state_folder import Past, Store, boot_id
 from pelago.net.node import CRASHED, exit_code
-from pelago.net.store import Past, Store, boot_id
 from pelago.net.telemetry import Telemetry
 from pelago.protocol.client_session import UNANSWERED
 

@@ -48,18 +48,18 @@ from pelago.core.machine import (
 from pelago.core.names import BlobId, Peer, Version
 from pelago.durable.record import Begun
 from pelago.net.command import EXIT_FAILED
-from pelago.net.dialler import Dialler
-from pelago.net.keeper import Keeper, Memory
-from pelago.net.lane import Tensors
+from pelago.net.crash_report import Ring
+from pelago.net.durability.manager import Keeper, Memory
+from pelago.net.durability.restore import Restored, restore
 from pelago.net.limits import Limits, Patience
-from pelago.net.listener import Listener
-from pelago.net.restore import Restored, restore
-from pelago.net.ring import Ring
 from pelago.net.signals import listen
-from pelago.net.sockets import Bind, Connect, Side, client, serve
+from pelago.net.sockets.dialler import Dialler
+from pelago.net.sockets.listener import Listener
+from pelago.net.sockets.pair import Bind, Connect, Side, client, serve
 from pelago.net.telemetry import Telemetry
-from pelago.net.trainer import TrainerPort, Training
-from pelago.net.transfers import Transfers
+from pelago.net.tensors.lane import Tensors
+from pelago.net.tensors.training import TrainerPort, Training
+from pelago.net.transfer.transfers import Transfers
 from pelago.protocol.client_session import UNANSWERED
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane

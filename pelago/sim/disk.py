@@ -1,7 +1,7 @@
 """The disk of a durable server: what its journal holds, what is still being written, and what a crash
 leaves of it.
 
-Records are those of `pelago.durable.record`, bit for bit, in files as `pelago.net.store` lays them out: a journal
+Records are those of `pelago.durable.record`, bit for bit, in files as `pelago.net.durability.state_folder` lays them out: a journal
 is written over an old one, and the snapshot before the newest stays until the next one is begun. Only payloads
 are kept by reference, their chunks being a stub.
 """

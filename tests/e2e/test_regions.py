@@ -11,7 +11,7 @@ from pelago.core.machine import Received
 from pelago.core.spans import SpanSet
 from pelago.durable import record
 from pelago.durable.record import Kind
-from pelago.net.store import Store
+from pelago.net.durability.state_folder import Store
 from pelago.wire.messages import LeaseGrant
 from tests.e2e.topology import Daemons, assert_books_balance, run_file
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pelago.cli.audit import examine, histories
-from pelago.net.history import HISTORY, read_history
+from pelago.net.durability.history import HISTORY, read_history
 from tests.e2e.topology import ONE_THREAD, Daemons, assert_books_balance, run_file
 
 pytestmark = pytest.mark.timeout(240)

@@ -16,12 +16,13 @@ from pelago.core.machine import Loaded, Started
 from pelago.core.names import Version
 from pelago.durable import image, record
 from pelago.durable.replay import at
-from pelago.net import daemon, journal
-from pelago.net.archive import Archive, name_of
+from pelago.net import daemon
+from pelago.net.durability import journal
+from pelago.net.durability.archive import Archive, name_of
+from pelago.net.durability.history import HISTORY, Told, history_line, read_history
+from pelago.net.durability.restore import State, state
+from pelago.net.durability.state_folder import Store
 from pelago.net.files import lock
-from pelago.net.history import HISTORY, Told, history_line, read_history
-from pelago.net.restore import State, state
-from pelago.net.store import Store
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire.messages import TensorSpec

@@ -14,10 +14,11 @@ from pelago.core.errors import CheckpointError, ForeignState
 from pelago.core.machine import PeerLost
 from pelago.durable import record
 from pelago.durable.record import Kind
-from pelago.net import daemon, journal
-from pelago.net.history import HISTORY, Told, history_line, read_history
-from pelago.net.keeper import Memory
-from pelago.net.store import Store
+from pelago.net import daemon
+from pelago.net.durability import journal
+from pelago.net.durability.history import HISTORY, Told, history_line, read_history
+from pelago.net.durability.manager import Memory
+from pelago.net.durability.state_folder import Store
 from pelago.net.telemetry import Telemetry
 
 NAME = "lps-eu"

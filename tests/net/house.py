@@ -13,11 +13,11 @@ import zmq
 from pelago.config import Durability
 from pelago.core.machine import Finish, Machine, Received, StopRequested
 from pelago.core.names import Lease, Peer, PushId, Version
-from pelago.net.keeper import Memory
+from pelago.net.durability.manager import Memory
+from pelago.net.durability.state_folder import Store
 from pelago.net.limits import Limits
 from pelago.net.node import Node, NodeSettings
-from pelago.net.sockets import Bind, Connect
-from pelago.net.store import Store
+from pelago.net.sockets.pair import Bind, Connect
 from pelago.net.telemetry import Telemetry
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov

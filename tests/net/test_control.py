@@ -8,7 +8,7 @@ import pytest
 from pelago.core.errors import ConfigError
 from pelago.core.machine import Received, Send, SetTick, Started, Tick
 from pelago.core.names import Address
-from pelago.net.sockets import Bind
+from pelago.net.sockets.pair import Bind
 from pelago.wire.codec import decode_message, encode
 from pelago.wire.messages import (
     PROTOCOL_VERSION,

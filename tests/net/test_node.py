@@ -34,7 +34,7 @@ from pelago.core.machine import (
 from pelago.core.names import Version
 from pelago.net.command import EXIT_FAILED
 from pelago.net.node import CRASHED, EXIT_CRASHED, exit_code
-from pelago.net.trainer import Result
+from pelago.net.tensors.training import Result
 from pelago.tensor.plane import Plane
 from pelago.wire.messages import Event
 from tests.net.house import House, Script, a_lease, eventually

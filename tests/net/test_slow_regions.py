@@ -11,14 +11,14 @@ import torch
 from gps.state import Gps
 from pelago.config import Lps
 from pelago.core.machine import PS_PER_MS
+from pelago.emulate.link import Link
+from pelago.emulate.wan import WanProxy
 from pelago.net.limits import Limits
-from pelago.net.link import Link
 from pelago.net.node import Node
-from pelago.net.wan import WanProxy
 from pelago.tensor.plane import Plane
 from tests.net.arrivals import START, Region, gps_settings
 from tests.net.house import House, Script, eventually
-from tests.net.test_cut_push import BIG, WINDOW, big_plane
+from tests.net.transfer.test_cut_push import BIG, WINDOW, big_plane
 
 STAGED_MAX: Final = 2
 CRAWL: Final = 4 * BIG.chunk_bytes

@@ -8,7 +8,7 @@ import pytest
 
 from pelago.core.machine import FAILED, PS_PER_MS, Pin, Received, Release, Send, Train
 from pelago.core.names import Address, Lease, PushId, Version
-from pelago.net import lane
+from pelago.net.tensors import lane
 from pelago.tensor.plane import Plane
 from pelago.wire.messages import (
     Effect,

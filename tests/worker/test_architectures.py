@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pelago.core.names import Lease, PushId
-from pelago.net.trainer import Result
+from pelago.net.tensors.training import Result
 from tests.worker.corpora import write_texts
 from tests.worker.reopened import held_out_loss
 from tests.worker.test_evaluator import of_folder

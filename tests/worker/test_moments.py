@@ -12,7 +12,7 @@ import torch
 from pelago.config import RunFile
 from pelago.core.machine import Train
 from pelago.core.names import Lease, PushId, Version
-from pelago.net.trainer import Result
+from pelago.net.tensors.training import Result
 from tests.worker.corpora import run_file, write_texts
 from worker import moments
 from worker.moments import Found, Shelf, Whose

@@ -12,7 +12,7 @@ import torch
 from pelago.config import RunFile, Worker
 from pelago.core.errors import ConfigError
 from pelago.core.names import Lease, PushId, Spans
-from pelago.net.trainer import Result
+from pelago.net.tensors.training import Result
 from pelago.tensor.manifest import Manifest
 from tests.small_disk import fill, small_disk
 from tests.worker.corpora import TINY, run_file, write_texts, write_tokens

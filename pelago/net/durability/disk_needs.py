@@ -1,0 +1,186 @@
+"""How much the nodes of a run will write, and whether there is room for it.
+
+The figures are what may lie on a disk at once, at most, while the run goes on and at its end. They grow with
+the model; logs and histories, which grow with the run, are counted as `LOG_BYTES`.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pelago.config import RunFile, Server
+from pelago.core.errors import ConfigError
+from pelago.net import daemon, disk
+from pelago.net.durability.journal import SNAPSHOT_BYTES, SNAPSHOT_MODELS
+from pelago.net.sockets.tcp_ports import THIS_MACHINE
+from pelago.net.telemetry import Telemetry
+
+LOG_BYTES: Final = 16 << 20
+SNAPSHOTS: Final = 2
+"""The newest one, and the one before it or the one being written."""
+JOURNALS: Final = 2
+"""The one being written, and those between the two snapshots."""
+TWICE: Final = 2
+"""Nearly all is there twice for as long as one file takes the place of another, so half of it always is."""
+MOMENTS: Final = 2
+"""Models that a worker's moments are as large as, with AdamW; one file of them, and one being written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a node writes to a folder."""
+
+    node: str
+    folder: Path
+    bytes: int
+
+
+def of_gps(run: RunFile, model_bytes: int, out: Path) -> list[Need]:
+    """State, results, and copies of snapshots that go to a folder."""
+    models = 2 if run.gps.average else 1
+    snapshot = (models + _outer(run.gps) + _arriving(run.gps, len(run.region))) * model_bytes
+    needs = [Need("gps", out, 2 * models * model_bytes + LOG_BYTES)]
+    if run.gps.durability != "none":
+        state = daemon.state_folder(out, "gps")
+        needs.append(Need("gps", state, _state(snapshot, model_bytes) - _used(state)))
+    if run.gps.snapshots and "://" not in run.gps.snapshots:
+        copies = run.gps.snapshots_kept + 1
+        needs.append(Need("copies", Path(run.gps.snapshots), copies * snapshot))
+    return needs
+
+
+def of_lps(run: RunFile, region: int, name: str, model_bytes: int, out: Path) -> list[Need]:
+    """State; ``name``: of the node."""
+    if run.lps.durability == "none":
+        return [Need(name, out, LOG_BYTES)]
+    state = daemon.state_folder(out, name)
+    # The model, the one of the last exchange, the exchange under way, and the GPS's model that comes for it.
+    held = 4 if run.lps.in_flight == "drop" else 5
+    workers = len(run.region[region].worker_speeds)
+    snapshot = (held + _outer(run.lps) + _arriving(run.lps, workers)) * model_bytes
+    return [Need(name, state, _state(snapshot, model_bytes) + LOG_BYTES - _used(state))]
+
+
+def of_evaluator(model_bytes: int, out: Path) -> list[Need]:
+    """The exported model, and one that is to take its place."""
+    return [Need("evaluator", out, 2 * model_bytes + LOG_BYTES)]
+
+
+def of_worker(run: RunFile, name: str, model_bytes: int, out: Path) -> list[Need]:
+    """Its log, and its optimiser's moments."""
+    moments = MOMENTS * model_bytes if run.worker.keep_optimiser else 0
+    return [Need(name, out, 2 * moments + LOG_BYTES)]
+
+
+def of_beginning(model_bytes: int) -> list[Need]:
+    """The initial model, on its way from the process that makes it. Raises `ConfigError`."""
+    try:
+        folder = Path(tempfile.gettempdir())
+    except OSError as error:
+        raise ConfigError(f"there is no room for temporary files (TMPDIR): {error}") from None
+    return [Need("initial model", folder, model_bytes)]
+
+
+def on_this_machine(run: RunFile, model_bytes: int, out: Path) -> tuple[list[Need], list[Need]]:
+    """What the servers and the evaluator need that others find on this machine, with the workers of such
+    LPSs, and what those elsewhere need on theirs."""
+    here: list[Need] = []
+    elsewhere: list[Need] = []
+    gps = here if run.gps_connect()[0] in THIS_MACHINE else elsewhere
+    gps += [*of_gps(run, model_bytes, out), *of_evaluator(model_bytes, out)]
+    for index, region in enumerate(run.region):
+        lps = here if run.lps_connect(index)[0] in THIS_MACHINE else elsewhere
+        lps += of_lps(run, index, f"lps-{region.name}", model_bytes, out)
+        for _ in region.worker_speeds:
+            lps += of_worker(run, f"workers of {region.name}", model_bytes, out)
+    return here, elsewhere
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """``lines``: a line for each disk, with what is needed there and what is free. ``may``: what may be too
+    little, ``will``: what surely is, in words; empty: nothing is."""
+
+    lines: list[str]
+    may: str
+    will: str
+
+
+def compare(needs: Sequence[Need]) -> Comparison:
+    """What nodes need against what is free, disk by disk. Raises `OSError`."""
+    lines, may, will = [], [], []
+    disks: dict[int, list[Need]] = {}
+    for each in needs:
+        disks.setdefault(os.stat(disk.nearest(each.folder)).st_dev, []).append(each)
+    for each_disk in disks.values():
+        folder = each_disk[0].folder
+        total = sum(each.bytes for each in each_disk)
+        free = disk.free_bytes(folder)
+        line = f"{folder}: up to {size(total)} ({listed(each_disk)}), {size(free)} free"
+        lines.append(line)
+        if TWICE * free < total:
+            will.append(line)
+        elif free < total:
+            may.append(line)
+    return Comparison(lines, _words("may", may), _words("will", will))
+
+
+def _words(verb: str, short: list[str]) -> str:
+    if not short:
+        return ""
+    return f"the disk {verb} get full: {'; '.join(short)}: make room, or choose another folder"
+
+
+def tell(log: Telemetry, needs: Sequence[Need]) -> None:
+    """Say the figures; a run that may not fit begins all the same, since it waits where it finds no room."""
+    try:
+        found = compare(needs)
+    except OSError as error:
+        found = Comparison([f"cannot see how much is free: {error}"], "", "")
+    for line in found.lines:
+        log.line(f"disk {line}")
+    log.event("disk", told=found.lines)
+    for why in filter(None, (found.will, found.may)):
+        log.event("disk_short", why=why)
+
+
+def listed(needs: Iterable[Need]) -> str:
+    """Nodes with their figures, in one line."""
+    sums: dict[str, int] = {}
+    for each in needs:
+        sums[each.node] = sums.get(each.node, 0) + each.bytes
+    return ", ".join(f"{node} {size(total)}" for node, total in sums.items())
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6)):
+        if abs(count) >= scale:
+            return f"{count / scale:,.1f} {unit}"
+    return f"{count / 1e3:,.1f} kB"
+
+
+def _outer(server: Server) -> int:
+    """Arenas of the outer optimiser: momentum and accumulator."""
+    return 0 if server.momentum == 0 else 1 if server.momentum_delay == 1 else 2
+
+
+def _arriving(server: Server, clients: int) -> int:
+    """Payloads of so many clients that a snapshot may find on their way."""
+    return min(server.arriving_max, clients)
+
+
+def _state(snapshot_bytes: int, model_bytes: int) -> int:
+    # Updates go on arriving while a snapshot is written.
+    journal = max(SNAPSHOT_BYTES, SNAPSHOT_MODELS * model_bytes) + model_bytes
+    return SNAPSHOTS * snapshot_bytes + JOURNALS * journal
+
+
+def _used(folder: Path) -> int:
+    """What lies there already, and is written over."""
+    if not folder.is_dir():
+        return 0
+    return sum(each.stat().st_blocks * 512 for each in folder.iterdir() if each.is_file())

@@ -1,0 +1,265 @@
+"""What a durable node does about its memory: everything between its machine and its journal.
+
+Events are journalled as they are handled, messages wait until the journal holds their cause, snapshots are
+begun when they are due, and the history gets its lines. See `pelago.net.durability.journal` for the rules.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pelago.config import Durability
+from pelago.core.machine import PS_PER_MS, Machine
+from pelago.core.names import BlobId, Peer
+from pelago.durable import record
+from pelago.durable.record import Begun
+from pelago.durable.replay import UNCOMMITTED
+from pelago.net.durability import archive, journal
+from pelago.net.durability.archive import Copier
+from pelago.net.durability.history import BEGUN, Told
+from pelago.net.durability.journal import SNAPSHOT_MODELS, Journal
+from pelago.net.durability.restore import HISTORY_KINDS, Restored, state
+from pelago.net.durability.state_folder import Past, Store
+from pelago.net.telemetry import Telemetry
+from pelago.net.tensors.lane import Tensors
+from pelago.tensor.snapshot import PlaneSnapshot
+from pelago.wire.messages import Event, Message
+
+COMMITTED_S: Final = 10.0
+"""How long a node that is done waits for the disk to take its last events."""
+FRESH_MS: Final = 10_000
+"""So old may a snapshot get that others read, if two models have come since: with small models, it is long
+until so much has grown that one is due."""
+RETRY_MS_MIN: Final = 5_000
+RETRY_MS_MAX: Final = 60_000
+"""A snapshot that could not be written is tried again after the first, then after twice as long each time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Where a node keeps what it must not forget, and what it finds there.
+
+    ``is_read``: others may want to read its newest snapshot while it runs, which is then never old.
+    ``name``: of the node in the run. ``incarnation``: of the life that goes on, or begins. ``facts``: what
+    its snapshots say of it besides. ``copier``: takes snapshots away from this host.
+    """
+
+    store: Store
+    durability: Durability
+    name: str
+    incarnation: int
+    past: Past | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    copier: Copier | None = None
+    is_read: bool = False
+
+
+class Keeper:
+    """Keeps the memory of one node; on the event loop's thread, but `chunk`, which is the staging thread's.
+
+    ``arriving`` tells which payloads have arrived in part, and how they began (None: what is whole, and
+    still to be told to the machine); ``on_fault`` takes what ends the node.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        run: str,
+        process: Peer,
+        machine: Machine[Message],
+        tensors: Tensors,
+        restored: Restored | None,
+        arriving: Callable[[], list[tuple[BlobId, Begun | None]]],
+        telemetry: Telemetry,
+        on_fault: Callable[[BaseException], None],
+    ) -> None:
+        self.held: deque[tuple[int, Callable[[], object]]] = deque()
+        """What waits for the journal: (number of the record, how to send it)."""
+        self._run, self._process = run, process
+        self._machine, self._tensors = machine, tensors
+        self._arriving = arriving
+        self._telemetry = telemetry
+        self._number = 0
+        """Of the record of the event that was handled last."""
+        self._settled = asyncio.Event()
+        """Set when everything is written."""
+        self._memory = memory
+        self._is_first = tensors.ready and (memory.past is None or memory.past.snapshot is None)
+        """A snapshot is due at once, so that no later life must make its first model again."""
+        self._failures = 0
+        """Snapshots that could not be written since the last one that could."""
+        self._retry_at: int | None = None
+        self._snapshot_at = -(1 << 62)
+        """When the last snapshot was begun."""
+        self._trouble = ""
+        """What the journal's disk said last, as long as it takes nothing."""
+        self.journal = self._begin(memory, restored, on_fault)
+        tensors.keep = self._chunk
+
+    def event(self, event: Event, now: int) -> None:
+        """The machine has handled an event; nothing of what it wished has been done."""
+        # After the machine, so that an event that breaks it is not told to it again for ever; before
+        # anything leaves.
+        self._number = self.journal.event(self._run, event, now)
+
+    def commit(self, message: Message, blob: BlobId | None, send: Callable[[], None]) -> None:
+        """Send a message of the event that was handled last, as soon as that is durable."""
+        if isinstance(message, UNCOMMITTED) or (
+            not self.held and self.journal.durable >= self._number
+        ):
+            send()
+        elif blob is None:
+            self.held.append((self._number, send))
+        else:
+            self._tensors.use(blob)  # The machine may let go of it before it leaves.
+
+            def send_and_drop() -> None:
+                send()
+                self._tensors.drop(blob)
+
+            self.held.append((self._number, send_and_drop))
+
+    def begin(self, blob: BlobId, begun: Begun) -> None:
+        """A payload begins to arrive."""
+        self.journal.begin(blob, begun)
+
+    def abort(self, blob: BlobId) -> None:
+        """What was to arrive of a payload will not."""
+        self.journal.abort(blob)
+
+    def acknowledge(self, send: Callable[[], object]) -> None:
+        """Send a word on chunks that arrived, as soon as all that have arrived by now are durable: its
+        receiver will not send them again."""
+        if not self.held and self.journal.durable >= self.journal.last:
+            send()
+        else:
+            self.held.append((self.journal.last, send))
+
+    def note(self, kind: str, fields: dict[str, Any]) -> None:
+        """What the machine noted belongs into the history, or does not."""
+        if kind in HISTORY_KINDS:
+            self.journal.history(Told(self._number, kind, fields))
+
+    def snapshot_if_due(self, now: int) -> None:
+        """Begin a snapshot if it is time: of this moment, whenever it is written."""
+        written, tensors = self.journal, self._tensors
+        plane = tensors.plane if tensors.ready else None
+        copier = self._memory.copier
+        model_bytes = 0 if plane is None else plane.manifest.bytes
+        wanted = self._is_first or (copier is not None and copier.due)
+        if self._memory.is_read and now - self._snapshot_at >= FRESH_MS * PS_PER_MS:
+            wanted = wanted or written.bytes >= SNAPSHOT_MODELS * model_bytes > 0
+        if self._failures:
+            if self._retry_at is None:
+                wait_ms = min(RETRY_MS_MAX, RETRY_MS_MIN << min(self._failures - 1, 8))
+                self._retry_at = now + wait_ms * PS_PER_MS
+            if now < self._retry_at:
+                return
+            wanted = True
+        if not written.due(model_bytes, wanted):
+            return
+        self._is_first, self._retry_at, self._snapshot_at = False, None, now
+        index, number = written.rotate()
+        manifest = None if plane is None else plane.manifest
+        taken = state(self._machine, manifest, tensors.last_blob, self._memory.facts)
+
+        def then(size: int, trouble: str) -> None:
+            self._on_snapshot(size, trouble, index, number)
+
+        if plane is None:
+            written.snapshot(index, number, now, taken, None, lambda: iter(()), then)
+            return
+        # The journal before this one goes, and what has arrived of a payload is in it.
+        for blob, begun in self._arriving():
+            if begun is not None:
+                written.begin(blob, begun)
+            for place, cell in plane.arrived(blob):
+                written.chunk(blob, place, cell.buffer(), cell.checksum())
+        held = frozenset(tensors.held)
+
+        def write(found: PlaneSnapshot) -> None:
+            layout = record.pack(found.layout())
+            written.snapshot(index, number, now, taken, layout, lambda: iter(found.chunks), then)
+
+        tensors.lane.submit(lambda: plane.snapshot(held), write)
+
+    def close(self) -> None:
+        """Write what is queued, and wait for what is being written; not for ever."""
+        self.journal.close()
+        if self._memory.copier is not None:
+            self._memory.copier.close()
+
+    async def settle(self) -> None:
+        """Wait until what the node said last may leave, but not for ever."""
+        self._settled.clear()
+        if self.journal.durable < self.journal.last:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(COMMITTED_S):
+                    await self._settled.wait()
+        self._on_written(self.journal.durable)
+
+    def _begin(
+        self, memory: Memory, restored: Restored | None, on_fault: Callable[[BaseException], None]
+    ) -> Journal:
+        past = memory.past
+        if past is not None:
+            memory.store.cut(past)
+            memory.store.cut_history(0 if past.snapshot is None else past.snapshot.number)
+        else:
+            memory.store.cut_history(record.NUMBER_MAX)
+        begun = Journal(
+            memory.store,
+            memory.durability,
+            journal.header(
+                self._run,
+                memory.name,
+                self._process,
+                memory.incarnation,
+                None if past is None else past.header.salt,
+            ),
+            index=0 if past is None else past.next_index,
+            number=1 if past is None else past.next_number,
+            grown_bytes=0 if past is None else past.bytes,
+            on_written=self._on_written,
+            on_trouble=self._on_trouble,
+            on_fault=on_fault,
+        )
+        if past is None:
+            begun.history(Told(0, BEGUN, {"process": self._process}))
+        for each in () if restored is None else restored.told:
+            begun.history(each)
+        return begun
+
+    def _chunk(self, blob: BlobId, place: int) -> None:
+        # What the plane holds: what came may be a repeat with other bytes, which it did not look at.
+        self.journal.chunk(blob, place, *self._tensors.plane.read(blob, place))
+
+    def _on_written(self, number: int) -> None:
+        while self.held and self.held[0][0] <= number:
+            self.held.popleft()[1]()
+        if number >= self.journal.last:
+            self._settled.set()
+
+    def _on_trouble(self, trouble: str) -> None:
+        if not trouble:
+            self._telemetry.event("disk_well", held=len(self.held))
+        elif trouble != self._trouble:
+            # Once, and not each time that it is tried again: the log may be on the same disk.
+            self._telemetry.event("disk_trouble", why=trouble, held=len(self.held))
+        self._trouble = trouble
+
+    def _on_snapshot(self, size: int, trouble: str, index: int, number: int) -> None:
+        if trouble:
+            if not self._failures:
+                self._telemetry.event("snapshot_failed", why=trouble)
+            self._failures += 1
+            return
+        self._telemetry.event("snapshot", bytes=size, failed_before=self._failures)
+        self._failures = 0
+        copier = self._memory.copier
+        if copier is not None and copier.due:
+            name = archive.name_of(self._memory.incarnation, number)
+            copier.copy(self._memory.store, index, name, number, self._telemetry)

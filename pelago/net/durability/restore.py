@@ -1,0 +1,237 @@
+"""From what a store holds back to the machine and the tensors of the process that wrote it.
+
+The last snapshot, then everything the machine was told since (`pelago.durable.replay`).
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+from pelago.core.errors import CheckpointError, WireError
+from pelago.core.machine import Machine, Note, Received
+from pelago.core.names import BlobId, Peer
+from pelago.durable import image, record
+from pelago.durable.record import Begun, Head, Kind
+from pelago.durable.replay import tell_again
+from pelago.net.durability.history import Told
+from pelago.net.durability.state_folder import Past, Snapshot
+from pelago.tensor.manifest import Manifest
+from pelago.tensor.plane import Plane
+from pelago.wire.codec import decode_message
+from pelago.wire.messages import Message, TensorSpec, Welcome
+
+HISTORY_KINDS: Final = frozenset(
+    {
+        "arrival",
+        "update",
+        "update_rejected",
+        "worker_left",
+        "region_joined",
+        "region_left",
+        "rejoining",
+        "exchange",
+        "exchange_answered",
+    }
+)
+"""Notes that a node never forgets: what became of samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """A payload on its way in: the plane has those of its chunks that had arrived."""
+
+    blob: BlobId
+    begun: Begun
+    message: Message
+
+
+@dataclass(slots=True)
+class Restored:
+    """A node as the process before it left it."""
+
+    plane: Plane | None
+    now: int = 0
+    """The machine's clock at its last event."""
+    last_blob: BlobId = 0
+    """The lowest number that the driver gave a payload."""
+    held: dict[BlobId, None] = field(default_factory=dict)
+    """Payloads that the machine still needs."""
+    arriving: dict[Peer, Arriving] = field(default_factory=dict)
+    """The payload that each peer was sending, in the order in which they began."""
+    finished: dict[Peer, Arriving] = field(default_factory=dict)
+    """The last one that each peer had sent, as far as the journal goes back."""
+    events: int = 0
+    """That were told again."""
+    told: list[Told] = field(default_factory=list)
+    """What of it belongs into the history."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What the parts of it took."""
+
+
+def restore(
+    past: Past,
+    run: str,
+    machine: Machine[Message],
+    plane: Plane | None,
+    make_plane: Callable[[Manifest], Plane] | None,
+) -> Restored:
+    """Bring a fresh machine, and its plane if it has one yet, to where the past ends.
+
+    ``plane``: of a server that makes its own model, as at its first start, for a past without a
+    snapshot. ``make_plane`` makes an empty one. Raises `CheckpointError`.
+    """
+    started = time.perf_counter()
+    found = Restored(plane)
+    if past.snapshot is not None:
+        _restore_snapshot(past, machine, found, make_plane)
+    found.seconds["snapshot"] = time.perf_counter() - started
+    _replay(past, run, machine, found, make_plane)
+    found.seconds["journal"] = time.perf_counter() - started - found.seconds["snapshot"]
+    return found
+
+
+def state(
+    machine: Machine[Message],
+    manifest: Manifest | None,
+    last_blob: BlobId,
+    facts: Mapping[str, str],
+) -> bytes:
+    """The body of a snapshot's STATE."""
+    specs = None if manifest is None else [[spec.name, list(spec.shape)] for spec in manifest.specs]
+    chunk_bytes = None if manifest is None else manifest.chunk_bytes
+    return record.pack([image.take(machine), specs, chunk_bytes, last_blob, dict(facts)])
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What `state` packed."""
+
+    image: Any
+    manifest: Manifest | None
+    last_blob: BlobId
+    facts: dict[str, str]
+    """What else the node keeps about itself, so that it need not be found out again."""
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> Self:
+        """Raises `CheckpointError`."""
+        try:
+            taken, specs, chunk_bytes, last_blob, facts = snapshot.image
+            manifest = None if specs is None else _manifest(specs, chunk_bytes)
+            return cls(taken, manifest, last_blob, dict(facts))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"a snapshot's state is not one of this Pelago: {error}"
+            ) from None
+
+
+def _restore_snapshot(
+    past: Past,
+    machine: Machine[Message],
+    found: Restored,
+    make_plane: Callable[[Manifest], Plane] | None,
+) -> None:
+    snapshot = past.snapshot
+    assert snapshot is not None
+    kept = State.of(snapshot)
+    image.restore(machine, kept.image)
+    found.now, found.last_blob = snapshot.now, kept.last_blob
+    if kept.manifest is None or snapshot.layout is None:
+        return
+    assert make_plane is not None, "a server that keeps its state knows how to make a plane"
+    found.plane = make_plane(kept.manifest)
+    found.plane.restore(snapshot.layout, snapshot.chunks)
+    found.held = {blob: None for blob, _ in snapshot.layout["payloads"]}
+
+
+def _manifest(specs: Any, chunk_bytes: int) -> Manifest:
+    return Manifest(tuple(TensorSpec(name, tuple(shape)) for name, shape in specs), chunk_bytes)
+
+
+def _replay(
+    past: Past,
+    run: str,
+    machine: Machine[Message],
+    found: Restored,
+    make_plane: Callable[[Manifest], Plane] | None,
+) -> None:
+    bodies: dict[BlobId, dict[int, tuple[memoryview, int]]] = {}
+    for each in past.records:
+        head = each.head
+        if head.kind is Kind.CHUNK:
+            bodies.setdefault(head.first, {})[head.second] = (each.body, head.checksum)
+            found.last_blob = min(found.last_blob, head.first)
+            continue
+        if head.kind is Kind.BEGIN:
+            _begin(found, run, head, each.body)
+            continue
+        if head.kind is Kind.ABORT:
+            bodies.pop(head.first, None)
+            _end(found, head.first)
+            continue
+        if head.kind is not Kind.EVENT:
+            raise CheckpointError(f"record {head.number} of a journal is a {head.kind.name}")
+        event = record.unpack_event(run, each.body)
+        if isinstance(event, Received):
+            if event.blob is not None:
+                whole = _stage(found, event.blob, bodies.pop(event.blob, {}))
+                if not whole:
+                    what = f"chunks of payload {event.blob} are missing"
+                    raise CheckpointError(f"record {head.number}: {what}")
+                found.held[event.blob] = None
+                found.last_blob = min(found.last_blob, event.blob)
+                ended = _end(found, event.blob)
+                if ended is not None:
+                    found.finished[event.peer] = ended
+            elif found.plane is None and isinstance(event.message, Welcome):
+                _meet(found, event.message, make_plane)
+        found.now = head.second
+        effects = tell_again(machine, event, head.second, found.plane, found.held)
+        found.told += [
+            Told(head.number, each.kind, each.fields)
+            for each in effects
+            if isinstance(each, Note) and each.kind in HISTORY_KINDS
+        ]
+        found.events += 1
+    for arriving in found.arriving.values():
+        _stage(found, arriving.blob, bodies.get(arriving.blob, {}))
+
+
+def _meet(
+    found: Restored, message: Welcome, make_plane: Callable[[Manifest], Plane] | None
+) -> None:
+    """The server told what its model looks like."""
+    if message.manifest and make_plane is not None:
+        found.plane = make_plane(Manifest(message.manifest))
+
+
+def _begin(found: Restored, run: str, head: Head, body: memoryview) -> None:
+    """A payload began to arrive, and its sender thought no more of an older one."""
+    begun = record.unpack_begun(body)
+    try:
+        message = decode_message(run, begun.message)
+    except WireError as error:
+        raise CheckpointError(f"record {head.number}: not of this Pelago: {error}") from None
+    found.arriving.pop(begun.peer, None)
+    found.arriving[begun.peer] = Arriving(head.first, begun, message)
+    found.last_blob = min(found.last_blob, head.first)
+
+
+def _end(found: Restored, blob: BlobId) -> Arriving | None:
+    """A payload arrives no more. Returns what it was, if the journal says how it began."""
+    for each in found.arriving.values():
+        if each.blob == blob:
+            return found.arriving.pop(each.begun.peer)
+    return None
+
+
+def _stage(found: Restored, blob: BlobId, chunks: dict[int, tuple[memoryview, int]]) -> bool:
+    """Put what arrived of a payload into its place. Whether that is all of it."""
+    plane = found.plane
+    if plane is None:
+        raise CheckpointError(f"payload {blob} came before the model is known")
+    plane.open(blob)
+    for place, (body, checksum) in chunks.items():
+        plane.stage(blob, place, body, checksum)
+    return plane.complete(blob)

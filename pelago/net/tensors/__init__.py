@@ -1,0 +1,1 @@
+"""The threads in which a node's tensors are changed, staged, read and trained on."""

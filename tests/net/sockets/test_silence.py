@@ -1,0 +1,62 @@
+"""When a connection has been silent for too long, and when a blocked port is worth a word."""
+
+from pelago.core.machine import PS_PER_MS
+from pelago.net.sockets.blocked import BLOCKED_MS, Blocked
+from pelago.net.sockets.silence import Silence
+
+STEP_MS = 250
+
+
+def given_up(
+    silence: Silence, start_ms: int, stop_ms: int, *, owed: bool = True, signs: int = 0
+) -> list[int]:
+    """At which looks, four a second, it has lasted too long."""
+    looks = range(start_ms, stop_ms, STEP_MS)
+    return [at for at in looks if silence.look(at * PS_PER_MS, owed=owed, signs=signs)]
+
+
+def test_a_silence_is_too_long_after_its_patience_and_then_after_twice_of_it() -> None:
+    assert given_up(Silence(1_000), 0, 8_000) == [1_000, 3_000, 7_000]
+
+
+def test_a_sign_of_life_ends_a_silence() -> None:
+    silence = Silence(1_000)
+    for count in range(20):
+        assert given_up(silence, count * 750, (count + 1) * 750, signs=count) == []
+
+
+def test_where_nothing_is_owed_there_is_no_silence() -> None:
+    silence = Silence(1_000)
+    assert given_up(silence, 0, 60_000, owed=False) == []
+    assert given_up(silence, 60_000, 60_750) == []
+
+
+def test_time_in_which_nobody_looked_is_no_silence() -> None:
+    silence = Silence(1_000)
+    assert not silence.look(0, owed=True, signs=0)
+    assert not silence.look(65_000 * PS_PER_MS, owed=True, signs=0)
+    assert given_up(silence, 65_250, 66_500) == [65_750]
+
+
+def test_patience_that_was_too_short_for_a_slow_line_is_longer_while_the_line_is_slow() -> None:
+    silence = Silence(1_000)
+    assert given_up(silence, 0, 3_000) == [1_000]
+    # The second answer needs what the first had: it is waited for.
+    assert given_up(silence, 3_000, 4_750, signs=1) == []
+    assert given_up(silence, 4_750, 6_500, signs=2) == []
+    # One that comes at once ends that.
+    assert not silence.look(6_500 * PS_PER_MS, owed=True, signs=3)
+    assert not silence.look(6_750 * PS_PER_MS, owed=True, signs=4)
+    assert given_up(silence, 7_000, 8_000, signs=4) == [7_750]
+
+
+def test_what_is_blocked_is_told_once_and_its_end_too() -> None:
+    blocked, after = Blocked(), BLOCKED_MS * PS_PER_MS
+    assert not blocked.begins("bulk", 0, blocked=True)
+    assert not blocked.begins("bulk", after - 1, blocked=False)
+    assert not blocked.begins("bulk", after, blocked=True)
+    assert not blocked.ends("bulk")
+    assert blocked.begins("bulk", 2 * after, blocked=True)
+    assert not blocked.begins("bulk", 3 * after, blocked=True)
+    assert blocked.ends("bulk")
+    assert not blocked.ends("bulk")
