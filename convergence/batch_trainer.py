@@ -12,7 +12,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from convergence.problems import Batchable, Job, Problem
-from pelago.sim.ports import Round
+from pelago.sim.planes import Round
 
 
 @dataclass(slots=True, eq=False)

@@ -29,7 +29,7 @@ from pelago.core.machine import PS_PER_MS, Loaded, Note, Started, StopRequested
 from pelago.core.names import Lease, Version
 from pelago.core.prng import derive
 from pelago.core.spans import SpanSet
-from pelago.sim.ports import Payload, Plan, PlanePort, Round
+from pelago.sim.planes import Payload, Plan, PlanePort, Round
 from pelago.sim.simulation import Node, Simulation
 from pelago.sim.trace import Trace
 from worker.state import Evaluator, Worker

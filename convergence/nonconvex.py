@@ -22,7 +22,7 @@ from convergence.sgd import Noise, Vector, descend, numbers
 from convergence.tensors import TensorPlane
 from pelago.config import InFlight, RunFile, Server
 from pelago.core.errors import ConfigError
-from pelago.sim.ports import Payload, PlanePort, Round
+from pelago.sim.planes import Payload, PlanePort, Round
 from pelago.tensor.manifest import Manifest
 from pelago.wire.messages import TensorSpec
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, assert_never, runtime_checkable
 from pelago.config import InFlight, RunFile, Server
 from pelago.core.frozen import frozen
 from pelago.core.names import Spans
-from pelago.sim.ports import Payload, PlanePort, Round, TimingPlane
+from pelago.sim.planes import Payload, PlanePort, Round, TimingPlane
 from pelago.wire.messages import TensorSpec
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from convergence.problems import Job
 from pelago.core.names import PushId
-from pelago.sim.ports import Payload, Round
+from pelago.sim.planes import Payload, Round
 
 Key = tuple[str, PushId]
 """A node's name, and the lease that it trains on."""

@@ -17,7 +17,7 @@ from convergence import tensors
 from convergence.problems import Job
 from convergence.tensors import TensorPlane
 from pelago.config import InFlight, RunFile, Server
-from pelago.sim.ports import Payload, PlanePort, Round
+from pelago.sim.planes import Payload, PlanePort, Round
 from pelago.tensor.manifest import Manifest
 from pelago.wire.messages import TensorSpec
 

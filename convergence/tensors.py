@@ -7,7 +7,7 @@ import torch
 from pelago.config import Gps, InFlight, Server
 from pelago.core.machine import Operation
 from pelago.core.names import BlobId
-from pelago.sim.ports import Payload
+from pelago.sim.planes import Payload
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
 from pelago.tensor.plane import Plane

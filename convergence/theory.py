@@ -4,7 +4,7 @@ Derived in docs/THEORY.md, whose names this module uses. In short: gradient j of
 
     y_j = x_0 - sum_i W_ji g_i
 
-with coefficients W that a run's course fixes (`convergence.gains`), and has in the end the gain w_j in
+with coefficients W that a run's course fixes (`convergence.coefficients`), and has in the end the gain w_j in
 every model. With the virtual sequence z_j = x_0 - sum_{i<j} w_i g_i and the deviation D_ji = W_ji - w_i
 (i < j), for f with an L-Lipschitz gradient, gap = f(x_0) - f* and noise of variance s_j^2 at most,
 
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from pelago import children
 
 if TYPE_CHECKING:
-    from convergence.gains import Course
+    from convergence.coefficients import Course
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
@@ -234,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.seeds < 1:
         parser.error(f"argument --seeds: {options.seeds} must be at least 1")
     # Here: the comparison stands on this module, which is no more than formulas, and on torch.
-    from convergence.looseness import SETTINGS, compare, example
+    from convergence.bound_tightness import SETTINGS, compare, example
 
     seeds = range(options.seeds)
     rows = []

@@ -117,10 +117,11 @@ def _run(options: argparse.Namespace) -> int:
         elif options.command == "report":
             _report(options)
         else:
-            from experiments import shipped, study
+            from experiments import catalogue
+            from experiments.study import study_file
 
-            path = shipped.find(options.file)
-            return _study(path, options) if study.is_study(path) else _replay(path, options)
+            path = catalogue.find(options.file)
+            return _study(path, options) if study_file.is_study(path) else _replay(path, options)
     except PelagoError as error:
         say(f"experiments: {error}", sys.stderr)
         return 2
@@ -130,9 +131,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _list() -> None:
-    from experiments import shipped
+    from experiments import catalogue
 
-    every = shipped.catalogue()
+    every = catalogue.catalogue()
     width = max(len(each.name) for each in every)
     for each in every:
         say(f"{each.name:<{width}}  {each.kind:<5}  {each.line}")
@@ -153,7 +154,7 @@ def _replay(path: Path, options: argparse.Namespace) -> int:
     _use_one_thread(run)
     bar = None
     if sys.stderr.isatty():
-        from experiments.progress import RunBar
+        from experiments.study.progress import RunBar
 
         bar = RunBar(run)
     with bar.progress if bar is not None else nullcontext():
@@ -179,15 +180,15 @@ def _use_one_thread(run: "RunFile") -> None:
 
 
 def _study(path: Path, options: argparse.Namespace) -> int:
-    from experiments import engines, ray_engine, study
-    from experiments.conduct import Conductor
-    from experiments.plan import Plan
-    from experiments.progress import watch
-    from experiments.report import page, reading, words
+    from experiments.report import formatting, page, reading
+    from experiments.study import engines, ray_engine, study_file
+    from experiments.study.plan import Plan
+    from experiments.study.progress import watch
+    from experiments.study.runner import Conductor
 
     if options.trace:
         raise ConfigError(f"--trace: {path} is a study; this is for one run")
-    plan = Plan(study.load(path), path)
+    plan = Plan(study_file.load(path), path)
     jobs = options.jobs or engines.processors()
     if options.engine == "ray":
         if options.together:
@@ -211,8 +212,8 @@ def _study(path: Path, options: argparse.Namespace) -> int:
         return 130
     found = reading.read(out)
     page.write(out / "report.html", [found])
-    say(words.summary(found))
-    say(f"results in {out}: study.toml, table.csv, report.html, runs")
+    say(formatting.summary(found))
+    say(f"results in {out}: study_file.toml, table.csv, report.html, runs")
     failed = [row for row in rows if row.error]
     for row in failed:
         say(f"experiments: runs/{row.folder} failed: {row.error}", sys.stderr)

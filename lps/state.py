@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, assert_never
 
 from lps.exchange import Exchanges, InFlight
+from lps.lease_prefetch import Supply
 from lps.members import Member, Members, hello_fault
-from lps.supply import Supply
 from pelago.core.durable import durable
 from pelago.core.leases import LeaseTable
 from pelago.core.machine import (

@@ -12,7 +12,8 @@ import gps.__main__
 import lps.__main__
 import worker.__main__
 from experiments import __main__ as experiments
-from experiments import study, toml
+from experiments import toml
+from experiments.study import study_file
 from pelago import config, reading
 from pelago.cli import main as cli
 from pelago.config import RunFile, Section, Simulation
@@ -52,10 +53,10 @@ def test_a_byte_that_is_not_utf_8_is_named_with_its_line(tmp_path: Path) -> None
 
 
 def test_a_study_with_a_byte_order_mark_is_a_study(tmp_path: Path) -> None:
-    path = tmp_path / "study.toml"
+    path = tmp_path / "study_file.toml"
     path.write_text('[study]\nbase = "~/base.toml"\n', encoding="utf-8-sig")
-    assert study.is_study(path)
-    assert study.load(path).name == "study"
+    assert study_file.is_study(path)
+    assert study_file.load(path).name == "study"
 
 
 # --- ~ -------------------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
 
-from convergence.fuzz.books import KEPT, Entry, GlobalBook, LocalBook
 from convergence.fuzz.draw import Draw
+from convergence.fuzz.ledgers import KEPT, Entry, GlobalBook, LocalBook
 from convergence.fuzz.silence import Silences
 from gps.state import Gps
 from lps.state import Lps
@@ -43,7 +43,7 @@ from pelago.core.machine import (
 from pelago.core.names import Lease, PushId, Version
 from pelago.protocol.client_session import UNANSWERED
 from pelago.sim.fault_injector import State
-from pelago.sim.ports import DurablePlane, Payload, PlanePort, TimingPlane
+from pelago.sim.planes import DurablePlane, Payload, PlanePort, TimingPlane
 from pelago.sim.recovery import Recovered
 from pelago.sim.simulation import Node, Simulation
 from pelago.wire.messages import Ack, Effect, Event, Goodbye, Message, Model, Outcome, Push, Stop

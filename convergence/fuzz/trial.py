@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from convergence.fuzz.books import GlobalBook
 from convergence.fuzz.draw import draw
 from convergence.fuzz.invariant_checker import check_payloads
+from convergence.fuzz.ledgers import GlobalBook
 from convergence.fuzz.world import World
 from gps.state import Gps
 from lps.state import Lps

@@ -13,9 +13,9 @@ from typing import Final, Literal
 import gps.settings
 import lps.settings
 import worker.settings
-from convergence.fuzz.books import GlobalBook
 from convergence.fuzz.draw import Draw
 from convergence.fuzz.invariant_checker import InvariantChecker
+from convergence.fuzz.ledgers import GlobalBook
 from convergence.problems import Job, Part, build
 from gps.state import Gps
 from lps.state import Lps
@@ -36,7 +36,7 @@ from pelago.sim.disk import Disk
 from pelago.sim.fault_injector import DOWN, FaultInjector, Memory
 from pelago.sim.fault_profile import Clock
 from pelago.sim.links import Links
-from pelago.sim.ports import DurablePlane, Payload, Plan, Round
+from pelago.sim.planes import DurablePlane, Payload, Plan, Round
 from pelago.sim.simulation import LOST, Node, Simulation
 from pelago.sim.trace import Trace
 from pelago.wire.messages import Message

@@ -19,7 +19,7 @@ from convergence.lm.shape import check_layout, shape_of
 from convergence.lm.stacked import Stacked
 from convergence.problems import Job
 from pelago.config import Data, InFlight, Model, RunFile, Server
-from pelago.sim.ports import Payload, PlanePort, Round
+from pelago.sim.planes import Payload, PlanePort, Round
 from pelago.tensor.manifest import Manifest
 from worker import device as devices
 from worker.data import Corpus, open_corpus

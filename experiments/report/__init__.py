@@ -1,9 +1,9 @@
 """One page of what experiments gave, for any mixture of runs and studies.
 
-reading.py   folders -> rows; a folder of a single run is a study of one
-words.py     figures as columns, for the page and for the terminal
-canvas.py    colours, style, panels
-plots.py     loss over time, bars, lines along an axis, staleness
-searches.py  the spread of a search's trials
-page.py      the page: no scripts, nothing loaded
+reading.py     folders -> rows; a folder of a single run is a study of one
+formatting.py  figures as columns, for the page and for the terminal
+canvas.py      colours, style, panels
+plots.py       loss over time, bars, lines along an axis, staleness
+searches.py    the spread of a search's trials
+page.py        the page: no scripts, nothing loaded
 """

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from experiments.compare import Group
 from experiments.report.reading import Found
+from experiments.study.compare import Group
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Final
 
 import pelago
-from experiments.report import plots, searches, words
+from experiments.report import formatting, plots, searches
 from experiments.report.canvas import STYLE, Plot
+from experiments.report.formatting import Column
 from experiments.report.reading import Found
-from experiments.report.words import Column
 from pelago.core.errors import ConfigError
 
 PNG_DPI: Final = 160
@@ -74,7 +74,7 @@ def _all_plots(found: Found) -> Drawn:
     drawn: Drawn = {}
     if of_search := searches.plots(found):
         drawn[SEARCH] = of_search
-    for title, chosen in words.picks(found):
+    for title, chosen in formatting.picks(found):
         drawn[title] = plots.plots(found, chosen)
     return drawn
 
@@ -110,9 +110,9 @@ def _section(place: int, found: Found, drawn: Drawn) -> str:
     if study.description:
         parts.append(f"<p>{escape(study.description)}</p>")
     parts.append(f'<p class="quiet">{escape(facts)}.</p>')
-    for title, chosen in words.picks(found):
+    for title, chosen in formatting.picks(found):
         parts.append(f"<h3>{escape(title)}</h3>" if title else "")
-        parts.append(_table(words.columns(found, chosen)))
+        parts.append(_table(formatting.columns(found, chosen)))
         parts += [_figure(each) for each in drawn.get(title, [])]
     if best := searches.settings(found):
         parts.append(f"<h3>{SEARCH}: best settings of each</h3>{_table(best)}")

@@ -6,9 +6,6 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from experiments import compare, table
-from experiments.compare import Group, spread
-from experiments.measure import Measured
 from experiments.report.canvas import (
     COLOURS,
     DASHES,
@@ -20,8 +17,11 @@ from experiments.report.canvas import (
     logarithmic,
     width,
 )
+from experiments.report.formatting import Unit, number, time_unit
 from experiments.report.reading import Found
-from experiments.report.words import Unit, number, time_unit
+from experiments.study import compare, table
+from experiments.study.compare import Group, spread
+from experiments.study.measure import Measured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

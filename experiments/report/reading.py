@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import study as studies
-from experiments import table
-from experiments.compare import Row
-from experiments.measure import measure
-from experiments.plan import Case
-from experiments.study import Study, Variant
+from experiments.study import study_file as studies
+from experiments.study import table
+from experiments.study.compare import Row
+from experiments.study.measure import measure
+from experiments.study.plan import Case
+from experiments.study.study_file import Study, Variant
 from pelago import config
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError, PelagoError

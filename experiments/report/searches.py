@@ -5,12 +5,13 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from experiments import compare, table, toml
-from experiments.compare import Group
-from experiments.plan import Case
+from experiments import toml
 from experiments.report.canvas import COLOURS, Plot, figure, legend, logarithmic
+from experiments.report.formatting import NOTHING, Column
 from experiments.report.reading import Found
-from experiments.report.words import NOTHING, Column
+from experiments.study import compare, table
+from experiments.study.compare import Group
+from experiments.study.plan import Case
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis

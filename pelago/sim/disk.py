@@ -1,9 +1,9 @@
 """The disk of a durable server: what its journal holds, what is still being written, and what a crash
 leaves of it.
 
-Records are those of `pelago.durable.record`, bit for bit, in files as `pelago.net.durability.state_folder` lays them out: a journal
-is written over an old one, and the snapshot before the newest stays until the next one is begun. Only payloads
-are kept by reference, their chunks being a stub.
+Records are those of `pelago.durable.record`, bit for bit, in files as `pelago.net.durability.state_folder`
+lays them out: a journal is written over an old one, and the snapshot before the newest stays until the next
+one is begun. Only payloads are kept by reference, their chunks being a stub.
 """
 
 from collections import deque
@@ -18,7 +18,7 @@ from pelago.core.names import BlobId
 from pelago.durable import record
 from pelago.durable.record import HEAD_BYTES, Head, Header, Kind
 from pelago.durable.replay import at, find_later, scan
-from pelago.sim.ports import Payload
+from pelago.sim.planes import Payload
 from pelago.wire.messages import Event
 
 STUB: Final = record.head(Kind.EVENT, record.NUMBER_MAX, b"?") + b"?"

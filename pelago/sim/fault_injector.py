@@ -42,7 +42,7 @@ from pelago.durable import image
 from pelago.durable.replay import UNCOMMITTED
 from pelago.sim.disk import Disk
 from pelago.sim.fault_profile import MOMENT_PS, Clock, FaultProfile
-from pelago.sim.ports import DurablePlane, Payload
+from pelago.sim.planes import DurablePlane, Payload
 from pelago.sim.recovery import Recovered, recover
 from pelago.sim.simulation import LOST, Node, Simulation
 from pelago.wire.codec import decode_message, encode

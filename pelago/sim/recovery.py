@@ -9,7 +9,7 @@ from pelago.durable import image, record
 from pelago.durable.record import HEAD_BYTES, Kind
 from pelago.durable.replay import tell_again
 from pelago.sim.disk import Past
-from pelago.sim.ports import DurablePlane, Payload
+from pelago.sim.planes import DurablePlane, Payload
 from pelago.wire.messages import Effect, Event, Message
 
 

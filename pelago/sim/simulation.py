@@ -48,7 +48,7 @@ from pelago.core.machine import (
 )
 from pelago.core.names import BlobId, Peer
 from pelago.sim.links import Links, SharedLink
-from pelago.sim.ports import Payload, PlanePort, TrainerPort
+from pelago.sim.planes import Payload, PlanePort, TrainerPort
 from pelago.sim.trace import Trace
 from pelago.wire.codec import decode_message, encode
 from pelago.wire.messages import Effect, Event, Message

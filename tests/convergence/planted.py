@@ -20,8 +20,8 @@ from convergence.fuzz.trial import Verdict, trial
 from gps.regions import Region
 from gps.state import Gps
 from lps.exchange import Exchanges
+from lps.lease_prefetch import Supply
 from lps.state import Lps
-from lps.supply import Supply
 from pelago.children import end_with
 from pelago.core.leases import LeaseTable, SampleLedger
 from pelago.core.listening import Listening

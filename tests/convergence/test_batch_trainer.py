@@ -14,7 +14,7 @@ from convergence.cluster import Cluster
 from convergence.lm.problem import LanguageModelling
 from convergence.problems import Job, build
 from pelago.config import RunFile
-from pelago.sim.ports import Round
+from pelago.sim.planes import Round
 from tests.convergence.paper import PAPER, run_file
 from tests.worker.corpora import TINY, write_texts
 

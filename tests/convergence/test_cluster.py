@@ -21,7 +21,7 @@ from pelago.core.errors import ConfigError
 from pelago.core.machine import PS_PER_MS, Loaded, Started
 from pelago.core.names import Lease, PushId, Version
 from pelago.sim.links import Links
-from pelago.sim.ports import TimingPlane
+from pelago.sim.planes import TimingPlane
 from pelago.sim.simulation import Node, Simulation
 from tests.convergence.paper import PAPER, run_file
 from worker.state import Evaluator, Worker

@@ -6,7 +6,7 @@ from convergence.cluster import Cluster
 from gps.state import Gps
 from lps.state import Lps
 from pelago import config
-from tests.restoring import Doubles
+from tests.restored_doubles import Doubles
 
 RUN = """
 [run]

@@ -19,7 +19,7 @@ from pelago.config import RunFile, Worker
 from pelago.core.errors import ConfigError
 from pelago.core.names import Lease, PushId, Spans
 from pelago.core.prng import GlobalOrder, Permutation, mix
-from pelago.sim.ports import Round
+from pelago.sim.planes import Round
 from pelago.tensor.manifest import Manifest
 from pelago.wire.messages import TensorSpec
 from tests.worker.corpora import TINY, write_texts, write_tokens

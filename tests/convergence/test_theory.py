@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convergence import gains
+from convergence import coefficients
+from convergence.bound_tightness import compare, estimated_lag, example, with_rate
 from convergence.cluster import GPS, Cluster
-from convergence.gains import Course, course
-from convergence.looseness import compare, estimated_lag, example, with_rate
+from convergence.coefficients import Course, course
 from convergence.nonconvex import START, Nonconvex
 from convergence.sgd import Noise
 from convergence.theory import (
@@ -173,6 +173,6 @@ def test_what_the_theorem_does_not_cover_is_refused(changes: dict[str, Any], say
 
 
 def test_the_number_of_gradients_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gains, "GRADIENTS_MAX", 100)
+    monkeypatch.setattr(coefficients, "GRADIENTS_MAX", 100)
     with pytest.raises(ValueError, match="gradients are more than 100"):
         course(example(GROUPS))

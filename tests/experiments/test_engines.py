@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from experiments.__main__ import main
-from experiments.engines import Task, local
+from experiments.study.engines import Task, local
 from tests.experiments.studies import QUADRATIC, plan, results, write
 
 TWO_BY_TWO = """# Two values of K.

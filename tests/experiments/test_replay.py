@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import study
 from experiments.__main__ import main
-from experiments.plan import Plan
 from experiments.replay import FILES, decimal_ms, finite
+from experiments.study import study_file
+from experiments.study.plan import Plan
 from pelago import config
 from tests.convergence.paper import PAPER, SHIPPED, run_file
 
@@ -163,5 +163,5 @@ def test_list_names_every_shipped_experiment_with_its_kind(
 
 def test_every_shipped_study_resolves() -> None:
     for path in SHIPPED.glob("*.toml"):
-        if study.is_study(path):
-            assert Plan(study.load(path), path).runs
+        if study_file.is_study(path):
+            assert Plan(study_file.load(path), path).runs

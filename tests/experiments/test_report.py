@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments import compare
 from experiments.__main__ import main
-from experiments.compare import Group, Row, Spread
-from experiments.measure import Measured, Point, mean_and_most, measure
-from experiments.plan import Case
-from experiments.report import words
-from experiments.study import Study, Variant
+from experiments.report import formatting
+from experiments.study import compare
+from experiments.study.compare import Group, Row, Spread
+from experiments.study.measure import Measured, Point, mean_and_most, measure
+from experiments.study.plan import Case
+from experiments.study.study_file import Study, Variant
 from tests.experiments.studies import QUADRATIC, write
 
 STUDY = f"""# Dropping and carrying, <compared>.
@@ -195,17 +195,17 @@ def test_a_search_takes_its_target_from_the_best_trial() -> None:
 
 
 def test_figures_are_rounded_as_far_as_they_mean_something() -> None:
-    assert words.number(1234.56) == "1,235"
-    assert words.number(0.0123456) == "0.01235"
-    assert words.number(0) == "0"
-    assert words.with_spread(Spread(2.25, 0.0, 3)) == "2.250"
-    assert words.with_spread(Spread(2.25, 0.03, 3)) == "2.250 ± 0.030"
-    assert words.with_spread(Spread(6.75719, 0.00007, 3)) == "6.75719 ± 0.00007"
-    assert words.with_spread(None) == words.NOTHING
-    assert words.time_unit(599e3).name == "s"
-    assert words.time_unit(2.4e6).name == "min"
-    assert words.time_unit(2e8).name == "h"
-    assert words.byte_unit(149e9).name == "GB"
+    assert formatting.number(1234.56) == "1,235"
+    assert formatting.number(0.0123456) == "0.01235"
+    assert formatting.number(0) == "0"
+    assert formatting.with_spread(Spread(2.25, 0.0, 3)) == "2.250"
+    assert formatting.with_spread(Spread(2.25, 0.03, 3)) == "2.250 ± 0.030"
+    assert formatting.with_spread(Spread(6.75719, 0.00007, 3)) == "6.75719 ± 0.00007"
+    assert formatting.with_spread(None) == formatting.NOTHING
+    assert formatting.time_unit(599e3).name == "s"
+    assert formatting.time_unit(2.4e6).name == "min"
+    assert formatting.time_unit(2e8).name == "h"
+    assert formatting.byte_unit(149e9).name == "GB"
     assert mean_and_most({0: 1, 4: 3}) == (3.0, 4)
 
 

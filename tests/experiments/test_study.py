@@ -5,25 +5,26 @@ from pathlib import Path
 
 import pytest
 
-from experiments import study, toml
+from experiments import toml
 from experiments.__main__ import main
-from experiments.plan import Case, Plan, draw
-from experiments.study import Space
+from experiments.study import study_file
+from experiments.study.plan import Case, Plan, draw
+from experiments.study.study_file import Space
 from pelago import config
 from pelago.config import RunFile
 from tests.experiments.studies import plan, write
 
 BASE = '[study]\nbase = "base.toml"\n'
 SEARCH = """
-[[study.variant]]
+[[study_file.variant]]
 name = "plain"
-[[study.variant]]
+[[study_file.variant]]
 name = "wide"
 space = {"lps.updates_per_exchange" = {low = 2, high = 5, integer = true}, "worker.max_lr" = {choices = [0.5]}}
-[study.search]
+[study_file.search]
 trials = 4
 seed = 7
-[study.search.space]
+[study_file.search.space]
 "worker.max_lr" = {low = 3e-4, high = 1e-2, log = true}
 "lps.merge_weight" = {low = 0.1, high = 0.9}
 """
@@ -39,17 +40,17 @@ def test_a_study_is_the_product_of_variants_axes_and_seeds(tmp_path: Path) -> No
         BASE
         + """
         seeds = [3, 4]
-        [study.set]
+        [study_file.set]
         "run.budget_local_steps" = 500
-        [[study.variant]]
+        [[study_file.variant]]
         name = "halos"
-        [[study.variant]]
+        [[study_file.variant]]
         name = "carry"
         set = {"lps.in_flight" = "carry", "run.budget_local_steps" = 600}
-        [[study.axis]]
+        [[study_file.axis]]
         key = "lps.updates_per_exchange"
         values = [4, 8]
-        [[study.axis]]
+        [[study_file.axis]]
         key = "lps.merge_weight"
         values = [0.25, 0.5, 1.0]
         """,
@@ -94,7 +95,7 @@ def test_keys_that_stand_for_several_change_what_they_say(tmp_path: Path) -> Non
         tmp_path,
         BASE
         + """
-        [study.set]
+        [study_file.set]
         regions = 2
         "network.bandwidth_scale" = 0.5
         "region.worker_speeds" = [[1.0, 1.0], [2.0], [1.0], [1.0]]
@@ -116,12 +117,12 @@ def test_a_later_layer_wins_whatever_the_form_of_its_key(tmp_path: Path) -> None
         tmp_path,
         BASE
         + """
-        [study.set]
+        [study_file.set]
         "region.r1.worker_speeds" = [3.0, 3.0]
         "model.overrides.hidden_size" = 32
-        [[study.variant]]
+        [[study_file.variant]]
         name = "even"
-        [study.variant.set]
+        [study_file.variant.set]
         "region.worker_speeds" = [[1.0], [1.0], [1.0], [1.0]]
         "model.overrides" = {num_hidden_layers = 2}
         """,
@@ -168,7 +169,7 @@ def test_confirmations_keep_their_places_whatever_is_best(tmp_path: Path) -> Non
         + "seeds = [0]"
         + SEARCH
         + """
-        [study.confirm]
+        [study_file.confirm]
         seeds = [10, 11]
         sets = [{name = "other", set = {"worker.clip_norm" = 2.0}}]
         """,
@@ -190,8 +191,8 @@ def test_what_is_written_beside_the_results_resolves_to_the_same_runs(tmp_path: 
     again = tmp_path / "again"
     again.mkdir()
     (again / "base.toml").write_text(config.dump(found.base), encoding="utf-8")
-    (again / "copy.toml").write_text(study.dump(found.study), encoding="utf-8")
-    other = Plan(study.load(again / "copy.toml"), again / "copy.toml")
+    (again / "copy.toml").write_text(study_file.dump(found.study), encoding="utf-8")
+    other = Plan(study_file.load(again / "copy.toml"), again / "copy.toml")
     assert other.study == found.study
     assert [run.folder for run in other.runs] == [run.folder for run in found.runs]
 
@@ -210,10 +211,10 @@ def test_toml_gives_back_what_was_written() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[study]\n", "study.base"),
-        ('[study]\nbase = "nothing"\n', "study.base = nothing: no such file"),
-        ('[study]\nbase = "study.toml"\n', "is a study itself"),
-        (BASE + 'seed = [1]\n', "study.seed = [1]: no such key; did you mean 'seeds'?"),
+        ("[study]\n", "study_file.base"),
+        ('[study]\nbase = "nothing"\n', "study_file.base = nothing: no such file"),
+        ('[study]\nbase = "study_file.toml"\n', "is a study itself"),
+        (BASE + 'seed = [1]\n', "study_file.seed = [1]: no such key; did you mean 'seeds'?"),
         (BASE + "seeds = [0, 0]\n", "seeds = [0, 0]: must differ"),
         (BASE + 'set = {"worker.max_lrr" = 0.1}\n', "worker.max_lrr = 0.1: no such key; did you mean 'worker.max_lr'?"),
         (BASE + 'set = {"run.seed" = 1}\n', "run.seed = 1: cannot be set here"),
@@ -229,12 +230,12 @@ def test_toml_gives_back_what_was_written() -> None:
         (BASE + 'axis = [{key = "lps.k", values = [1]}]\n', "key = 'lps.k': no such key"),
         (BASE + 'axis = [{key = "lps.lr", values = [1.0], names = ["a", "b"]}]\n', "names = ['a', 'b']: must be 1"),
         (BASE + 'axis = [{key = "lps.lr", values = [0.1, "x"]}]\n', "variant 'short', lps.lr = x: lps.lr = 'x'"),
-        (BASE + "confirm = {seeds = [1]}\n", "there is no study.search"),
-        (BASE + "search = {trials = 0}\n", "study.search.trials = 0"),
+        (BASE + "confirm = {seeds = [1]}\n", "there is no study_file.search"),
+        (BASE + "search = {trials = 0}\n", "study_file.search.trials = 0"),
         (BASE + 'search = {trials = 2, space = {"lps.lr" = {low = 1.0}}}\n', "high = None"),
         (BASE + 'search = {trials = 2, space = {"lps.lr" = {low = 0.0, high = 1.0, log = true}}}\n', "low = 0"),
         (BASE + 'search = {trials = 2, space = {"lps.lr" = {lo = 0.0, high = 1.0}}}\n', "did you mean 'low'?"),
-        (BASE + "search = {trials = 2}\nconfirm = {seeds = [0, 1]}\n", "study.confirm.seeds = [0]: the search"),
+        (BASE + "search = {trials = 2}\nconfirm = {seeds = [0, 1]}\n", "study_file.confirm.seeds = [0]: the search"),
         (BASE + "search = {trials = 20001}\n", "20,001 runs, and at most 20,000"),
         (BASE + "[run]\nseed = 1\n", "run: no such key; a study file has the table [study]"),
     ],

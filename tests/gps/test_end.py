@@ -39,7 +39,7 @@ from pelago.wire.messages import (
     WorkerReport,
 )
 from tests.conversation import without_notes
-from tests.gps.room import REPORT, SETTINGS, Room, hello, update, welcome
+from tests.gps.driver import REPORT, SETTINGS, Room, hello, update, welcome
 
 E1, E2, U1 = PushId(1, 1), PushId(2, 1), PushId(1, 1)
 BUDGET = "budget of local steps reached"

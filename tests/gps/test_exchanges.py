@@ -29,7 +29,7 @@ from pelago.wire.messages import (
     Pull,
     Rejoin,
 )
-from tests.gps.room import SETTINGS, Room, hello, update
+from tests.gps.driver import SETTINGS, Room, hello, update
 
 E1, E2, U1 = PushId(1, 1), PushId(2, 1), PushId(1, 1)
 

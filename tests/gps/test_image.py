@@ -10,9 +10,9 @@ from pelago.core.machine import Measured, Note, Received, Send
 from pelago.core.names import PushId
 from pelago.durable.image import restore, take
 from pelago.wire.messages import Heartbeat, Offer, Refuse, Stop
-from tests.gps.room import REPORT, SETTINGS, Room, hello, update, welcome
+from tests.gps.driver import REPORT, SETTINGS, Room, hello, update, welcome
 from tests.lps.world import World
-from tests.restoring import Doubles, restored
+from tests.restored_doubles import Doubles, restored
 
 E1 = PushId(1, 1)
 

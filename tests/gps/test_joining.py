@@ -36,7 +36,7 @@ from pelago.wire.messages import (
     Wait,
 )
 from tests.conversation import Conversation, without_notes
-from tests.gps.room import REPORT, SETTINGS, Room, hello, update, welcome
+from tests.gps.driver import REPORT, SETTINGS, Room, hello, update, welcome
 
 E1 = PushId(1, 1)
 

@@ -11,7 +11,7 @@ from pelago.core.machine import Finish, Measured, Note, Restarted, Send
 from pelago.core.names import PushId
 from pelago.durable.image import restore, take
 from pelago.wire.messages import Effect, Goodbye, LeaseRequest, Leave, Model, Refuse, Stop
-from tests.gps.room import SETTINGS, Room, hello, update
+from tests.gps.driver import SETTINGS, Room, hello, update
 
 ENDED = "no update can be applied any more"
 

@@ -20,7 +20,7 @@ from pelago.wire.messages import (
     Rejoin,
     Welcome,
 )
-from tests.gps.room import SETTINGS, Room, hello, update
+from tests.gps.driver import SETTINGS, Room, hello, update
 
 E1 = PushId(1, 1)
 LATER = replace(SETTINGS, incarnation=1000)

@@ -26,7 +26,7 @@ from pelago.net.files import lock
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire.messages import TensorSpec
-from tests.nobody import as_nobody
+from tests.unprivileged import as_nobody
 
 MANIFEST = Manifest((TensorSpec("weight", (1000,)),), 1024)
 TEXT = """

@@ -39,7 +39,7 @@ from pelago.wire.messages import (
     Welcome,
 )
 from tests.conversation import without_notes
-from tests.lps.room import (
+from tests.lps.driver import (
     GPS_HELLO,
     REJOINING,
     REPORT,

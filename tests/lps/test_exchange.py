@@ -33,7 +33,7 @@ from pelago.wire.messages import (
     Wait,
 )
 from tests.conversation import without_notes
-from tests.lps.room import GPS_HELLO, REJOINING, Room, global_model, gps_welcome, hello, update
+from tests.lps.driver import GPS_HELLO, REJOINING, Room, global_model, gps_welcome, hello, update
 
 E1, E2 = PushId(1, 1), PushId(2, 1)
 

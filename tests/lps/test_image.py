@@ -13,9 +13,9 @@ from pelago.core.machine import Apply, Loaded, Received, StopRequested, Tick
 from pelago.core.names import PushId, Version
 from pelago.durable.image import Plain, restore, take
 from pelago.wire.messages import Ack, Heartbeat, Offer, Pull
-from tests.lps.room import REPORT, SETTINGS, Room, global_model, hello, update
+from tests.lps.driver import REPORT, SETTINGS, Room, global_model, hello, update
 from tests.lps.world import World
-from tests.restoring import Doubles, restored
+from tests.restored_doubles import Doubles, restored
 
 E1 = PushId(1, 1)
 

@@ -19,7 +19,7 @@ from pelago.wire.messages import (
     Stop,
     WorkerReport,
 )
-from tests.lps.room import GPS_HELLO, SETTINGS, Room, update
+from tests.lps.driver import GPS_HELLO, SETTINGS, Room, update
 
 
 @pytest.fixture

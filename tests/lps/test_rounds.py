@@ -27,7 +27,7 @@ from pelago.wire.messages import (
     Offer,
     Pull,
 )
-from tests.lps.room import Room, global_model, gps_welcome, lease, reply, update
+from tests.lps.driver import Room, global_model, gps_welcome, lease, reply, update
 
 L1, L2 = lease(1, ((0, 4),)), lease(2, ((4, 8),))
 

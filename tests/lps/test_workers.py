@@ -37,7 +37,7 @@ from pelago.wire.messages import (
     Wait,
     WorkerReport,
 )
-from tests.lps.room import REPORT, Room, hello, lease, reply, update, welcome
+from tests.lps.driver import REPORT, Room, hello, lease, reply, update, welcome
 
 L1, L2 = lease(1, ((0, 4),)), lease(2, ((4, 8),))
 

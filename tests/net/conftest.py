@@ -10,8 +10,8 @@ import zmq
 
 from pelago.tensor.manifest import Manifest
 from pelago.wire.messages import TensorSpec
-from tests.net.house import House
-from tests.ports import pairs
+from tests.net.nodes import House
+from tests.tcp_ports import pairs
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from pelago.wire.messages import (
     Refuse,
     Wait,
 )
-from tests.net.house import RUN, House, Script, a_model, eventually, raw_client
+from tests.net.nodes import RUN, House, Script, a_model, eventually, raw_client
 
 HELLO = Hello(PROTOCOL_VERSION, "lps", Address("eu"), 1, "", "")
 MS_PS = 10**9

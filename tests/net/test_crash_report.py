@@ -28,6 +28,7 @@ from pelago.core.machine import (
     Tick,
 )
 from pelago.core.names import Version
+from pelago.net import crash_report
 from pelago.net.crash_report import Ring, parse, read, replay, summarise
 from pelago.net.durability import journal
 from pelago.net.durability.restore import restore
@@ -46,7 +47,7 @@ from tests.net.arrivals import (
     gps_settings,
     sender_plane,
 )
-from tests.net.house import RUN, House, Script
+from tests.net.nodes import RUN, House, Script
 
 NOT_FINITE = 2
 """The update of the region that a GPS rejects."""
@@ -173,7 +174,7 @@ async def test_what_came_before_a_report_is_in_the_folder_of_state(
 ) -> None:
     """1. A GPS has been told more than a report holds when it breaks an invariant.
     2. A machine that is restored from its folder is what it was just before, and breaks in the same way."""
-    monkeypatch.setattr(ring, "RING_MAX", 4)
+    monkeypatch.setattr(crash_report, "RING_MAX", 4)
     monkeypatch.setattr(journal, "SNAPSHOT_EVENTS", 10)
     bug(monkeypatch)
     path = await a_gps_crashes(house, plane_factory=empty_plane, memory=house.memory())
@@ -269,7 +270,7 @@ def test_what_there_is_no_room_for_is_left_out_whole_from_the_oldest_on(
     path = tmp_path / "crash.json"
     events = [PeerLost("lps-eu", "x" * 100)] * 10
     for room, kept in ((10**6, 10), (500, 3), (1, 1)):
-        monkeypatch.setattr(ring, "TOLD_MAX", room)
+        monkeypatch.setattr(crash_report, "TOLD_MAX", room)
         story = Ring()
         for now, event in enumerate(events):
             story.begin(now, event).effects = []

@@ -23,7 +23,7 @@ from pelago.wire.messages import (
     Have,
     Pull,
 )
-from tests.net.house import DEADLINE_S, RUN, House, Script, a_push, eventually, raw_client
+from tests.net.nodes import DEADLINE_S, RUN, House, Script, a_push, eventually, raw_client
 
 GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x01" + b"NULL".ljust(20, b"\0") + b"\0" + bytes(31)
 """The first 64 bytes of a ZMTP 3.1 peer without security."""

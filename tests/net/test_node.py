@@ -37,7 +37,7 @@ from pelago.net.node import CRASHED, EXIT_CRASHED, exit_code
 from pelago.net.tensors.training import Result
 from pelago.tensor.plane import Plane
 from pelago.wire.messages import Event
-from tests.net.house import House, Script, a_lease, eventually
+from tests.net.nodes import House, Script, a_lease, eventually
 
 MS_PS = 10**9
 

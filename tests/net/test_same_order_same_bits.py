@@ -13,7 +13,7 @@ from tests.net.arrivals import (
     gps_settings,
     sender_plane,
 )
-from tests.net.house import House, Script, settled
+from tests.net.nodes import House, Script, settled
 
 
 async def test_arrivals_over_sockets_give_the_golden_bits(house: House) -> None:

@@ -17,7 +17,7 @@ from pelago.net.limits import Limits
 from pelago.net.node import Node
 from pelago.tensor.plane import Plane
 from tests.net.arrivals import START, Region, gps_settings
-from tests.net.house import House, Script, eventually
+from tests.net.nodes import House, Script, eventually
 from tests.net.transfer.test_cut_push import BIG, WINDOW, big_plane
 
 STAGED_MAX: Final = 2

@@ -21,7 +21,7 @@ from pelago.wire.messages import (
     Welcome,
     WorkerReport,
 )
-from tests.net.house import House, Script, eventually
+from tests.net.nodes import House, Script, eventually
 from worker.state import Evaluator, Worker, WorkerSettings
 
 SETTINGS = WorkerSettings(

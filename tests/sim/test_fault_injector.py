@@ -23,7 +23,7 @@ from pelago.sim.disk import Disk
 from pelago.sim.fault_injector import FaultInjector, Memory
 from pelago.sim.fault_profile import Clock, FaultProfile
 from pelago.sim.links import Links
-from pelago.sim.ports import DurablePlane, TimingPlane
+from pelago.sim.planes import DurablePlane, TimingPlane
 from pelago.sim.recovery import Recovered
 from pelago.sim.simulation import Node, Simulation
 from pelago.wire.messages import Ack, Effect, Event, Heartbeat, Message, Model, Offer

@@ -32,7 +32,7 @@ from pelago.core.machine import (
 )
 from pelago.core.names import Lease, Peer, PushId, Version
 from pelago.sim.links import Links
-from pelago.sim.ports import Payload, Plan, Round, TimingPlane
+from pelago.sim.planes import Payload, Plan, Round, TimingPlane
 from pelago.sim.simulation import Node, Simulation
 from pelago.sim.trace import Trace
 from pelago.wire.messages import Effect, Event, Heartbeat, Message, Model, Offer, Wait

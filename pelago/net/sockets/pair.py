@@ -4,8 +4,8 @@ A server binds two ROUTERs, control on port p and bulk on p + 1; a client connec
 one routing identity, its process name, which is what the server calls it. Only the event loop's
 thread touches sockets. Nothing that a peer sends raises here: bad input is counted and dropped.
 
-A connection that is closed is made anew by ZeroMQ, one that is silent by `pelago.net.sockets.dialler`. What is in flight
-and is not acknowledged ends a connection (`TCP_MAXRT`), and heartbeats of ZeroMQ's own see to it that something
+A connection that is closed is made anew by ZeroMQ, one that is silent by `pelago.net.sockets.dialler`. What is in
+flight and is not acknowledged ends a connection (`TCP_MAXRT`), and heartbeats of ZeroMQ's own see to it that something
 is in flight, so that firewalls remember an idle one and a server notices a client that is gone.
 """
 

@@ -57,8 +57,8 @@ from tests.net.arrivals import (
     gps_settings,
     sender_plane,
 )
-from tests.net.house import RUN, Script, eventually, settled
-from tests.ports import pairs
+from tests.net.nodes import RUN, Script, eventually, settled
+from tests.tcp_ports import pairs
 
 ARRIVALS: Final = 7
 SNAPSHOT_EVENTS: Final = 3

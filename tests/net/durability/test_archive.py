@@ -13,7 +13,7 @@ from pelago.net.durability.archive import Archive, Copier, name_of
 from pelago.net.durability.history import HISTORY, Told, history_line
 from pelago.net.durability.state_folder import Store
 from pelago.net.telemetry import Telemetry
-from tests.net.house import eventually
+from tests.net.nodes import eventually
 from tests.small_disk import small_disk
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.net.durability.crash_points import CASES
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 SHARE = CASES[::11]
 """Of the cases in their order, so of all parts of the protocol and both durabilities."""
 

@@ -16,7 +16,7 @@ from gps.state import Gps
 from pelago.config import Durability
 from pelago.core.machine import Started
 from pelago.core.names import PushId
-from pelago.net.durability import journal
+from pelago.net.durability import journal, manager
 from pelago.net.node import PS_PER_S, Node
 from pelago.tensor.checksum import checksum
 from pelago.wire.codec import decode_message, encode
@@ -47,7 +47,7 @@ from tests.net.arrivals import (
     updates,
 )
 from tests.net.durability.test_journal import files_end_at
-from tests.net.house import RUN, House, Script, a_model, eventually, raw_client, settled
+from tests.net.nodes import RUN, House, Script, a_model, eventually, raw_client, settled
 
 
 @pytest.fixture(autouse=True)
@@ -199,8 +199,8 @@ async def test_a_snapshot_that_failed_is_tried_again_in_time(
 ) -> None:
     """1. There is no room for the snapshot with which a GPS begins: it serves all the same, and says so once,
     however often it tries. 2. There is room, and nothing happens in the run but heartbeats: it is written."""
-    monkeypatch.setattr(keeper, "RETRY_MS_MIN", 20)
-    monkeypatch.setattr(keeper, "RETRY_MS_MAX", 40)
+    monkeypatch.setattr(manager, "RETRY_MS_MIN", 20)
+    monkeypatch.setattr(manager, "RETRY_MS_MAX", 40)
     with files_end_at(MANIFEST.bytes // 2) as space_returns:
         server = await a_gps(house)
         await eventually(lambda: server.keeper._failures >= 3)  # type: ignore[union-attr]
@@ -217,7 +217,7 @@ async def test_a_snapshot_that_others_read_is_never_old(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Far from so much has come that one is due; but two models have, and time has passed."""
-    monkeypatch.setattr(keeper, "FRESH_MS", 0)
+    monkeypatch.setattr(manager, "FRESH_MS", 0)
     await a_gps(house)
     region = Region()
     machine = await a_region(house, region)

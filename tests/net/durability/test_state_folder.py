@@ -32,7 +32,7 @@ from tests.net.durability.sample_ledger import (
     past_of,
     snapshot_pieces,
 )
-from tests.nobody import as_nobody
+from tests.unprivileged import as_nobody
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from pelago.net.sockets.tcp_ports import require_free
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire.messages import Event, Model, Pull, Push, TensorSpec, Wait
-from tests.net.house import House, Script, a_model, a_push, eventually
+from tests.net.nodes import House, Script, a_model, a_push, eventually
 
 MS_PS = 10**9
 GBPS = 1e9 / 8

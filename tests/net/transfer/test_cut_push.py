@@ -39,9 +39,9 @@ from tests.net.durability.test_durable_node import (
     newest,
 )
 from tests.net.durability.test_journal import files_end_at
-from tests.net.house import RUN, House, Script, eventually, raw_client
+from tests.net.nodes import RUN, House, Script, eventually, raw_client
 
-ROOT: Final = Path(__file__).parent.parent.parent
+ROOT: Final = Path(__file__).parents[3]
 CHUNKS: Final = len(MANIFEST.chunks)
 BIG: Final = Manifest((TensorSpec("w", (1 << 18,)),), chunk_bytes=1 << 14)
 """1 MiB in 64 chunks."""

@@ -40,16 +40,7 @@ from pelago.wire.messages import (
     Wait,
     Welcome,
 )
-from tests.net.house import (
-    RUN,
-    House,
-    Script,
-    a_model,
-    a_push,
-    eventually,
-    raw_client,
-    settled,
-)
+from tests.net.nodes import RUN, House, Script, a_model, a_push, eventually, raw_client, settled
 
 MS_PS = 10**9
 OURS = -900_000

@@ -11,7 +11,7 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any, Final
 
-from experiments.engines import Engine, Finished, Task, execute
+from experiments.study.engines import Engine, Finished, Task, execute
 from pelago.core.errors import ConfigError
 
 IN_FLIGHT: Final = 4
@@ -55,7 +55,7 @@ def _start(ray: Any, jobs: int) -> None:
     try:
         # Ray puts the working folder first on its workers' path, and what lies in a user's must not be
         # executed; the one of our packages may.
-        with chdir(Path(__file__).parent.parent):
+        with chdir(Path(__file__).parents[2]):
             ray.init(**settings)
     except (ConnectionError, RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())

@@ -22,7 +22,7 @@
     seeds = [10, 11, 12]
     sets = [{name = "other corpus", set = {"data.source" = "text:DIR"}}]
 
-Settings apply in the order set, variant, axis, search, confirm; the later wins. keys.py lists the
+Settings apply in the order set, variant, axis, search, confirm; the later wins. overrides.py lists the
 keys that are not plain ones of the run file. Frozen models; unknown keys are refused, and every
 fault is one line with file, key and value.
 """
@@ -35,7 +35,8 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
-from experiments import keys, toml
+from experiments import toml
+from experiments.study import overrides
 from pelago import reading
 from pelago.config import Natural, Positive, Section, UserPath
 from pelago.core.errors import ConfigError
@@ -56,7 +57,7 @@ Seeds = Annotated[tuple[Natural, ...], Field(min_length=1)]
 
 def _known_keys(settings: dict[str, Any]) -> dict[str, Any]:
     for key, value in settings.items():
-        if fault := keys.fault(key):
+        if fault := overrides.fault(key):
             raise ValueError(f"{key} = {toml.value(value)}: {fault}")
     return settings
 
@@ -129,7 +130,7 @@ class Axis(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if fault := keys.fault(self.key):
+        if fault := overrides.fault(self.key):
             raise ValueError(f"key = {self.key!r}: {fault}")
         texts = [toml.value(each) for each in self.values]
         if len(set(texts)) != len(texts):

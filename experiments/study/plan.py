@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from experiments import keys, shipped, toml
-from experiments.study import RUNS_MAX, Confirm, Search, Space, Study, Variant, is_study
+from experiments import catalogue, toml
+from experiments.study import overrides
+from experiments.study.study_file import RUNS_MAX, Confirm, Search, Space, Study, Variant, is_study
 from pelago import config
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError
@@ -154,7 +155,7 @@ class Plan:
         layers = (self.study.set, self._variants[case.variant].set, axes, drawn, settings or {})
         label = _label(self.path, self.study, case, trial, name)
         try:
-            tables = keys.apply(self._tables, keys.merge(layers))
+            tables = overrides.apply(self._tables, overrides.merge(layers))
         except ConfigError as error:
             raise ConfigError(f"{label}: {error}") from None
         tables["run"]["seed"] = seed
@@ -186,7 +187,7 @@ def draw(space: Space, seed: int, key: str, trial: int) -> Any:
 def _base(study: Study, path: Path) -> RunFile:
     beside = path.parent / study.base
     try:
-        found = beside if beside.is_file() else shipped.find(study.base)
+        found = beside if beside.is_file() else catalogue.find(study.base)
     except ConfigError as error:
         raise ConfigError(f"{path}: study.base = {error}") from None
     if is_study(found):

@@ -17,13 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from experiments import compare, replay, table
-from experiments import study as studies
-from experiments.compare import Row
-from experiments.engines import Engine, Finished, Task
-from experiments.measure import measure
-from experiments.plan import Plan, Planned
-from experiments.progress import Watch
+from experiments import replay
+from experiments.study import compare, table
+from experiments.study import study_file as studies
+from experiments.study.compare import Row
+from experiments.study.engines import Engine, Finished, Task
+from experiments.study.measure import measure
+from experiments.study.plan import Plan, Planned
+from experiments.study.progress import Watch
 from pelago import config
 from pelago.core.errors import CheckpointError, ConfigError
 

@@ -24,7 +24,7 @@ from convergence.problems import Job
 from convergence.sgd import Noise, Vector, descend, steps
 from convergence.tensors import TensorPlane
 from pelago.config import InFlight, RunFile, Server
-from pelago.sim.ports import Payload, PlanePort, Round
+from pelago.sim.planes import Payload, PlanePort, Round
 from pelago.tensor.manifest import Manifest
 from pelago.wire.messages import TensorSpec
 

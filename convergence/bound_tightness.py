@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from convergence.cluster import GPS, Arrival, Cluster
-from convergence.gains import Course, course
+from convergence.coefficients import Course, course
 from convergence.nonconvex import START, Nonconvex
 from convergence.sgd import Vector
 from convergence.tensors import TensorPlane

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments.measure import Measured
+from experiments.study.measure import Measured
 from pelago.config import RunFile
 from pelago.net.telemetry import say
 

@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from experiments import compare, toml
-from experiments.compare import Row
-from experiments.measure import Measured, mean_and_most, measure
-from experiments.plan import Case
-from experiments.study import Study
+from experiments import toml
+from experiments.study import compare
+from experiments.study.compare import Row
+from experiments.study.measure import Measured, mean_and_most, measure
+from experiments.study.plan import Case
+from experiments.study.study_file import Study
 from pelago.core.errors import CheckpointError, ConfigError
 
 IDENTITY: Final = ("folder", "stage", "variant", "set", "trial", "seed")

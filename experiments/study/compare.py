@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.measure import Measured
-from experiments.plan import Case, Stage
-from experiments.study import Study
+from experiments.study.measure import Measured
+from experiments.study.plan import Case, Stage
+from experiments.study.study_file import Study
 
 
 @dataclass(frozen=True, slots=True)

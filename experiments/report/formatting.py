@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
-from experiments import compare, table
-from experiments.compare import Group, Spread, spread
-from experiments.measure import Measured, mean_and_most
-from experiments.plan import Case
 from experiments.report.reading import Found
-from experiments.study import Study
+from experiments.study import compare, table
+from experiments.study.compare import Group, Spread, spread
+from experiments.study.measure import Measured, mean_and_most
+from experiments.study.plan import Case
+from experiments.study.study_file import Study
 
 NOTHING: Final = "–"
 MORE_DECIMALS: Final = 2

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import study
+from experiments.study import study_file
 from pelago.core.errors import ConfigError
 
 FOLDER = Path(__file__).parent
@@ -38,5 +38,5 @@ def catalogue() -> list[Shipped]:
     for path in sorted(FOLDER.glob("*.toml")):
         with path.open(encoding="utf-8") as file:
             line = file.readline().lstrip("#").strip()
-        found.append(Shipped(path.stem, "study" if study.is_study(path) else "run", line))
+        found.append(Shipped(path.stem, "study" if study_file.is_study(path) else "run", line))
     return found
