@@ -79,7 +79,7 @@ STEADY_S = 4.0
 
 
 @dataclass
-class Node:
+class Daemon:
     """A process of the run, whichever one it is by now."""
 
     name: str
@@ -98,7 +98,7 @@ class Chaos:
         self.path = folder / "run.toml"
         self.path.write_text(text, encoding="utf-8")
         self.chance = random.Random(seed)
-        self.nodes: dict[str, Node] = {}
+        self.nodes: dict[str, Daemon] = {}
         self.kills: list[tuple[float, str, str]] = []
         """(time, name, kind)"""
 
@@ -106,7 +106,7 @@ class Chaos:
         """Start a node."""
         line = [sys.executable, "-m", command[0], "--run", str(self.path), "--out", str(self.out)]
         line += command[1:]
-        self.nodes[name] = Node(name, kind, line, self._spawn(name, line), time.time())
+        self.nodes[name] = Daemon(name, kind, line, self._spawn(name, line), time.time())
 
     def _spawn(self, name: str, line: list[str]) -> subprocess.Popen[bytes]:
         self.out.mkdir(exist_ok=True)

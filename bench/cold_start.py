@@ -15,7 +15,7 @@ import torch
 from pelago import config
 from pelago.config import RunFile
 from pelago.core.names import Lease, PushId
-from worker.evaluator import Evaluator
+from worker.evaluator import HeldOutLoss
 from worker.trainer import Trainer
 
 DEMO = Path(__file__).parents[1] / "demo.toml"
@@ -49,7 +49,7 @@ def trained(trainer: Trainer, flat: torch.Tensor, first: int, steps: int) -> tor
     return flat - found.delta
 
 
-def course(trainer: Trainer, judge: Evaluator, flat: torch.Tensor, base: int) -> dict[str, float]:
+def course(trainer: Trainer, judge: HeldOutLoss, flat: torch.Tensor, base: int) -> dict[str, float]:
     """What becomes of the loss from step ``base`` on."""
     begun, before, done = flat, judge.validate(flat)[0], 0
     found: dict[str, float] = {}
@@ -75,7 +75,7 @@ def main() -> None:
     rows: dict[str, list[dict[str, float]]] = {}
     for seed in range(options.seeds):
         run = run_file(seed, 0, options.optimiser)
-        worker, judge = Trainer(run), Evaluator(run)
+        worker, judge = Trainer(run), HeldOutLoss(run)
         flat = trained(worker, worker.initial(), 0, options.base)
         moments = {name: each.clone() for name, each in worker.optimiser.state().items()}
         for warm_up in (None, *WARM_UPS):

@@ -12,7 +12,7 @@ from parts.bare import optimiser, whole_step
 from parts.machine import describe, summary
 
 from pelago.tensor.manifest import CHUNK_BYTES, ELEMENT_BYTES
-from pelago.tensor.optim import DelayedNesterov, State
+from pelago.tensor.optim import DelayedNesterov, OptimiserState
 
 ELEMENTS = 64 << 20
 """256 MiB of fp32."""
@@ -27,7 +27,7 @@ class Arena:
     target: torch.Tensor
     """Where a step that leaves the old model to its readers writes the new one."""
     update: torch.Tensor
-    state: State
+    state: OptimiserState
 
 
 def fused(outer: DelayedNesterov, arena: Arena, out: torch.Tensor) -> None:

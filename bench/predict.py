@@ -22,7 +22,7 @@ from parts.machine import describe
 
 from convergence.cluster import Cluster
 from pelago import config
-from pelago.config import RunFile, SimulatedEvent, Simulation
+from pelago.config import RunFile, SimulatedEvent, SimulationSection
 
 
 def with_links(run: RunFile, mbps: float, steps: int) -> RunFile:
@@ -85,7 +85,7 @@ def compare(run: RunFile) -> dict[str, Any]:
         joined = {each: events(out, log_of(each), "joined")[0]["at_s"] for each, _ in workers(run)}
         first_s = min(joined.values())
         elapsed_s = events(out, "gps", "draining")[0]["at_s"] - first_s
-    simulation = Simulation(
+    simulation = SimulationSection(
         problem="timing",
         model_bytes=4 * real["model"]["parameters"],
         step_ms=measured_ms,

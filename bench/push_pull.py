@@ -20,7 +20,7 @@ from parts.machine import describe, summary, usage
 from pelago.config import RunFile, dump, parse
 from pelago.net.sockets.tcp_ports import free_pairs
 from pelago.tensor.manifest import Manifest
-from worker.evaluator import Evaluator
+from worker.evaluator import HeldOutLoss
 
 PARTS = Path(__file__).parent / "parts"
 KINDS = ("blocked", "whole", "nothing")
@@ -62,7 +62,7 @@ OVERRIDES = {
 
 
 @dataclass
-class Side:
+class BenchProcess:
     """One way of moving a model there and back: the process to ask, and those that do the work."""
 
     name: str
@@ -126,7 +126,7 @@ def process(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[str]]:
 
 def describe_model(run: RunFile, path: Path) -> Manifest:
     """Build the model once, to tell every process its shape. Returns the manifest."""
-    source = Evaluator(run)
+    source = HeldOutLoss(run)
     specs = [[spec.name, spec.shape] for spec in source.manifest()]
     path.write_text(json.dumps({"specs": specs, "corpus": source.corpus.digest}), encoding="utf-8")
     return Manifest(source.manifest())
@@ -138,7 +138,9 @@ def run_of(ports: list[int], durability: str = "none") -> RunFile:
     return parse(RUN.format(overrides=overrides, gps=ports[0], lps=ports[1], durability=durability))
 
 
-def start_pelago(name: str, folder: Path, stack: ExitStack, run: RunFile, model: Path) -> Side:
+def start_pelago(
+    name: str, folder: Path, stack: ExitStack, run: RunFile, model: Path
+) -> BenchProcess:
     """Start the daemons and the real worker."""
     run_path = folder / "run.toml"
     run_path.write_text(dump(run), encoding="utf-8")
@@ -148,12 +150,12 @@ def start_pelago(name: str, folder: Path, stack: ExitStack, run: RunFile, model:
         process(["-m", "lps", *common, "--region", "here"], folder / "lps.err")
     )
     arguments = [str(PARTS / "real.py"), str(run_path), str(model), str(folder)]
-    return Side(name, stack.enter_context(process(arguments, folder / "worker.err")), lps)
+    return BenchProcess(name, stack.enter_context(process(arguments, folder / "worker.err")), lps)
 
 
 def start_all(
     folder: Path, stack: ExitStack, run: RunFile, model: Path, ports: list[int], kinds: list[str]
-) -> list[Side]:
+) -> list[BenchProcess]:
     """Start Pelago and the bare pairs; wait until all are ready."""
     sides = [start_pelago("pelago", folder, stack, run, model)]
     for kind, port in zip(kinds, ports, strict=True):
@@ -162,7 +164,7 @@ def start_all(
             script = [str(PARTS / "bare.py"), side, kind, str(port), str(model)]
             return stack.enter_context(process(script, folder / f"{side}-{kind}.err"))
 
-        sides.append(Side(kind, peer("client"), peer("server")))
+        sides.append(BenchProcess(kind, peer("client"), peer("server")))
     for side in sides:
         side.listen()
     return sides
@@ -170,7 +172,7 @@ def start_all(
 
 def report(
     benchmark: str,
-    sides: list[Side],
+    sides: list[BenchProcess],
     manifest: Manifest,
     machine: dict[str, Any],
     counting: slice = slice(WARM_UP_ROUNDS, None),

@@ -20,7 +20,7 @@ from pelago.config import RunFile
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredAverages:
     """What a run on `Nonconvex` gave: the averages that `Bound` bounds."""
 
     points: float
@@ -28,7 +28,7 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TightnessRow:
     """A setting of the comparison."""
 
     setting: str
@@ -40,7 +40,7 @@ class Row:
     rate_max: float
     """The learning rate at which the theorem's margin is 0."""
     bound: Bound
-    measured: Measured
+    measured: MeasuredAverages
 
     @property
     def ratios(self) -> tuple[float, float]:
@@ -57,10 +57,10 @@ def variances(found: Course, run: RunFile) -> Vector:
     return run.simulation.noise**2 / np.array([float(each.batch) for each in found.gradients])
 
 
-def measure(run: RunFile, found: Course, seeds: Sequence[int]) -> Measured:
+def measure(run: RunFile, found: Course, seeds: Sequence[int]) -> MeasuredAverages:
     """Replay a run file on `Nonconvex` for each seed, and average as the bound does."""
     averages = np.array([_averages(run, found, seed) for seed in seeds]).mean(axis=0)
-    return Measured(float(averages[0]), float(averages[1]))
+    return MeasuredAverages(float(averages[0]), float(averages[1]))
 
 
 def _averages(run: RunFile, found: Course, seed: int) -> tuple[float, float]:
@@ -89,7 +89,7 @@ def _averages(run: RunFile, found: Course, seed: int) -> tuple[float, float]:
     return float(weights @ points), float(weights @ current)
 
 
-def compare(setting: str, run: RunFile, seeds: Sequence[int], share: float = 0.5) -> Row:
+def compare(setting: str, run: RunFile, seeds: Sequence[int], share: float = 0.5) -> TightnessRow:
     """Bound and measurement at ``share`` of the largest learning rate that the theorem admits.
 
     The run file's learning rate must be constant; it is replaced.
@@ -101,7 +101,7 @@ def compare(setting: str, run: RunFile, seeds: Sequence[int], share: float = 0.5
     rate_max = conditions(problem.smoothness, unit).rate_factor_max
     facts = scaled(unit, share * rate_max)
     run = with_rate(run, share * rate_max)
-    return Row(
+    return TightnessRow(
         setting,
         facts.gradients,
         facts.lag_gradients,

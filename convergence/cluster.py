@@ -17,7 +17,7 @@ import gps.settings
 import lps.settings
 import worker.settings
 from convergence.batch_trainer import BatchTrainer
-from convergence.methods import Member, Unit, layout
+from convergence.methods import SimulatedWorker, WorkerUnit, layout
 from convergence.problems import Job, Part, Problem, build
 from convergence.rounds import Rounds
 from gps.result import result
@@ -29,8 +29,8 @@ from pelago.core.machine import PS_PER_MS, Loaded, Note, Started, StopRequested
 from pelago.core.names import Lease, Version
 from pelago.core.prng import derive
 from pelago.core.spans import SpanSet
-from pelago.sim.planes import Payload, Plan, PlanePort, Round
-from pelago.sim.simulation import Node, Simulation
+from pelago.sim.planes import Payload, PlanePort, Round, RoundPlan
+from pelago.sim.simulation import SimulatedNode, Simulation
 from pelago.sim.trace import Trace
 from worker.state import Evaluator, Worker
 
@@ -61,7 +61,7 @@ class HandedOut:
 class SimulatedTrainer:
     """Trains the rounds of one unit on the cluster's problem, at the speed of its members."""
 
-    def __init__(self, cluster: "Cluster", unit: Unit, replica: int) -> None:
+    def __init__(self, cluster: "Cluster", unit: WorkerUnit, replica: int) -> None:
         self._cluster = cluster
         self._unit = unit
         self._replica = replica
@@ -80,8 +80,8 @@ class SimulatedTrainer:
         self._steady = None if self._jitter else self._plan([1.0] * len(unit.members))
         """The plan of every round, if all are equally long."""
 
-    def begin(self, lease: Lease, payload: Payload) -> Plan:
-        """Start a round; its time is that of its slowest member, see `Unit.duration_ps`."""
+    def begin(self, lease: Lease, payload: Payload) -> RoundPlan:
+        """Start a round; its time is that of its slowest member, see `WorkerUnit.duration_ps`."""
         cluster, unit = self._cluster, self._unit
         assert lease.samples == self._samples, (lease, unit)
         if cluster.on_lease is not None:
@@ -94,9 +94,9 @@ class SimulatedTrainer:
         # A mean of one: jitter makes times uneven, not longer.
         return self._plan([each.lognormvariate(-sigma * sigma / 2, sigma) for each in self._random])
 
-    def _plan(self, slowness: Sequence[float]) -> Plan:
+    def _plan(self, slowness: Sequence[float]) -> RoundPlan:
         duration_ps = self._unit.duration_ps(self._step_ms, self._batch_size, slowness)
-        return Plan(max(1, self.steps), duration_ps)
+        return RoundPlan(max(1, self.steps), duration_ps)
 
     def _jobs(self, lease: Lease, payload: Payload) -> list[Job]:
         unit = self._unit
@@ -132,7 +132,7 @@ class SimulatedTrainer:
         return self._cluster.problem.validate(payload)
 
 
-def _part(member: Member) -> Part:
+def _part(member: SimulatedWorker) -> Part:
     return Part(member.worker, member.region, member.batch)
 
 
@@ -259,7 +259,7 @@ class Cluster:
             )
         )
         plane = self.problem.server_plane(run.gps, None)
-        self.simulation.add(Node(GPS, self.layout.gps_place, machine, plane))
+        self.simulation.add(SimulatedNode(GPS, self.layout.gps_place, machine, plane))
         return machine
 
     def _add_lps(self, region: str) -> str:
@@ -279,11 +279,11 @@ class Cluster:
         plane = self.problem.server_plane(run.lps, run.lps.in_flight)
         at = self.layout.server_places[place]
         serves = f"{region}/lps"
-        self.simulation.add(Node(name, at, machine, plane, serves=serves, server=GPS))
+        self.simulation.add(SimulatedNode(name, at, machine, plane, serves=serves, server=GPS))
         self.lps[region] = machine
         return name
 
-    def _add_worker(self, unit: Unit) -> str:
+    def _add_worker(self, unit: WorkerUnit) -> str:
         server = f"{self.layout.run.region[unit.region].name}/lps"
         settings = worker.settings.settings(
             self.layout.run,
@@ -298,7 +298,7 @@ class Cluster:
         machine = Worker(replace(settings, round_samples=unit.samples))
         name = self._process(unit.name)
         trainer, plane = self._trainers[unit.name], self.problem.client_plane()
-        self.simulation.add(Node(name, unit.place, machine, plane, trainer, server=server))
+        self.simulation.add(SimulatedNode(name, unit.place, machine, plane, trainer, server=server))
         self.workers[unit.name] = machine
         return name
 
@@ -315,7 +315,7 @@ class Cluster:
         )
         trainer = next(iter(self._trainers.values()))
         plane = self.problem.client_plane()
-        node = Node(EVALUATOR, self.layout.free_place, Evaluator(settings), plane, trainer)
+        node = SimulatedNode(EVALUATOR, self.layout.free_place, Evaluator(settings), plane, trainer)
         self.simulation.add(node)
 
     def _make_trainers(self) -> dict[str, SimulatedTrainer]:

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from convergence import tensors
 from convergence.cluster import GPS, Arrival, Cluster, HandedOut
-from convergence.methods import Unit
+from convergence.methods import WorkerUnit
 from convergence.problems import Job
 from convergence.sgd import Noise, Vector, descend, steps
 from convergence.tensors import TensorPlane
-from pelago.config import InFlight, RunFile, Server
+from pelago.config import InFlight, RunFile, ServerSection
 from pelago.sim.planes import Payload, PlanePort, Round
 from pelago.tensor.manifest import Manifest
 from pelago.wire.messages import TensorSpec
@@ -82,7 +82,7 @@ class UnitGradients:
         self._asked = 0
         self._none = Noise(0, size, 0.0)
 
-    def server_plane(self, server: Server, in_flight: InFlight | None) -> PlanePort:
+    def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> PlanePort:
         """The daemons' plane, with zeros in it."""
         initial = torch.zeros(self._manifest.numel, dtype=torch.float64)
         return tensors.server_plane(self._manifest, server, in_flight, initial)
@@ -174,7 +174,7 @@ def _model(cluster: Cluster) -> Vector:
     return found
 
 
-def _gradients(unit: Unit) -> int:
+def _gradients(unit: WorkerUnit) -> int:
     """Of a round of a unit."""
     if unit.averages == "gradients":
         return unit.members[0].steps

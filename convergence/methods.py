@@ -1,7 +1,7 @@
 """Methods as arrangements of the same machines: who is one worker, who serves whom, what a round costs.
 
 Every method runs on the GPS, LPS and worker machines of the daemons. They differ in what one worker
-machine stands for (a `Unit`: a worker, or a group of workers that is synchronous inside) and in which
+machine stands for (a `WorkerUnit`: a worker, or a group of workers that is synchronous inside) and in which
 servers there are:
 
 | method | a unit is | servers |
@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, assert_never
 
 from pelago import config
-from pelago.config import RunFile, Simulation
+from pelago.config import RunFile, SimulationSection
 from pelago.core.errors import ConfigError
 from pelago.core.machine import PS_PER_MS
 from pelago.sim.links import Links
@@ -44,7 +44,7 @@ ONE_SERVER: Final = "global"
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class SimulatedWorker:
     """A worker's part in a unit's round."""
 
     worker: int
@@ -57,7 +57,7 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class WorkerUnit:
     """What one worker machine stands for."""
 
     name: str
@@ -65,7 +65,7 @@ class Unit:
     """Place of its server's region in the layout's run file."""
     group: int
     place: int
-    members: tuple[Member, ...]
+    members: tuple[SimulatedWorker, ...]
     averages: Literal["nothing", "gradients", "models"]
     all_reduce_ps: int = 0
     """After every step (gradients) or round (models)."""
@@ -94,11 +94,11 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ClusterLayout:
     """Who runs where. ``run`` is the run file as the machines see it."""
 
     run: RunFile
-    units: tuple[Unit, ...]
+    units: tuple[WorkerUnit, ...]
     server_places: tuple[int, ...]
     """Of each region's LPS."""
     gps_place: int
@@ -113,7 +113,7 @@ class Layout:
         return sum(1 if unit.averages == "gradients" else len(unit.members) for unit in self.units)
 
 
-def layout(run: RunFile) -> Layout:
+def layout(run: RunFile) -> ClusterLayout:
     """The arrangement of a run file that has a [simulation]. Raises `ConfigError`."""
     assert run.simulation is not None
     method = run.simulation.method
@@ -136,25 +136,25 @@ def layout(run: RunFile) -> Layout:
 # --- units -----------------------------------------------------------------------------------------
 
 
-def _workers(run: RunFile) -> list[Unit]:
+def _workers(run: RunFile) -> list[WorkerUnit]:
     """Every worker on its own, served in its region."""
-    units: list[Unit] = []
+    units: list[WorkerUnit] = []
     for region, table in enumerate(run.region):
         for group in range(len(table.worker_speeds)):
             speed = run.relative_speed(region, group)
             steps = local_steps(run.worker.local_steps, speed, run.worker.rescale)
-            member = Member(len(units), region, speed, steps, run.worker.batch_size)
+            member = SimulatedWorker(len(units), region, speed, steps, run.worker.batch_size)
             name = f"{table.name}/{group}"
-            units.append(Unit(name, region, group, region, (member,), "nothing"))
+            units.append(WorkerUnit(name, region, group, region, (member,), "nothing"))
     return units
 
 
-def _at_server(unit: Unit, index: int) -> Unit:
+def _at_server(unit: WorkerUnit, index: int) -> WorkerUnit:
     """A worker that talks to the one server, from where it stands."""
-    return Unit(unit.name, 0, index, unit.place, unit.members, "nothing")
+    return WorkerUnit(unit.name, 0, index, unit.place, unit.members, "nothing")
 
 
-def _regional_groups(run: RunFile, simulation: Simulation) -> list[Unit]:
+def _regional_groups(run: RunFile, simulation: SimulationSection) -> list[WorkerUnit]:
     """One synchronous group per region; its members share every step in proportion to their speed."""
     units = []
     workers = [unit.members[0] for unit in _workers(run)]
@@ -166,13 +166,15 @@ def _regional_groups(run: RunFile, simulation: Simulation) -> list[Unit]:
         if len(members) > 1 and run.network.bandwidth_gbps:
             gbps = run.network.bandwidth_gbps[region][region]
             time_ps = all_reduce_ps(simulation.model_bytes, len(members), gbps)
-        units.append(Unit(f"{table.name}/0", region, 0, region, members, "gradients", time_ps))
+        units.append(
+            WorkerUnit(f"{table.name}/0", region, 0, region, members, "gradients", time_ps)
+        )
     return units
 
 
 def _proportional(
-    members: Sequence[Member], total: int, steps: int, batch_size: int
-) -> tuple[Member, ...]:
+    members: Sequence[SimulatedWorker], total: int, steps: int, batch_size: int
+) -> tuple[SimulatedWorker, ...]:
     """``total`` samples a step divided by speed, largest remainders first; who gets none is left out.
 
     Raises `ConfigError` where a round is no whole number of local steps, in which the budget counts.
@@ -189,37 +191,37 @@ def _proportional(
     for index in by_remainder[: total - sum(shares)]:
         shares[index] += 1
     return tuple(
-        Member(each.worker, each.region, each.speed, steps, share)
+        SimulatedWorker(each.worker, each.region, each.speed, steps, share)
         for each, share in zip(members, shares, strict=True)
         if share
     )
 
 
 def _everybody(
-    run: RunFile, simulation: Simulation, averages: Literal["gradients", "models"]
-) -> Unit:
+    run: RunFile, simulation: SimulationSection, averages: Literal["gradients", "models"]
+) -> WorkerUnit:
     """All workers of all regions as one synchronous unit beside its server."""
     members = tuple(unit.members[0] for unit in _workers(run))
     ideal = simulation.method == "ideal"
     if averages == "gradients":
         # The outer step is the identity, so a round is one step, and its updates count iterations.
         batch = run.worker.batch_size
-        members = tuple(Member(e.worker, e.region, e.speed, 1, batch) for e in members)
+        members = tuple(SimulatedWorker(e.worker, e.region, e.speed, 1, batch) for e in members)
         if ideal or simulation.group_batch:
             total = simulation.group_batch or batch * len(members)
             members = _proportional(members, total, 1, batch)
     time_ps, wan_bytes = (0, 0) if ideal else ring_of_regions(run, simulation.model_bytes)
     place = len(run.region)
-    return Unit("everybody/0", 0, 0, place, members, averages, time_ps, wan_bytes)
+    return WorkerUnit("everybody/0", 0, 0, place, members, averages, time_ps, wan_bytes)
 
 
 # --- servers ---------------------------------------------------------------------------------------
 
 
-def _two_levels(run: RunFile, units: list[Unit]) -> Layout:
+def _two_levels(run: RunFile, units: list[WorkerUnit]) -> ClusterLayout:
     places = range(len(run.region))
     home = run.region_index(run.gps_region)
-    return Layout(run, tuple(units), tuple(places), home, len(places), _links(run))
+    return ClusterLayout(run, tuple(units), tuple(places), home, len(places), _links(run))
 
 
 def _with_groups(run: RunFile) -> RunFile:
@@ -228,7 +230,7 @@ def _with_groups(run: RunFile) -> RunFile:
     return run.model_copy(update={"region": tuple(regions)})
 
 
-def _one_level(run: RunFile, units: list[Unit]) -> Layout:
+def _one_level(run: RunFile, units: list[WorkerUnit]) -> ClusterLayout:
     """One server with the GPS's optimiser, and a GPS beside it that follows and counts."""
     assert run.simulation is not None
     plain = {"lr": 1.0, "momentum": 0.0, "momentum_delay": 1, "momentum_activation": 0.0}
@@ -247,7 +249,7 @@ def _one_level(run: RunFile, units: list[Unit]) -> Layout:
     )
     seen = run.model_copy(
         update={
-            "region": (config.Region(name=ONE_SERVER, worker_speeds=(1.0,) * len(units)),),
+            "region": (config.RegionSection(name=ONE_SERVER, worker_speeds=(1.0,) * len(units)),),
             "lps": lps,
             "gps": run.gps.model_copy(update={**plain, "region": ONE_SERVER}),
         }
@@ -255,7 +257,7 @@ def _one_level(run: RunFile, units: list[Unit]) -> Layout:
     home = run.region_index(run.gps_region)
     free = len(run.region)
     at = free if units[0].place == free else home
-    return Layout(seen, tuple(units), (at,), free, free, _links(run))
+    return ClusterLayout(seen, tuple(units), (at,), free, free, _links(run))
 
 
 def _links(run: RunFile) -> Links:

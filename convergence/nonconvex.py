@@ -20,7 +20,7 @@ from convergence import tensors
 from convergence.problems import Job
 from convergence.sgd import Noise, Vector, descend, numbers
 from convergence.tensors import TensorPlane
-from pelago.config import InFlight, RunFile, Server
+from pelago.config import InFlight, RunFile, ServerSection
 from pelago.core.errors import ConfigError
 from pelago.sim.planes import Payload, PlanePort, Round
 from pelago.tensor.manifest import Manifest
@@ -65,7 +65,7 @@ class Nonconvex:
         """Mean squared norm of one sample's gradient noise; of a step's, divided by its samples."""
         self._noise = Noise(run.run.seed, dimension, run.simulation.noise)
 
-    def server_plane(self, server: Server, in_flight: InFlight | None) -> PlanePort:
+    def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> PlanePort:
         """The daemons' plane, with the start in it."""
         initial = torch.full((self._manifest.numel,), START, dtype=torch.float64)
         return tensors.server_plane(self._manifest, server, in_flight, initial)

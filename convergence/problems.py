@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, assert_never, runtime_checkable
 
-from pelago.config import InFlight, RunFile, Server
+from pelago.config import InFlight, RunFile, ServerSection
 from pelago.core.frozen import frozen
 from pelago.core.names import Spans
 from pelago.sim.planes import Payload, PlanePort, Round, TimingPlane
@@ -67,7 +67,7 @@ class Problem(Protocol):
         """Whether `validate` measures something."""
         ...
 
-    def server_plane(self, server: Server, in_flight: InFlight | None) -> PlanePort:
+    def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> PlanePort:
         """A server's, with the initial parameters in it. ``in_flight`` None: it never exchanges (GPS)."""
         ...
 
@@ -114,7 +114,7 @@ class Timing:
         self.fingerprint = "timing"
         self._sequence_length = run.data.sequence_length
 
-    def server_plane(self, server: Server, in_flight: InFlight | None) -> PlanePort:
+    def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> PlanePort:
         """Names of payloads only."""
         return TimingPlane()
 

@@ -19,7 +19,7 @@ from convergence import tensors
 from convergence.problems import Job
 from convergence.sgd import Noise, Vector, descend, numbers
 from convergence.tensors import TensorPlane
-from pelago.config import InFlight, RunFile, Server
+from pelago.config import InFlight, RunFile, ServerSection
 from pelago.core.errors import ConfigError
 from pelago.core.prng import derive
 from pelago.sim.planes import Payload, PlanePort, Round
@@ -53,7 +53,7 @@ class Quadratic:
         """b_r, shape [regions, dimension]."""
         self._noise = Noise(run.run.seed, dimension, run.simulation.noise)
 
-    def server_plane(self, server: Server, in_flight: InFlight | None) -> PlanePort:
+    def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> PlanePort:
         """The daemons' plane, with the start in it."""
         initial = torch.full((self._manifest.numel,), START, dtype=torch.float64)
         return tensors.server_plane(self._manifest, server, in_flight, initial)

@@ -16,7 +16,7 @@ import torch
 from convergence import tensors
 from convergence.problems import Job
 from convergence.tensors import TensorPlane
-from pelago.config import InFlight, RunFile, Server
+from pelago.config import InFlight, RunFile, ServerSection
 from pelago.sim.planes import Payload, PlanePort, Round
 from pelago.tensor.manifest import Manifest
 from pelago.wire.messages import TensorSpec
@@ -38,7 +38,7 @@ class Scalar:
         self.targets = [(w - 7.5) / 10 for w in range(workers)]
         """b_w of each worker."""
 
-    def server_plane(self, server: Server, in_flight: InFlight | None) -> PlanePort:
+    def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> PlanePort:
         """The daemons' plane, with th = 1 in it."""
         initial = torch.tensor([START], dtype=torch.float64)
         return tensors.server_plane(self._manifest, server, in_flight, initial)

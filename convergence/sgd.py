@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from convergence.problems import Job
-from pelago.config import RunFile, Worker
+from pelago.config import RunFile, WorkerSection
 from pelago.core.prng import derive
 from worker.schedule import learning_rate
 
@@ -46,7 +46,7 @@ class Noise:
         return generator.standard_normal(self._dimension) * (self._each / sqrt(batch))
 
 
-def steps(job: Job, settings: Worker) -> Iterator[tuple[int, float]]:
+def steps(job: Job, settings: WorkerSection) -> Iterator[tuple[int, float]]:
     """(first sample, learning rate) of each step of a job, on the clock of `worker.trainer`.
 
     The clock starts at the job's // global_batch_size and advances by one before each step.

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 
 import torch
 
-from pelago.config import Gps, InFlight, Server
+from pelago.config import GpsSection, InFlight, ServerSection
 from pelago.core.machine import Operation
 from pelago.core.names import BlobId
 from pelago.sim.planes import Payload
@@ -72,11 +72,11 @@ class TensorPlane:
         """Become the plane that the image was taken of."""
         assert isinstance(image, PlaneSnapshot)
         self.plane = self._blank()
-        self.plane.restore(image.layout(), [cell.buffer() for cell in image.chunks])
+        self.plane.restore(image.layout(), [chunk.buffer() for chunk in image.chunks])
 
 
 def server_plane(
-    manifest: Manifest, server: Server, in_flight: InFlight | None, initial: torch.Tensor
+    manifest: Manifest, server: ServerSection, in_flight: InFlight | None, initial: torch.Tensor
 ) -> TensorPlane:
     """A server's plane with ``initial``, shape [numel], in it; ``in_flight`` None: it never exchanges."""
     outer = DelayedNesterov.from_eta(
@@ -90,7 +90,7 @@ def server_plane(
             remember=in_flight in ("carry", "replay"),
             dtype=initial.dtype,
             exchanges=in_flight is not None,
-            average=server.average if isinstance(server, Gps) else 0.0,
+            average=server.average if isinstance(server, GpsSection) else 0.0,
         )
 
     return TensorPlane.loaded(blank, initial)

@@ -182,13 +182,13 @@ def _use_one_thread(run: "RunFile") -> None:
 def _study(path: Path, options: argparse.Namespace) -> int:
     from experiments.report import formatting, page, reading
     from experiments.study import engines, ray_engine, study_file
-    from experiments.study.plan import Plan
+    from experiments.study.plan import StudyPlan
     from experiments.study.progress import watch
-    from experiments.study.runner import Conductor
+    from experiments.study.runner import StudyRunner
 
     if options.trace:
         raise ConfigError(f"--trace: {path} is a study; this is for one run")
-    plan = Plan(study_file.load(path), path)
+    plan = StudyPlan(study_file.load(path), path)
     jobs = options.jobs or engines.processors()
     if options.engine == "ray":
         if options.together:
@@ -197,12 +197,12 @@ def _study(path: Path, options: argparse.Namespace) -> int:
     else:
         engine = engines.local(jobs, options.together or 1)
     out = Path(options.out) if options.out else Path("runs") / plan.study.name
-    conductor = Conductor(plan, out, check=options.check)
+    runner = StudyRunner(plan, out, check=options.check)
     try:
         with watch(plan.study.name) as seen:
-            rows = conductor.conduct(engine, seen, fresh=options.fresh)
+            rows = runner.run(engine, seen, fresh=options.fresh)
     except KeyboardInterrupt:
-        done = sum(row.measured is not None for row in conductor.rows)
+        done = sum(row.measured is not None for row in runner.rows)
         total = len(plan.runs) + plan.confirmations
         say(
             f"experiments: interrupted with {done:,} of {total:,} runs done;"
@@ -213,7 +213,7 @@ def _study(path: Path, options: argparse.Namespace) -> int:
     found = reading.read(out)
     page.write(out / "report.html", [found])
     say(formatting.summary(found))
-    say(f"results in {out}: study_file.toml, table.csv, report.html, runs")
+    say(f"results in {out}: study.toml, table.csv, report.html, runs")
     failed = [row for row in rows if row.error]
     for row in failed:
         say(f"experiments: runs/{row.folder} failed: {row.error}", sys.stderr)

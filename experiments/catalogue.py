@@ -10,7 +10,7 @@ FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
-class Shipped:
+class CatalogueEntry:
     """An experiment of this folder."""
 
     name: str
@@ -32,11 +32,13 @@ def find(name: str) -> Path:
     return path
 
 
-def catalogue() -> list[Shipped]:
+def catalogue() -> list[CatalogueEntry]:
     """Every shipped experiment, sorted by name."""
     found = []
     for path in sorted(FOLDER.glob("*.toml")):
         with path.open(encoding="utf-8") as file:
             line = file.readline().lstrip("#").strip()
-        found.append(Shipped(path.stem, "study" if study_file.is_study(path) else "run", line))
+        found.append(
+            CatalogueEntry(path.stem, "study" if study_file.is_study(path) else "run", line)
+        )
     return found

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import torch
 
-from gps.resume import NODE, life_of, local_state
+from gps.resume import NODE, local_state, restored_state
 from gps.state import Gps
 from pelago.config import RunFile
 from pelago.core.errors import CheckpointError, ConfigError
-from pelago.net.durability.state_folder import Store
+from pelago.net.durability.state_folder import StateFolder
 from pelago.tensor.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundState:
     """A GPS's state, as far as it is known."""
 
     folder: Path
@@ -33,7 +33,7 @@ class Found:
     """What is wrong with newer snapshots."""
 
 
-def find(source: Path) -> Found:
+def find(source: Path) -> FoundState:
     """Read the state in a folder of results or of state, whether its GPS runs or not; nobody is kept from
     starting. Raises `ConfigError`, `CheckpointError`."""
     place = local_state(str(source))
@@ -43,20 +43,20 @@ def find(source: Path) -> Found:
             " gps.durability is not 'none', on the GPS's host"
         )
     with ExitStack() as stack:
-        store = Store(place, None, NODE, read=True, beside=True)
+        store = StateFolder(place, None, NODE, read=True, beside=True)
         stack.callback(store.close)
-        past = store.newest() if store.is_running else store.past(salvage=True)
-        if past is None or past.snapshot is None:
-            why = "; ".join(past.passed_over) if past is not None else ""
+        recovered = store.newest() if store.is_running else store.recovered(salvage=True)
+        if recovered is None or recovered.snapshot is None:
+            why = "; ".join(recovered.passed_over) if recovered is not None else ""
             raise CheckpointError(
                 f"{source}: the GPS has written no {'sound ' if why else ''}snapshot{': ' if why else ''}{why}"
             )
-        kept, run, machine, restored = life_of(past, past.snapshot, str(source))
+        kept, run, machine, restored = restored_state(recovered, recovered.snapshot, str(source))
         assert kept.manifest is not None
         plane = restored.plane
         assert plane is not None
         results = place.parent.parent if place.name == "state" else place
-        return Found(
+        return FoundState(
             folder=results,
             is_running=store.is_running,
             run=run,
@@ -64,5 +64,5 @@ def find(source: Path) -> Found:
             manifest=kept.manifest,
             flat=plane.model(),
             average=plane.average(),
-            passed_over=past.passed_over,
+            passed_over=recovered.passed_over,
         )

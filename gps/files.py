@@ -68,8 +68,8 @@ def write_snapshot(folder: Path, taken: PlaneSnapshot, facts: Mapping[str, int])
     """Write the model of a snapshot, and its mean if one is kept, with facts in their heads. Returns as
     `write`."""
     flat, average = (
-        torch.cat([cell.tensor for cell in cells]) if cells is not None else None
-        for cells in (taken.arenas["model"], taken.arenas.get("average"))
+        torch.cat([chunk.tensor for chunk in chunks]) if chunks is not None else None
+        for chunks in (taken.arenas["model"], taken.arenas.get("average"))
     )
     assert flat is not None
     return write_models(folder, taken.manifest, flat, average, facts)

@@ -23,9 +23,9 @@ from pelago.durable import image, record
 from pelago.net import daemon
 from pelago.net.durability import journal
 from pelago.net.durability.archive import Archive
-from pelago.net.durability.history import Told, history_line, history_until
-from pelago.net.durability.restore import Restored, State, restore, state
-from pelago.net.durability.state_folder import Past, Snapshot, Store
+from pelago.net.durability.history import HistoryLine, history_line, history_until
+from pelago.net.durability.restore import Restored, SnapshotContents, restore, state
+from pelago.net.durability.state_folder import RecoveredState, StateFolder, StoredSnapshot
 from pelago.net.files import lock, sync_folder
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
@@ -69,7 +69,9 @@ def machine_of(run: RunFile, incarnation: int, manifest: Manifest, corpus: str) 
 # --- where to go on from -------------------------------------------------------------------------
 
 
-def open_state(run: RunFile, out: Path, source: str | None) -> tuple[Store, Past | None, str]:
+def open_state(
+    run: RunFile, out: Path, source: str | None
+) -> tuple[StateFolder, RecoveredState | None, str]:
     """The GPS's folder of state, what it goes on with, and a word on that.
 
     ``source``: of ``--resume``: a folder of results or of state, or where `gps.snapshots` went; a state of
@@ -84,14 +86,14 @@ def open_state(run: RunFile, out: Path, source: str | None) -> tuple[Store, Past
 
 def _open(
     run: RunFile, out: Path, source: str | None, folder: Path
-) -> tuple[Store, Past | None, str]:
-    store = Store(folder, run.run_id, NODE)
+) -> tuple[StateFolder, RecoveredState | None, str]:
+    store = StateFolder(folder, run.run_id, NODE)
     here = source is not None and _is_same(source, out, folder)
     fault: CheckpointError | None = None
     try:
-        past = store.past()
+        recovered = store.recovered()
     except CheckpointError as error:
-        past, fault = None, error
+        recovered, fault = None, error
     if fault is not None:
         torn = daemon.may_be_torn(store, run.gps.durability)
         if source is None and torn and not isinstance(fault, ForeignState):
@@ -108,15 +110,15 @@ def _open(
             raise CheckpointError(
                 f"{fault}; --resume {out} goes on, as another life of the run, from what is sound before that"
             )
-    elif past is not None and daemon.is_certain(past, run.gps.durability):
+    elif recovered is not None and daemon.is_certain(recovered, run.gps.durability):
         idle = f"going on with {folder}: --resume is for folders without a state of this run"
-        return store, past, "" if source is None else idle
-    elif past is not None and past.snapshot is not None:
+        return store, recovered, "" if source is None else idle
+    elif recovered is not None and recovered.snapshot is not None:
         return _resume(run, store, str(folder))
-    elif past is not None:
-        if past.passed_over:
+    elif recovered is not None:
+        if recovered.passed_over:
             store.close()
-        _check_snapshot(past, str(folder))
+        _check_snapshot(recovered, str(folder))
         store.clear()  # It had hardly begun.
     return (store, None, "") if source is None else _resume(run, store, source)
 
@@ -129,8 +131,8 @@ def _is_same(source: str, out: Path, folder: Path) -> bool:
 class _Found:
     """An earlier life, as far as it is known."""
 
-    past: Past
-    kept: State
+    recovered: RecoveredState
+    kept: SnapshotContents
     restored: Restored
     machine: Gps
     run: RunFile
@@ -141,7 +143,9 @@ class _Found:
     """What is wrong with newer ones."""
 
 
-def _resume(run: RunFile, store: Store, source: str) -> tuple[Store, Past | None, str]:
+def _resume(
+    run: RunFile, store: StateFolder, source: str
+) -> tuple[StateFolder, RecoveredState | None, str]:
     """Put the state of another life in the place of what a store holds, if anything."""
     folder = store.folder
     store.close()
@@ -155,8 +159,8 @@ def _resume(run: RunFile, store: Store, source: str) -> tuple[Store, Past | None
     word = f"resumed from {source} at version {gps.version.counter:,}, {gps.counted_steps:,} local steps"
     if found.passed_over:
         word += f", with {found.used}, since {'; '.join(found.passed_over)}"
-    store = Store(folder, run.run_id, NODE)
-    return store, store.past(), word
+    store = StateFolder(folder, run.run_id, NODE)
+    return store, store.recovered(), word
 
 
 def _find(folder: Path, source: str, stack: ExitStack) -> _Found:
@@ -185,37 +189,41 @@ def _find(folder: Path, source: str, stack: ExitStack) -> _Found:
 
 def _read(place: Path, source: str, stack: ExitStack) -> _Found:
     """Read a folder of state. Raises `CheckpointError`."""
-    store = Store(place, None, NODE, read=True)
+    store = StateFolder(place, None, NODE, read=True)
     stack.callback(store.close)
-    past = store.past(salvage=True)
-    if past is not None:
-        _check_snapshot(past, source)
-    if past is None or past.snapshot is None:
+    recovered = store.recovered(salvage=True)
+    if recovered is not None:
+        _check_snapshot(recovered, source)
+    if recovered is None or recovered.snapshot is None:
         raise CheckpointError(f"{source}: the GPS that began there wrote no snapshot; begin anew")
-    kept, run, machine, restored = life_of(past, past.snapshot, source)
-    history = history_until(store.history, past.snapshot.number)
+    kept, run, machine, restored = restored_state(recovered, recovered.snapshot, source)
+    history = history_until(store.history, recovered.snapshot.number)
     told = b"".join(history_line(each) for each in restored.told)
-    used = past.snapshot.name
-    return _Found(past, kept, restored, machine, run, history + told, used, past.passed_over)
+    used = recovered.snapshot.name
+    return _Found(
+        recovered, kept, restored, machine, run, history + told, used, recovered.passed_over
+    )
 
 
-def life_of(past: Past, snapshot: Snapshot, source: str) -> tuple[State, RunFile, Gps, Restored]:
+def restored_state(
+    recovered: RecoveredState, snapshot: StoredSnapshot, source: str
+) -> tuple[SnapshotContents, RunFile, Gps, Restored]:
     """What a GPS's past is: its snapshot's state, its run file, its machine, its tensors. Raises
     `CheckpointError`."""
-    kept = State.of(snapshot)
+    kept = SnapshotContents.of(snapshot)
     if kept.manifest is None or not kept.facts.keys() >= {"run", "corpus"}:
         raise CheckpointError(f"{source}: the snapshot is not of a GPS")
     run = config.parse(kept.facts["run"], f"run file in {source}")
-    machine = machine_of(run, past.header.incarnation, kept.manifest, kept.facts["corpus"])
-    restored = restore(past, past.header.run, machine, None, lambda m: plane_of(run, m))
+    machine = machine_of(run, recovered.header.incarnation, kept.manifest, kept.facts["corpus"])
+    restored = restore(recovered, recovered.header.run, machine, None, lambda m: plane_of(run, m))
     return kept, run, machine, restored
 
 
-def _check_snapshot(past: Past, source: str) -> None:
+def _check_snapshot(recovered: RecoveredState, source: str) -> None:
     """Raises `CheckpointError` if there were snapshots, and none is sound."""
-    if past.snapshot is None and past.passed_over:
+    if recovered.snapshot is None and recovered.passed_over:
         raise CheckpointError(
-            f"{source}: no snapshot is sound: {'; '.join(past.passed_over)}; go on from a copy with --resume, or"
+            f"{source}: no snapshot is sound: {'; '.join(recovered.passed_over)}; go on from a copy with --resume, or"
             " begin anew"
         )
 
@@ -273,7 +281,7 @@ def _fixed(run: RunFile) -> dict[str, Any]:
 
 def _write(found: _Found, run: RunFile, source: str, beside: Path) -> Gps:
     """Write a folder of state beside its place. Returns the machine that is in it."""
-    manifest, plane, header = found.kept.manifest, found.restored.plane, found.past.header
+    manifest, plane, header = found.kept.manifest, found.restored.plane, found.recovered.header
     assert manifest is not None
     assert plane is not None
     incarnation = max(daemon.incarnation(), header.incarnation + 1)
@@ -283,7 +291,7 @@ def _write(found: _Found, run: RunFile, source: str, beside: Path) -> Gps:
     gps.reopen()
     gps.check()
     _check_budget(gps, run, source)
-    number = found.past.next_number - 1
+    number = found.recovered.next_number - 1
     fields = {
         "version": gps.version.counter,
         "incarnation": incarnation,
@@ -291,7 +299,7 @@ def _write(found: _Found, run: RunFile, source: str, beside: Path) -> Gps:
         "from": source,
     }
     snapshot = plane.snapshot()
-    store = Store(beside, run.run_id, NODE)
+    store = StateFolder(beside, run.run_id, NODE)
     try:
         journal.begin_with(
             store,
@@ -303,7 +311,7 @@ def _write(found: _Found, run: RunFile, source: str, beside: Path) -> Gps:
             state(gps, manifest, found.restored.last_blob, facts_of(run, corpus)),
             record.pack(snapshot.layout()),
             snapshot.chunks,
-            found.history + history_line(Told(number, RESUMED, fields)),
+            found.history + history_line(HistoryLine(number, RESUMED, fields)),
         )
     except OSError as error:
         raise CheckpointError(

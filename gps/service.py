@@ -23,9 +23,9 @@ from pelago.net import command, daemon
 from pelago.net.command import EXIT_FAILED
 from pelago.net.durability import disk_needs
 from pelago.net.durability.archive import Archive, Copier
-from pelago.net.durability.manager import Memory
-from pelago.net.durability.restore import State
-from pelago.net.durability.state_folder import Past
+from pelago.net.durability.manager import StateStore
+from pelago.net.durability.restore import SnapshotContents
+from pelago.net.durability.state_folder import RecoveredState
 from pelago.net.limits import Limits, Patience
 from pelago.net.node import CRASHED, PAUSED, Node, NodeSettings
 from pelago.net.sockets.pair import Bind
@@ -47,14 +47,14 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
     require_free(host, port, "gps.bind")
     out = daemon.out_folder(run, options.out)
     log = daemon.telemetry(out, "gps")
-    life = _begin(options, run, out, log)
-    gps, manifest = life.machine, life.manifest
+    start = _begin(options, run, out, log)
+    gps, manifest = start.machine, start.manifest
     results = EarlyResults()
     node = Node(
         gps,
         NodeSettings(
             run_id=run.run_id,
-            name=life.process,
+            name=start.process,
             server=Bind(host, port, "gps.bind"),
             limits=Limits(incoming_max=run.gps.arriving_max),
             patience=Patience.of(run.network),
@@ -63,9 +63,9 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
             on_note=results.on_note,
         ),
         log,
-        plane=life.plane,
+        plane=start.plane,
         plane_factory=lambda found: plane_of(run, found),
-        memory=life.memory,
+        state_store=start.state_store,
     )
     here, _ = disk_needs.on_this_machine(run, manifest.bytes, out)
     disk_needs.tell(log, here or disk_needs.of_gps(run, manifest.bytes, out))
@@ -118,31 +118,31 @@ async def _export_regularly(
 
 
 @dataclass(frozen=True, slots=True)
-class _Life:
-    """What a GPS begins or goes on with. ``plane``: None if ``memory`` has one."""
+class _Start:
+    """What a GPS begins or goes on with. ``plane``: None if ``state_store`` has one."""
 
     machine: Gps
     process: Peer
     manifest: Manifest
     plane: Plane | None
-    memory: Memory | None
+    state_store: StateStore | None
 
 
-def _begin(options: argparse.Namespace, run: RunFile, out: Path, log: Telemetry) -> _Life:
+def _begin(options: argparse.Namespace, run: RunFile, out: Path, log: Telemetry) -> _Start:
     """Find the state to go on with, or make the model to begin with."""
     process = daemon.process_name(NODE, daemon.random_bits())
     incarnation = daemon.incarnation()
-    store, past = None, None
+    store, recovered = None, None
     if run.gps.durability != "none":
-        store, past, word = open_state(run, out, options.resume)
+        store, recovered, word = open_state(run, out, options.resume)
         if word:
             log.line(word)
     elif options.resume is not None:
         raise ConfigError("gps.durability = 'none': --resume needs a state that is kept")
-    if past is not None:
-        process, incarnation = past.header.process, past.header.incarnation
-    copier = None if store is None else _copier(run, begins=past is None)
-    manifest, corpus = _known(past)
+    if recovered is not None:
+        process, incarnation = recovered.header.process, recovered.header.incarnation
+    copier = None if store is None else _copier(run, begins=recovered is None)
+    manifest, corpus = _known(recovered)
     plane = None
     if manifest is None:
         log.line("building the initial model")
@@ -153,27 +153,27 @@ def _begin(options: argparse.Namespace, run: RunFile, out: Path, log: Telemetry)
         plane.adopt(0, start.flat)
         plane.apply("load", 0, 1.0)
         plane.release(0)
-    memory = None
+    state_store = None
     if store is not None:
-        memory = Memory(
+        state_store = StateStore(
             store=store,
             durability=run.gps.durability,
             name=NODE,
             incarnation=incarnation,
-            past=past,
+            recovered=recovered,
             facts=facts_of(run, corpus),
             copier=copier,
             is_read=True,
         )
     machine = machine_of(run, incarnation, manifest, corpus)
-    return _Life(machine, process, manifest, plane, memory)
+    return _Start(machine, process, manifest, plane, state_store)
 
 
-def _known(past: Past | None) -> tuple[Manifest | None, str]:
+def _known(recovered: RecoveredState | None) -> tuple[Manifest | None, str]:
     """Model and corpus of the life that goes on, if a snapshot tells them."""
-    if past is None or past.snapshot is None:
+    if recovered is None or recovered.snapshot is None:
         return None, ""
-    kept = State.of(past.snapshot)
+    kept = SnapshotContents.of(recovered.snapshot)
     return kept.manifest, kept.facts.get("corpus", "")
 
 

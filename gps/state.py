@@ -36,7 +36,7 @@ from pelago.core.machine import (
 )
 from pelago.core.names import BlobId, Peer, PushId, Version, samples_of
 from pelago.core.refusals import Client, Refusals, Verdict, hopeless, update_fault
-from pelago.protocol.update_admission import Intake
+from pelago.protocol.update_admission import UpdateAdmission
 from pelago.wire.messages import (
     PROTOCOL_VERSION,
     SAMPLES_MAX,
@@ -123,7 +123,7 @@ class Gps:
         self.evaluators = Evaluators()
         self.validations: list[tuple[int, int, float]] = []
         """(picoseconds after the first lease, counted steps, held-out loss) in order of the versions."""
-        self.intake = self._new_intake()
+        self.admission = self._new_admission()
         self.started_at: int | None = None
         """When the first samples were lent: the origin of all times in the result."""
         self.ended_at: int | None = None
@@ -141,9 +141,9 @@ class Gps:
         self._next_blob = 1
         self._now = 0
 
-    def _new_intake(self) -> Intake:
+    def _new_admission(self) -> UpdateAdmission:
         settings = self.settings
-        return Intake(
+        return UpdateAdmission(
             settings.staged_max, settings.retry_ps, settings.lost_after_ps, settings.tick_ps
         )
 
@@ -171,7 +171,7 @@ class Gps:
                 return []
             case PeerLost(peer, _):
                 self._reply_ended(peer, None)
-                return self.intake.free(peer)
+                return self.admission.free(peer)
             case Tick():
                 return self._on_tick()
             case StopRequested(reason):
@@ -185,7 +185,7 @@ class Gps:
         """Updates that were granted, of regions that are served."""
         if self._served_by(peer) is None or not isinstance(message, Push):
             return False
-        return self.intake.expects(peer, message.push)
+        return self.admission.expects(peer, message.push)
 
     def _on_restarted(self) -> list[Effect]:
         """Go on where the process before this one was killed. Its peers ask again for what was lost on
@@ -194,7 +194,7 @@ class Gps:
             region.replying, region.heard_at = None, self._now
         self.evaluators.restarted(self._now)
         self._is_settled = False
-        effects = self.intake.restarted()
+        effects = self.admission.restarted()
         if self.settings.tick_ps:
             effects.append(SetTick(self.settings.tick_ps))
         effects.append(Note("restarted", {"phase": self.phase, "version": self.version.counter}))
@@ -216,7 +216,7 @@ class Gps:
             self.ledger.reclaim(region.name)
         self.ledger.reopen()
         self.evaluators = Evaluators()
-        self.intake = self._new_intake()
+        self.admission = self._new_admission()
         self._reached.clear()
         if self.started_at is not None and self.ended_at is not None:
             self.started_at += self._now - self.ended_at  # Time since the end does not count.
@@ -351,9 +351,9 @@ class Gps:
     def _on_offer(self, region: Region, peer: Peer, push: PushId) -> list[Effect]:
         outcome = region.outcome(push)
         if outcome is not None:
-            settled = self.intake.settled(peer, push, outcome)
+            settled = self.admission.settled(peer, push, outcome)
             return [*settled, *self._answer_again(region, push)]
-        return self.intake.offered(peer, push) if self.phase == "serving" else []
+        return self.admission.offered(peer, push) if self.phase == "serving" else []
 
     def _answer_again(self, region: Region, push: PushId) -> list[Effect]:
         """The region asks about an update that is settled: its answer was lost, or is still on its way."""
@@ -364,16 +364,16 @@ class Gps:
     def _on_push(self, region: Region, peer: Peer, message: Push, blob: BlobId) -> list[Effect]:
         outcome = region.outcome(message.push)
         if outcome is not None:
-            return [Release(blob), *self.intake.settled(peer, message.push, outcome)]
-        return self.intake.arrived(peer, message, blob)
+            return [Release(blob), *self.admission.settled(peer, message.push, outcome)]
+        return self.admission.arrived(peer, message, blob)
 
     def _on_measured(self, event: Measured) -> list[Effect]:
-        pending = self.intake.measured(event.blob)
+        pending = self.admission.measured(event.blob)
         if pending is None:
             return []
         peer, message = pending
         region = self._served_by(peer)
-        effects = self.intake.free(peer, message.push)
+        effects = self.admission.free(peer, message.push)
         if self.phase != "serving" or region is None or region.outcome(message.push) is not None:
             return [*effects, Release(event.blob)]  # Over, or fenced while it was being measured.
         fault = self._update_fault(region, message, event)
@@ -497,7 +497,7 @@ class Gps:
     def _part(self, region: Region, reason: str) -> list[Effect]:
         """A region's process is gone; whoever serves the region next gets a higher fence."""
         assert region.peer is not None
-        effects = self.intake.free(region.peer)
+        effects = self.admission.free(region.peer)
         region.part()
         return [Note("region_left", {"region": region.name, "why": reason}), *effects]
 
@@ -600,7 +600,7 @@ class Gps:
             self.ledger.reclaim(region.name)
         then = self._now - self.settings.lost_after_ps
         silent = [each.peer for each in self.regions.values() if each.heard_at < then]
-        effects += self.intake.tick([peer for peer in silent if peer is not None])
+        effects += self.admission.tick([peer for peer in silent if peer is not None])
         for peer in self.evaluators.silent_since(then):
             self.evaluators.remove(peer)
             effects.append(Note("evaluator_left", {"why": "lost: no heartbeat"}))
@@ -651,7 +651,7 @@ class Gps:
     def check(self) -> None:
         """Assert the invariants of the GPS."""
         self.ledger.check()  # G1: every issued sample is in exactly one place, none was applied twice.
-        self.intake.check()
+        self.admission.check()
         # G2: the model moved exactly once for every update that was answered "applied".
         assert self.updates == self.version.counter == sum(r.updates for r in self.regions.values())
         for region in self.regions.values():
@@ -660,5 +660,5 @@ class Gps:
             assert region.peer is not None or not self.ledger.held.get(region.name), region.name
         # G5: a place is held by a region that somebody serves, and one at most.
         served = {region.peer for region in self.regions.values()}
-        assert served.issuperset((*self.intake.staging.granted, *self.intake.staging.late))
+        assert served.issuperset((*self.admission.staging.granted, *self.admission.staging.late))
         assert (self.phase == "finished") <= (self.ended_at is not None)  # G4

@@ -11,7 +11,7 @@ between a region does not know how far the others are: its learning rate's clock
 
 
 @durable()
-class Supply:
+class LeasePrefetch:
     """Keeps so much in hand that no worker waits for the WAN, nor for a GPS that is away for a while.
 
     Where nothing has to be in hand nothing is asked ahead of need: just what is wanted, when it is

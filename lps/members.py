@@ -61,7 +61,7 @@ class Members:
         """The member behind a connection, if there is one; the dict's own method, since every message
         asks for it. An image is restored into the same dict."""
         self._fences: dict[int, int] = {}
-        self._past: OrderedDict[Peer, WorkerReport] = OrderedDict()
+        self._recovered: OrderedDict[Peer, WorkerReport] = OrderedDict()
         """Last reports of the `PAST_MAX` processes that went last: one that comes back counts on."""
         self._before: dict[int, WorkerReport] = {}
         """Sums of the reports of all that went before those, by group."""
@@ -84,17 +84,17 @@ class Members:
             group = next(index for index in range(len(held) + 1) if index not in held)
         self._fences[group] = self._fences.get(group, 0) + 1
         member = Member(peer, group, self._fences[group], hello.incarnation, now)
-        past = self._past.pop(peer, None)
-        member.report = None if past is None else replace(past, group=group)
+        recovered = self._recovered.pop(peer, None)
+        member.report = None if recovered is None else replace(recovered, group=group)
         self._members[peer] = member
         return member
 
     def remove(self, member: Member) -> None:
         """Forget a process; its group's next holder gets a higher fence."""
         if member.report is not None:
-            self._past[member.peer] = member.report
-            if len(self._past) > PAST_MAX:
-                _, report = self._past.popitem(last=False)
+            self._recovered[member.peer] = member.report
+            if len(self._recovered) > PAST_MAX:
+                _, report = self._recovered.popitem(last=False)
                 self._before[report.group] = _sum(self._before.get(report.group), report)
         del self._members[member.peer]
 
@@ -113,7 +113,7 @@ class Members:
         """One report a group, over all processes that held it, in order of the groups."""
         reports = dict(self._before)
         present = [each.report for each in self._members.values() if each.report is not None]
-        for report in (*self._past.values(), *present):
+        for report in (*self._recovered.values(), *present):
             reports[report.group] = _sum(reports.get(report.group), report)
         return tuple(reports[group] for group in sorted(reports))
 
@@ -124,18 +124,18 @@ def _rounds(member: Member, ahead_ps: int) -> int:
     return min(ROUNDS_AHEAD_MAX, 1 - (-ahead_ps // member.round_ps))
 
 
-def _sum(past: WorkerReport | None, now: WorkerReport) -> WorkerReport:
-    if past is None:
+def _sum(recovered: WorkerReport | None, now: WorkerReport) -> WorkerReport:
+    if recovered is None:
         return now
     return WorkerReport(
         group=now.group,
-        rounds=min(COUNT_MAX, past.rounds + now.rounds),
-        steps=min(COUNT_MAX, past.steps + now.steps),
-        tokens=min(COUNT_MAX, past.tokens + now.tokens),
-        busy_ms=min(COUNT_MAX, past.busy_ms + now.busy_ms),
-        alive_ms=min(COUNT_MAX, past.alive_ms + now.alive_ms),
+        rounds=min(COUNT_MAX, recovered.rounds + now.rounds),
+        steps=min(COUNT_MAX, recovered.steps + now.steps),
+        tokens=min(COUNT_MAX, recovered.tokens + now.tokens),
+        busy_ms=min(COUNT_MAX, recovered.busy_ms + now.busy_ms),
+        alive_ms=min(COUNT_MAX, recovered.alive_ms + now.alive_ms),
         loss=now.loss,
-        skipped=min(COUNT_MAX, past.skipped + now.skipped),
+        skipped=min(COUNT_MAX, recovered.skipped + now.skipped),
     )
 
 

@@ -14,8 +14,8 @@ from pelago.core.errors import CheckpointError, ForeignState
 from pelago.core.names import Peer
 from pelago.net import command, daemon
 from pelago.net.durability import disk_needs
-from pelago.net.durability.manager import Memory
-from pelago.net.durability.state_folder import Past, Store
+from pelago.net.durability.manager import StateStore
+from pelago.net.durability.state_folder import RecoveredState, StateFolder
 from pelago.net.limits import Limits, Patience
 from pelago.net.node import Node, NodeSettings
 from pelago.net.sockets.pair import Bind, Connect
@@ -35,7 +35,7 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
     out = daemon.out_folder(run, options.out)
     name = f"lps-{options.region}"
     log = daemon.telemetry(out, name)
-    memory, process, incarnation = open_memory(run, out, name, log, resume=options.resume)
+    state_store, process, incarnation = open_state_store(run, out, name, log, resume=options.resume)
     outer = DelayedNesterov.from_eta(
         run.lps.lr, run.lps.momentum, run.lps.momentum_delay, run.lps.momentum_activation
     )
@@ -58,7 +58,7 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
         ),
         log,
         plane_factory=plane,
-        memory=memory,
+        state_store=state_store,
     )
     log.line(
         f"serving region {options.region} at {address.join(host, port)};"
@@ -68,9 +68,9 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
     return daemon.outcome(finish)
 
 
-def open_memory(
+def open_state_store(
     run: RunFile, out: Path, name: str, log: Telemetry, *, resume: bool
-) -> tuple[Memory | None, Peer, int]:
+) -> tuple[StateStore | None, Peer, int]:
     """Where the LPS keeps its state, with its process name and incarnation: those of the life that it
     finds there and goes on with, or new ones. Raises `ConfigError`, `CheckpointError`."""
     process = daemon.process_name(name, daemon.random_bits())
@@ -78,28 +78,30 @@ def open_memory(
     durability = run.lps.durability
     if durability == "none":
         return None, process, incarnation
-    store = Store(daemon.state_folder(out, name), run.run_id, name)
+    store = StateFolder(daemon.state_folder(out, name), run.run_id, name)
     try:
-        past, why = _past(store, durability, resume=resume)
+        recovered, why = _recovered(store, durability, resume=resume)
     except CheckpointError:
         store.close()
         raise
     if why:
         log.event("beginning_anew", why=why, removed=str(store.folder))
         store.clear()
-    if past is not None:
-        process, incarnation = past.header.process, past.header.incarnation
-    memory = Memory(
-        store=store, durability=durability, name=name, incarnation=incarnation, past=past
+    if recovered is not None:
+        process, incarnation = recovered.header.process, recovered.header.incarnation
+    state_store = StateStore(
+        store=store, durability=durability, name=name, incarnation=incarnation, recovered=recovered
     )
-    return memory, process, incarnation
+    return state_store, process, incarnation
 
 
-def _past(store: Store, durability: Durability, *, resume: bool) -> tuple[Past | None, str]:
+def _recovered(
+    store: StateFolder, durability: Durability, *, resume: bool
+) -> tuple[RecoveredState | None, str]:
     """What an LPS goes on with, or why it begins anew although something is there: the GPS lends anew to a
     region whose past is uncertain, so nothing of it would count. Raises `CheckpointError`."""
     try:
-        past = store.past()
+        recovered = store.recovered()
     except ForeignState as error:
         if not resume:
             raise
@@ -110,8 +112,8 @@ def _past(store: Store, durability: Durability, *, resume: bool) -> tuple[Past |
                 f"{error}; --resume begins anew, without what the region had not exchanged"
             ) from None
         return None, str(error)
-    if past is None or daemon.is_certain(past, durability):
-        return past, ""
+    if recovered is None or daemon.is_certain(recovered, durability):
+        return recovered, ""
     return (
         None,
         f"this machine was started again, and lps.durability = {durability!r} does not survive that",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, assert_never
 
 from lps.exchange import Exchanges, InFlight
-from lps.lease_prefetch import Supply
+from lps.lease_prefetch import LeasePrefetch
 from lps.members import Member, Members, hello_fault
 from pelago.core.durable import durable
 from pelago.core.leases import LeaseTable
@@ -38,8 +38,8 @@ from pelago.core.machine import (
 )
 from pelago.core.names import Address, BlobId, Lease, Peer, PushId, Version
 from pelago.core.refusals import Client, Refusals, hopeless, update_fault
-from pelago.protocol.client_session import GIVE_UP_AFTER_PS, Uplink
-from pelago.protocol.update_admission import Intake
+from pelago.protocol.client_session import GIVE_UP_AFTER_PS, ClientSession
+from pelago.protocol.update_admission import UpdateAdmission
 from pelago.wire.messages import (
     PROTOCOL_VERSION,
     Ack,
@@ -125,7 +125,7 @@ class Lps:
         hello = Hello(
             PROTOCOL_VERSION, "lps", Address(settings.region), settings.incarnation, "", ""
         )
-        self.uplink = Uplink(
+        self.session = ClientSession(
             settings.gps,
             hello,
             settings.retry_ps,
@@ -138,7 +138,7 @@ class Lps:
         self.version = 0
         self.leases = LeaseTable(settings.incarnation)
         self.members = Members()
-        self.intake = Intake(
+        self.admission = UpdateAdmission(
             settings.staged_max, settings.retry_ps, settings.lost_after_ps, settings.tick_ps
         )
         self.exchanges = Exchanges(settings.updates_per_exchange, settings.in_flight)
@@ -150,7 +150,7 @@ class Lps:
         self._payload_bytes = settings.payload_bytes
         self._queue: deque[Peer] = deque()
         """Members that wait for a lease, first come first served."""
-        self._supply = Supply()
+        self._prefetch = LeasePrefetch()
         self.refusals = Refusals(settings.rejected_max)
         """Rounds of its groups that came to nothing."""
         self.error = ""
@@ -184,7 +184,7 @@ class Lps:
                 tick: list[Effect] = (
                     [SetTick(self.settings.tick_ps)] if self.settings.tick_ps else []
                 )
-                return [*tick, *self.uplink.join()]
+                return [*tick, *self.session.join()]
             case Restarted():
                 return self._on_restarted()
             case PeerLost(peer, _):
@@ -206,7 +206,7 @@ class Lps:
         """Updates that were granted, of members; of the GPS's models the first one, and the answer to the
         exchange under way."""
         if isinstance(message, Push):
-            return self.members.get(peer) is not None and self.intake.expects(peer, message.push)
+            return self.members.get(peer) is not None and self.admission.expects(peer, message.push)
         if peer != self.settings.gps or not isinstance(message, Model):
             return False
         exchange = self.exchanges.current
@@ -218,31 +218,31 @@ class Lps:
         way, and so do we; nobody was silent: it was us who did not listen."""
         for member in self.members:
             member.replying, member.heard_at = None, self._now
-        self.uplink.restarted(self._now)
-        effects = self.intake.restarted()
+        self.session.restarted(self._now)
+        effects = self.admission.restarted()
         if self.settings.tick_ps:
             effects.append(SetTick(self.settings.tick_ps))
         effects.append(Note("restarted", {"phase": self.phase, "version": self.version}))
         if self.phase == "gone" and self._may_return:
             self._may_return = False
-            self.uplink.come_back()
+            self.session.come_back()
             self.phase = "joining"
             return [*effects, *self._begin_anew()]
         if self.phase == "gone":
             return [*effects, Finish("run finished")]
-        return effects if self.uplink.joined else [*effects, *self.uplink.join()]
+        return effects if self.session.joined else [*effects, *self.session.join()]
 
     # --- the GPS's side ------------------------------------------------------------------------------
 
     def _on_gps_message(self, message: Message, blob: BlobId | None) -> list[Effect]:
-        effects: list[Effect] = self.uplink.heard(self._now)
+        effects: list[Effect] = self.session.heard(self._now)
         match message:
             case LeaseGrant():
                 effects += self._on_lease_grant(message)
-            case Welcome() if not self.uplink.joined and self.phase != "gone":
+            case Welcome() if not self.session.joined and self.phase != "gone":
                 effects += self._on_welcome(message)
             case Wait(what):
-                effects += self.uplink.waiting(what)
+                effects += self.session.waiting(what)
             case Refuse(detail) if self.phase != "gone":
                 # Started again, it asks again.
                 self.phase, self._may_return = "gone", True
@@ -251,7 +251,7 @@ class Lps:
             case Rejoin():
                 effects += self._on_rejoin()
             case Grant():
-                effects += self.uplink.granted(message, self._now)
+                effects += self.session.granted(message, self._now)
             case Busy():
                 pass  # The GPS grants when a place is free; the tick asks again if that is lost.
             case Ack(push, outcome):
@@ -267,7 +267,7 @@ class Lps:
         return effects
 
     def _on_welcome(self, message: Welcome) -> list[Effect]:
-        effects = self.uplink.welcome(message.fence, -1)
+        effects = self.session.welcome(message.fence, -1)
         self.fingerprint, self.corpus = message.fingerprint, message.corpus
         if self._payload_bytes == 0:
             self._payload_bytes = 4 * sum(_elements(spec.shape) for spec in message.manifest)
@@ -306,30 +306,30 @@ class Lps:
         self.error = ""
         for member in self.members:
             member.lease = None
-        upload = self.uplink.upload
+        upload = self.session.upload
         if upload is not None:
-            self.uplink.finished(upload.push)
+            self.session.finished(upload.push)
             effects.append(Release(upload.blob))
         self.exchanges.void()
-        self._supply.void()
-        if self.uplink.joined:
+        self._prefetch.void()
+        if self.session.joined:
             # A late or repeated Rejoin may find us known after all: then what we voided must be lent
             # again, and this says so; a GPS that does not know us takes no notice.
             leave = Leave("rejoining", None, (), (), ())
             effects.append(Send(self.settings.gps, leave))
         if self.phase == "serving":
             self.phase = "joining"
-        return [*effects, *self.uplink.join()]
+        return [*effects, *self.session.join()]
 
     def _on_lease_grant(self, message: LeaseGrant) -> list[Effect]:
-        if not self._supply.expects(message):
+        if not self._prefetch.expects(message):
             return []
-        if message.fence != self.uplink.fence:
+        if message.fence != self.session.fence:
             # The Welcome that we went by was an old one, or of a life before this one.
             return self._on_rejoin()
         if self.phase != "serving":
             return []
-        self._supply.void()
+        self._prefetch.void()
         # If the GPS lends what is in an exchange, it rejected that; its word is late, or lost.
         rejected = self.exchanges.holding(message.spans)
         told = [] if rejected is None else self._on_exchange_ack(*rejected, "rejected")
@@ -369,22 +369,22 @@ class Lps:
             told.append(_answered(exchange.push, outcome))
         self.exchanges.acknowledge(outcome)
         # The update itself has done its part; if its answer is lost, the same offer asks for it again.
-        if self.uplink.upload is not None:
-            self.uplink.upload.state = "arrived"
+        if self.session.upload is not None:
+            self.session.upload.state = "arrived"
         return told
 
     def _exchange_released(self) -> list[Effect]:
-        upload = self.uplink.upload
+        upload = self.session.upload
         if upload is None:
             return []
-        self.uplink.finished(upload.push)
+        self.session.finished(upload.push)
         return [Release(upload.blob)]
 
     def _maybe_exchange(self) -> list[Effect]:
         if self.phase != "serving" or not self.exchanges.due(self.version):
             return []
         blob = self._new_blob()
-        push = self.exchanges.begin(self.uplink.fence, self.version)
+        push = self.exchanges.begin(self.session.fence, self.version)
         fields = {
             "number": push.push.lease,
             "fence": push.push.fence,
@@ -396,7 +396,7 @@ class Lps:
         return [
             self.exchanges.difference(blob),
             Note("exchange", fields),
-            *self.uplink.offer(push, blob, self._now),
+            *self.session.offer(push, blob, self._now),
         ]
 
     def _count_exchange_bytes(self) -> None:
@@ -452,7 +452,7 @@ class Lps:
     def _on_hello(self, peer: Peer, message: Hello) -> list[Effect]:
         if self.phase in ("draining", "leaving", "gone"):
             return [Send(peer, Stop("run finished"))]
-        if not self.uplink.joined:
+        if not self.session.joined:
             return [Send(peer, Wait(f"the GPS, for which the LPS of {self.settings.region} waits"))]
         fault = hello_fault(message, self.settings.region, self.fingerprint, self.corpus)
         if fault:
@@ -510,7 +510,7 @@ class Lps:
                 effects += self._answer(member)
             queue.popleft()
         needed = self.members.samples_in(self.settings.lease_ahead_ps)
-        request = self._supply.ask(self.leases.pool.total, wanted, needed, self._now)
+        request = self._prefetch.ask(self.leases.pool.total, wanted, needed, self._now)
         if request is not None:
             effects.append(Send(self.settings.gps, request))
         return effects
@@ -526,8 +526,8 @@ class Lps:
     def _on_offer(self, member: Member, push: PushId) -> list[Effect]:
         held = self.leases.find(push)
         if held is None or held.group != member.group:
-            return self.intake.settled(member.peer, push, self.leases.outcome(push))
-        return self.intake.offered(member.peer, push)
+            return self.admission.settled(member.peer, push, self.leases.outcome(push))
+        return self.admission.offered(member.peer, push)
 
     def _on_push(self, member: Member, message: Push, blob: BlobId) -> list[Effect]:
         member.replying = None  # It trained on what we sent, so that arrived.
@@ -536,17 +536,17 @@ class Lps:
         tokens = self.settings.sample_tokens
         if held is None or not mine or not _trained_on(message, held.lease, tokens):
             outcome = self.leases.outcome(message.push)
-            return [Release(blob), *self.intake.settled(member.peer, message.push, outcome)]
-        return self.intake.arrived(member.peer, message, blob)
+            return [Release(blob), *self.admission.settled(member.peer, message.push, outcome)]
+        return self.admission.arrived(member.peer, message, blob)
 
     def _on_failed(self, member: Member, message: Failed) -> list[Effect]:
         member.replying = None  # It trained on what we sent, so that arrived.
         held = self.leases.find(message.push)
         if held is None or held.group != member.group:
             outcome = self.leases.outcome(message.push)
-            return self.intake.settled(member.peer, message.push, outcome)
+            return self.admission.settled(member.peer, message.push, outcome)
         why = f"no gradient of {message.steps} steps was finite"
-        effects = self.intake.free(member.peer, message.push)
+        effects = self.admission.free(member.peer, message.push)
         return [*effects, *self._reject(member.peer, message.push, why, message.next_samples)]
 
     def _reject(self, peer: Peer, push: PushId, why: str, next_samples: int) -> list[Effect]:
@@ -584,11 +584,11 @@ class Lps:
         return [Note("giving_up", {"why": error}), *self._drain("this region learns nothing")]
 
     def _on_measured(self, event: Measured) -> list[Effect]:
-        pending = self.intake.measured(event.blob)
+        pending = self.admission.measured(event.blob)
         if pending is None:
             return []
         peer, message = pending
-        effects = self.intake.free(peer, message.push)
+        effects = self.admission.free(peer, message.push)
         member = self.members.get(peer)
         if self.leases.find(message.push) is None or self.phase == "joining":
             # Revoked while it was being measured: its samples are in other hands.
@@ -642,11 +642,11 @@ class Lps:
         self.members.remove(member)
         if member.peer in self._queue:
             self._queue.remove(member.peer)
-        return [Note("worker_left", fields), *self.intake.free(member.peer), *self._serve()]
+        return [Note("worker_left", fields), *self.admission.free(member.peer), *self._serve()]
 
     def _on_delivered(self, peer: Peer, blob: BlobId) -> list[Effect]:
         if peer == self.settings.gps:
-            self.uplink.delivered(blob, self._now)
+            self.session.delivered(blob, self._now)
             self._count_exchange_bytes()
             return []
         self.lan_bytes += self._payload_bytes
@@ -657,12 +657,12 @@ class Lps:
 
     def _on_transfer_lost(self, peer: Peer) -> list[Effect]:
         if peer == self.settings.gps:
-            self.uplink.lost(self._now)
+            self.session.lost(self._now)
             return []
         member = self.members.get(peer)
         if member is not None:
             member.replying = None  # It asks again if it is alive.
-            return self.intake.free(peer)
+            return self.admission.free(peer)
         return []
 
     # --- time, and the end ---------------------------------------------------------------------------
@@ -673,16 +673,16 @@ class Lps:
         effects: list[Effect] = []
         for member in self.members.silent_since(self._now - self.settings.lost_after_ps):
             effects += [*self._remove(member, "lost: no heartbeat"), Send(member.peer, Rejoin())]
-        effects += self.intake.tick()
+        effects += self.admission.tick()
         if self.phase == "leaving":
-            return [*effects, *self.uplink.leave_again()]
-        effects += self.uplink.tick(self._brief_report(), self._now)
-        if self.uplink.gives_up(self._now):
+            return [*effects, *self.session.leave_again()]
+        effects += self.session.tick(self._brief_report(), self._now)
+        if self.session.gives_up(self._now):
             return effects  # All stays as it is: started again, it waits again, and goes on.
         due = self._now - self.settings.retry_ps
-        if self.phase == "loading" and self._pulled_at <= due and self.uplink.joined:
+        if self.phase == "loading" and self._pulled_at <= due and self.session.joined:
             effects += self._pull()
-        request = self._supply.repeat(due, self._now) if self.uplink.joined else None
+        request = self._prefetch.repeat(due, self._now) if self.session.joined else None
         if request is not None:
             effects.append(Send(self.settings.gps, request))
         if self.phase == "draining":
@@ -715,7 +715,7 @@ class Lps:
     def _drain(self, reason: str) -> list[Effect]:
         if self.phase in ("draining", "leaving", "gone"):
             return []
-        if not self.uplink.joined:
+        if not self.session.joined:
             self.phase = "gone"
             stops: list[Effect] = [Send(member.peer, Stop(reason)) for member in self.members]
             return [*stops, Finish(reason, self.error)]
@@ -729,11 +729,11 @@ class Lps:
             return []
         self.phase = "leaving"
         effects = self._exchange_released()
-        self._supply.void()
+        self._prefetch.void()
         unexchanged, dropped = self.exchanges.settle()
         returned = self.leases.void()
         leave = Leave("drained", self.report(), returned, unexchanged, dropped, self.error)
-        return [*effects, *self.uplink.leave(leave)]
+        return [*effects, *self.session.leave(leave)]
 
     def _new_blob(self) -> BlobId:
         self._next_blob += 1
@@ -742,7 +742,7 @@ class Lps:
     def check(self) -> None:
         """Assert the invariants of an LPS."""
         self.leases.check()
-        self.intake.check()
+        self.admission.check()
         self.exchanges.check(self.version)
         held = [member.lease.push for member in self.members if member.lease is not None]
         assert len(set(held)) == len(held)  # L1: a lease has one holder.
@@ -751,9 +751,9 @@ class Lps:
         assert len(held) == len(self.leases.open), (held, self.leases.open)
         # L3: one exchange in flight at most, and its payload is held exactly as long.
         exchanging = self.exchanges.current is not None
-        assert exchanging == (self.uplink.upload is not None) or self.phase in ("leaving", "gone")
+        assert exchanging == (self.session.upload is not None) or self.phase in ("leaving", "gone")
         # L8: a place is held by a member, and one at most.
-        staging = self.intake.staging
+        staging = self.admission.staging
         assert all(self.members.get(peer) for peer in (*staging.granted, *staging.late))
         for member in self.members:  # L4: a member never saw a version that is not there yet.
             assert member.sent <= self.version

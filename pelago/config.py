@@ -103,7 +103,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Run(Section):
+class RunSection(Section):
     """What is trained for how long, and where the results go."""
 
     name: Name = "run"
@@ -119,7 +119,7 @@ class Run(Section):
     """Folder of the results; empty: runs/NAME."""
 
 
-class Model(Section):
+class ModelSection(Section):
     """The model, as Hugging Face `transformers` builds it."""
 
     preset: UserPath = "llama3-tiny"
@@ -128,7 +128,7 @@ class Model(Section):
     """Keys of the architecture's config to change, e.g. hidden_size."""
 
 
-class Data(Section):
+class DataSection(Section):
     """The corpus: one global order that every worker reconstructs from the seed."""
 
     source: str = "stdlib"
@@ -151,7 +151,7 @@ class Data(Section):
         return kind + colon + reading.expanded(place)
 
 
-class Worker(Section):
+class WorkerSection(Section):
     """The inner loop."""
 
     local_steps: Positive = 8
@@ -204,7 +204,7 @@ class Worker(Section):
         return self
 
 
-class Server(Section):
+class ServerSection(Section):
     """What both kinds of parameter server have: delayed Nesterov, DN(lr * delay, momentum, delay)."""
 
     lr: PositiveFloat
@@ -240,7 +240,7 @@ class Server(Section):
         return self
 
 
-class Lps(Server):
+class LpsSection(ServerSection):
     """The local parameter servers."""
 
     lr: PositiveFloat = 0.2
@@ -259,7 +259,7 @@ class Lps(Server):
     them: so long it trains on without the GPS. 0: none ahead of need."""
 
 
-class Gps(Server):
+class GpsSection(ServerSection):
     """The global parameter server."""
 
     region: str = ""
@@ -296,7 +296,7 @@ class Gps(Server):
         return self
 
 
-class Region(Section):
+class RegionSection(Section):
     """One region."""
 
     name: Name
@@ -315,7 +315,7 @@ class Region(Section):
         return value
 
 
-class Network(Section):
+class NetworkSection(Section):
     """Links between regions: emulated by `pelago local`, obeyed by the virtual driver."""
 
     share_links: bool = False
@@ -346,7 +346,7 @@ class Network(Section):
         return self
 
 
-class Local(Section):
+class LocalSection(Section):
     """How `pelago local` emulates a topology on one machine."""
 
     step_ms: Annotated[float, Field(ge=0, le=STEP_MS_MAX, allow_inf_nan=False)] = 0.0
@@ -365,7 +365,7 @@ class SimulatedEvent(Section):
     kind: Literal["lose", "join"]
 
 
-class Simulation(Section):
+class SimulationSection(Section):
     """Read by `experiments` only."""
 
     method: Literal[
@@ -406,16 +406,16 @@ class Simulation(Section):
 class RunFile(Section):
     """A whole run file."""
 
-    run: Run = Run()
-    model: Model = Model()
-    data: Data = Data()
-    worker: Worker = Worker()
-    lps: Lps = Lps()
-    gps: Gps = Gps()
-    region: Annotated[tuple[Region, ...], Field(min_length=1, max_length=64)]
-    network: Network = Network()
-    local: Local = Local()
-    simulation: Simulation | None = None
+    run: RunSection = RunSection()
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    worker: WorkerSection = WorkerSection()
+    lps: LpsSection = LpsSection()
+    gps: GpsSection = GpsSection()
+    region: Annotated[tuple[RegionSection, ...], Field(min_length=1, max_length=64)]
+    network: NetworkSection = NetworkSection()
+    local: LocalSection = LocalSection()
+    simulation: SimulationSection | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -588,8 +588,8 @@ def _did_you_mean(location: tuple[str | int, ...]) -> str:
     import difflib
 
     tables: dict[str, Any] = {
-        "region": Region,
-        "simulation": Simulation,
+        "region": RegionSection,
+        "simulation": SimulationSection,
         "event": SimulatedEvent,
     }
     model: Any = RunFile

@@ -12,21 +12,21 @@ from pelago.cli.main import main
 from pelago.core.errors import CheckpointError, ConfigError
 from pelago.durable import record
 from pelago.durable.record import Kind
-from pelago.net.durability.history import HISTORY, Told
+from pelago.net.durability.history import HISTORY, HistoryLine
 
-Histories = dict[str, list[Told]]
+Histories = dict[str, list[HistoryLine]]
 
 
-def update(number: int, version: int, lease: int, *spans: tuple[int, int]) -> Told:
-    return Told(
+def update(number: int, version: int, lease: int, *spans: tuple[int, int]) -> HistoryLine:
+    return HistoryLine(
         number, "update", {"version": version, "lease": lease, "spans": [*map(list, spans)]}
     )
 
 
-def arrival(number: int, version: int, exchange: int, spans: Any, dropped: Any = ()) -> Told:
+def arrival(number: int, version: int, exchange: int, spans: Any, dropped: Any = ()) -> HistoryLine:
     fields = {"region": "eu", "version": version, "exchange": exchange, "fence": 1}
     lists = {"spans": [*map(list, spans)], "dropped": [*map(list, dropped)]}
-    return Told(number, "arrival", fields | lists)
+    return HistoryLine(number, "arrival", fields | lists)
 
 
 def sound() -> Histories:
@@ -91,23 +91,25 @@ def test_a_fault_is_named(fault: str) -> None:
 
 def test_a_region_that_joined_again_may_train_its_samples_again() -> None:
     told = sound()
-    told["lps-eu"] += [Told(8, "rejoining", {}), update(9, 5, 200, (24, 32))]
+    told["lps-eu"] += [HistoryLine(8, "rejoining", {}), update(9, 5, 200, (24, 32))]
     assert not examine(told).exceptions
 
 
 def test_a_region_that_began_anew_counts_its_versions_anew() -> None:
     told = sound()
-    told["lps-eu"] += [Told(0, "begun", {"process": "lps"}), update(4, 1, 200, (24, 32))]
+    told["lps-eu"] += [HistoryLine(0, "begun", {"process": "lps"}), update(4, 1, 200, (24, 32))]
     assert not examine(told).exceptions
 
 
-def exchange(number: int, exchange: int, *spans: tuple[int, int]) -> Told:
+def exchange(number: int, exchange: int, *spans: tuple[int, int]) -> HistoryLine:
     fields = {"number": exchange, "fence": 1, "spans": [*map(list, spans)], "dropped": []}
-    return Told(number, "exchange", fields)
+    return HistoryLine(number, "exchange", fields)
 
 
-def answered(number: int, exchange: int, outcome: str) -> Told:
-    return Told(number, "exchange_answered", {"number": exchange, "fence": 1, "outcome": outcome})
+def answered(number: int, exchange: int, outcome: str) -> HistoryLine:
+    return HistoryLine(
+        number, "exchange_answered", {"number": exchange, "fence": 1, "outcome": outcome}
+    )
 
 
 def forgotten() -> Histories:
@@ -122,9 +124,9 @@ def forgotten() -> Histories:
     return told
 
 
-def resumed(incarnation: int) -> Told:
+def resumed(incarnation: int) -> HistoryLine:
     fields = {"from": "s3://far", "version": 2, "incarnation": incarnation}
-    return Told(9, "resumed", fields)
+    return HistoryLine(9, "resumed", fields)
 
 
 def test_an_exchange_of_the_life_that_went_on_is_no_loss_but_a_fault() -> None:
@@ -147,8 +149,10 @@ def test_what_a_gps_lost_that_was_resumed_from_a_snapshot_is_named(
     """Half of it was trained on again since."""
     told = forgotten()
     told["gps"].append(resumed(999))
-    told["lps-eu"] += [Told(12, "rejoining", {}), update(13, 5, 300, (24, 28))]
-    told["gps"].append(Told(12, "arrival", arrival(0, 3, 1, [(24, 28)]).fields | {"fence": 1000}))
+    told["lps-eu"] += [HistoryLine(12, "rejoining", {}), update(13, 5, 300, (24, 28))]
+    told["gps"].append(
+        HistoryLine(12, "arrival", arrival(0, 3, 1, [(24, 28)]).fields | {"fence": 1000})
+    )
     found = examine(told)
     assert not found.exceptions
     assert found.lost == ["exchange 3 of eu (fence 1): 8 samples, 4 trained on again"]

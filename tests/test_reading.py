@@ -16,7 +16,7 @@ from experiments import toml
 from experiments.study import study_file
 from pelago import config, reading
 from pelago.cli import main as cli
-from pelago.config import RunFile, Section, Simulation
+from pelago.config import RunFile, Section, SimulationSection
 from pelago.core.errors import ConfigError
 from pelago.net import daemon
 from pelago.net.durability.archive import Archive
@@ -53,7 +53,7 @@ def test_a_byte_that_is_not_utf_8_is_named_with_its_line(tmp_path: Path) -> None
 
 
 def test_a_study_with_a_byte_order_mark_is_a_study(tmp_path: Path) -> None:
-    path = tmp_path / "study_file.toml"
+    path = tmp_path / "study.toml"
     path.write_text('[study]\nbase = "~/base.toml"\n', encoding="utf-8-sig")
     assert study_file.is_study(path)
     assert study_file.load(path).name == "study"
@@ -134,13 +134,13 @@ AWKWARD: list[Any] = [-1, 0, 1.5, 10**30, "", "x y", True, [], {}, [[]], [-1], {
 
 def _tables() -> Iterator[tuple[str, type[Section], str]]:
     models = {name: field.annotation for name, field in RunFile.model_fields.items()}
-    models |= {"simulation": Simulation}
+    models |= {"simulation": SimulationSection}
     for name, model in models.items():
         if isinstance(model, type) and issubclass(model, Section):
             for key in model.model_fields:
                 yield name, model, key
-    for key in config.Region.model_fields:
-        yield "region", config.Region, key
+    for key in config.RegionSection.model_fields:
+        yield "region", config.RegionSection, key
 
 
 @pytest.mark.parametrize(("table", "key"), [(table, key) for table, _, key in _tables()])

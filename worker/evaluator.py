@@ -21,7 +21,7 @@ EVALUATION_BATCH: int = 16
 """Sequences per forward pass, unless the run file's micro-batch is smaller."""
 
 
-class Evaluator:
+class HeldOutLoss:
     """Measures versions of the model on one held-out set. Not thread-safe: one call at a time."""
 
     def __init__(self, run: RunFile, corpus: Corpus | None = None, *, slot: int = 0) -> None:

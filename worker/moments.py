@@ -54,7 +54,7 @@ class Whose:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SavedMoments:
     """What an earlier process left."""
 
     tensors: Tensors
@@ -66,7 +66,7 @@ class Found:
     """By the wall's clock; for people only."""
 
 
-class Shelf:
+class MomentsFile:
     """The file of one slot. Not thread-safe, but for what it does in a thread of its own."""
 
     def __init__(self, folder: Path, whose: Whose, tell: Tell) -> None:
@@ -78,7 +78,7 @@ class Shelf:
         self._due_s = -math.inf
         self._trouble = ""
 
-    def take(self, clock: int) -> Found | str:
+    def take(self, clock: int) -> SavedMoments | str:
         """What is there for a worker whose next lease has this clock; or else why there is nothing."""
         try:
             with self.path.open("rb") as file:
@@ -158,7 +158,7 @@ def _dump(file: BinaryIO, header: bytes, tensors: Tensors) -> None:
     file.write(digest.intdigest().to_bytes(8, "little"))
 
 
-def _read(file: BinaryIO, whose: Whose, clock: int) -> Found:
+def _read(file: BinaryIO, whose: Whose, clock: int) -> SavedMoments:
     """Raises `ValueError` with the reason, and what damaged files make libraries raise."""
     start = file.read(16)
     length = int.from_bytes(start[8:], "little")
@@ -192,7 +192,7 @@ def _read(file: BinaryIO, whose: Whose, clock: int) -> Found:
     if file.read(8) != digest.intdigest().to_bytes(8, "little"):
         raise ValueError("its checksum is wrong")
     age_s = time.time() - float(facts["wall_s"])
-    return Found(tensors, int(facts["clock"]), int(facts["steps"]), age_s)
+    return SavedMoments(tensors, int(facts["clock"]), int(facts["steps"]), age_s)
 
 
 def _size(dtype: str, shape: list[int]) -> int:

@@ -13,7 +13,7 @@ from typing import Final, assert_never
 
 import torch
 
-from pelago.config import Worker
+from pelago.config import WorkerSection
 from pelago.core.errors import ConfigError
 from worker.models import LanguageModel
 
@@ -21,14 +21,14 @@ MUON_MOMENTUM: Final = 0.95
 NEWTON_SCHULZ_STEPS: Final = 5
 
 
-class Optimiser:
+class WorkerOptimiser:
     """Steps a model's flat parameters along its flat gradient, both in place.
 
     Its state is the worker's own, see `state`. Weight decay on matrices only.
     Raises `ConfigError` if the model or this PyTorch does not suit ``settings.optimiser``.
     """
 
-    def __init__(self, settings: Worker, model: LanguageModel) -> None:
+    def __init__(self, settings: WorkerSection, model: LanguageModel) -> None:
         match settings.optimiser:
             case "adamw":
                 # AdamW works by element, so two long tensors give what many short ones give, at a
@@ -106,7 +106,7 @@ def in_blocks(model: LanguageModel) -> frozenset[str]:
     )
 
 
-def _muon_and_adamw(settings: Worker, model: LanguageModel) -> list[torch.optim.Optimizer]:
+def _muon_and_adamw(settings: WorkerSection, model: LanguageModel) -> list[torch.optim.Optimizer]:
     if not hasattr(torch.optim, "Muon"):
         raise ConfigError(
             f"worker.optimiser = 'muon': PyTorch {torch.__version__} has no torch.optim.Muon;"
@@ -137,7 +137,7 @@ def _muon_and_adamw(settings: Worker, model: LanguageModel) -> list[torch.optim.
 
 
 def _adamw(
-    settings: Worker, decayed: list[torch.nn.Parameter], plain: list[torch.nn.Parameter]
+    settings: WorkerSection, decayed: list[torch.nn.Parameter], plain: list[torch.nn.Parameter]
 ) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
         [

@@ -10,8 +10,8 @@ from pelago.config import RunFile
 from pelago.core.machine import Train
 from pelago.net.tensors.training import Result
 from pelago.tensor.manifest import Manifest
-from worker.evaluator import Evaluator
-from worker.moments import Found, Shelf, Tell, Whose
+from worker.evaluator import HeldOutLoss
+from worker.moments import MomentsFile, SavedMoments, Tell, Whose
 from worker.schedule import begins_late
 from worker.trainer import Trainer
 
@@ -31,7 +31,7 @@ class WorkerPort:
         self._model = Manifest(trainer.manifest()).fingerprint
         self._tell: Tell = lambda kind, fields: None
         self._group: int | None = None
-        self._shelf: Shelf | None = None
+        self._shelf: MomentsFile | None = None
         self._clock = 0
         self._kept_steps = 0
 
@@ -64,17 +64,17 @@ class WorkerPort:
         self._kept_steps = trainer.steps
         shelf.put(trainer.optimiser.state(), self._clock, trainer.steps)
 
-    def _shelf_of(self, group: int) -> Shelf | None:
+    def _shelf_of(self, group: int) -> MomentsFile | None:
         if self._folder is None:
             return None
         optimiser = self._run.worker.optimiser
         whose = Whose(self._run.run_id, self._model, optimiser, self._region, group)
-        return Shelf(self._folder, whose, self._tell)
+        return MomentsFile(self._folder, whose, self._tell)
 
     def _begin_optimiser(self, clock: int) -> None:
         """Take up what an earlier process of this group left, or begin without."""
         found = "worker.keep_optimiser = false" if self._shelf is None else self._shelf.take(clock)
-        if isinstance(found, Found):
+        if isinstance(found, SavedMoments):
             try:
                 self._trainer.restore(found.tensors, found.steps)
                 fields = {"age_s": round(found.age_s, 1), "samples": clock - found.clock}
@@ -100,7 +100,7 @@ class WorkerPort:
 class EvaluatorPort:
     """Measures and exports. It is never asked to train."""
 
-    def __init__(self, evaluator: Evaluator, folder: Path) -> None:
+    def __init__(self, evaluator: HeldOutLoss, folder: Path) -> None:
         self._evaluator = evaluator
         self._folder = folder
 

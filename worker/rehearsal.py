@@ -20,7 +20,7 @@ from pelago.core.prng import derive
 from worker import device as devices
 from worker import memory
 from worker.data import Corpus, open_corpus
-from worker.evaluator import Evaluator
+from worker.evaluator import HeldOutLoss
 from worker.models import LanguageModel, weights
 from worker.models.architecture import architecture, first_line, named
 from worker.models.build import FAULTS, skeleton
@@ -75,7 +75,7 @@ def describe(run: RunFile, *, step: bool) -> Iterator[str]:
     free = devices.free_bytes()
     source = None
     if free is None or demand.build_bytes <= free:
-        source = Evaluator(run, corpus)
+        source = HeldOutLoss(run, corpus)
     else:
         corpus.limit_vocabulary(settings.get_text_config().vocab_size)
     print(f"{MODEL_BYTES} {4 * demand.parameters}", file=sys.stderr, flush=True)

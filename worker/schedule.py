@@ -6,7 +6,7 @@ Source of the first two: Kim et al., "HALoS", arXiv 2506.04531, and its released
 import math
 from dataclasses import dataclass
 
-from pelago.config import RunFile, Worker
+from pelago.config import RunFile, WorkerSection
 
 
 def local_steps(steps: int, speed: float, rescale: bool) -> int:
@@ -25,7 +25,7 @@ def local_steps(steps: int, speed: float, rescale: bool) -> int:
     return max(1, math.ceil(product))
 
 
-def learning_rate(settings: Worker, iteration: int) -> float:
+def learning_rate(settings: WorkerSection, iteration: int) -> float:
     """Linear warm-up from 0 to max_lr, cosine to min_lr at total_iterations, flat after that.
 
     ``iteration`` is the clock of the run: samples handed out so far, divided by the global batch.

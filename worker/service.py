@@ -19,7 +19,7 @@ from pelago.tensor import model_file
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from worker import device as devices
-from worker.evaluator import Evaluator as Measure
+from worker.evaluator import HeldOutLoss
 from worker.ports import EvaluatorPort, WorkerPort
 from worker.rehearsal import describe
 from worker.schedule import Pace
@@ -42,7 +42,7 @@ def work(options: argparse.Namespace, run: RunFile) -> int:
 
 
 def _initialise(run: RunFile, path: Path) -> int:
-    source = Measure(run)
+    source = HeldOutLoss(run)
     manifest = Manifest(source.manifest())
     facts = {
         "order": json.dumps([spec.name for spec in manifest.specs]),
@@ -108,7 +108,7 @@ def _evaluate(options: argparse.Namespace, run: RunFile) -> int:
     host, port = command.address(options.connect, run.gps_connect(), "--connect")
     out = daemon.out_folder(run, options.out)
     log = daemon.telemetry(out, "evaluator")
-    measure = Measure(run, slot=options.slot)
+    measure = HeldOutLoss(run, slot=options.slot)
     manifest = Manifest(measure.manifest())
     machine = Evaluator(
         settings(

@@ -36,7 +36,7 @@ from pelago.core.machine import (
 )
 from pelago.core.names import Address, BlobId, Lease, Peer, PushId, Version
 from pelago.core.watchdog import Watchdog
-from pelago.protocol.client_session import GIVE_UP_AFTER_PS, Uplink
+from pelago.protocol.client_session import GIVE_UP_AFTER_PS, ClientSession
 from pelago.wire.messages import (
     PROTOCOL_VERSION,
     Ack,
@@ -100,9 +100,9 @@ class WorkerSettings:
             self.corpus,
         )
 
-    def uplink(self, role: Role) -> Uplink:
+    def session(self, role: Role) -> ClientSession:
         """This node's end of the conversation with its server."""
-        return Uplink(
+        return ClientSession(
             self.server, self.hello(role), self.retry_ps, self.lost_after_ps, self.give_up_after_ps
         )
 
@@ -112,7 +112,7 @@ class Worker:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self.settings = settings
-        self.uplink = settings.uplink("worker")
+        self.session = settings.session("worker")
         self.state: Literal[
             "joining", "idle", "training", "uploading", "failed", "leaving", "gone"
         ] = "joining"
@@ -142,7 +142,7 @@ class Worker:
             case Received():
                 return self._on_message(event.message, event.blob)
             case Delivered():
-                self.uplink.delivered(event.blob, now)
+                self.session.delivered(event.blob, now)
                 return []
             case Trained():
                 return self._on_trained(event)
@@ -150,9 +150,9 @@ class Worker:
                 tick: list[Effect] = (
                     [SetTick(self.settings.tick_ps)] if self.settings.tick_ps else []
                 )
-                return [*tick, *self.uplink.join()]
+                return [*tick, *self.session.join()]
             case PeerLost():
-                self.uplink.lost(now)
+                self.session.lost(now)
                 return []
             case Tick():
                 return self._on_tick()
@@ -173,7 +173,7 @@ class Worker:
         alive_ps = 0 if self._joined_at is None else self._now - self._joined_at
         running_ps = self._now - self._round_started_at if self.state == "training" else 0
         return WorkerReport(
-            group=self.uplink.hello.address.group,
+            group=self.session.hello.address.group,
             rounds=self.rounds,
             steps=self.steps,
             tokens=self.tokens,
@@ -185,10 +185,10 @@ class Worker:
         )
 
     def _on_message(self, message: Message, blob: BlobId | None) -> list[Effect]:
-        effects: list[Effect] = self.uplink.heard(self._now)
+        effects: list[Effect] = self.session.heard(self._now)
         match message:
             case Grant():
-                effects += self.uplink.granted(message, self._now)
+                effects += self.session.granted(message, self._now)
             case Ack():
                 effects += self._on_ack(message)
             case Model() if blob is not None:
@@ -198,8 +198,8 @@ class Worker:
             case Wait(what):
                 if self.settings.address.group < 0:
                     # Perhaps our old group has another holder by now: any other will do.
-                    self.uplink.hello = self.settings.hello("worker")
-                effects += self.uplink.waiting(what)
+                    self.session.hello = self.settings.hello("worker")
+                effects += self.session.waiting(what)
             case Refuse(detail) if self.state not in ("leaving", "gone"):
                 effects += self._abandon()
                 self.state = "gone"
@@ -210,15 +210,15 @@ class Worker:
                 pass  # The server grants when a place is free; the tick asks again if that is lost.
             case Stop(reason):
                 effects += self._leave(reason)
-            case Rejoin() | Goodbye() if self.state == "leaving" and self.uplink.leaving:
+            case Rejoin() | Goodbye() if self.state == "leaving" and self.session.leaving:
                 self.state = "gone"
-                effects.append(Finish(self.uplink.leaving.reason))
+                effects.append(Finish(self.session.leaving.reason))
             case _:
                 effects += [Release(blob)] if blob is not None else []
         return effects
 
     def _on_welcome(self, message: Welcome) -> list[Effect]:
-        effects = self.uplink.welcome(message.fence, message.group)
+        effects = self.session.welcome(message.fence, message.group)
         self.state = "idle"
         if self._joined_at is None:
             self._joined_at = self._now
@@ -230,20 +230,20 @@ class Worker:
 
     def _round_samples(self) -> int:
         """Samples to ask for: those of the group that the server gave us, if the run file knows it."""
-        group, table = self.uplink.hello.address.group, self.settings.group_samples
+        group, table = self.session.hello.address.group, self.settings.group_samples
         return table[group] if 0 <= group < len(table) else self.settings.round_samples
 
     def _on_model(self, message: Model, blob: BlobId) -> list[Effect]:
         if self.state != "idle" or message.lease is None:
             # A repeat of what we have, or it comes too late: the lease goes back when we leave.
             return [Release(blob)]
-        if message.lease.push.fence != self.uplink.fence:
+        if message.lease.push.fence != self.session.fence:
             # Either this is an old model, or the Welcome that we went by was: ask which fence is ours.
             return [Release(blob), *self._rejoin()]
         self.state, self.lease, self.base = "training", message.lease, message.version
         self._round_started_at, self._round_steps, self._round_skipped = self._now, 0, 0
         self._watchdog.begin(self._now)
-        group = self.uplink.hello.address.group
+        group = self.session.hello.address.group
         return [Train(message.lease, message.version, blob, group), Release(blob)]
 
     def _count(self, steps: int, skipped: int) -> None:
@@ -279,7 +279,7 @@ class Worker:
         fields = {"steps": event.steps, "loss": event.loss, "busy_ms": busy_ps / PS_PER_MS}
         if event.skipped:
             fields["skipped"] = event.skipped
-        return [Note("round", fields), *self.uplink.offer(push, event.blob, self._now)]
+        return [Note("round", fields), *self.session.offer(push, event.blob, self._now)]
 
     def _fail(self, event: Trained) -> list[Effect]:
         """Nothing was learned from this lease: give it back, and say why."""
@@ -297,7 +297,7 @@ class Worker:
         return [Send(self.settings.server, message)]
 
     def _on_ack(self, message: Ack) -> list[Effect]:
-        upload = self.uplink.finished(message.push)
+        upload = self.session.finished(message.push)
         if upload is None and not self._failed_on(message.push):
             return []
         self.rounds += message.outcome == "applied"
@@ -312,11 +312,11 @@ class Worker:
         if self.state == "gone":
             return []
         if self.state == "leaving":
-            return self.uplink.leave_again()
+            return self.session.leave_again()
         if self._watchdog.is_over(self._now):
             return self._give_up()
-        effects = self.uplink.tick(self.report(), self._now)
-        if self.uplink.gives_up(self._now):
+        effects = self.session.tick(self.report(), self._now)
+        if self.session.gives_up(self._now):
             effects = [*self._abandon(), *effects]
             self.state = "gone"
             return effects
@@ -343,7 +343,7 @@ class Worker:
     def _rejoin(self) -> list[Effect]:
         effects = self._abandon()
         self.state = "joining"
-        return [*effects, *self.uplink.join()]
+        return [*effects, *self.session.join()]
 
     def _abandon(self) -> list[Effect]:
         """Drop the round in hand; its samples are leased again by the server."""
@@ -352,8 +352,8 @@ class Worker:
             effects.append(Cancel(self.lease.push))
             self._busy_ps += self._now - self._round_started_at
             self._watchdog.end()
-        if self.uplink.upload is not None:
-            upload = self.uplink.finished(self.uplink.upload.push)
+        if self.session.upload is not None:
+            upload = self.session.finished(self.session.upload.push)
             assert upload is not None
             effects.append(Release(upload.blob))
         self.lease = None
@@ -367,7 +367,7 @@ class Worker:
         self.state = "leaving" if joined else "gone"
         if not joined:
             return [*effects, Finish(reason)]
-        return [*effects, *self.uplink.leave(Leave(reason, self.report(), (), (), ()))]
+        return [*effects, *self.session.leave(Leave(reason, self.report(), (), (), ()))]
 
     def expects(self, peer: Peer, message: Message) -> bool:
         """Models, at any time: one may overtake the word for which we wait."""
@@ -378,9 +378,9 @@ class Worker:
         training = self.state == "training"
         assert not training or self.lease is not None  # W1: it trains on a lease only.
         # W2: one round at a time; an update is under way exactly while it is being uploaded.
-        assert (self.uplink.upload is not None) == (self.state == "uploading"), self.state
+        assert (self.session.upload is not None) == (self.state == "uploading"), self.state
         if self.lease is not None:  # W3: what it holds bears the fence it was welcomed with.
-            assert self.lease.push.fence == self.uplink.fence, (self.lease, self.uplink.fence)
+            assert self.lease.push.fence == self.session.fence, (self.lease, self.session.fence)
         assert self.state in ("training", "uploading", "failed") or self.lease is None  # W4
 
 
@@ -389,7 +389,7 @@ class Evaluator:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self.settings = settings
-        self.uplink = settings.uplink("evaluator")
+        self.session = settings.session("evaluator")
         self.state: Literal["joining", "idle", "validating", "leaving", "gone"] = "joining"
         self.version = Version(0, 0)
         self.after_steps = 0
@@ -414,7 +414,7 @@ class Evaluator:
                 tick: list[Effect] = (
                     [SetTick(self.settings.tick_ps)] if self.settings.tick_ps else []
                 )
-                return [*tick, *self.uplink.join()]
+                return [*tick, *self.session.join()]
             case Received(_, message, blob):
                 return self._on_message(message, blob)
             case Tick():
@@ -432,31 +432,31 @@ class Evaluator:
                 assert_never(event)
 
     def _on_message(self, message: Message, blob: BlobId | None) -> list[Effect]:
-        effects: list[Effect] = self.uplink.heard(self._now)
+        effects: list[Effect] = self.session.heard(self._now)
         match message:
-            case Welcome() if not self.uplink.joined:
-                effects += self.uplink.welcome(message.fence, message.group)
+            case Welcome() if not self.session.joined:
+                effects += self.session.welcome(message.fence, message.group)
                 if self.state == "joining":
                     self.state = "idle"
                     if self._exported_at is None:
                         self._exported_at = self._now
                     effects += self._ask()
             case Wait(what):
-                effects += self.uplink.waiting(what)
+                effects += self.session.waiting(what)
             case Refuse(detail) if self.state not in ("leaving", "gone"):
                 self.state = "gone"
                 effects.append(Finish("refused", error=detail))
             case Rejoin() if self.state not in ("leaving", "gone"):
                 if self.state == "idle":
                     self.state = "joining"
-                effects += self.uplink.join()
+                effects += self.session.join()
             case Model() if blob is not None:
                 effects += self._on_model(message, blob)
             case Stop() | Heartbeat():
                 pass  # The last version still comes; then we leave.
-            case Rejoin() | Goodbye() if self.state == "leaving" and self.uplink.leaving:
+            case Rejoin() | Goodbye() if self.state == "leaving" and self.session.leaving:
                 self.state = "gone"
-                effects.append(Finish(self.uplink.leaving.reason, error=self.fault))
+                effects.append(Finish(self.session.leaving.reason, error=self.fault))
             case _:
                 effects += [Release(blob)] if blob is not None else []
         return effects
@@ -512,7 +512,7 @@ class Evaluator:
         if self.state == "leaving":
             return [
                 Finish(each.reason, error=self.fault) if isinstance(each, Finish) else each
-                for each in self.uplink.leave_again()
+                for each in self.session.leave_again()
             ]
         if self._watchdog.is_over(self._now):
             return self._give_up()
@@ -520,8 +520,8 @@ class Evaluator:
         if self.state == "validating":
             quiet_ms = self._watchdog.quiet_ps(self._now) // PS_PER_MS
             report = WorkerReport(-1, 0, 0, 0, 0, 0, 0.0, quiet_ms=quiet_ms)
-        effects = self.uplink.tick(report, self._now)
-        if self.uplink.gives_up(self._now):
+        effects = self.session.tick(report, self._now)
+        if self.session.gives_up(self._now):
             self.state = "gone"
             return effects
         if self.state == "idle" and self._now - self._asked_at >= self.settings.retry_ps:
@@ -544,7 +544,7 @@ class Evaluator:
         self.state = "leaving" if joined else "gone"
         if not joined:
             return [Finish(reason)]
-        return self.uplink.leave(Leave(reason, self._found, (), (), ()))
+        return self.session.leave(Leave(reason, self._found, (), (), ()))
 
     def expects(self, peer: Peer, message: Message) -> bool:
         """Models."""

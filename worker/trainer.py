@@ -9,7 +9,7 @@ from itertools import chain
 
 import torch
 
-from pelago.config import RunFile, Worker
+from pelago.config import RunFile, WorkerSection
 from pelago.core.names import Lease
 from pelago.core.prng import derive
 from pelago.net.tensors.training import Result
@@ -18,7 +18,7 @@ from worker import device as devices
 from worker import memory
 from worker.data import Corpus, open_corpus
 from worker.models import CompileFault, LanguageModel, build
-from worker.optimiser import Optimiser
+from worker.optimiser import WorkerOptimiser
 from worker.schedule import Pace, learning_rate, warmed
 
 
@@ -45,7 +45,7 @@ class Trainer:
         can. ``slot``: see `worker.device.choose`. ``tell`` takes a line for people, from the thread that trains.
         """
         self._tell = tell
-        self.settings: Worker = run.worker
+        self.settings: WorkerSection = run.worker
         self._seed = run.run.seed
         self.pace = pace
         device = devices.choose(run.worker.device, slot)
@@ -58,7 +58,7 @@ class Trainer:
         self._cuda = device.type == "cuda"
         if self._cuda and self.settings.compile:
             self.model.compile()
-        self.optimiser = Optimiser(self.settings, self.model)
+        self.optimiser = WorkerOptimiser(self.settings, self.model)
         self.steps = 0
         """That the optimiser has made, those included that it was restored with."""
         self._cold_steps: int | None = None

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 import zmq
 
-from pelago.config import Lps
+from pelago.config import LpsSection
 from pelago.tensor.checksum import checksum
 from pelago.tensor.manifest import Manifest
-from pelago.tensor.optim import DelayedNesterov, Slots, State
+from pelago.tensor.optim import DelayedNesterov, OptimiserState, Slots
 from pelago.tensor.payload import bytes_of, tensor_over
 from pelago.wire.messages import TensorSpec
 
@@ -34,14 +34,14 @@ def read_manifest(path: Path) -> Manifest:
 
 def optimiser() -> DelayedNesterov:
     """That of an LPS with default settings, which are HALoS's."""
-    lps = Lps()
+    lps = LpsSection()
     return DelayedNesterov.from_eta(
         lps.lr, lps.momentum, lps.momentum_delay, lps.momentum_activation
     )
 
 
 def whole_step(
-    outer: DelayedNesterov, model: torch.Tensor, update: torch.Tensor, state: State
+    outer: DelayedNesterov, model: torch.Tensor, update: torch.Tensor, state: OptimiserState
 ) -> None:
     """Delayed Nesterov as the paper writes it, each operation over all elements."""
     assert state.momentum is not None

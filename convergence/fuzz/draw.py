@@ -48,7 +48,7 @@ class FaultSchedule:
     frozen_ps: int
     """At most so long."""
     slow_ps: int
-    """The link from a seat to its server: payloads crawl for a while."""
+    """The link from a slot to its server: payloads crawl for a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Draw:
     """So are all from the end of the faulty phase on, and servers have little patience: the run must end with
     an error."""
     slow: tuple[str, ...]
-    """Seats whose payloads crawl in the healthy phase, while others must go on."""
+    """Slots whose payloads crawl in the healthy phase, while others must go on."""
     safety_ps: int
     """How long the faulty phase lasts."""
     profile: FaultProfile
@@ -170,17 +170,17 @@ def draw(seed: int) -> Draw:
         failing=failing,
         hopeless=hopeless,
         # Where all is hopeless nobody gets on.
-        slow=_slow_seats(crawling, workers) if seed % 16 in SLOW and not hopeless else (),
+        slow=_slow_slots(crawling, workers) if seed % 16 in SLOW and not hopeless else (),
         safety_ps=random.randint(2, 12) * PS_PER_S,
         profile=profile,
         schedule=schedule,
     )
 
 
-def _slow_seats(random: Random, workers: tuple[int, ...]) -> tuple[str, ...]:
+def _slow_slots(random: Random, workers: tuple[int, ...]) -> tuple[str, ...]:
     """Of regions and of the workers of each: any, but not all."""
-    seats = [f"lps/{name}" for name in REGIONS[: len(workers)]]
-    slow = random.sample(seats, random.randrange(len(seats)))
+    slots = [f"lps/{name}" for name in REGIONS[: len(workers)]]
+    slow = random.sample(slots, random.randrange(len(slots)))
     for name, count in zip(REGIONS, workers, strict=False):
         groups = random.sample(range(count), random.randrange(count))
         slow += [f"{name}/{group}" for group in groups]

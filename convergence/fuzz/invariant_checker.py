@@ -25,7 +25,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 
 from convergence.fuzz.draw import Draw
-from convergence.fuzz.ledgers import KEPT, Entry, GlobalBook, LocalBook
+from convergence.fuzz.ledgers import KEPT, GlobalLedger, LedgerEntry, LocalLedger
 from convergence.fuzz.silence import Silences
 from gps.state import Gps
 from lps.state import Lps
@@ -42,10 +42,10 @@ from pelago.core.machine import (
 )
 from pelago.core.names import Lease, PushId, Version
 from pelago.protocol.client_session import UNANSWERED
-from pelago.sim.fault_injector import State
+from pelago.sim.fault_injector import ProcessState
 from pelago.sim.planes import DurablePlane, Payload, PlanePort, TimingPlane
-from pelago.sim.recovery import Recovered
-from pelago.sim.simulation import Node, Simulation
+from pelago.sim.recovery import ReplayedServer
+from pelago.sim.simulation import SimulatedNode, Simulation
 from pelago.wire.messages import Ack, Effect, Event, Goodbye, Message, Model, Outcome, Push, Stop
 from worker.state import Evaluator, Worker
 
@@ -61,14 +61,14 @@ class Done:
 
 
 @dataclass(slots=True)
-class Server:
+class ServerRecord:
     """What was seen of a server's process."""
 
     make: Callable[[], tuple[Machine[Message], DurablePlane]]
-    book: LocalBook | GlobalBook
-    begun_with: LocalBook | GlobalBook
+    ledger: LocalLedger | GlobalLedger
+    begun_with: LocalLedger | GlobalLedger
     """What was in it at the beginning of this process."""
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[LedgerEntry] = field(default_factory=list)
     done: list[Done] = field(default_factory=list)
     answered: dict[tuple[str, PushId], Outcome] = field(default_factory=dict)
     """By client and update."""
@@ -85,12 +85,12 @@ class InvariantChecker:
 
     def __init__(
         self,
-        find: Callable[[str], State],
+        find: Callable[[str], ProcessState],
         now: Callable[[], int],
         value: Callable[[PlanePort], float | None],
         drawn: Draw,
     ) -> None:
-        self.servers: dict[str, Server] = {}
+        self.servers: dict[str, ServerRecord] = {}
         self._find = find
         self._silences = Silences(find, now)
         self._value = value
@@ -105,20 +105,22 @@ class InvariantChecker:
 
     def begins(
         self,
-        node: Node,
+        node: SimulatedNode,
         make: Callable[[], tuple[Machine[Message], DurablePlane]],
-        book: LocalBook | GlobalBook | None = None,
+        ledger: LocalLedger | GlobalLedger | None = None,
     ) -> None:
-        """A server's process begins; ``book``: what is in the state that it goes on from."""
-        if book is None:
-            book = GlobalBook() if isinstance(node.machine, Gps) else LocalBook()
-        self.servers[node.name] = Server(make, deepcopy(book), book)
+        """A server's process begins; ``ledger``: what is in the state that it goes on from."""
+        if ledger is None:
+            ledger = GlobalLedger() if isinstance(node.machine, Gps) else LocalLedger()
+        self.servers[node.name] = ServerRecord(make, deepcopy(ledger), ledger)
 
     def asked_to_stop(self, name: str) -> None:
         """A process is asked to end in good order."""
         self._asked[name] = None
 
-    def handled(self, node: Node, number: int, event: Event, effects: list[Effect]) -> None:
+    def handled(
+        self, node: SimulatedNode, number: int, event: Event, effects: list[Effect]
+    ) -> None:
         """A machine handled an event."""
         server = self.servers.get(node.name)
         if server is not None:
@@ -126,7 +128,7 @@ class InvariantChecker:
                 server.received[event.peer, event.message.push] = event.message
             self._watch_server(node, server, number, effects)
         elif type(event) is Trained and isinstance(node.machine, Worker):
-            upload = node.machine.uplink.upload
+            upload = node.machine.session.upload
             if upload is not None:
                 self._made.setdefault((node.name, upload.push), []).append(upload.message)
         self._silences.handled(node, event, effects)
@@ -134,7 +136,7 @@ class InvariantChecker:
             if type(effect) is Finish:
                 self._ends(node, event, effect)
 
-    def departed(self, node: Node, peer: str, message: Message) -> None:
+    def departed(self, node: SimulatedNode, peer: str, message: Message) -> None:
         """A message left a node."""
         server = self.servers.get(node.name)
         if server is None:
@@ -153,11 +155,11 @@ class InvariantChecker:
         elif isinstance(message, Stop) and node.name in self._asked:
             self._asked[peer] = None
 
-    def arrived(self, node: Node, sender: Node, message: Message) -> None:
+    def arrived(self, node: SimulatedNode, sender: SimulatedNode, message: Message) -> None:
         """A node is about to hear a message."""
         self._silences.heard(node, Simulation.called(sender, node))
 
-    def restarted(self, node: Node, number: int, recovered: Recovered) -> None:
+    def restarted(self, node: SimulatedNode, number: int, recovered: ReplayedServer) -> None:
         """A durable server is back."""
         self._silences.begins(node)
         server = self.servers[node.name]
@@ -166,19 +168,21 @@ class InvariantChecker:
         server.entries = kept
         server.done = [each for each in server.done if each.number <= number]
         if lost:
-            server.book = _book_of(server, kept)
+            server.ledger = _book_of(server, kept)
         self._check_answers(node, server)
         self._check_parameters(node, server)
 
-    def salvaged(self, name: str, number: int, recovered: Recovered) -> GlobalBook:
+    def salvaged(self, name: str, number: int, recovered: ReplayedServer) -> GlobalLedger:
         """Of a GPS that is gone was found what was recorded up to a number. Returns what is in it."""
         server = self.servers[name]
-        book = _book_of(server, self._remembers(server, number, recovered))
-        assert isinstance(book, GlobalBook)
-        return book
+        ledger = _book_of(server, self._remembers(server, number, recovered))
+        assert isinstance(ledger, GlobalLedger)
+        return ledger
 
     @staticmethod
-    def _remembers(server: Server, number: int, recovered: Recovered) -> list[Entry]:
+    def _remembers(
+        server: ServerRecord, number: int, recovered: ReplayedServer
+    ) -> list[LedgerEntry]:
         """C8. Returns what it noted up to a number."""
         first = recovered.told[0][0] if recovered.told else number + 1
         kept = [each for each in server.entries if each.number <= number]
@@ -189,7 +193,9 @@ class InvariantChecker:
 
     # --- servers ---------------------------------------------------------------------------------
 
-    def _watch_server(self, node: Node, server: Server, number: int, effects: list[Effect]) -> None:
+    def _watch_server(
+        self, node: SimulatedNode, server: ServerRecord, number: int, effects: list[Effect]
+    ) -> None:
         about, peer = None, ""
         for effect in effects:
             if isinstance(effect, Send) and isinstance(effect.message, Ack):
@@ -215,28 +221,34 @@ class InvariantChecker:
                     pass
 
     def _keep(
-        self, node: Node, server: Server, number: int, note: Note, about: PushId | None, peer: str
+        self,
+        node: SimulatedNode,
+        server: ServerRecord,
+        number: int,
+        note: Note,
+        about: PushId | None,
+        peer: str,
     ) -> None:
         machine, push = node.machine, None
         if note.kind == "exchange":
             assert isinstance(machine, Lps)
-            assert machine.uplink.upload is not None
-            push, peer = machine.uplink.upload.message, ""
+            assert machine.session.upload is not None
+            push, peer = machine.session.upload.message, ""
         elif note.kind in ("update", "arrival"):
             assert about is not None, "an update was applied and not acknowledged"
             push = server.received[peer, about]
             self._is_honest(node, server, peer, push)
             denied = server.answered.get((peer, about), "applied")
             assert denied == "applied", f"{about} of {peer} was {denied}, and is applied"  # C4
-        entry = Entry(number, note, push, peer)
+        entry = LedgerEntry(number, note, push, peer)
         server.entries.append(entry)
-        server.book.keep(entry)
+        server.ledger.keep(entry)
 
-    def _is_honest(self, node: Node, server: Server, peer: str, push: Push) -> None:
+    def _is_honest(self, node: SimulatedNode, server: ServerRecord, peer: str, push: Push) -> None:
         """C1, C6: an update is what its client made, from the model that it was lent."""
-        if isinstance(server.book, GlobalBook):
-            region = self.servers[peer].book
-            assert isinstance(region, LocalBook)
+        if isinstance(server.ledger, GlobalLedger):
+            region = self.servers[peer].ledger
+            assert isinstance(region, LocalLedger)
             begun = region.begun.get(push.push)
             made = [] if begun is None else [begun]
         else:
@@ -246,7 +258,7 @@ class InvariantChecker:
             assert push.base.incarnation == version.incarnation, (push, version)
         assert push in made, f"{peer} made {made}, and {node.name} applies {push}"
 
-    def _answers(self, node: Node, server: Server, peer: str, message: Ack) -> None:
+    def _answers(self, node: SimulatedNode, server: ServerRecord, peer: str, message: Ack) -> None:
         """C4."""
         known = server.answered.setdefault((peer, message.push), message.outcome)
         if message.outcome == "fenced" and self._is_past(node, peer, message.push):
@@ -255,25 +267,25 @@ class InvariantChecker:
         self._agrees(server, peer, message.push, message.outcome)
 
     @staticmethod
-    def _is_past(node: Node, peer: str, push: PushId) -> bool:
+    def _is_past(node: SimulatedNode, peer: str, push: PushId) -> bool:
         """Outcomes are forgotten with their fence, and their client knows that it is another."""
         if not isinstance(node.machine, Gps):
             return False
         serving = [each for each in node.machine.regions.values() if each.peer == peer]
         return not serving or push.fence < serving[0].fence
 
-    def _check_answers(self, node: Node, server: Server) -> None:
+    def _check_answers(self, node: SimulatedNode, server: ServerRecord) -> None:
         for (client, push), outcome in server.answered.items():
             if outcome != "fenced" or not self._is_past(node, client, push):
                 self._agrees(server, client, push, outcome)
 
-    def _agrees(self, server: Server, peer: str, push: PushId, outcome: Outcome) -> None:
-        applied = server.book.has(peer, push)
+    def _agrees(self, server: ServerRecord, peer: str, push: PushId, outcome: Outcome) -> None:
+        applied = server.ledger.has(peer, push)
         assert applied == (outcome == "applied"), f"{push} of {peer} was {outcome}, not so here"
 
     # --- ends ------------------------------------------------------------------------------------
 
-    def _ends(self, node: Node, event: Event, finish: Finish) -> None:
+    def _ends(self, node: SimulatedNode, event: Event, finish: Finish) -> None:
         if finish.reason == UNANSWERED:
             return  # C14 asserts that it may.
         machine = node.machine
@@ -293,7 +305,7 @@ class InvariantChecker:
             over = over or self._drawn.hopeless
             assert over, f"{node.name} ends unasked: {finish.reason}"  # C12
 
-    def _was_heard(self, node: Node, version: Version, counted_steps: int) -> None:
+    def _was_heard(self, node: SimulatedNode, version: Version, counted_steps: int) -> None:
         """C11."""
         gps = self._find(self._newest_gps()).node.machine
         assert isinstance(gps, Gps)
@@ -302,27 +314,29 @@ class InvariantChecker:
             assert counted_steps in known, f"{node.name} went, and {counted_steps} is not known"
 
     def _all_gps(self) -> list[str]:
-        return [name for name, each in self.servers.items() if isinstance(each.book, GlobalBook)]
+        return [
+            name for name, each in self.servers.items() if isinstance(each.ledger, GlobalLedger)
+        ]
 
     def _newest_gps(self) -> str:
         return self._all_gps()[-1]
 
-    def check_end(self, gps: Node, nodes: list[Node]) -> None:
+    def check_end(self, gps: SimulatedNode, nodes: list[SimulatedNode]) -> None:
         """What must hold when all is over; ``nodes``: those that are there."""
         machine, seen = gps.machine, self.servers[gps.name]
         assert isinstance(machine, Gps)
-        book = seen.book
-        assert isinstance(book, GlobalBook)
+        ledger = seen.ledger
+        assert isinstance(ledger, GlobalLedger)
         totals = machine.ledger.totals()  # C9
         spent = totals.applied + totals.dropped_in_flight + totals.unexchanged
         assert totals.issued == spent + totals.returned + totals.held, totals
         assert totals.duplicated == 0, totals
-        assert totals.applied == book.applied.total, (totals, book.applied.total)
+        assert totals.applied == ledger.applied.total, (totals, ledger.applied.total)
         # Regions name what they dropped in their last exchange only when they leave.
-        assert totals.dropped_in_flight >= book.dropped.total, (totals, book.dropped.total)
+        assert totals.dropped_in_flight >= ledger.dropped.total, (totals, ledger.dropped.total)
         counted = (machine.counted_steps, machine.tokens, machine.updates)
-        assert counted == (book.steps, book.tokens, len(book.updates)), counted
-        assert machine.samples == book.applied.total + book.dropped.total, machine.samples
+        assert counted == (ledger.steps, ledger.tokens, len(ledger.updates)), counted
+        assert machine.samples == ledger.applied.total + ledger.dropped.total, machine.samples
         for node in nodes:
             server = self.servers.get(node.name)
             if server is None:
@@ -330,7 +344,7 @@ class InvariantChecker:
             self._check_answers(node, server)
             self._check_parameters(node, server)
 
-    def _check_parameters(self, node: Node, server: Server) -> None:
+    def _check_parameters(self, node: SimulatedNode, server: ServerRecord) -> None:
         """C10: a server that never crashed, and was ordered the same, has the same parameters."""
         theirs = self._value(node.plane)
         if theirs is None:
@@ -347,22 +361,22 @@ class InvariantChecker:
         assert ours == theirs, f"{node.name} has {theirs}, and would have {ours}"
 
 
-def _book_of(server: Server, entries: list[Entry]) -> LocalBook | GlobalBook:
-    book = deepcopy(server.begun_with)
+def _book_of(server: ServerRecord, entries: list[LedgerEntry]) -> LocalLedger | GlobalLedger:
+    ledger = deepcopy(server.begun_with)
     for entry in entries:
-        book.keep(entry)
-    return book
+        ledger.keep(entry)
+    return ledger
 
 
-def check_payloads(nodes: list[Node]) -> None:
+def check_payloads(nodes: list[SimulatedNode]) -> None:
     """C13, between two events."""
     for node in nodes:
         if isinstance(node.plane, TimingPlane) and isinstance(node.machine, Gps | Lps | Worker):
             _check_payloads(node, node.machine, node.plane)
 
 
-def _check_payloads(node: Node, machine: Gps | Lps | Worker, plane: TimingPlane) -> None:
-    needed = set() if isinstance(machine, Worker) else set(machine.intake.measuring)
-    if not isinstance(machine, Gps) and machine.uplink.upload is not None:
-        needed.add(machine.uplink.upload.blob)
+def _check_payloads(node: SimulatedNode, machine: Gps | Lps | Worker, plane: TimingPlane) -> None:
+    needed = set() if isinstance(machine, Worker) else set(machine.admission.measuring)
+    if not isinstance(machine, Gps) and machine.session.upload is not None:
+        needed.add(machine.session.upload.blob)
     assert plane.live == needed, f"{node.name} keeps {plane.live}, needed are {needed}"

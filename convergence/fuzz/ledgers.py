@@ -17,7 +17,7 @@ KEPT: Final = ("update", "exchange", "rejoining", "arrival")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LedgerEntry:
     """A note, the record of its event, and the update that it is about."""
 
     number: int
@@ -28,7 +28,7 @@ class Entry:
 
 
 @dataclass(slots=True)
-class LocalBook:
+class LocalLedger:
     """Of an LPS."""
 
     updates: dict[PushId, Push] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class LocalBook:
     fresh: SpanSet = field(default_factory=SpanSet)
     """Samples that it trained on and that are in no exchange yet."""
 
-    def keep(self, entry: Entry) -> None:
+    def keep(self, entry: LedgerEntry) -> None:
         """Something happened."""
         push = entry.push
         match entry.note.kind:
@@ -66,7 +66,7 @@ class LocalBook:
 
 
 @dataclass(slots=True)
-class GlobalBook:
+class GlobalLedger:
     """Of a GPS. Updates bear the name of their region's process beside their own."""
 
     updates: dict[tuple[str, PushId], Push] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class GlobalBook:
     regions: dict[str, int] = field(default_factory=dict)
     """Updates of each region."""
 
-    def keep(self, entry: Entry) -> None:
+    def keep(self, entry: LedgerEntry) -> None:
         """Something happened."""
         push, peer = entry.push, entry.peer
         if entry.note.kind != "arrival":

@@ -7,11 +7,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from itertools import islice
 from multiprocessing import get_context
 
-from convergence.fuzz.trial import Outcome, trial
+from convergence.fuzz.trial import TrialResult, trial
 from pelago.children import end_with
 
 
-def outcomes(seeds: Iterator[int], jobs: int, deadline: float | None) -> Iterator[Outcome]:
+def outcomes(seeds: Iterator[int], jobs: int, deadline: float | None) -> Iterator[TrialResult]:
     """What the seeds came to, as they end, but of a seed before the next only with one process."""
 
     def over() -> bool:
@@ -25,7 +25,7 @@ def outcomes(seeds: Iterator[int], jobs: int, deadline: float | None) -> Iterato
         return
     spawn = get_context("spawn")
     with ProcessPoolExecutor(jobs, spawn, initializer=end_with, initargs=(os.getpid(),)) as pool:
-        pending: set[Future[Outcome]] = set()
+        pending: set[Future[TrialResult]] = set()
         try:
             while True:
                 if not over():

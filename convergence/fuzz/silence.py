@@ -9,9 +9,9 @@ from gps.state import Gps
 from lps.state import Lps
 from pelago.core.machine import Finish, Note, Send, Tick
 from pelago.protocol.client_session import UNANSWERED
-from pelago.sim.fault_injector import State
+from pelago.sim.fault_injector import ProcessState
 from pelago.sim.fault_profile import LISTENS_PS
-from pelago.sim.simulation import Node
+from pelago.sim.simulation import SimulatedNode
 from pelago.wire.messages import Effect, Event, Rejoin
 from worker.state import Evaluator, Worker
 
@@ -32,7 +32,7 @@ class Heard:
 class Silences:
     """``state``: that of the process with a name; ``now``: the time of the simulation."""
 
-    def __init__(self, state: Callable[[str], State], now: Callable[[], int]) -> None:
+    def __init__(self, state: Callable[[str], ProcessState], now: Callable[[], int]) -> None:
         self._state = state
         self._now = now
         self._heard: dict[str, dict[str, Heard]] = {}
@@ -40,7 +40,7 @@ class Silences:
         self._begun: dict[str, Heard] = {}
         """How the clock of each process was when it last began."""
 
-    def heard(self, node: Node, peer: str) -> None:
+    def heard(self, node: SimulatedNode, peer: str) -> None:
         """Something of a peer's came to where a node will find it."""
         state, before = self._state(node.name), self._last(node, peer)
         clock = state.clock
@@ -52,13 +52,13 @@ class Silences:
             heard = replace(heard, before=before.before if waits else replace(before, before=None))
         self._heard.setdefault(node.name, {})[peer] = heard
 
-    def begins(self, node: Node) -> None:
+    def begins(self, node: SimulatedNode) -> None:
         """A process begins, or goes on with a clock that was set."""
         self._heard.pop(node.name, None)
         clock = self._state(node.name).clock
         self._begun[node.name] = Heard(0, clock.freezes, clock.jumps, clock.missed_ps)
 
-    def handled(self, node: Node, event: Event, effects: list[Effect]) -> None:
+    def handled(self, node: SimulatedNode, event: Event, effects: list[Effect]) -> None:
         """C14: assert that whoever was given up was silent."""
         if type(event) is not Tick:
             return
@@ -70,15 +70,15 @@ class Silences:
             elif isinstance(machine, Lps | Worker | Evaluator):
                 settings = machine.settings
                 if isinstance(effect, Finish) and effect.reason == UNANSWERED:
-                    self._was_silent(node, machine.uplink.server, settings.give_up_after_ps)
+                    self._was_silent(node, machine.session.server, settings.give_up_after_ps)
                 elif (
                     isinstance(effect, Note)
                     and effect.kind == "waiting"
-                    and machine.uplink.has_heard  # Otherwise it waits from the start.
+                    and machine.session.has_heard  # Otherwise it waits from the start.
                 ):
-                    self._was_silent(node, machine.uplink.server, settings.lost_after_ps)
+                    self._was_silent(node, machine.session.server, settings.lost_after_ps)
 
-    def _was_silent(self, node: Node, peer: str, for_ps: int) -> None:
+    def _was_silent(self, node: SimulatedNode, peer: str, for_ps: int) -> None:
         clock = self._state(node.name).clock
         heard, ran_ps = self._last(node, peer), clock.ran_ps(self._now())
         if heard.before and ran_ps == heard.ran_ps and clock.missed_ps == heard.missed_ps:
@@ -93,6 +93,6 @@ class Silences:
             f"{node.name} gives {peer} up, which is silent for {silent_ps} ps, not {for_ps}"
         )
 
-    def _last(self, node: Node, peer: str) -> Heard:
+    def _last(self, node: SimulatedNode, peer: str) -> Heard:
         begun = self._begun.get(node.name, Heard(0, 0, 0, 0))
         return self._heard.get(node.name, {}).get(peer, begun)

@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Final
 
-from convergence.fuzz.trial import Outcome, Verdict
+from convergence.fuzz.trial import TrialResult, Verdict
 
 PS_PER_HOUR: Final = 3_600 * 10**12
 PROGRESS_S: Final = 0.2
@@ -17,12 +17,12 @@ class Tally:
 
     def __init__(self, begin: float) -> None:
         self.seeds = self.events = self.virtual_ps = self.last = 0
-        self.found: list[Outcome] = []
+        self.found: list[TrialResult] = []
         self.counts: dict[str, int] = {}
         self._begin = self._told = begin
         self._is_terminal = sys.stderr.isatty()
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: TrialResult) -> None:
         """A seed has ended."""
         self.seeds += 1
         self.last = max(self.last, outcome.seed)

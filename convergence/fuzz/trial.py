@@ -8,13 +8,13 @@ from typing import Final
 
 from convergence.fuzz.draw import draw
 from convergence.fuzz.invariant_checker import check_payloads
-from convergence.fuzz.ledgers import GlobalBook
+from convergence.fuzz.ledgers import GlobalLedger
 from convergence.fuzz.world import World
 from gps.state import Gps
 from lps.state import Lps
 from pelago.core.machine import PS_PER_MS, PS_PER_S, StopRequested
 from pelago.sim.fault_injector import DOWN
-from pelago.sim.simulation import LOST, Node
+from pelago.sim.simulation import LOST, SimulatedNode
 from worker.state import Worker
 
 EXCHANGES: Final = 2
@@ -39,7 +39,7 @@ class Verdict(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TrialResult:
     """What a seed came to."""
 
     seed: int
@@ -55,7 +55,7 @@ class StuckError(Exception):
     """In the healthy phase something did not happen that should."""
 
 
-def trial(seed: int, trace: bool = False) -> Outcome:
+def trial(seed: int, trace: bool = False) -> TrialResult:
     """Run a seed."""
     world: World | None = None
     verdict, story = Verdict.SOUND, ""
@@ -69,10 +69,10 @@ def trial(seed: int, trace: bool = False) -> Outcome:
     except Exception as error:
         verdict, story = Verdict.CRASHED, _story(error)
     if world is None:
-        return Outcome(seed, verdict, 0, 0, {}, story)
+        return TrialResult(seed, verdict, 0, 0, {}, story)
     simulation, digest = world.simulation, world.trace.digest() if world.trace else ""
     counts = world.injector.counts
-    return Outcome(seed, verdict, simulation.events, simulation.now, counts, story, digest)
+    return TrialResult(seed, verdict, simulation.events, simulation.now, counts, story, digest)
 
 
 def _story(error: Exception) -> str:
@@ -113,9 +113,9 @@ def _get_on(world: World, but: tuple[str, ...], otherwise: str) -> None:
         if world.gps.phase in ("draining", "finished"):
             return True
         return all(
-            count - begun.get((seat, process), 0) >= EXCHANGES
-            for (seat, process), count in _progress(world).items()
-            if seat not in but
+            count - begun.get((slot, process), 0) >= EXCHANGES
+            for (slot, process), count in _progress(world).items()
+            if slot not in but
         )
 
     _wait(world, CATCH_UP_PS, all_did, otherwise)
@@ -123,24 +123,24 @@ def _get_on(world: World, but: tuple[str, ...], otherwise: str) -> None:
 
 def _progress(world: World) -> dict[tuple[str, str], int]:
     """Updates of each region and worker that its server took in, and the process that has counted them."""
-    gps, arrived = world.seats["gps"], _arrived(world)
+    gps, arrived = world.slots["gps"], _arrived(world)
     progress = {(f"lps/{each.name}", gps): arrived.get(each.name, 0) for each in world.run.region}
-    for seat, process in world.seats.items():
-        machine = world.machine(seat)
+    for slot, process in world.slots.items():
+        machine = world.machine(slot)
         if isinstance(machine, Worker):
-            progress[seat, process] = machine.rounds
+            progress[slot, process] = machine.rounds
     return progress
 
 
-def _present(world: World) -> list[Node]:
-    nodes = [world.node(seat) for seat in world.seats]
+def _present(world: World) -> list[SimulatedNode]:
+    nodes = [world.node(slot) for slot in world.slots]
     return [each for each in nodes if each.finished is None]
 
 
 def _arrived(world: World) -> dict[str, int]:
-    book = world.checker.servers[world.seats["gps"]].book
-    assert isinstance(book, GlobalBook)
-    return book.regions
+    ledger = world.checker.servers[world.slots["gps"]].ledger
+    assert isinstance(ledger, GlobalLedger)
+    return ledger.regions
 
 
 def _wait(world: World, within_ps: int, done: Callable[[], bool], otherwise: str) -> None:
@@ -155,14 +155,14 @@ def _wait(world: World, within_ps: int, done: Callable[[], bool], otherwise: str
 def _scene(world: World) -> str:
     """Who is where."""
     lines = [f"GPS: {world.gps.phase}, {world.gps.counted_steps} steps, {_arrived(world)}"]
-    for seat, name in world.seats.items():
-        node = world.node(seat)
+    for slot, name in world.slots.items():
+        node = world.node(slot)
         machine = node.machine
         state = getattr(machine, "state", None) or getattr(machine, "phase", "")
         told = f"{name}: {state}, {node.finished}"
         if isinstance(machine, Lps):
             told += (
-                f", {machine.version} updates, pool {machine.leases.pool.total}, {machine.uplink}"
+                f", {machine.version} updates, pool {machine.leases.pool.total}, {machine.session}"
             )
         if isinstance(machine, Gps):
             told += (

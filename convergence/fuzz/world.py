@@ -1,6 +1,6 @@
-"""A drawn cluster in the virtual driver: its processes, seat after seat, and who starts them again.
+"""A drawn cluster in the virtual driver: its processes, slot after slot, and who starts them again.
 
-A seat is a place in the run: "gps", "lps/eu", "eu/0", "evaluator". The process that takes it first is
+A slot is a place in the run: "gps", "lps/eu", "eu/0", "evaluator". The process that takes it first is
 called like it, later ones "eu/0#2" and so on. What a process is not durable for dies with it.
 """
 
@@ -15,7 +15,7 @@ import lps.settings
 import worker.settings
 from convergence.fuzz.draw import Draw
 from convergence.fuzz.invariant_checker import InvariantChecker
-from convergence.fuzz.ledgers import GlobalBook
+from convergence.fuzz.ledgers import GlobalLedger
 from convergence.problems import Job, Part, build
 from gps.state import Gps
 from lps.state import Lps
@@ -33,19 +33,19 @@ from pelago.core.names import Lease, Version
 from pelago.core.prng import derive
 from pelago.durable import image
 from pelago.sim.disk import Disk
-from pelago.sim.fault_injector import DOWN, FaultInjector, Memory
+from pelago.sim.fault_injector import DOWN, FaultInjector, SimulatedStore
 from pelago.sim.fault_profile import Clock
 from pelago.sim.links import Links
-from pelago.sim.planes import DurablePlane, Payload, Plan, Round
-from pelago.sim.simulation import LOST, Node, Simulation
+from pelago.sim.planes import DurablePlane, Payload, Round, RoundPlan
+from pelago.sim.simulation import LOST, SimulatedNode, Simulation
 from pelago.sim.trace import Trace
 from pelago.wire.messages import Message
 from worker.state import Evaluator, Worker
 
 TEND_PS: Final = 100 * PS_PER_MS
-"""How often somebody looks for seats that nobody holds."""
+"""How often somebody looks for slots that nobody holds."""
 LIVES_APART_S: Final = 1000
-"""Incarnations are seconds: so far apart are those of a seat."""
+"""Incarnations are seconds: so far apart are those of a slot."""
 CLOCK_BITS: Final = 50
 """Clocks begin anywhere below 2 to this power, as the daemons' do."""
 
@@ -60,7 +60,7 @@ class Copy:
     plane: object
     now: int
     """On its clock."""
-    book: GlobalBook
+    ledger: GlobalLedger
     """What the checker knows to be in it."""
 
 
@@ -72,7 +72,7 @@ class FakeTrainer:
         self._speed = speed
         self._start: Payload = None
 
-    def begin(self, lease: Lease, payload: Payload) -> Plan:
+    def begin(self, lease: Lease, payload: Payload) -> RoundPlan:
         """A round begins."""
         self._start = payload
         settings = self._world.run.simulation
@@ -80,7 +80,7 @@ class FakeTrainer:
         steps = lease.samples // self._world.run.worker.batch_size
         jitter = self._world.random.uniform(0.8, 1.2)
         step_ps = settings.step_ms * PS_PER_MS / self._speed * jitter
-        return Plan(steps, max(1, round(steps * step_ps)))
+        return RoundPlan(steps, max(1, round(steps * step_ps)))
 
     def finish(self, lease: Lease) -> Round:
         """What it gave."""
@@ -132,8 +132,8 @@ class World:
             self.checker,
             Random(derive("fuzz-decay", drawn.seed)),
         )
-        self.seats: dict[str, str] = {}
-        """The newest process of each seat."""
+        self.slots: dict[str, str] = {}
+        """The newest process of each slot."""
         self.calm = False
         self._copy: Copy | None = None
         self._lives: dict[str, int] = {}
@@ -141,8 +141,8 @@ class World:
 
     def begin(self) -> None:
         """Everybody starts, and trouble is arranged."""
-        for seat in self._all_seats():
-            self._take(seat)
+        for slot in self._all_slots():
+            self._take(slot)
         self.simulation.call(TEND_PS, self._tend)
         if self.drawn.ends_early:
             self.simulation.call(self.drawn.safety_ps * 3 // 5, self._stop_gps)
@@ -170,18 +170,18 @@ class World:
         """No more trouble from now on, but for what the draw says of slow links."""
         self.calm = True
         self.injector.heal()
-        for seat in self._all_seats():
-            if seat in self.drawn.slow:
-                self.injector.slow(seat)
+        for slot in self._all_slots():
+            if slot in self.drawn.slow:
+                self.injector.slow(slot)
             else:
-                self.injector.quicken(seat)
+                self.injector.quicken(slot)
         # Who was frozen hears what waited for it.
         self.simulation.run(until_ps=self.simulation.now)
 
     def quicken(self) -> None:
         """No link is slow any more."""
-        for seat in self.drawn.slow:
-            self.injector.quicken(seat)
+        for slot in self.drawn.slow:
+            self.injector.quicken(slot)
 
     def fails(self) -> bool:
         """Whether a round that is over now had no gradient that was finite."""
@@ -190,13 +190,13 @@ class World:
         share = self.drawn.failing
         return share > 0 and self._failures.random() < share
 
-    def machine(self, seat: str) -> Machine[Message]:
-        """The machine that has a seat now."""
-        return self.node(seat).machine
+    def machine(self, slot: str) -> Machine[Message]:
+        """The machine that has a slot now."""
+        return self.node(slot).machine
 
-    def node(self, seat: str) -> Node:
-        """The newest process of a seat."""
-        return self.injector.states[self.seats[seat]].node
+    def node(self, slot: str) -> SimulatedNode:
+        """The newest process of a slot."""
+        return self.injector.states[self.slots[slot]].node
 
     @property
     def gps(self) -> Gps:
@@ -211,12 +211,12 @@ class World:
         return self.node("gps").finished not in (None, DOWN, LOST)
 
     def servers(self) -> list[str]:
-        """Seats of the servers."""
+        """Slots of the servers."""
         return ["gps", *(f"lps/{region.name}" for region in self.run.region)]
 
     # --- who is where ----------------------------------------------------------------------------
 
-    def _all_seats(self) -> list[str]:
+    def _all_slots(self) -> list[str]:
         workers = [
             f"{region.name}/{group}"
             for region, count in zip(self.run.region, self.drawn.workers, strict=True)
@@ -230,55 +230,55 @@ class World:
         if self.over:
             return
         patience_ps = 0 if self.calm else self.injector.profile.down_ps
-        for seat in self._all_seats():
-            finished = self.node(seat).finished
+        for slot in self._all_slots():
+            finished = self.node(slot).finished
             if finished is None or finished is DOWN:
                 continue
             if self.random.random() < TEND_PS / (TEND_PS + patience_ps):
-                self._take(seat)
+                self._take(slot)
 
-    def _take(self, seat: str) -> None:
-        """A new process takes a seat."""
-        lives = self._lives[seat] = self._lives.get(seat, 0) + 1
-        name = seat if lives == 1 else f"{seat}#{lives}"
+    def _take(self, slot: str) -> None:
+        """A new process takes a slot."""
+        lives = self._lives[slot] = self._lives.get(slot, 0) + 1
+        name = slot if lives == 1 else f"{slot}#{lives}"
         incarnation = lives * LIVES_APART_S
-        self.seats[seat] = name
-        role, _, place = seat.partition("/")
-        if seat == "gps":
+        self.slots[slot] = name
+        role, _, place = slot.partition("/")
+        if slot == "gps":
             copy = self._copy
-            self._add_server(seat, name, incarnation, 0, lambda: self._gps(incarnation, copy), copy)
+            self._add_server(slot, name, incarnation, 0, lambda: self._gps(incarnation, copy), copy)
         elif role == "lps":
             region = self.run.region_index(place)
             self._add_server(
-                seat, name, incarnation, region, lambda: self._lps(region, incarnation)
+                slot, name, incarnation, region, lambda: self._lps(region, incarnation)
             )
         else:
-            self._add_client(seat, name, incarnation)
+            self._add_client(slot, name, incarnation)
 
     def _add_server(
         self,
-        seat: str,
+        slot: str,
         name: str,
         incarnation: int,
         place: int,
         make: Callable[[], tuple[Machine[Message], DurablePlane]],
         copy: Copy | None = None,
     ) -> None:
-        is_gps = seat == "gps"
+        is_gps = slot == "gps"
         machine, plane = make()
         first = (Loaded(Version(incarnation, 0)),) if is_gps and copy is None else ()
-        memory = None
+        store = None
         if self.drawn.durable_gps if is_gps else self.drawn.durable_lps:
-            disk = Disk(self.run.run_id, seat, name, incarnation)
-            memory = Memory(disk, plane, make, first)
-        serves = "gps" if is_gps else f"{seat.partition('/')[2]}/lps"
+            disk = Disk(self.run.run_id, slot, name, incarnation)
+            store = SimulatedStore(disk, plane, make, first)
+        serves = "gps" if is_gps else f"{slot.partition('/')[2]}/lps"
         server = "" if is_gps else "gps"
-        node = Node(name, place, machine, plane, serves=serves, server=server)
+        node = SimulatedNode(name, place, machine, plane, serves=serves, server=server)
         clock = self._clock()
         if copy is not None:
             clock.set(self.simulation.now, copy.now)
-        self.injector.add(node, seat, clock, memory)
-        self.checker.begins(node, make, None if copy is None else copy.book)
+        self.injector.add(node, slot, clock, store)
+        self.checker.begins(node, make, None if copy is None else copy.ledger)
         for event in (Started() if copy is None else Restarted(), *first):
             self.simulation.give(node, event)
 
@@ -308,9 +308,9 @@ class World:
         assert hasattr(plane, "image")
         return plane  # type: ignore[return-value]
 
-    def _add_client(self, seat: str, name: str, incarnation: int) -> None:
-        evaluates = seat == "evaluator"
-        region_name, _, group = seat.partition("/")
+    def _add_client(self, slot: str, name: str, incarnation: int) -> None:
+        evaluates = slot == "evaluator"
+        region_name, _, group = slot.partition("/")
         region = None if evaluates else self.run.region_index(region_name)
         server = "gps" if evaluates else f"{region_name}/lps"
         settings = worker.settings.settings(
@@ -326,8 +326,8 @@ class World:
         trainer = FakeTrainer(self, region or 0, index, self._speeds[index])
         machine: Machine[Message] = Evaluator(settings) if evaluates else Worker(settings)
         plane = self.problem.client_plane()
-        node = Node(name, region or 0, machine, plane, trainer, server=server)
-        self.injector.add(node, seat, self._clock())
+        node = SimulatedNode(name, region or 0, machine, plane, trainer, server=server)
+        self.injector.add(node, slot, self._clock())
         self.simulation.give(node, Started())
 
     def _clock(self) -> Clock:
@@ -351,20 +351,20 @@ class World:
     def _strike(self, kind: Kind, random: Random) -> None:
         schedule = self.drawn.schedule
         until_ps = self.simulation.now + random.randint(1, schedule.lasts_ps)
-        seat = random.choice(self._all_seats())
-        name = self.seats[seat]
+        slot = random.choice(self._all_slots())
+        name = self.slots[slot]
         if kind == "kill":
             self.injector.crash(name)
         elif kind == "freeze":
             frozen_ps = random.randint(1, schedule.frozen_ps)
             self.injector.freeze(name, self.simulation.now + frozen_ps)
         elif kind == "slow":
-            self.injector.slow(seat)
-            self.simulation.call(until_ps, lambda: self._quicken(seat))
+            self.injector.slow(slot)
+            self.simulation.call(until_ps, lambda: self._quicken(slot))
         elif kind == "full":
             self.injector.fill_disks(until_ps)
         elif kind == "lose":
-            self.injector.lose_host(self.seats["gps"])
+            self.injector.lose_host(self.slots["gps"])
         elif kind == "power":
             self._lose_power(random)
         elif kind == "copy":
@@ -372,37 +372,37 @@ class World:
         elif kind == "jump":
             self.injector.states[name].clock.jump(random.randint(1, 20 * PS_PER_S))
         elif kind == "cut":
-            other = self._server_of(seat)
-            ways = [(seat, other), (other, seat)]
+            other = self._server_of(slot)
+            ways = [(slot, other), (other, slot)]
             random.shuffle(ways)
             for way in ways[: 1 if random.random() < schedule.one_way else 2]:
                 self.injector.cut(*way, until_ps)
-        elif seat != "gps":
+        elif slot != "gps":
             self.checker.asked_to_stop(name)
-            self.simulation.give(self.node(seat), StopRequested("asked to"))
+            self.simulation.give(self.node(slot), StopRequested("asked to"))
 
-    def _quicken(self, seat: str) -> None:
+    def _quicken(self, slot: str) -> None:
         if not self.calm:
-            self.injector.quicken(seat)
+            self.injector.quicken(slot)
 
     def _make_copy(self) -> None:
         """Of the GPS as it is, if it is there."""
-        state = self.injector.states[self.seats["gps"]]
-        node, book = state.node, self.checker.servers[self.seats["gps"]].book
+        state = self.injector.states[self.slots["gps"]]
+        node, ledger = state.node, self.checker.servers[self.slots["gps"]].ledger
         if node.finished is not None or state.frozen_until:
             return
-        assert isinstance(book, GlobalBook)
+        assert isinstance(ledger, GlobalLedger)
         plane = self._plane(node.plane).image(())
         now = state.clock.read(self.simulation.now)
-        self._copy = Copy(image.take(node.machine), plane, now, deepcopy(book))
+        self._copy = Copy(image.take(node.machine), plane, now, deepcopy(ledger))
 
     def _lose_power(self, random: Random) -> None:
         """The next GPS goes on from what the disk has of this one."""
-        name = self.seats["gps"]
+        name = self.slots["gps"]
         found = self.injector.lose_power(name, random)
         if found is not None:
-            book = self.checker.salvaged(name, found.number, found.recovered)
-            self._copy = Copy(found.machine, found.plane, found.recovered.now, book)
+            ledger = self.checker.salvaged(name, found.number, found.recovered)
+            self._copy = Copy(found.machine, found.plane, found.recovered.now, ledger)
 
     def _stop_gps(self) -> None:
         node = self.node("gps")
@@ -410,6 +410,6 @@ class World:
             self.simulation.give(node, StopRequested("asked to"))
 
     @staticmethod
-    def _server_of(seat: str) -> str:
-        role, _, _ = seat.partition("/")
-        return "gps" if seat == "evaluator" or role in ("lps", "gps") else f"lps/{role}"
+    def _server_of(slot: str) -> str:
+        role, _, _ = slot.partition("/")
+        return "gps" if slot == "evaluator" or role in ("lps", "gps") else f"lps/{role}"

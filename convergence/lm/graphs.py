@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import torch
 
-from convergence.lm.optimiser import Moments, Optimiser
+from convergence.lm.optimiser import Moments, StackedOptimiser
 from convergence.lm.stacked import Stacked
 
 WARM_UPS: Final = 3
@@ -46,7 +46,7 @@ class Graphs:
     """All recordings for one model, optimiser and corpus on one device."""
 
     def __init__(
-        self, stacked: Stacked, optimiser: Optimiser, tokens: torch.Tensor, length: int
+        self, stacked: Stacked, optimiser: StackedOptimiser, tokens: torch.Tensor, length: int
     ) -> None:
         """``tokens``: the whole training part on the device. ``length``: of a sequence."""
         self._stacked, self._optimiser, self._tokens = stacked, optimiser, tokens

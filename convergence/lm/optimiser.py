@@ -17,7 +17,7 @@ from typing import Final
 import torch
 
 from convergence.lm.shape import Shape
-from pelago.config import Worker
+from pelago.config import WorkerSection
 
 MUON_MOMENTUM: Final = 0.95
 NEWTON_SCHULZ_STEPS: Final = 5
@@ -55,10 +55,12 @@ class Moments:
             torch._foreach_copy_(list(old), list(new.unbind()))
 
 
-class Optimiser:
+class StackedOptimiser:
     """The optimiser states of all replicas, on the device, and the step."""
 
-    def __init__(self, settings: Worker, shape: Shape, replicas: int, device: torch.device) -> None:
+    def __init__(
+        self, settings: WorkerSection, shape: Shape, replicas: int, device: torch.device
+    ) -> None:
         self._settings, self._shape = settings, shape
         self._first = torch.zeros(replicas, shape.elements, device=device)
         self._second = torch.zeros(replicas, shape.elements, device=device)

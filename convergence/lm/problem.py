@@ -13,12 +13,12 @@ import torch
 from convergence import tensors
 from convergence.lm.graphs import Graphs
 from convergence.lm.heap import keep_freed_memory
-from convergence.lm.optimiser import Moments, Optimiser
+from convergence.lm.optimiser import Moments, StackedOptimiser
 from convergence.lm.samples import Integers, Samples
 from convergence.lm.shape import check_layout, shape_of
 from convergence.lm.stacked import Stacked
 from convergence.problems import Job
-from pelago.config import Data, InFlight, Model, RunFile, Server
+from pelago.config import DataSection, InFlight, ModelSection, RunFile, ServerSection
 from pelago.sim.planes import Payload, PlanePort, Round
 from pelago.tensor.manifest import Manifest
 from worker import device as devices
@@ -78,7 +78,7 @@ class LanguageModelling:
             self._corpus, run.run.seed, run.simulation.heterogeneity, len(run.region)
         )
         self._stacked = Stacked(self._shape, self._corpus.sequence_length, self._device)
-        self._optimiser = Optimiser(run.worker, self._shape, replicas, self._device)
+        self._optimiser = StackedOptimiser(run.worker, self._shape, replicas, self._device)
         self._graphs = self._recorded(data)
         self._replicas = replicas
         self._tokens_max = max(
@@ -99,7 +99,7 @@ class LanguageModelling:
             _GRAPHS[key] = Graphs(self._stacked, self._optimiser, tokens, length)
         return _GRAPHS[key]
 
-    def server_plane(self, server: Server, in_flight: InFlight | None) -> PlanePort:
+    def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> PlanePort:
         """The daemons' plane, with the run's initial parameters in it."""
         return tensors.server_plane(self._manifest, server, in_flight, self._initial)
 
@@ -276,7 +276,7 @@ def _rates(rows: Sequence[_Row]) -> torch.Tensor:
 @lru_cache(maxsize=4)
 def _opened(data: str, seed: int) -> Corpus:
     """Corpora stay open, since runs of one study read the same ones."""
-    return open_corpus(Data.model_validate_json(data), seed)
+    return open_corpus(DataSection.model_validate_json(data), seed)
 
 
 @lru_cache(maxsize=4)
@@ -292,5 +292,5 @@ def _on_device(data: str, device: str) -> torch.Tensor | None:
 @lru_cache(maxsize=16)
 def _built(model: str, vocabulary: int, seed: int) -> LanguageModel:
     """The model on the CPU, with the run's initial parameters."""
-    settings = Model.model_validate_json(model)
+    settings = ModelSection.model_validate_json(model)
     return build(settings, vocabulary, seed, torch.device("cpu"))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from experiments.report.reading import Found
+from experiments.report.reading import ReportSection
 from experiments.study.compare import Group
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def figure(
     return made, list(panels.flat)
 
 
-def line(found: Found, group: Group, place: int, lines: int) -> tuple[Colour, str]:
+def line(found: ReportSection, group: Group, place: int, lines: int) -> tuple[Colour, str]:
     """Colour and dash of a line: of its variant, or along a scale where all are of one variant."""
     names = [variant.name for variant in found.study.variant]
     if len(names) == 1 and lines > 1 and found.study.axis:

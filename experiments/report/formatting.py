@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
-from experiments.report.reading import Found
+from experiments.report.reading import ReportSection
 from experiments.study import compare, table
 from experiments.study.compare import Group, Spread, spread
-from experiments.study.measure import Measured, mean_and_most
+from experiments.study.measure import RunFigures, mean_and_most
 from experiments.study.plan import Case
 from experiments.study.study_file import Study
 
@@ -19,7 +19,7 @@ MORE_DECIMALS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class DisplayUnit:
     """What figures are divided by, and what they are called then."""
 
     divisor: float
@@ -42,18 +42,18 @@ class Column:
         return self.head.replace("\n", " ")
 
 
-def time_unit(most_ms: float) -> Unit:
+def time_unit(most_ms: float) -> DisplayUnit:
     """The unit in which milliseconds up to a maximum read well."""
     if most_ms < 600e3:
-        return Unit(1e3, "s")
-    return Unit(60e3, "min") if most_ms < 600 * 60e3 else Unit(3600e3, "h")
+        return DisplayUnit(1e3, "s")
+    return DisplayUnit(60e3, "min") if most_ms < 600 * 60e3 else DisplayUnit(3600e3, "h")
 
 
-def byte_unit(most: float) -> Unit:
+def byte_unit(most: float) -> DisplayUnit:
     """The unit in which bytes up to a maximum read well."""
     for divisor, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
         if most >= divisor or name == "MB":
-            return Unit(divisor, name)
+            return DisplayUnit(divisor, name)
     raise AssertionError
 
 
@@ -79,7 +79,7 @@ def with_spread(found: Spread | None, digits: int = 4) -> str:
     return f"{found.mean:,.{decimals}f} ± {found.deviation:,.{decimals}f}"
 
 
-def picks(found: Found) -> list[tuple[str, list[Group]]]:
+def picks(found: ReportSection) -> list[tuple[str, list[Group]]]:
     """What is compared with each other, under a title: runs, the best of a search, confirm sets."""
     every = compare.groups(found.rows)
     best = {id(group) for group in compare.best_trials(every).values()}
@@ -99,7 +99,7 @@ def _title(group: Group) -> str:
     return f"Confirmed on fresh seeds{f': {group.set}' if group.set else ''}"
 
 
-def columns(found: Found, chosen: Sequence[Group]) -> list[Column]:
+def columns(found: ReportSection, chosen: Sequence[Group]) -> list[Column]:
     """The table of a comparison: what each group is, then its figures over the seeds."""
     study = found.study
     every = compare.groups(found.rows)
@@ -133,7 +133,7 @@ def names(study: Study, cases: Sequence[Case]) -> list[Column]:
     return columns
 
 
-def summary(found: Found) -> str:
+def summary(found: ReportSection) -> str:
     """The tables of a study for a terminal."""
     lines = [found.study.name]
     for title, chosen in picks(found):
@@ -232,12 +232,12 @@ def _costs(chosen: Sequence[Group]) -> list[Column]:
     return found
 
 
-def _mean(group: Group, figure: Callable[[Measured], float | None], form: str) -> str:
+def _mean(group: Group, figure: Callable[[RunFigures], float | None], form: str) -> str:
     found = spread(figure(run) for run in group.runs)
     return form.format(found.mean) if found is not None else NOTHING
 
 
-def _in_flight(run: Measured) -> float | None:
+def _in_flight(run: RunFigures) -> float | None:
     """Share of the LPSs' updates that were applied while an exchange was under way."""
     return run.in_flight_updates / run.lps_updates if run.lps_updates else None
 
@@ -251,7 +251,7 @@ def _staleness(group: Group, level: str) -> str:
     return f"{found[0]:.2f} ({found[1]})" if found is not None else NOTHING
 
 
-def _scale(found: Spread | None, unit: Unit) -> Spread | None:
+def _scale(found: Spread | None, unit: DisplayUnit) -> Spread | None:
     if found is None:
         return None
     return Spread(found.mean / unit.divisor, found.deviation / unit.divisor, found.count)

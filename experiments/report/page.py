@@ -12,7 +12,7 @@ import pelago
 from experiments.report import formatting, plots, searches
 from experiments.report.canvas import STYLE, Plot
 from experiments.report.formatting import Column
-from experiments.report.reading import Found
+from experiments.report.reading import ReportSection
 from pelago.core.errors import ConfigError
 
 PNG_DPI: Final = 160
@@ -47,7 +47,7 @@ a { color: #0b5cad; text-decoration: none }
 """
 
 
-def write(path: Path, found: Sequence[Found], pictures: Path | None = None) -> list[Path]:
+def write(path: Path, found: Sequence[ReportSection], pictures: Path | None = None) -> list[Path]:
     """Write the page, and each plot as PNG into a folder if one is given; returns those files.
 
     Raises `ConfigError` where they cannot be written.
@@ -70,7 +70,7 @@ SEARCH: Final = "Search"
 BEST: Final = ' class="best"'
 
 
-def _all_plots(found: Found) -> Drawn:
+def _all_plots(found: ReportSection) -> Drawn:
     drawn: Drawn = {}
     if of_search := searches.plots(found):
         drawn[SEARCH] = of_search
@@ -79,7 +79,7 @@ def _all_plots(found: Found) -> Drawn:
     return drawn
 
 
-def _page(made: Sequence[tuple[Found, Drawn]]) -> str:
+def _page(made: Sequence[tuple[ReportSection, Drawn]]) -> str:
     title = made[0][0].study.name if len(made) == 1 else "Experiments"
     links = ""
     if len(made) > 1:
@@ -101,7 +101,7 @@ def _page(made: Sequence[tuple[Found, Drawn]]) -> str:
     )
 
 
-def _section(place: int, found: Found, drawn: Drawn) -> str:
+def _section(place: int, found: ReportSection, drawn: Drawn) -> str:
     study = found.study
     done = sum(row.measured is not None for row in found.rows)
     facts = f"{done:,} of {len(found.rows):,} runs" if done < len(found.rows) else f"{done:,} runs"
@@ -148,7 +148,7 @@ def _figure(plot: Plot) -> str:
     )
 
 
-def _failures(found: Found) -> str:
+def _failures(found: ReportSection) -> str:
     failed = [row for row in found.rows if row.error]
     if not failed:
         return ""
@@ -158,7 +158,7 @@ def _failures(found: Found) -> str:
     return f'<h3 class="failed">{len(failed):,} failed</h3><ul>{lines}</ul>'
 
 
-def _write_pictures(folder: Path, made: Sequence[tuple[Found, Drawn]]) -> list[Path]:
+def _write_pictures(folder: Path, made: Sequence[tuple[ReportSection, Drawn]]) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for found, drawn in made:

@@ -17,11 +17,11 @@ from experiments.report.canvas import (
     logarithmic,
     width,
 )
-from experiments.report.formatting import Unit, number, time_unit
-from experiments.report.reading import Found
+from experiments.report.formatting import DisplayUnit, number, time_unit
+from experiments.report.reading import ReportSection
 from experiments.study import compare, table
 from experiments.study.compare import Group, spread
-from experiments.study.measure import Measured
+from experiments.study.measure import RunFigures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ ENDS_LINEAR_MAX: Final = 8.0
 """Times at which curves of different seeds are averaged."""
 
 
-def plots(found: Found, chosen: Sequence[Group]) -> list[Plot]:
+def plots(found: ReportSection, chosen: Sequence[Group]) -> list[Plot]:
     """All plots of a comparison that its runs have figures for."""
     made = [losses(found, chosen), times(found, chosen)]
     made += [along(found, chosen, place) for place in range(len(found.study.axis))]
@@ -44,7 +44,7 @@ def plots(found: Found, chosen: Sequence[Group]) -> list[Plot]:
     return [each for each in made if each is not None]
 
 
-def losses(found: Found, chosen: Sequence[Group]) -> Plot | None:
+def losses(found: ReportSection, chosen: Sequence[Group]) -> Plot | None:
     """Held-out loss over time or steps, a line per variant, a panel per point of the axes."""
     chosen = [group for group in chosen if any(_curve(found, run)[0] for run in group.runs)]
     if not chosen:
@@ -61,7 +61,7 @@ def losses(found: Found, chosen: Sequence[Group]) -> Plot | None:
     most = max(
         run.validation[-1].elapsed_ms for group in chosen for run in group.runs if run.validation
     )
-    unit = time_unit(most) if study.x == "time" else Unit(1.0, "")
+    unit = time_unit(most) if study.x == "time" else DisplayUnit(1.0, "")
     for panel, (point, groups) in zip(axes, shown, strict=False):
         for place, group in enumerate(groups[:LINES_MAX]):
             _draw_curve(panel, found, group, unit, place, len(groups), bool(point))
@@ -94,7 +94,7 @@ def losses(found: Found, chosen: Sequence[Group]) -> Plot | None:
     return Plot("loss", f"{said}{band if seeds > 1 else ''}{left_out}.", made)
 
 
-def times(found: Found, chosen: Sequence[Group]) -> Plot | None:
+def times(found: ReportSection, chosen: Sequence[Group]) -> Plot | None:
     """Bars: virtual time to the budget, and to the target loss where there is one."""
     all_of_them = [group for group in chosen if group.runs]
     chosen = all_of_them[:BARS_MAX]
@@ -123,7 +123,7 @@ def times(found: Found, chosen: Sequence[Group]) -> Plot | None:
     return Plot("times", f"Virtual time, mean over seeds{left_out}.", made)
 
 
-def along(found: Found, chosen: Sequence[Group], place: int) -> Plot | None:
+def along(found: ReportSection, chosen: Sequence[Group], place: int) -> Plot | None:
     """Lines along one axis: final loss and times, a line per variant and point of the other axes."""
     axis = found.study.axis[place]
     if len(axis.values) < 2:
@@ -161,7 +161,7 @@ def along(found: Found, chosen: Sequence[Group], place: int) -> Plot | None:
     return Plot(name, f"Along {axis.title}; bars show the deviation over seeds.", made)
 
 
-def staleness(found: Found, chosen: Sequence[Group]) -> Plot | None:
+def staleness(found: ReportSection, chosen: Sequence[Group]) -> Plot | None:
     """Histograms: how many versions old the model was that an update is based on."""
     levels = [
         level
@@ -189,7 +189,7 @@ def staleness(found: Found, chosen: Sequence[Group]) -> Plot | None:
     )
 
 
-def _curve(found: Found, run: Measured) -> tuple[list[float], list[float]]:
+def _curve(found: ReportSection, run: RunFigures) -> tuple[list[float], list[float]]:
     points = [point for point in run.validation if point.loss is not None]
     if found.study.x == "steps":
         return [float(point.counted_steps) for point in points], [
@@ -199,7 +199,13 @@ def _curve(found: Found, run: Measured) -> tuple[list[float], list[float]]:
 
 
 def _draw_curve(
-    panel: "Axes", found: Found, group: Group, unit: Unit, place: int, lines: int, by_point: bool
+    panel: "Axes",
+    found: ReportSection,
+    group: Group,
+    unit: DisplayUnit,
+    place: int,
+    lines: int,
+    by_point: bool,
 ) -> None:
     curves = [curve for run in group.runs if (curve := _curve(found, run))[0]]
     if not curves:
@@ -220,7 +226,7 @@ def _draw_curve(
     panel.plot(x / unit.divisor, y, dash, color=colour, lw=width(place, lines), label=label)
 
 
-def _draw_targets(panel: "Axes", found: Found, groups: Sequence[Group]) -> None:
+def _draw_targets(panel: "Axes", found: ReportSection, groups: Sequence[Group]) -> None:
     every = compare.groups(found.rows)
     targets = {compare.target(found.study, every, group) for group in groups} - {None}
     for target in sorted(target for target in targets if target is not None):
@@ -294,7 +300,7 @@ def _positions(values: Sequence[object]) -> tuple[list[float], bool]:
 
 def _draw_along(
     panel: "Axes",
-    found: Found,
+    found: ReportSection,
     lines: Sequence[tuple[tuple[str, tuple[int, ...]], Sequence[Group]]],
     place: int,
     positions: Sequence[float],
@@ -302,7 +308,7 @@ def _draw_along(
     title: str,
 ) -> None:
     means = [each.mean for _, groups in lines for group in groups if (each := spread(read(group)))]
-    unit = time_unit(max(means)) if title.startswith("time") else Unit(1.0, "")
+    unit = time_unit(max(means)) if title.startswith("time") else DisplayUnit(1.0, "")
     variants = [variant.name for variant in found.study.variant]
     for number_of_line, ((variant, others), groups) in enumerate(lines):
         ordered = sorted(groups, key=lambda group: positions[group.case.point[place]])
@@ -329,17 +335,17 @@ def _draw_along(
     panel.set_title(f"{title}, {unit.name}" if unit.name else title)
 
 
-def _others(found: Found, place: int, others: Sequence[int]) -> list[str]:
+def _others(found: ReportSection, place: int, others: Sequence[int]) -> list[str]:
     axes = [*found.study.axis[:place], *found.study.axis[place + 1 :]]
     return [f"{axis.title} = {axis.name(each)}" for axis, each in zip(axes, others, strict=True)]
 
 
-def _point(found: Found, point: Sequence[int]) -> str:
+def _point(found: ReportSection, point: Sequence[int]) -> str:
     pairs = zip(found.study.axis, point, strict=True)
     return ", ".join(f"{axis.title} = {axis.name(place)}" for axis, place in pairs)
 
 
-def _histograms(found: Found, chosen: Sequence[Group]) -> dict[str, list[Group]]:
+def _histograms(found: ReportSection, chosen: Sequence[Group]) -> dict[str, list[Group]]:
     """What shares a histogram: nothing, or all of a variant where there would be too many."""
     named: dict[str, list[Group]] = {}
     for group in chosen:
@@ -370,11 +376,11 @@ def _draw_histogram(
     )
 
 
-def _mean(group: Group, read: Callable[[Measured], float | None]) -> float | None:
+def _mean(group: Group, read: Callable[[RunFigures], float | None]) -> float | None:
     found = spread(read(run) for run in group.runs)
     return found.mean if found is not None else None
 
 
-def _reached(found: Found, every: Sequence[Group], group: Group) -> float | None:
+def _reached(found: ReportSection, every: Sequence[Group], group: Group) -> float | None:
     target = compare.target(found.study, every, group)
     return compare.time_to_ms(group.runs, target) if target is not None else None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from experiments.study import study_file as studies
 from experiments.study import table
-from experiments.study.compare import Row
+from experiments.study.compare import RunRow
 from experiments.study.measure import measure
 from experiments.study.plan import Case
 from experiments.study.study_file import Study, Variant
@@ -16,18 +16,18 @@ from pelago.core.errors import ConfigError, PelagoError
 
 
 @dataclass(frozen=True)
-class Found:
+class ReportSection:
     """What a section of the page is about: a study, or all runs that belong to none."""
 
     study: Study
-    rows: Sequence[Row]
+    rows: Sequence[RunRow]
     facts: str
     """What the runs have in common, in a line; empty if nobody knows."""
     loss: str = "held-out loss, nats per token"
     """What the loss is, and its unit."""
 
 
-def read_all(folders: Sequence[Path]) -> list[Found]:
+def read_all(folders: Sequence[Path]) -> list[ReportSection]:
     """Studies in their order, then one section of all single runs. Raises `ConfigError`."""
     found, single = [], []
     for folder in folders:
@@ -42,7 +42,7 @@ def read_all(folders: Sequence[Path]) -> list[Found]:
     return found + ([_single(single)] if single else [])
 
 
-def read(folder: Path) -> Found:
+def read(folder: Path) -> ReportSection:
     """The folder of a study. Raises `ConfigError` or `CheckpointError`."""
     study = studies.load(folder / "study.toml")
     rows = table.read(folder, study)
@@ -50,14 +50,14 @@ def read(folder: Path) -> Found:
     return _found(study, rows, next((each for each in files if each.is_file()), None))
 
 
-def _single(folders: Sequence[Path]) -> Found:
+def _single(folders: Sequence[Path]) -> ReportSection:
     short = [folder.resolve().name for folder in folders]
     names = short if len(set(short)) == len(short) else [str(folder) for folder in folders]
     rows = []
     for name, folder in zip(names, folders, strict=True):
         run = _run(folder / "run.toml")
         seed = run.run.seed if run is not None else 0
-        rows.append(Row(name, "run", Case(name), "", None, {}, seed, measure(folder)))
+        rows.append(RunRow(name, "run", Case(name), "", None, {}, seed, measure(folder)))
     # A folder may have any name, so these variants skip the rules for names in files.
     variants = tuple(Variant.model_construct(name=name, set={}, space={}) for name in names)
     title = names[0] if len(names) == 1 else "Single runs"
@@ -65,13 +65,13 @@ def _single(folders: Sequence[Path]) -> Found:
     return _found(study, rows, folders[0] / "run.toml" if len(folders) == 1 else None)
 
 
-def _found(study: Study, rows: Sequence[Row], path: Path | None) -> Found:
+def _found(study: Study, rows: Sequence[RunRow], path: Path | None) -> ReportSection:
     """``path``: a run file that may speak for all; None if there is none."""
     run = _run(path) if path is not None else None
     if run is None:
-        return Found(study, rows, "")
+        return ReportSection(study, rows, "")
     toy = run.simulation is not None and run.simulation.problem != "lm"
-    return Found(study, rows, _facts(run), "loss" if toy else Found.loss)
+    return ReportSection(study, rows, _facts(run), "loss" if toy else ReportSection.loss)
 
 
 def _run(path: Path) -> RunFile | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from experiments import toml
 from experiments.report.canvas import COLOURS, Plot, figure, legend, logarithmic
 from experiments.report.formatting import NOTHING, Column
-from experiments.report.reading import Found
+from experiments.report.reading import ReportSection
 from experiments.study import compare, table
 from experiments.study.compare import Group
 from experiments.study.plan import Case
@@ -20,7 +20,7 @@ KEYS_MAX = 12
 """Panels of the plot over searched keys."""
 
 
-def settings(found: Found) -> list[Column]:
+def settings(found: ReportSection) -> list[Column]:
     """The best trial of each case: its settings, its loss, and where the others are; empty: no search."""
     every = [group for group in compare.groups(found.rows) if group.stage == "search"]
     if not every:
@@ -46,7 +46,7 @@ def settings(found: Found) -> list[Column]:
     return columns
 
 
-def plots(found: Found) -> list[Plot]:
+def plots(found: ReportSection) -> list[Plot]:
     """The trials of each case side by side, and over each searched key."""
     every = [group for group in compare.groups(found.rows) if group.stage == "search"]
     if not any(math.isfinite(group.final_loss) for group in every):
@@ -67,7 +67,7 @@ def plots(found: Found) -> list[Plot]:
     return made
 
 
-def _strip(found: Found, every: Sequence[Group], cases: Sequence[Case]) -> Plot:
+def _strip(found: ReportSection, every: Sequence[Group], cases: Sequence[Case]) -> Plot:
     made, (panel,) = figure(1.4 + 0.5 * len(cases))
     for place, case in enumerate(cases):
         losses = _losses(every, case)
@@ -104,7 +104,7 @@ def _strip(found: Found, every: Sequence[Group], cases: Sequence[Case]) -> Plot:
 
 
 def _over_keys(
-    found: Found, every: Sequence[Group], cases: Sequence[Case], keys: Sequence[str]
+    found: ReportSection, every: Sequence[Group], cases: Sequence[Case], keys: Sequence[str]
 ) -> Plot:
     columns = min(3, len(keys))
     rows = math.ceil(len(keys) / columns)

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.study.measure import Measured
+from experiments.study.measure import RunFigures
 from experiments.study.plan import Case, Stage
 from experiments.study.study_file import Study
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class RunRow:
     """A run of a study and what became of it."""
 
     folder: str
@@ -25,7 +25,7 @@ class Row:
     trial: int | None
     drawn: Mapping[str, Any]
     seed: int
-    measured: Measured | None = None
+    measured: RunFigures | None = None
     """None: it failed, or has not run."""
     error: str = ""
 
@@ -38,10 +38,10 @@ class Group:
     set: str
     case: Case
     trial: int | None
-    rows: list[Row] = field(default_factory=list)
+    rows: list[RunRow] = field(default_factory=list)
 
     @property
-    def runs(self) -> list[Measured]:
+    def runs(self) -> list[RunFigures]:
         """Those that finished."""
         return [row.measured for row in self.rows if row.measured is not None]
 
@@ -74,7 +74,7 @@ def spread(values: Iterable[float | None]) -> Spread | None:
     return Spread(statistics.fmean(found), deviation, len(found))
 
 
-def groups(rows: Iterable[Row]) -> list[Group]:
+def groups(rows: Iterable[RunRow]) -> list[Group]:
     """Rows by all but their seed, in the order of their first row."""
     found: dict[tuple[object, ...], Group] = {}
     for row in rows:
@@ -98,7 +98,7 @@ def best_trials(every: Sequence[Group]) -> dict[Case, Group]:
     return found
 
 
-def mean_curve(runs: Sequence[Measured]) -> list[tuple[float, float]]:
+def mean_curve(runs: Sequence[RunFigures]) -> list[tuple[float, float]]:
     """(elapsed ms, mean loss over the runs), at every time at which one of them validated.
 
     Seeds validate at different times: between its validations a run's loss lies on straight lines,
@@ -118,7 +118,7 @@ def mean_curve(runs: Sequence[Measured]) -> list[tuple[float, float]]:
     return list(zip(times, np.mean(columns, axis=0).tolist(), strict=True))
 
 
-def time_to_ms(runs: Sequence[Measured], target: float) -> float | None:
+def time_to_ms(runs: Sequence[RunFigures], target: float) -> float | None:
     """When the mean loss over the runs first reached a target; None: never.
 
     Of the mean and not the mean of the times: the seeds of a variant whose mean final loss is the

@@ -21,7 +21,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class RunFigures:
     """A finished run."""
 
     method: str
@@ -53,7 +53,7 @@ class Measured:
         return bool(self.validation) and self.validation[-1].loss is None
 
 
-def measure(folder: Path) -> Measured:
+def measure(folder: Path) -> RunFigures:
     """Read a run's folder. Raises `CheckpointError` where it holds no sound result."""
     path = folder / "result.json"
     try:
@@ -73,10 +73,10 @@ def mean_and_most(counts: Mapping[int, int]) -> tuple[float, int] | None:
     return sum(behind * count for behind, count in counts.items()) / total, max(counts)
 
 
-def _measured(found: Mapping[str, Any], staleness: Mapping[str, Mapping[int, int]]) -> Measured:
+def _measured(found: Mapping[str, Any], staleness: Mapping[str, Mapping[int, int]]) -> RunFigures:
     regions: Sequence[Mapping[str, int]] = list(found["lps"].values())
     busy = [each["busy_fraction"] for each in found["workers"].values()]
-    return Measured(
+    return RunFigures(
         method=found["method"],
         elapsed_ms=float(found["elapsed_ms"]),
         counted_steps=int(found["counted_steps"]),

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from pelago.config import Region, RunFile, Section, Simulation
+from pelago.config import RegionSection, RunFile, Section, SimulationSection
 from pelago.core.errors import ConfigError
 
 REGIONS: Final = "regions"
@@ -34,7 +34,7 @@ def fault(key: str) -> str:
     table, last = parts[0], parts[-1]
     if key in DERIVED or key == "region":
         return ""
-    if table == "region" and len(parts) > 2 and last in Region.model_fields:
+    if table == "region" and len(parts) > 2 and last in RegionSection.model_fields:
         return ""
     known = _sections().get(table, ())
     if len(parts) == 2 and last in known:
@@ -90,7 +90,7 @@ def _sections() -> dict[str, tuple[str, ...]]:
     """The tables of the run file with their keys."""
     found = {}
     for name, field in RunFile.model_fields.items():
-        model = Simulation if name == "simulation" else field.annotation
+        model = SimulationSection if name == "simulation" else field.annotation
         if isinstance(model, type) and issubclass(model, Section):
             found[name] = tuple(model.model_fields)
     return found

@@ -58,7 +58,7 @@ class Planned:
         return hashlib.sha256(self.text.encode()).hexdigest()[:12]
 
 
-class Plan:
+class StudyPlan:
     """All runs of a study. Raises `ConfigError` for the first that would be refused."""
 
     def __init__(self, study: Study, path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments.study.measure import Measured
+from experiments.study.measure import RunFigures
 from pelago.config import RunFile
 from pelago.net.telemetry import say
 
@@ -23,7 +23,7 @@ class Watch(Protocol):
         """So many runs are there, those of earlier times included."""
         ...
 
-    def finished(self, run: str, measured: Measured | None, error: str, *, now: bool) -> None:
+    def finished(self, run: str, measured: RunFigures | None, error: str, *, now: bool) -> None:
         """A run is done or failed; ``now``: it just ended, it was not found done."""
         ...
 
@@ -48,7 +48,7 @@ class _Lines:
     def begin(self, total: int) -> None:
         self._total = total
 
-    def finished(self, run: str, measured: Measured | None, error: str, *, now: bool) -> None:
+    def finished(self, run: str, measured: RunFigures | None, error: str, *, now: bool) -> None:
         self._done += 1
         if not now:
             self._resumed += 1
@@ -79,7 +79,7 @@ class _StudyBar:
     def begin(self, total: int) -> None:
         self.progress.update(self._task, total=total)
 
-    def finished(self, run: str, measured: Measured | None, error: str, *, now: bool) -> None:
+    def finished(self, run: str, measured: RunFigures | None, error: str, *, now: bool) -> None:
         if now:
             self.progress.advance(self._task)
         else:
@@ -93,7 +93,7 @@ class _StudyBar:
             self.progress.update(self._task, best=f", best loss {self._best:.4f}")
 
 
-def _outcome(measured: Measured) -> str:
+def _outcome(measured: RunFigures) -> str:
     seconds = f"{measured.counted_steps:,} steps in {measured.elapsed_ms / 1e3:,.1f} s"
     if measured.diverged:
         return f"diverged, {seconds}"

@@ -1,4 +1,4 @@
-"""Conducts a study: starts what is missing, writes what finishes, confirms the best, sums up.
+"""Runs a study: starts what is missing, writes what finishes, confirms the best, sums up.
 
     OUT/study.toml    the study, with base.toml beside it: both resolved, so that they can be replayed
     OUT/runs/NNNN-DIGEST/   a folder per run, as `experiments replay` writes it; error.txt if it failed
@@ -20,10 +20,10 @@ from typing import Final
 from experiments import replay
 from experiments.study import compare, table
 from experiments.study import study_file as studies
-from experiments.study.compare import Row
+from experiments.study.compare import RunRow
 from experiments.study.engines import Engine, Finished, Task
 from experiments.study.measure import measure
-from experiments.study.plan import Plan, Planned
+from experiments.study.plan import Planned, StudyPlan
 from experiments.study.progress import Watch
 from pelago import config
 from pelago.core.errors import CheckpointError, ConfigError
@@ -31,15 +31,15 @@ from pelago.core.errors import CheckpointError, ConfigError
 PARTIAL: Final = ".part-"
 
 
-class Conductor:
+class StudyRunner:
     """A study and its folder."""
 
-    def __init__(self, plan: Plan, out: Path, *, check: bool = False) -> None:
+    def __init__(self, plan: StudyPlan, out: Path, *, check: bool = False) -> None:
         """Make the folder. ``check``: assert every invariant in every run. Raises `ConfigError`."""
         self.plan = plan
         self.out = out
         self._check = check
-        self._rows: dict[str, Row] = {}
+        self._rows: dict[str, RunRow] = {}
         """By folder, in the order of the plan."""
         replay.prepare(out / "runs")
         with _writing(out):
@@ -48,18 +48,18 @@ class Conductor:
             (out / "study.toml").write_text(studies.dump(base), encoding="utf-8")
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[RunRow]:
         """All runs known so far, in the order of the plan."""
         return list(self._rows.values())
 
-    def conduct(self, engine: Engine, watch: Watch, *, fresh: bool = False) -> list[Row]:
+    def run(self, engine: Engine, watch: Watch, *, fresh: bool = False) -> list[RunRow]:
         """Do everything that is not done, or all of it. The table is written whatever happens."""
         with _alone(self.out):
             if fresh:
                 self._forget()
-            return self._conduct(engine, watch)
+            return self._run(engine, watch)
 
-    def _conduct(self, engine: Engine, watch: Watch) -> list[Row]:
+    def _run(self, engine: Engine, watch: Watch) -> list[RunRow]:
         watch.begin(len(self.plan.runs) + self.plan.confirmations)
         self._tidy()
         try:
@@ -143,15 +143,15 @@ class Conductor:
             return False
         return True
 
-    def _describe(self, row: Row) -> str:
+    def _describe(self, row: RunRow) -> str:
         parts = [table.describe(self.plan.study, row.case)]
         parts += [f"trial {row.trial}"] if row.trial is not None else []
         parts += [row.set] if row.set else []
         return ", ".join([*parts, f"seed {row.seed}"])
 
 
-def _row(run: Planned) -> Row:
-    return Row(run.folder, run.stage, run.case, run.set, run.trial, run.drawn, run.seed)
+def _row(run: Planned) -> RunRow:
+    return RunRow(run.folder, run.stage, run.case, run.set, run.trial, run.drawn, run.seed)
 
 
 def _write_whole(folder: Path, files: dict[str, str]) -> None:
@@ -172,7 +172,7 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"{folder}: another process conducts a study there") from None
+            raise ConfigError(f"{folder}: another process runs a study there") from None
         yield
 
 

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from experiments import toml
 from experiments.study import compare
-from experiments.study.compare import Row
-from experiments.study.measure import Measured, mean_and_most, measure
+from experiments.study.compare import RunRow
+from experiments.study.measure import RunFigures, mean_and_most, measure
 from experiments.study.plan import Case
 from experiments.study.study_file import Study
 from pelago.core.errors import CheckpointError, ConfigError
@@ -24,15 +24,15 @@ DRAWN: Final = "drawn"
 """What the search drew, as one JSON object: not every variant searches the same keys."""
 
 
-def _staleness(level: str, which: int) -> Callable[[Measured], float | None]:
-    def read(run: Measured) -> float | None:
+def _staleness(level: str, which: int) -> Callable[[RunFigures], float | None]:
+    def read(run: RunFigures) -> float | None:
         found = mean_and_most(run.staleness.get(level, {}))
         return found[which] if found is not None else None
 
     return read
 
 
-FIGURES: Final[dict[str, Callable[[Measured], float | None]]] = {
+FIGURES: Final[dict[str, Callable[[RunFigures], float | None]]] = {
     "elapsed_ms": lambda run: run.elapsed_ms,
     "counted_steps": lambda run: run.counted_steps,
     "tokens": lambda run: run.tokens,
@@ -51,7 +51,7 @@ FIGURES: Final[dict[str, Callable[[Measured], float | None]]] = {
 }
 
 
-def write(path: Path, study: Study, rows: Sequence[Row]) -> None:
+def write(path: Path, study: Study, rows: Sequence[RunRow]) -> None:
     """Write the table. Raises `ConfigError` where the file cannot be written."""
     axes = [axis.key for axis in study.axis]
     header = [*IDENTITY, *axes, *FIGURES, "target_loss", "time_to_target_ms", DRAWN, "error"]
@@ -68,7 +68,7 @@ def write(path: Path, study: Study, rows: Sequence[Row]) -> None:
         raise ConfigError(f"cannot write results to {path}: {error}") from None
 
 
-def _cells(study: Study, row: Row, target: float | None) -> list[object]:
+def _cells(study: Study, row: RunRow, target: float | None) -> list[object]:
     run = row.measured
     points = [axis.name(place) for axis, place in zip(study.axis, row.case.point, strict=True)]
     figures = [read(run) if run is not None else None for read in FIGURES.values()]
@@ -85,7 +85,7 @@ def _cells(study: Study, row: Row, target: float | None) -> list[object]:
     ]
 
 
-def read(folder: Path, study: Study) -> list[Row]:
+def read(folder: Path, study: Study) -> list[RunRow]:
     """The rows of a study's folder, with what its runs' folders say now. Raises `CheckpointError`."""
     path = folder / "table.csv"
     try:
@@ -97,14 +97,14 @@ def read(folder: Path, study: Study) -> list[Row]:
         raise CheckpointError(f"{path}: no table of this study: {error}") from None
 
 
-def _row(folder: Path, study: Study, cells: dict[str, Any]) -> Row:
+def _row(folder: Path, study: Study, cells: dict[str, Any]) -> RunRow:
     point = []
     for axis in study.axis:
         names = [axis.name(place) for place in range(len(axis.values))]
         point.append(names.index(cells[axis.key]))
     place = folder / "runs" / cells["folder"]
     done = (place / "result.json").is_file()
-    return Row(
+    return RunRow(
         folder=cells["folder"],
         stage=cells["stage"],
         case=Case(cells["variant"], tuple(point)),

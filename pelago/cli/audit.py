@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from pelago.core.errors import CheckpointError, ConfigError
 from pelago.core.spans import SpanSet
-from pelago.net.durability.history import BEGUN, HISTORY, Told, read_history
+from pelago.net.durability.history import BEGUN, HISTORY, HistoryLine, read_history
 from pelago.net.telemetry import say
 
 LINES_SHOWN = 20
@@ -92,7 +92,7 @@ def _print(what: str, lines: Sequence[str]) -> None:
         say(f"{'':<21} and {len(lines) - LINES_SHOWN:,} more")
 
 
-def histories(out: Path) -> dict[str, list[Told]]:
+def histories(out: Path) -> dict[str, list[HistoryLine]]:
     """The histories of a run's servers, by node. Raises `ConfigError`, `CheckpointError`."""
     paths = sorted(out.glob(f"*/state/{HISTORY}"))
     if not paths:
@@ -102,7 +102,7 @@ def histories(out: Path) -> dict[str, list[Told]]:
     return {path.parent.parent.name: read_history(path) for path in paths}
 
 
-def examine(told: dict[str, list[Told]]) -> Audit:
+def examine(told: dict[str, list[HistoryLine]]) -> Audit:
     """What the histories of one run's servers prove together."""
     found = Audit()
     trained: dict[str, SpanSet] = {}
@@ -116,7 +116,7 @@ def examine(told: dict[str, list[Told]]) -> Audit:
     return found
 
 
-def _region(node: str, lines: Sequence[Told], found: Audit) -> SpanSet:
+def _region(node: str, lines: Sequence[HistoryLine], found: Audit) -> SpanSet:
     """Check an LPS's history; returns the samples that it applied."""
     every, samples, leases, versions = SpanSet(), SpanSet(), set(), [0]
     for line in lines:
@@ -146,7 +146,7 @@ def _region(node: str, lines: Sequence[Told], found: Audit) -> SpanSet:
 
 
 def _acknowledged(
-    region: str, lines: Sequence[Told], pushes: set[_Push], samples: SpanSet, found: Audit
+    region: str, lines: Sequence[HistoryLine], pushes: set[_Push], samples: SpanSet, found: Audit
 ) -> None:
     """Whether each exchange that the GPS acknowledged is in its history."""
     spans: dict[_Push, tuple[tuple[int, int], ...]] = {}
@@ -176,7 +176,7 @@ def _name(push: _Push) -> str:
 
 
 def _global(
-    lines: Sequence[Told], trained: dict[str, SpanSet], found: Audit
+    lines: Sequence[HistoryLine], trained: dict[str, SpanSet], found: Audit
 ) -> tuple[set[_Push], SpanSet]:
     """Check the GPS's history against those of the regions. Returns its exchanges, and the samples in it."""
     applied, dropped = SpanSet(), SpanSet()

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from gps import files
-from gps.export import Found, find
+from gps.export import FoundState, find
 from pelago import config
 from pelago.core.errors import CheckpointError, PelagoError
 from pelago.net.telemetry import say
@@ -38,7 +38,7 @@ def export(source: Path, out: Path | None, run_file: str | None) -> int:
     return 0
 
 
-def _said(found: Found) -> str:
+def _said(found: FoundState) -> str:
     gps = found.machine
     steps = (
         f"version {gps.version.counter:,} of {found.run.run_id}, {gps.counted_steps:,} local steps"
@@ -53,12 +53,12 @@ def _said(found: Found) -> str:
     return said + (f"; passed over: {'; '.join(found.passed_over)}" if found.passed_over else "")
 
 
-def _export_model(found: Found, run: config.RunFile, folder: Path) -> None:
-    from worker.evaluator import Evaluator
+def _export_model(found: FoundState, run: config.RunFile, folder: Path) -> None:
+    from worker.evaluator import HeldOutLoss
 
     # A worker of the run may have the accelerator to itself.
     worker = run.worker.model_copy(update={"device": "cpu"})
-    evaluator = Evaluator(run.model_copy(update={"worker": worker}))
+    evaluator = HeldOutLoss(run.model_copy(update={"worker": worker}))
     if Manifest(evaluator.manifest()).fingerprint != found.manifest.fingerprint:
         raise CheckpointError("the model that the run file describes is another")
     flat: torch.Tensor = found.flat if found.average is None else found.average

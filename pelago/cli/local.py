@@ -18,7 +18,7 @@ from typing import Any
 import uvloop
 
 from pelago import children, config
-from pelago.cli.progress import Progress
+from pelago.cli.progress import ProgressDisplay
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError, PelagoError
 from pelago.emulate.wan import Link, WanProxy
@@ -182,7 +182,7 @@ class _Topology:
             region |= {"bind": f"127.0.0.1:{port}", "connect": ""}
         self.run_file = RunFile.model_validate(bound)
         self.processes: list[_Process] = []
-        self.progress = Progress(self.run_file, out, live)
+        self.progress = ProgressDisplay(self.run_file, out, live)
         self._source = source
         self._ending = False
         """Whether the run is to end: from then on nothing is started."""
@@ -264,7 +264,7 @@ class _Topology:
                 yield name, ["worker", *flags, *slots[name]], False, False
 
     @staticmethod
-    def _lasting(server: config.Server) -> bool:
+    def _lasting(server: config.ServerSection) -> bool:
         return server.durability != "none"
 
     def _start(self, name: str, command: list[str], *, vital: bool, lasting: bool) -> None:

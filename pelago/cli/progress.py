@@ -24,7 +24,7 @@ HEAD_BYTES = 1 << 16
 """Of a node's log, in which it tells what it is."""
 
 
-class Progress:
+class ProgressDisplay:
     """A live table on a terminal; elsewhere a line every `PLAIN_INTERVAL_S` of the run's time."""
 
     def __init__(self, run: RunFile, out: Path, live: bool) -> None:

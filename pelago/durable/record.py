@@ -44,7 +44,7 @@ from pelago.wire.codec import decode_message, encode
 from pelago.wire.fields import Codec, compile_type
 from pelago.wire.messages import Event
 
-FORMAT: Final = 4
+FORMAT: Final = 5
 """Of records and everything in them; a file of another format is refused."""
 MAGIC: Final = b"PLGO"
 _HEAD: Final = struct.Struct("<4sB3xQQQqQ")

@@ -54,7 +54,7 @@ def perform(parameters: Parameters, effect: Pin | Difference | Apply) -> None:
             assert_never(effect)
 
 
-def tell_again(
+def replay_event(
     machine: Machine[Message],
     event: Event,
     now: int,

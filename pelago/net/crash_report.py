@@ -17,16 +17,16 @@ from pelago.net import atomic_files
 from pelago.wire import messages
 from pelago.wire.messages import Effect, Event, Message
 
-RING_MAX: Final = 256
+EVENTS_MAX: Final = 256
 ERROR_MAX: Final = 4_000
 """Characters told of the error's text."""
-TOLD_MAX: Final = 16 << 20
+CHARACTERS_MAX: Final = 16 << 20
 """Characters told of events and effects together. What is cut short could not be told again, so the oldest
 are left out instead, but never the last one."""
 
 
 @dataclass(slots=True)
-class Entry:
+class HandledEvent:
     """One event, when it came (the driver's picoseconds), and the answer, if there was one."""
 
     now: int
@@ -34,15 +34,15 @@ class Entry:
     effects: list[Effect] | None = None
 
 
-class Ring:
-    """Remembers the latest `RING_MAX` events."""
+class RecentEvents:
+    """Remembers the latest `EVENTS_MAX` events."""
 
     def __init__(self) -> None:
-        self._entries: deque[Entry] = deque(maxlen=RING_MAX)
+        self._entries: deque[HandledEvent] = deque(maxlen=EVENTS_MAX)
 
-    def begin(self, now: int, event: Event) -> Entry:
+    def begin(self, now: int, event: Event) -> HandledEvent:
         """An event is about to be handled; the caller enters the effects."""
-        entry = Entry(now, event)
+        entry = HandledEvent(now, event)
         self._entries.append(entry)
         return entry
 
@@ -69,7 +69,7 @@ class Ring:
     def _told(self) -> list[dict[str, Any]]:
         """The entries as text; the latest ones if there is not room for all."""
         told: deque[dict[str, Any]] = deque()
-        room = TOLD_MAX
+        room = CHARACTERS_MAX
         for entry in reversed(self._entries):
             event = repr(entry.event)
             effects = None if entry.effects is None else [repr(each) for each in entry.effects]
@@ -91,7 +91,7 @@ def summarise(error: BaseException) -> str:
 # --- and again -----------------------------------------------------------------------------------
 
 
-class Told(NamedTuple):
+class ReportedEvent(NamedTuple):
     """One event of a report. The answer is left as text: that is how answers are compared."""
 
     now: int
@@ -99,11 +99,13 @@ class Told(NamedTuple):
     effects: list[str] | None
 
 
-def read(path: Path) -> list[Told]:
+def read(path: Path) -> list[ReportedEvent]:
     """The events of a report. Raises `CheckpointError` for a file that is none."""
     try:
         events = json.loads(path.read_text(encoding="utf-8"))["events"]
-        return [Told(each["now"], parse(each["event"]), each["effects"]) for each in events]
+        return [
+            ReportedEvent(each["now"], parse(each["event"]), each["effects"]) for each in events
+        ]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path} is not a report of a crash: {error}") from None
 

@@ -9,7 +9,7 @@ from pelago import reading
 from pelago.config import Durability, RunFile
 from pelago.core.errors import ConfigError, PeerRefused, PeerSilent, PelagoError, RunFailed
 from pelago.core.machine import FAILED, Finish
-from pelago.net.durability.state_folder import Past, Store, boot_id
+from pelago.net.durability.state_folder import RecoveredState, StateFolder, boot_id
 from pelago.net.node import CRASHED, exit_code
 from pelago.net.telemetry import Telemetry
 from pelago.protocol.client_session import UNANSWERED
@@ -62,13 +62,13 @@ def state_folder(folder: Path, name: str) -> Path:
     return folder / name / "state"
 
 
-def is_certain(past: Past, durability: Durability) -> bool:
+def is_certain(recovered: RecoveredState, durability: Durability) -> bool:
     """Whether nothing can be missing at the end of a past: ``process`` does not outlive the machine's own
     restart."""
-    return durability == "host" or past.header.boot == boot_id()
+    return durability == "host" or recovered.header.boot == boot_id()
 
 
-def may_be_torn(store: Store, durability: Durability) -> bool:
+def may_be_torn(store: StateFolder, durability: Durability) -> bool:
     """Whether damage to a folder is what the end of the machine's own life leaves, where nobody promised
     better: nothing sound in it says that it was written since."""
     return durability != "host" and boot_id() not in store.boots()

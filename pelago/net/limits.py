@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final, Self
 
-from pelago.config import Network
+from pelago.config import NetworkSection
 from pelago.core.machine import PS_PER_MS
 
 CONNECT_MS_MIN: Final = 2_000
@@ -60,7 +60,7 @@ class Patience:
     to it."""
 
     @classmethod
-    def of(cls, network: Network) -> Self:
+    def of(cls, network: NetworkSection) -> Self:
         """As a run file wants it."""
         return cls(min(network.lost_after_ms, LOST_AFTER_MS_MAX))
 

@@ -48,17 +48,17 @@ from pelago.core.machine import (
 from pelago.core.names import BlobId, Peer, Version
 from pelago.durable.record import Begun
 from pelago.net.command import EXIT_FAILED
-from pelago.net.crash_report import Ring
-from pelago.net.durability.manager import Keeper, Memory
+from pelago.net.crash_report import RecentEvents
+from pelago.net.durability.manager import DurabilityManager, StateStore
 from pelago.net.durability.restore import Restored, restore
 from pelago.net.limits import Limits, Patience
 from pelago.net.signals import listen
 from pelago.net.sockets.dialler import Dialler
 from pelago.net.sockets.listener import Listener
-from pelago.net.sockets.pair import Bind, Connect, Side, client, serve
+from pelago.net.sockets.pair import Bind, Connect, SocketPair, client, serve
 from pelago.net.telemetry import Telemetry
 from pelago.net.tensors.lane import Tensors
-from pelago.net.tensors.training import TrainerPort, Training
+from pelago.net.tensors.training import TrainerPort, TrainingThread
 from pelago.net.transfer.transfers import Transfers
 from pelago.protocol.client_session import UNANSWERED
 from pelago.tensor.manifest import Manifest
@@ -118,7 +118,7 @@ class Node:
     """One machine and everything that it lives on.
 
     ``plane`` may be None if ``plane_factory`` makes it from the manifest in the server's Welcome, or from
-    what ``memory`` holds. ``trainer``: of workers and the evaluator only.
+    what ``state_store`` holds. ``trainer``: of workers and the evaluator only.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Node:
         plane: Plane | None = None,
         plane_factory: Callable[[Manifest], Plane] | None = None,
         trainer: TrainerPort | None = None,
-        memory: Memory | None = None,
+        state_store: StateStore | None = None,
     ) -> None:
         self.machine = machine
         self.settings = settings
@@ -139,8 +139,8 @@ class Node:
         self._plane = plane
         self._plane_factory = plane_factory
         self._trainer = trainer
-        self._memory = memory
-        self.keeper: Keeper | None = None
+        self._state_store = state_store
+        self.durability: DurabilityManager | None = None
         self._listening = Listening(
             round(LISTENING_TURNS * HOUSEKEEPING_S * PS_PER_S), round(LISTEN_FIRST_S * PS_PER_S)
         )
@@ -149,18 +149,18 @@ class Node:
         self._origin_ps = random.SystemRandom().getrandbits(40) * 1000 - time.monotonic_ns() * 1000
         self._missed_ps = 0
         """Of what the listening clock missed, so much was logged or is not worth it."""
-        self._ring = Ring()
+        self._ring = RecentEvents()
         self._inbox: deque[Event] = deque()
         self._handling = False
         self._crashed = False
         self._failure = ""
         """Why this node leaves, if training or measuring cannot be done at all."""
         self._stopping = False
-        self._server: Side | None = None
-        self._client: Side | None = None
+        self._server: SocketPair | None = None
+        self._client: SocketPair | None = None
         self._listener: Listener | None = None
         self._dialler: Dialler | None = None
-        self._training: Training | None = None
+        self._training: TrainingThread | None = None
         self._tick: asyncio.TimerHandle | None = None
         self._rounds = 0
 
@@ -183,8 +183,8 @@ class Node:
                 self.post(Loaded(self.settings.loaded))
             self.transfers.incoming.go_on()
             finish = await self._finished
-            if self.keeper is not None and not self._crashed:
-                await self.keeper.settle()
+            if self.durability is not None and not self._crashed:
+                await self.durability.settle()
             if self._server is not None and not finish.error:
                 # A connection that is closed takes with it what its client has not read yet. So a
                 # server stays a moment, and answers clients that say goodbye again.
@@ -207,26 +207,28 @@ class Node:
 
     def _restore(self) -> Restored | None:
         """Take up the life that the memory holds, if there is one. Raises `CheckpointError`."""
-        memory = self._memory
-        if memory is None or memory.past is None:
+        state_store = self._state_store
+        if state_store is None or state_store.recovered is None:
             return None
-        past, run_id = memory.past, self.settings.run_id
-        restored = restore(past, run_id, self.machine, self._plane, self._plane_factory)
+        recovered, run_id = state_store.recovered, self.settings.run_id
+        restored = restore(recovered, run_id, self.machine, self._plane, self._plane_factory)
         self._plane = restored.plane
         # The machine's clock stood still while nobody was here: that is no time of the run, and how long
         # it was only the wall's clock could say, which may have been set since.
         self._origin_ps = restored.now - (self.clock() - self._origin_ps)
-        for fault in past.passed_over:
+        for fault in recovered.passed_over:
             instead = (
-                "the journal from its beginning" if past.snapshot is None else past.snapshot.name
+                "the journal from its beginning"
+                if recovered.snapshot is None
+                else recovered.snapshot.name
             )
             self.telemetry.event("snapshot_damaged", why=fault, instead=instead)
         self.telemetry.event(
             "restored",
             events=restored.events,
-            snapshot_bytes=0 if past.snapshot is None else past.snapshot.bytes,
-            journal_bytes=past.bytes,
-            torn_bytes=past.torn_bytes,
+            snapshot_bytes=0 if recovered.snapshot is None else recovered.snapshot.bytes,
+            journal_bytes=recovered.bytes,
+            torn_bytes=recovered.torn_bytes,
             arriving=len(restored.arriving),
             **{f"{part}_s": round(seconds, 4) for part, seconds in restored.seconds.items()},
         )
@@ -236,8 +238,8 @@ class Node:
         """Acquire everything; ``resources`` gives it back in the opposite order."""
         settings, telemetry = self.settings, self.telemetry
         resources.callback(telemetry.close)
-        if self._memory is not None:
-            resources.callback(self._memory.store.close)
+        if self._state_store is not None:
+            resources.callback(self._state_store.store.close)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=2)
         # Waits until farewells have left, but not longer than a control socket lingers.
         resources.callback(context.term)
@@ -274,9 +276,9 @@ class Node:
         resources.callback(self.tensors.close)
         if restored is not None:
             self.tensors.restored(restored.held, restored.last_blob)
-        if self._memory is not None:
-            self.keeper = Keeper(
-                self._memory,
+        if self._state_store is not None:
+            self.durability = DurabilityManager(
+                self._state_store,
                 settings.run_id,
                 settings.name,
                 self.machine,
@@ -286,7 +288,7 @@ class Node:
                 telemetry,
                 self._crash,
             )
-            resources.callback(self.keeper.close)
+            resources.callback(self.durability.close)
         self.transfers = Transfers(
             settings.run_id,
             self.tensors,
@@ -298,12 +300,12 @@ class Node:
             telemetry,
             self.clock,
             lambda peer, message: self.machine.expects(peer, message),
-            self.keeper,
+            self.durability,
         )
         if restored is not None:
             self.transfers.incoming.resume(restored)
         if self._trainer is not None:
-            self._training = Training(
+            self._training = TrainingThread(
                 self._trainer, self.tensors, self.post, self._on_training_fault, self._note
             )
             resources.callback(self._training.close)
@@ -322,14 +324,14 @@ class Node:
             entry.effects = effects
             if self.settings.check_invariants:
                 self.machine.check()
-            if self.keeper is not None:
-                self.keeper.event(event, now)
+            if self.durability is not None:
+                self.durability.event(event, now)
             if isinstance(event, Received) and event.blob is not None:
                 self.tensors.held.add(event.blob)
             for effect in effects:
                 self._execute(effect)
-            if self.keeper is not None:
-                self.keeper.snapshot_if_due(now)
+            if self.durability is not None:
+                self.durability.snapshot_if_due(now)
         except Exception as error:  # Whatever it is, it is a fault of our own.
             self._crash(error)
 
@@ -365,10 +367,10 @@ class Node:
             if blob is not None:
                 self.post(PeerLost(peer, "unencodable"))
             return
-        if self.keeper is None:
+        if self.durability is None:
             self._send_now(peer, encoded, blob)
         else:
-            self.keeper.commit(message, blob, lambda: self._send_now(peer, encoded, blob))
+            self.durability.commit(message, blob, lambda: self._send_now(peer, encoded, blob))
 
     def _send_now(self, peer: Peer, encoded: bytes, blob: BlobId | None) -> None:
         if blob is None:
@@ -382,13 +384,13 @@ class Node:
         told = [(blob, None) for blob in inbox if blob is not None]
         return [*self.transfers.incoming.arriving(), *told]
 
-    def _need_trainer(self) -> Training:
+    def _need_trainer(self) -> TrainingThread:
         assert self._training is not None, "this node has no trainer"
         return self._training
 
     def _note(self, kind: str, fields: dict[str, Any]) -> None:
-        if self.keeper is not None:
-            self.keeper.note(kind, fields)
+        if self.durability is not None:
+            self.durability.note(kind, fields)
         if kind == "unexpected":
             # A peer may send such as often as it likes, and the log may not grow by that.
             peer = str(fields.get("peer", fields.get("region", "?")))
@@ -499,7 +501,7 @@ class Node:
             os._exit(128 + number)
         self._stopping = True
         self.telemetry.event("stopping", why=name)
-        if number == signal.SIGHUP and self._memory is not None:
+        if number == signal.SIGHUP and self._state_store is not None:
             # To its peers as if it had been killed; but nothing has to be repeated that is written yet.
             self._finish(Finish(PAUSED))
         else:
@@ -507,7 +509,7 @@ class Node:
 
     # --- sockets ---------------------------------------------------------------------------------
 
-    def _side(self, peer: Peer) -> Side:
+    def _side(self, peer: Peer) -> SocketPair:
         connect = self.settings.client
         side = self._client if connect is not None and peer == connect.peer else self._server
         assert side is not None, f"no socket leads to {peer}"

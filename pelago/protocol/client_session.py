@@ -50,7 +50,7 @@ class Upload:
 
 
 @durable(settings=("server", "_retry_ps", "_lost_after_ps", "_give_up_after_ps"))
-class Uplink:
+class ClientSession:
     """State of the conversation. The owner holds at most one update in it at a time.
 
     After ``lost_after_ps`` without a word it is noted that the node waits; after ``give_up_after_ps`` the

@@ -65,12 +65,12 @@ class SendChunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Delivered:
+class PayloadDelivered:
     """A sender is done: the other end has every chunk. Comes once, and nothing after it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class TransferFailed:
     """A sender gave up. Comes once, and nothing after it."""
 
     reason: str
@@ -90,8 +90,8 @@ class Completed:
     """A receiver has every chunk. Comes once; later queries are still answered."""
 
 
-SenderWish: TypeAlias = Union[SendBegin, SendChunk, Delivered, Failed]
-ReceiverWish: TypeAlias = Union[SendHave, Completed]
+SenderEffect: TypeAlias = Union[SendBegin, SendChunk, PayloadDelivered, TransferFailed]
+ReceiverEffect: TypeAlias = Union[SendHave, Completed]
 
 
 def acknowledge_chunks_for(window_bytes: int, chunk_bytes_max: int) -> int:
@@ -142,7 +142,7 @@ class Sender:
         self._ask_at = 0
         self._heard_at = 0
 
-    def start(self, now: int) -> list[SenderWish]:
+    def start(self, now: int) -> list[SenderEffect]:
         """Begin; again after the connection was made anew, to ask at once instead of at a tick.
 
         The first time, the first window follows without waiting for an answer: the other end of a
@@ -154,7 +154,7 @@ class Sender:
         self._patience_ps, self._interval_ps = 0, self._retry_ps
         return [self._ask(now), *self._fill()]
 
-    def ask(self, now: int) -> list[SenderWish]:
+    def ask(self, now: int) -> list[SenderEffect]:
         """The other end may be back after a cut: ask now, unless it was asked only just, and begin with short
         intervals again. No sign of life: a silence goes on."""
         if (
@@ -166,7 +166,7 @@ class Sender:
         self._interval_ps = self._patience_ps or self._retry_ps
         return [self._ask(now)]
 
-    def have(self, query: int, through: int, beyond: Spans, now: int) -> list[SenderWish]:
+    def have(self, query: int, through: int, beyond: Spans, now: int) -> list[SenderEffect]:
         """The other end says what it has: all below ``through``, and ``beyond``, sorted."""
         if self.done:
             return []
@@ -180,14 +180,14 @@ class Sender:
             self._ask_at = now + self._interval_ps
         if self._arrived.total == len(self._sizes):
             self.done = True
-            return [Delivered()]
-        wishes: list[SenderWish] = []
+            return [PayloadDelivered()]
+        effects: list[SenderEffect] = []
         if beyond and query == self._query == self._flying.get(through):
-            wishes.append(self._ask(now))
-        wishes += self._send_lost(query, stop if len(beyond) >= BEYOND_MAX else len(self._sizes))
-        return wishes + self._fill()
+            effects.append(self._ask(now))
+        effects += self._send_lost(query, stop if len(beyond) >= BEYOND_MAX else len(self._sizes))
+        return effects + self._fill()
 
-    def tick(self, now: int) -> list[SenderWish]:
+    def tick(self, now: int) -> list[SenderEffect]:
         """Time passed; see `next_tick_ps`."""
         if self.done or self._query == 0:
             return []
@@ -199,12 +199,12 @@ class Sender:
         self._interval_ps = min(2 * self._interval_ps, interval_max)
         return [self._ask(now)]
 
-    def abort(self, reason: str) -> list[SenderWish]:
+    def abort(self, reason: str) -> list[SenderEffect]:
         """Give up. The driver tells the other end, if it is there."""
         if self.done:
             return []
         self.done = True
-        return [Failed(reason)]
+        return [TransferFailed(reason)]
 
     @property
     def next_tick_ps(self) -> int:
@@ -249,7 +249,7 @@ class Sender:
             self._arrived.add(((start, stop),))
         return self._arrived.total > before
 
-    def _send_lost(self, query: int, known: int) -> list[SenderWish]:
+    def _send_lost(self, query: int, known: int) -> list[SenderEffect]:
         """Rule 2: what flew before ``query``, is below ``known`` and still not here, goes again.
 
         It takes the place in the window that it had.
@@ -265,9 +265,9 @@ class Sender:
             self._flying.move_to_end(index)
         return [SendChunk(index) for index in lost]
 
-    def _fill(self) -> list[SenderWish]:
+    def _fill(self) -> list[SenderEffect]:
         """Send as many fresh chunks as the window takes."""
-        wishes: list[SenderWish] = []
+        effects: list[SenderEffect] = []
         while True:
             index = self._arrived.missing_from(self._fresh)
             if index >= len(self._sizes):
@@ -278,8 +278,8 @@ class Sender:
             self._flying[index] = self._query
             self.outstanding_bytes += size
             self._fresh = index + 1
-            wishes.append(SendChunk(index))
-        return wishes
+            effects.append(SendChunk(index))
+        return effects
 
 
 class Receiver:
@@ -301,12 +301,12 @@ class Receiver:
         self._query = 0
         self._arrived = SpanSet(arrived)
 
-    def begin(self, query: int) -> list[ReceiverWish]:
+    def begin(self, query: int) -> list[ReceiverEffect]:
         """The other end asks what has arrived; also the first word of a transfer."""
         self._query = max(self._query, query)
         return self._answer()
 
-    def chunk(self, index: int, intact: bool) -> list[ReceiverWish]:
+    def chunk(self, index: int, intact: bool) -> list[ReceiverEffect]:
         """A chunk came. One that is not ``intact``, or does not exist, counts as not arrived.
 
         The driver stages the bytes of an intact chunk before it calls; a repeated one holds the
@@ -331,7 +331,7 @@ class Receiver:
         assert not self.completed or self._arrived.total == self.chunks
         assert 0 <= self._unacknowledged < self._acknowledge_chunks
 
-    def _answer(self) -> list[ReceiverWish]:
+    def _answer(self) -> list[ReceiverEffect]:
         self._unacknowledged = 0
         through = self._arrived.missing_from(0)
         spans = islice(self._arrived, 1 if through else 0, None)

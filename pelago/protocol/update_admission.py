@@ -14,7 +14,7 @@ from pelago.wire.messages import Ack, Busy, Effect, Grant, Outcome, Push
 
 
 @durable(settings=("_busy_ms", "_patience"))
-class Intake:
+class UpdateAdmission:
     """At most ``limit`` updates are under way at once, and as many late ones; who is turned away may ask again
     after ``retry_ps``. Nobody who is heard loses a place within ``patience_ps``."""
 

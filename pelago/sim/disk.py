@@ -27,7 +27,7 @@ PAGE_BYTES: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class DiskRecord:
     """A sound record."""
 
     head: Head
@@ -37,7 +37,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class DiskSnapshot:
     """A server's whole state after some event."""
 
     index: int
@@ -52,11 +52,11 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class DiskContents:
     """What a disk holds, verified."""
 
-    snapshot: Snapshot | None
-    records: list[Record]
+    snapshot: DiskSnapshot | None
+    records: list[DiskRecord]
     """Since the snapshot, without the headers."""
     number: int
     """Of the last record."""
@@ -93,11 +93,11 @@ class Disk:
     _queue: deque[_Write] = field(default_factory=deque)
     _payloads: dict[int, Payload] = field(default_factory=dict)
     """By the number of their chunk."""
-    _snapshots: list[Snapshot] = field(default_factory=list)
+    _snapshots: list[DiskSnapshot] = field(default_factory=list)
     """The newest, and the one before it as long as no other is begun."""
     _synced: int = 0
     """Index of the newest that is not only in the kernel's memory."""
-    _unfinished: Snapshot | None = None
+    _unfinished: DiskSnapshot | None = None
     _written: bool = False
     """Whether all of the unfinished snapshot is there; it is none before its journal has begun."""
 
@@ -141,7 +141,7 @@ class Disk:
         spare = self._drop_old()
         self._index += 1
         self._below[self._index] = spare
-        self._unfinished = Snapshot(self._index, self.last, state, plane, blobs)
+        self._unfinished = DiskSnapshot(self._index, self.last, state, plane, blobs)
         self.begin()
 
     @property
@@ -165,7 +165,7 @@ class Disk:
         self.snapshots += 1
         self.promised = snapshot.number
 
-    def _sync(self, snapshot: Snapshot) -> None:
+    def _sync(self, snapshot: DiskSnapshot) -> None:
         self._synced = snapshot.index
 
     def _drop_old(self) -> bytes:
@@ -219,12 +219,12 @@ class Disk:
         self.promised = before.number
         return True
 
-    def salvage(self) -> Past | None:
+    def salvage(self) -> DiskContents | None:
         """What is there up to the first damage, from the newest sound snapshot on; None: there is none."""
         for snapshot in reversed(self._snapshots):
             if not self._is_sound(snapshot):
                 continue
-            records: list[Record] = []
+            records: list[DiskRecord] = []
             number, index = snapshot.number, snapshot.index
             while index in self._files:
                 begins, found, _ = self._scan(index, number)
@@ -233,10 +233,10 @@ class Disk:
                 records += found
                 number += len(found)
                 index += 1
-            return Past(snapshot, records, number)
+            return DiskContents(snapshot, records, number)
         return None
 
-    def read(self) -> Past:
+    def read(self) -> DiskContents:
         """What is there, and cut off the torn end; the one before it stands in the place of a damaged
         snapshot. Raises `CheckpointError` if a record is damaged."""
         while self._snapshots and not self._is_sound(self._snapshots[-1]):
@@ -244,7 +244,7 @@ class Disk:
         snapshot = self._snapshots[-1] if self._snapshots else None
         first = snapshot.index if snapshot is not None else 0
         number = snapshot.number if snapshot is not None else 0
-        records: list[Record] = []
+        records: list[DiskRecord] = []
         files = sorted(each for each in self._files if each >= first)
         if files != list(range(first, first + len(files))) or (first and not files):
             raise CheckpointError(f"journal {first} or one after it is missing")
@@ -259,7 +259,7 @@ class Disk:
         # One that has not even a header was not begun.
         self._index = files[-1] + bool(self._files[files[-1]]) if files else first
         self.begin()
-        return Past(snapshot, records, number)
+        return DiskContents(snapshot, records, number)
 
     def damage(self, random: Random) -> Callable[[], None] | None:
         """Turn a bit over, anywhere before the last record, where it cannot be taken for a torn end.
@@ -295,11 +295,11 @@ class Disk:
         data = bytes(self._files[index])
         return data + self._below.get(index, b"")[len(data) :]
 
-    def _is_sound(self, snapshot: Snapshot) -> bool:
+    def _is_sound(self, snapshot: DiskSnapshot) -> bool:
         found = at(memoryview(snapshot.state), 0, self._salt)
         return found is not None and found.head.number == snapshot.number
 
-    def _scan(self, index: int, number: int) -> tuple[int, list[Record], int]:
+    def _scan(self, index: int, number: int) -> tuple[int, list[DiskRecord], int]:
         """Number of the record before a journal (-1: it has no header), its records since ``number``, and
         where they end."""
         data = memoryview(self._bytes(index))
@@ -309,16 +309,16 @@ class Disk:
         if record.unpack_header(header.body).node != self.node:
             raise CheckpointError(f"journal {index} has no header of {self.node}")
         begins, end = header.head.number, HEAD_BYTES + header.head.length
-        records: list[Record] = []
+        records: list[DiskRecord] = []
         for found, stop in scan(data, end, self._salt):
             if begins != number or found.head.number != number + len(records) + 1:
                 break
             payload = self._payloads.get(found.head.number)
-            records.append(Record(found.head, bytes(found.body), payload))
+            records.append(DiskRecord(found.head, bytes(found.body), payload))
             end = stop
         return begins, records, end
 
-    def _read_journal(self, index: int, number: int, last: bool) -> tuple[list[Record], int]:
+    def _read_journal(self, index: int, number: int, last: bool) -> tuple[list[DiskRecord], int]:
         begins, records, end = self._scan(index, number)
         if begins < number and last:
             records, end = [], 0  # An old file, or none that was begun.

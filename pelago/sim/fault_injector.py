@@ -43,8 +43,8 @@ from pelago.durable.replay import UNCOMMITTED
 from pelago.sim.disk import Disk
 from pelago.sim.fault_profile import MOMENT_PS, Clock, FaultProfile
 from pelago.sim.planes import DurablePlane, Payload
-from pelago.sim.recovery import Recovered, recover
-from pelago.sim.simulation import LOST, Node, Simulation
+from pelago.sim.recovery import ReplayedServer, recover
+from pelago.sim.simulation import LOST, SimulatedNode, Simulation
 from pelago.wire.codec import decode_message, encode
 from pelago.wire.messages import Effect, Event, Message
 
@@ -59,25 +59,27 @@ TRIES_MAX: Final = 6
 class Observer(Protocol):
     """Who watches everything, and says what was wrong by `AssertionError`."""
 
-    def handled(self, node: Node, number: int, event: Event, effects: list[Effect]) -> None:
+    def handled(
+        self, node: SimulatedNode, number: int, event: Event, effects: list[Effect]
+    ) -> None:
         """A machine handled an event; ``number``: of its record, 0 where none is kept."""
         ...
 
-    def departed(self, node: Node, peer: Peer, message: Message) -> None:
+    def departed(self, node: SimulatedNode, peer: Peer, message: Message) -> None:
         """A message left a node."""
         ...
 
-    def arrived(self, node: Node, sender: Node, message: Message) -> None:
+    def arrived(self, node: SimulatedNode, sender: SimulatedNode, message: Message) -> None:
         """A node is about to hear a message."""
         ...
 
-    def restarted(self, node: Node, number: int, recovered: Recovered) -> None:
+    def restarted(self, node: SimulatedNode, number: int, recovered: ReplayedServer) -> None:
         """A durable server is back, with all that was recorded up to a number."""
         ...
 
 
 @dataclass(slots=True)
-class Memory:
+class SimulatedStore:
     """What a durable server has besides its machine."""
 
     disk: Disk
@@ -96,18 +98,18 @@ class Salvaged:
     plane: object
     number: int
     """Of the last event in it."""
-    recovered: Recovered
+    recovered: ReplayedServer
 
 
 @dataclass(slots=True)
-class State:
-    """What befell a process so far. ``seat``: whose place it takes in the run, process after process."""
+class ProcessState:
+    """What befell a process so far. ``slot``: whose place it takes in the run, process after process."""
 
-    node: Node
-    seat: str
+    node: SimulatedNode
+    slot: str
     clock: Clock
-    memory: Memory | None = None
-    life: int = 0
+    store: SimulatedStore | None = None
+    incarnation: int = 0
     """Grows when it dies."""
     held: deque[tuple[int, Callable[[], None]]] = field(default_factory=deque)
     """What waits for the disk: (number of its cause, how to send it)."""
@@ -144,31 +146,33 @@ class FaultInjector:
     ) -> None:
         self.simulation = simulation
         self.profile = profile
-        self.states: dict[Peer, State] = {}
+        self.states: dict[Peer, ProcessState] = {}
         self.counts: dict[str, int] = {}
         """How often what happened."""
         self._run = run
         self._random, self._decay = random, decay
         self._observer = observer
         self._cuts: dict[tuple[str, str], int] = {}
-        """Until when nothing gets from one seat to another."""
+        """Until when nothing gets from one slot to another."""
         self._full_until = 0
         self._slow: dict[str, list[_Shipment]] = {}
-        """Seats from which payloads crawl to their servers, and those that do."""
+        """Slots from which payloads crawl to their servers, and those that do."""
         self._sent = 0
         simulation.interceptor = self
 
     # --- what the experiment arranges ------------------------------------------------------------
 
-    def add(self, node: Node, seat: str, clock: Clock, memory: Memory | None = None) -> None:
+    def add(
+        self, node: SimulatedNode, slot: str, clock: Clock, store: SimulatedStore | None = None
+    ) -> None:
         """Make a node known, with a clock of its own."""
         self.simulation.add(node)
-        self.states[node.name] = State(node, seat, clock, memory)
-        if memory is not None:
-            memory.disk.begin()
+        self.states[node.name] = ProcessState(node, slot, clock, store)
+        if store is not None:
+            store.disk.begin()
 
     def cut(self, sender: str, receiver: str, until_ps: int) -> None:
-        """Let nothing through from one seat to another for a while."""
+        """Let nothing through from one slot to another for a while."""
         self._count("cuts")
         self._cuts[sender, receiver] = until_ps
 
@@ -177,15 +181,15 @@ class FaultInjector:
         self._count("full_disks")
         self._full_until = until_ps
 
-    def slow(self, seat: str) -> None:
-        """Let a seat's payloads crawl to its server until `quicken`; all else comes as ever."""
-        if seat not in self._slow:
+    def slow(self, slot: str) -> None:
+        """Let a slot's payloads crawl to its server until `quicken`; all else comes as ever."""
+        if slot not in self._slow:
             self._count("slow_links")
-            self._slow[seat] = []
+            self._slow[slot] = []
 
-    def quicken(self, seat: str) -> None:
+    def quicken(self, slot: str) -> None:
         """The link carries as ever, also what is on its way."""
-        for shipment in self._slow.pop(seat, []):
+        for shipment in self._slow.pop(slot, []):
             self._ship(shipment)
 
     def freeze(self, name: Peer, until_ps: int) -> None:
@@ -196,15 +200,15 @@ class FaultInjector:
         self._count("freezes")
         state.frozen_until = until_ps
         state.clock.freeze(self.simulation.now)
-        life = state.life
+        incarnation = state.incarnation
 
         def go_on() -> None:
-            if state.life == life:
+            if state.incarnation == incarnation:
                 self._thaw(state)
 
         self.simulation.call(until_ps, go_on)
 
-    def _thaw(self, state: State) -> None:
+    def _thaw(self, state: ProcessState) -> None:
         if not state.frozen_until:
             return
         state.clock.thaw(self.simulation.now)
@@ -234,33 +238,33 @@ class FaultInjector:
         """A durable server's machine is gone, and what nobody had synced there. Returns the state up to the
         last sound record after a snapshot, for another life to go on from; None: there is none."""
         state = self.states[name]
-        memory = state.memory
-        if memory is None or state.node.finished not in (None, DOWN):
+        store = state.store
+        if store is None or state.node.finished not in (None, DOWN):
             return None
         self._count("powers_lost")
         self._lose(state)
-        disk = memory.disk
+        disk = store.disk
         disk.lose_power(random)
-        past = disk.salvage()
-        if past is None:
+        contents = disk.salvage()
+        if contents is None:
             assert not disk.promised, (
                 "no snapshot is sound after a loss of power, and one was whole"
             )
             return None
-        assert past.snapshot is not None
-        found = past.snapshot.number
+        assert contents.snapshot is not None
+        found = contents.snapshot.number
         assert found >= disk.promised, (
             f"snapshot {disk.promised} was whole, and {found} is gone on from"
         )
         self._count("salvages")
-        machine, plane = memory.make()
-        recovered = recover(past, self._run, machine, plane)
-        return Salvaged(image.take(machine), plane.image(()), past.number, recovered)
+        machine, plane = store.make()
+        recovered = recover(contents, self._run, machine, plane)
+        return Salvaged(image.take(machine), plane.image(()), contents.number, recovered)
 
-    def _lose(self, state: State) -> None:
-        state.memory = None
+    def _lose(self, state: ProcessState) -> None:
+        state.store = None
         if state.node.finished is DOWN:
-            state.life += 1
+            state.incarnation += 1
             state.node.finished = LOST
         else:
             self.crash(state.node.name)
@@ -272,21 +276,23 @@ class FaultInjector:
         if node.finished is not None:
             return
         self._count("crashes")
-        state.life += 1
+        state.incarnation += 1
         state.held.clear()
         state.run_again()
         self.simulation.lose(name)
-        if state.memory is None:
+        if state.store is None:
             return
         node.finished, state.writing = DOWN, False
-        state.memory.disk.crash(self._random)
+        state.store.disk.crash(self._random)
         after_ps = self._random.randint(1, max(1, self.profile.down_ps))
-        life = state.life
-        self.simulation.call(self.simulation.now + after_ps, lambda: self._restart(state, life))
+        incarnation = state.incarnation
+        self.simulation.call(
+            self.simulation.now + after_ps, lambda: self._restart(state, incarnation)
+        )
 
     # --- events and effects ----------------------------------------------------------------------
 
-    def handle(self, node: Node, event: Event) -> None:
+    def handle(self, node: SimulatedNode, event: Event) -> None:
         """As the real driver does: handle, write down, do."""
         simulation, state = self.simulation, self.states[node.name]
         if state.frozen_until:
@@ -294,15 +300,15 @@ class FaultInjector:
             return
         if type(event) is Tick and self._listens_first(state):
             return
-        now, memory = state.clock.read(simulation.now), state.memory
+        now, store = state.clock.read(simulation.now), state.store
         payload = None
-        if memory is not None and isinstance(event, Received) and event.blob is not None:
+        if store is not None and isinstance(event, Received) and event.blob is not None:
             payload = node.plane.lend(event.blob)
             state.blobs[event.blob] = None
         effects = node.machine.handle(event, now)
         simulation.note(now, node, event, effects)
         node.machine.check()
-        number = 0 if memory is None else memory.disk.event(event, now, payload)
+        number = 0 if store is None else store.disk.event(event, now, payload)
         self._observer.handled(node, number, event, effects)
         stop = len(effects) + 1
         if self.profile.crash and self._random.random() < self.profile.crash:
@@ -314,31 +320,34 @@ class FaultInjector:
             _track(state.blobs, effect)
         if stop <= len(effects):
             self.crash(node.name)
-        elif memory is not None:
-            self._keep(state, memory, now)
+        elif store is not None:
+            self._keep(state, store, now)
 
     @staticmethod
-    def _keep_waiting(state: State, event: Event) -> None:
+    def _keep_waiting(state: ProcessState, event: Event) -> None:
         if type(event) is not Tick:
             state.waiting.append(event)
         elif not state.waiting or type(state.waiting[0]) is not Tick:
             state.waiting.appendleft(event)  # A timer fires once, however late.
 
-    def _listens_first(self, state: State) -> bool:
+    def _listens_first(self, state: ProcessState) -> bool:
         """Put a tick off that comes right after a pause, once; see `pelago.core.listening`."""
         put_off = not state.tick_is_late and not state.clock.has_listened(self.simulation.now)
         state.tick_is_late = put_off
         if put_off:
-            life, at_ps = state.life, self.simulation.now + state.clock.last(MOMENT_PS)
+            incarnation, at_ps = (
+                state.incarnation,
+                self.simulation.now + state.clock.last(MOMENT_PS),
+            )
 
             def tick() -> None:
-                if state.life == life:
+                if state.incarnation == incarnation:
                     self.simulation.give(state.node, Tick())
 
             self.simulation.call(at_ps, tick)
         return put_off
 
-    def _do(self, state: State, effect: Effect, number: int) -> None:
+    def _do(self, state: ProcessState, effect: Effect, number: int) -> None:
         match effect:
             case Send():
                 self._send(state, effect, number)
@@ -350,8 +359,8 @@ class FaultInjector:
             case _:
                 self.simulation.perform(state.node, effect)
 
-    def _send(self, state: State, effect: Send[Message], number: int) -> None:
-        message, blob, memory = effect.message, effect.blob, state.memory
+    def _send(self, state: ProcessState, effect: Send[Message], number: int) -> None:
+        message, blob, store = effect.message, effect.blob, state.store
         self._sent += 1
         if self._sent % CODED_EVERY == 0:
             message = decode_message(self._run, encode(self._run, message))
@@ -362,28 +371,28 @@ class FaultInjector:
             if blob is None:
                 self._post(state, effect.peer, message)
             else:
-                self._ship(_Shipment(state, state.life, effect.peer, message, blob, payload))
+                self._ship(_Shipment(state, state.incarnation, effect.peer, message, blob, payload))
 
-        if memory is None or isinstance(message, UNCOMMITTED) or memory.disk.durable >= number:
+        if store is None or isinstance(message, UNCOMMITTED) or store.disk.durable >= number:
             depart()
         else:
             state.held.append((number, depart))
 
     # --- the disk --------------------------------------------------------------------------------
 
-    def _keep(self, state: State, memory: Memory, now: int) -> None:
+    def _keep(self, state: ProcessState, store: SimulatedStore, now: int) -> None:
         """Write down what was queued; begin a snapshot now and then."""
-        disk = memory.disk
+        disk = store.disk
         if self._happens(self.profile.snapshot) and not disk.snapshotting:
             self._count("snapshots")
             taken = [image.take(state.node.machine), state.node.blobs]
-            disk.snapshot(taken, memory.plane.image(state.blobs), tuple(state.blobs), now)
+            disk.snapshot(taken, store.plane.image(state.blobs), tuple(state.blobs), now)
             self._later(self.profile.disk_ps, state, disk.finish_snapshot)
         if not state.writing:
-            self._write(state, memory)
+            self._write(state, store)
 
-    def _write(self, state: State, memory: Memory) -> None:
-        disk, through = memory.disk, memory.disk.last
+    def _write(self, state: ProcessState, store: SimulatedStore) -> None:
+        disk, through = store.disk, store.disk.last
         state.writing = disk.durable < through
         if not state.writing:
             return
@@ -392,7 +401,7 @@ class FaultInjector:
             disk.written(through)
             while state.held and state.held[0][0] <= through:
                 state.held.popleft()[1]()
-            self._write(state, memory)
+            self._write(state, store)
 
         full_ps = max(0, self._full_until - self.simulation.now)
         if not self.profile.disk_ps and not full_ps:
@@ -400,29 +409,29 @@ class FaultInjector:
         else:
             self._later(self.profile.disk_ps, state, written, full_ps)
 
-    def _restart(self, state: State, life: int) -> None:
+    def _restart(self, state: ProcessState, incarnation: int) -> None:
         """A durable server comes back, unless its host was lost meanwhile."""
-        node, memory = state.node, state.memory
-        if state.life != life:
+        node, store = state.node, state.store
+        if state.incarnation != incarnation:
             return
-        assert memory is not None
+        assert store is not None
         if self._happens(self.profile.damage):
-            self._damage(memory.disk)
+            self._damage(store.disk)
         decays = self._decay is not None and self._decay.random() < self.profile.damage
-        if self._decay is not None and decays and memory.disk.rot(self._decay):
+        if self._decay is not None and decays and store.disk.rot(self._decay):
             self._count("snapshots_rotten")
-        past = memory.disk.read()
-        machine, memory.plane = memory.make()
-        recovered = recover(past, self._run, machine, memory.plane)
+        contents = store.disk.read()
+        machine, store.plane = store.make()
+        recovered = recover(contents, self._run, machine, store.plane)
         state.blobs = recovered.blobs
         machine.check()
         self._count("restarts")
-        self.simulation.revive(node, machine, memory.plane)
+        self.simulation.revive(node, machine, store.plane)
         node.blobs = recovered.last_blob
         gone_ps = self._random.randint(0, max(1, self.profile.down_ps))
         state.clock.set(self.simulation.now, recovered.now + gone_ps)
-        self._observer.restarted(node, past.number, recovered)
-        for event in (Restarted(), *memory.first):
+        self._observer.restarted(node, contents.number, recovered)
+        for event in (Restarted(), *store.first):
             self.simulation.give(node, event)
 
     def _damage(self, disk: Disk) -> None:
@@ -439,7 +448,7 @@ class FaultInjector:
 
     # --- on the way ------------------------------------------------------------------------------
 
-    def _post(self, state: State, peer: Peer, message: Message) -> None:
+    def _post(self, state: ProcessState, peer: Peer, message: Message) -> None:
         """A control message leaves: it comes once, several times or never."""
         profile, copies = self.profile, 1
         if self._happens(profile.control_lost):
@@ -459,7 +468,7 @@ class FaultInjector:
             else:
                 self._arrive(state, peer, message, 0)
 
-    def _arrive(self, state: State, peer: Peer, message: Message, tries: int) -> None:
+    def _arrive(self, state: ProcessState, peer: Peer, message: Message, tries: int) -> None:
         receiver = self.simulation.find(peer)
         if receiver is None or self._is_cut(state, receiver):
             return
@@ -477,8 +486,8 @@ class FaultInjector:
     def _ship(self, shipment: "_Shipment", wait_ps: int = 0) -> None:
         """A payload leaves."""
         state, peer = shipment.state, shipment.peer
-        if state.seat in self._slow and peer == state.node.server:
-            self._slow[state.seat].append(shipment)
+        if state.slot in self._slow and peer == state.node.server:
+            self._slow[state.slot].append(shipment)
             return
         duration_ps = self._work_ps(state, peer) + self._latency_ps(state, peer) + wait_ps
         if self._happens(self.profile.control_late):
@@ -488,7 +497,7 @@ class FaultInjector:
     def _unload(self, shipment: "_Shipment") -> None:
         state, profile = shipment.state, self.profile
         sender = state.node
-        if state.life != shipment.life or sender.finished is not None:
+        if state.incarnation != shipment.incarnation or sender.finished is not None:
             return
         receiver = self.simulation.find(shipment.peer)
         stands_until = self._stands_until(state, receiver)
@@ -528,25 +537,25 @@ class FaultInjector:
         else:
             self.simulation.give(sender, Delivered(shipment.peer, shipment.blob))
 
-    def _stands_until(self, state: State, receiver: Node | None) -> int:
+    def _stands_until(self, state: ProcessState, receiver: SimulatedNode | None) -> int:
         """Until when nothing moves between two nodes because one of them is frozen; 0: it does."""
         if receiver is None:
             return state.frozen_until
         return max(state.frozen_until, self.states[receiver.name].frozen_until)
 
-    def _is_cut(self, state: State, receiver: Node) -> bool:
+    def _is_cut(self, state: ProcessState, receiver: SimulatedNode) -> bool:
         if not self._cuts:
             return False
-        until = self._cuts.get((state.seat, self.states[receiver.name].seat), 0)
+        until = self._cuts.get((state.slot, self.states[receiver.name].slot), 0)
         return until > self.simulation.now
 
-    def _latency_ps(self, state: State, peer: Peer) -> int:
+    def _latency_ps(self, state: ProcessState, peer: Peer) -> int:
         receiver = self.simulation.find(peer)
         if receiver is None:
             return 0
         return self.simulation.links.latency_ps[state.node.place][receiver.place]
 
-    def _work_ps(self, state: State, peer: Peer) -> int:
+    def _work_ps(self, state: ProcessState, peer: Peer) -> int:
         receiver = self.simulation.find(peer)
         if receiver is None:
             return 0
@@ -558,14 +567,14 @@ class FaultInjector:
         return chance > 0.0 and self._random.random() < chance
 
     def _later(
-        self, within_ps: int, state: State, action: Callable[[], None], after_ps: int = 0
+        self, within_ps: int, state: ProcessState, action: Callable[[], None], after_ps: int = 0
     ) -> None:
         """Do something after a while, unless the process is gone by then."""
-        life = state.life
+        incarnation = state.incarnation
         at_ps = self.simulation.now + after_ps + self._random.randint(0, max(0, within_ps))
 
         def act() -> None:
-            if state.life != life:
+            if state.incarnation != incarnation:
                 return
             if state.frozen_until:
                 state.deferred.append(act)
@@ -582,8 +591,8 @@ class FaultInjector:
 class _Shipment:
     """A payload on its way."""
 
-    state: State
-    life: int
+    state: ProcessState
+    incarnation: int
     peer: Peer
     message: Message
     blob: BlobId

@@ -67,7 +67,7 @@ class DurablePlane(PlanePort, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RoundPlan:
     """How long training on a lease will take."""
 
     steps: int
@@ -86,10 +86,10 @@ class Round:
     skipped: int = 0
 
 
-class TrainerPort(Protocol):
+class VirtualTrainer(Protocol):
     """What a worker does with parameters. It takes no time of its own: the plan says how long."""
 
-    def begin(self, lease: Lease, payload: Payload) -> Plan:
+    def begin(self, lease: Lease, payload: Payload) -> RoundPlan:
         """Training on a lease from the parameters ``payload`` begins. ``steps`` >= 1."""
         ...
 

@@ -7,14 +7,14 @@ from pelago.core.machine import Machine, Note, Received
 from pelago.core.names import BlobId
 from pelago.durable import image, record
 from pelago.durable.record import HEAD_BYTES, Kind
-from pelago.durable.replay import tell_again
-from pelago.sim.disk import Past
+from pelago.durable.replay import replay_event
+from pelago.sim.disk import DiskContents
 from pelago.sim.planes import DurablePlane, Payload
 from pelago.wire.messages import Effect, Event, Message
 
 
 @dataclass(slots=True)
-class Recovered:
+class ReplayedServer:
     """What a server was told again."""
 
     now: int = 0
@@ -32,19 +32,21 @@ class Recovered:
         return [(n, each) for n, _, effects in self.told for each in effects if type(each) is Note]
 
 
-def recover(past: Past, run: str, machine: Machine[Message], plane: DurablePlane) -> Recovered:
+def recover(
+    contents: DiskContents, run: str, machine: Machine[Message], plane: DurablePlane
+) -> ReplayedServer:
     """Bring a fresh machine and a fresh plane to where the past ends. Raises `CheckpointError`."""
-    found = Recovered()
-    if past.snapshot is not None:
-        head = record.parse_head(past.snapshot.state, None)
+    found = ReplayedServer()
+    if contents.snapshot is not None:
+        head = record.parse_head(contents.snapshot.state, None)
         assert head is not None
-        state, found.last_blob = record.unpack(past.snapshot.state[HEAD_BYTES:])
+        state, found.last_blob = record.unpack(contents.snapshot.state[HEAD_BYTES:])
         image.restore(machine, state)
         found.now = head.second
-        plane.restore(past.snapshot.plane)
-        found.blobs = dict.fromkeys(past.snapshot.blobs)
+        plane.restore(contents.snapshot.plane)
+        found.blobs = dict.fromkeys(contents.snapshot.blobs)
     payloads: dict[BlobId, Payload] = {}
-    for each in past.records:
+    for each in contents.records:
         if each.head.kind is Kind.CHUNK:
             payloads[each.head.first] = each.payload
             found.last_blob = min(found.last_blob, each.head.first)
@@ -54,6 +56,6 @@ def recover(past: Past, run: str, machine: Machine[Message], plane: DurablePlane
             plane.adopt(event.blob, payloads.pop(event.blob))
             found.blobs[event.blob] = None
         found.now = each.head.second
-        effects = tell_again(machine, event, found.now, plane, found.blobs)
+        effects = replay_event(machine, event, found.now, plane, found.blobs)
         found.told.append((each.head.number, event, effects))
     return found

@@ -48,7 +48,7 @@ from pelago.core.machine import (
 )
 from pelago.core.names import BlobId, Peer
 from pelago.sim.links import Links, SharedLink
-from pelago.sim.planes import Payload, PlanePort, TrainerPort
+from pelago.sim.planes import Payload, PlanePort, VirtualTrainer
 from pelago.sim.trace import Trace
 from pelago.wire.codec import decode_message, encode
 from pelago.wire.messages import Effect, Event, Message
@@ -63,7 +63,7 @@ LOST: Final = Finish("lost", error="lost")
 
 
 @dataclass(slots=True, eq=False)
-class Node:
+class SimulatedNode:
     """A machine and what it works with: one process. ``place`` is its index for the links.
 
     ``name``: of this process, never used again. ``serves``: what its clients call it, whichever
@@ -74,11 +74,11 @@ class Node:
     place: int
     machine: Machine[Message]
     plane: PlanePort
-    trainer: TrainerPort | None = None
+    trainer: VirtualTrainer | None = None
     serves: Peer = ""
     server: Peer = ""
     finished: Finish | None = None
-    training: "Training | None" = None
+    training: "TrainingDue | None" = None
     timer: "Timer | None" = None
     blobs: int = 0
     routes: "dict[Peer, Route]" = field(default_factory=dict)
@@ -94,8 +94,8 @@ class Node:
 class Route:
     """From one node to another: all that a message needs to know, looked up once and not for each."""
 
-    sender: Node
-    receiver: Node
+    sender: SimulatedNode
+    receiver: SimulatedNode
     sender_name: Peer
     """What the receiver calls the sender."""
     receiver_name: Peer
@@ -128,10 +128,10 @@ class LinkDue:
 
 
 @dataclass(slots=True, eq=False)
-class Training:
+class TrainingDue:
     """A node at work on a lease."""
 
-    node: Node
+    node: SimulatedNode
     effect: Train
     steps: int
 
@@ -140,32 +140,32 @@ class Training:
 class Timer:
     """The periodic tick of a node."""
 
-    node: Node
+    node: SimulatedNode
     interval_ps: int
 
 
 @dataclass(slots=True, eq=False)
-class Fact:
+class EventDue:
     """An event that the experiment itself arranged."""
 
-    node: Node
+    node: SimulatedNode
     event: Event
 
 
 @dataclass(slots=True, eq=False)
-class Call:
+class CallDue:
     """Something else that the experiment arranged: a node is lost, another one comes."""
 
     action: Callable[[], None]
 
 
-Occurrence: TypeAlias = Union[Training, Transfer, LinkDue, Timer, Fact, Call]
+Occurrence: TypeAlias = Union[TrainingDue, Transfer, LinkDue, Timer, EventDue, CallDue]
 
 
 class Interceptor(Protocol):
     """What befalls nodes in a world where not all goes well."""
 
-    def handle(self, node: Node, event: Event) -> None:
+    def handle(self, node: SimulatedNode, event: Event) -> None:
         """Let a node's machine handle an event, and do of its wishes what comes to be done."""
         ...
 
@@ -190,12 +190,12 @@ class Simulation:
         self.now = 0
         self.events = 0
         """Events that machines have handled."""
-        self.nodes: dict[str, Node] = {}
+        self.nodes: dict[str, SimulatedNode] = {}
         self.interceptor: Interceptor | None = None
         """None: all goes well, but for nodes that the experiment loses."""
         self.arrived: dict[tuple[int, int], int] = {}
         """Payloads that arrived, by (place they left, place they reached)."""
-        self._reached: dict[Peer, Node] = {}
+        self._reached: dict[Peer, SimulatedNode] = {}
         self._run = run
         self.links = links
         self._check = check
@@ -206,9 +206,9 @@ class Simulation:
         self._running = 0
         self._sequence = 0
         self._heap: list[tuple[int, int, Occurrence]] = []
-        self._soon: deque[tuple[Node, Event]] = deque()
+        self._soon: deque[tuple[SimulatedNode, Event]] = deque()
         self._story: deque[tuple[int, str, Event, list[Effect]]] = deque(maxlen=STORY_EVENTS)
-        self._performers: dict[type, Callable[[Node, Any], None]] = {
+        self._performers: dict[type, Callable[[SimulatedNode, Any], None]] = {
             Send: self._send,
             Release: self._release,
             Note: self._note,
@@ -223,7 +223,7 @@ class Simulation:
             Finish: self._finish,
         }
 
-    def add(self, node: Node) -> None:
+    def add(self, node: SimulatedNode) -> None:
         """Make a node known; it hears nothing before `start`, except what others send it. A node that
         serves under the name of an earlier one takes over that one's clients."""
         assert node.name not in self.nodes, node.name
@@ -243,12 +243,12 @@ class Simulation:
     def at(self, time_ps: int, name: str, event: Event) -> None:
         """Give a node an event later."""
         assert time_ps >= self.now
-        self._schedule(time_ps, Fact(self.nodes[name], event))
+        self._schedule(time_ps, EventDue(self.nodes[name], event))
 
     def call(self, time_ps: int, action: Callable[[], None]) -> None:
         """Have something done later that is no event of a node."""
         assert time_ps >= self.now
-        self._schedule(time_ps, Call(action))
+        self._schedule(time_ps, CallDue(action))
 
     def lose(self, name: str) -> None:
         """A node is gone at once and says nothing, as if its machine lost power."""
@@ -256,28 +256,28 @@ class Simulation:
         if node.finished is None:
             self._finish(node, LOST)
 
-    def find(self, peer: Peer) -> Node | None:
+    def find(self, peer: Peer) -> SimulatedNode | None:
         """The process that goes by this name now, or serves under it."""
         return self._reached.get(peer)
 
-    def give(self, node: Node, event: Event) -> None:
+    def give(self, node: SimulatedNode, event: Event) -> None:
         """Let a node hear something now, after all that is due already."""
         self._soon.append((node, event))
 
-    def revive(self, node: Node, machine: Machine[Message], plane: PlanePort) -> None:
+    def revive(self, node: SimulatedNode, machine: Machine[Message], plane: PlanePort) -> None:
         """A node that was lost is there again: a new process that goes on where the old one was."""
         assert node.finished is not None, node.name
         node.machine, node.plane, node.finished = machine, plane, None
         self._running += 1
 
-    def note(self, now: int, node: Node, event: Event, effects: list[Effect]) -> None:
+    def note(self, now: int, node: SimulatedNode, event: Event, effects: list[Effect]) -> None:
         """Remember what a machine did at an event (for an `Interceptor`)."""
         self._story.append((now, node.name, event, effects))
         self.events += 1
         if self._trace is not None:
             self._trace.record(now, node.name, event, effects)
 
-    def perform(self, node: Node, effect: Effect) -> None:
+    def perform(self, node: SimulatedNode, effect: Effect) -> None:
         """Do what a machine wishes."""
         self._performers[type(effect)](node, effect)
 
@@ -312,7 +312,7 @@ class Simulation:
 
     def _occur(self, occurrence: Occurrence) -> None:
         match occurrence:
-            case Training():
+            case TrainingDue():
                 self._on_trained(occurrence)
             case Transfer():
                 self._on_arrival(occurrence)
@@ -322,14 +322,14 @@ class Simulation:
                     self._soon.append((occurrence.node, Tick()))
             case LinkDue():
                 self._on_link_due(occurrence)
-            case Fact():
+            case EventDue():
                 self._soon.append((occurrence.node, occurrence.event))
-            case Call():
+            case CallDue():
                 occurrence.action()
             case _:
                 assert_never(occurrence)
 
-    def _on_trained(self, training: Training) -> None:
+    def _on_trained(self, training: TrainingDue) -> None:
         node = training.node
         if node.training is not training:
             return  # It was cancelled, or its node is gone.
@@ -375,7 +375,7 @@ class Simulation:
         self._soon.append((receiver, Received(route.sender_name, transfer.message, staged)))
         self._soon.append((sender, Delivered(route.receiver_name, blob)))
 
-    def _find_route(self, node: Node, peer: Peer) -> Route | None:
+    def _find_route(self, node: SimulatedNode, peer: Peer) -> Route | None:
         """The route from a node to whom it calls ``peer``; None: nobody is there yet."""
         receiver = self._reached.get(peer)
         if receiver is None:
@@ -396,7 +396,7 @@ class Simulation:
         return route
 
     @staticmethod
-    def called(node: Node, by: Node) -> Peer:
+    def called(node: SimulatedNode, by: SimulatedNode) -> Peer:
         """What a node is to another: a client knows its server by what it serves as."""
         return node.serves if node.serves and by.server == node.serves else node.name
 
@@ -436,7 +436,7 @@ class Simulation:
                 self._fail(error, node, event)
 
     def _fail(
-        self, error: AssertionError, node: Node | None = None, event: Event | None = None
+        self, error: AssertionError, node: SimulatedNode | None = None, event: Event | None = None
     ) -> None:
         told = "\n".join(
             f"{now} {name}: {event}\n" + "".join(f"    -> {effect}\n" for effect in effects)
@@ -449,7 +449,7 @@ class Simulation:
 
     # --- effects: one method each, found by its type ------------------------------------------------
 
-    def _send(self, node: Node, effect: Send[Message]) -> None:
+    def _send(self, node: SimulatedNode, effect: Send[Message]) -> None:
         message, blob = effect.message, effect.blob
         route = node.routes.get(effect.peer) or self._find_route(node, effect.peer)
         if route is None:
@@ -473,53 +473,53 @@ class Simulation:
             route.link.add(transfer, route.work_ps, self.now)
             self._expect(route.link, route.latency_ps)
 
-    def _train(self, node: Node, effect: Train) -> None:
+    def _train(self, node: SimulatedNode, effect: Train) -> None:
         assert node.trainer is not None, f"{node.name} cannot train"
         assert node.training is None, f"{node.name} trains already"
         plan = node.trainer.begin(effect.lease, node.plane.lend(effect.blob))
-        node.training = Training(node, effect, plan.steps)
+        node.training = TrainingDue(node, effect, plan.steps)
         self._schedule(self.now + plan.duration_ps, node.training)
 
-    def _cancel(self, node: Node, effect: Cancel) -> None:
+    def _cancel(self, node: SimulatedNode, effect: Cancel) -> None:
         if node.training is not None and node.training.effect.lease.push == effect.push:
             self._break_off(node)
 
-    def _break_off(self, node: Node) -> None:
+    def _break_off(self, node: SimulatedNode) -> None:
         if node.training is not None:
             assert node.trainer is not None
             node.trainer.cancel(node.training.effect.lease)
             node.training = None
 
-    def _finish(self, node: Node, effect: Finish) -> None:
+    def _finish(self, node: SimulatedNode, effect: Finish) -> None:
         self._break_off(node)
         node.finished, node.timer = effect, None
         self._running -= 1
 
-    def _validate(self, node: Node, effect: Validate) -> None:
+    def _validate(self, node: SimulatedNode, effect: Validate) -> None:
         assert node.trainer is not None, f"{node.name} cannot validate"
         loss, tokens = node.trainer.validate(node.plane.lend(effect.blob))
         self._soon.append((node, Validated(effect.version, loss, tokens)))
 
-    def _measure(self, node: Node, effect: Measure) -> None:
+    def _measure(self, node: SimulatedNode, effect: Measure) -> None:
         norm, finite = node.plane.measure(effect.blob)
         self._soon.append((node, Measured(effect.blob, norm, finite)))
 
-    def _set_tick(self, node: Node, effect: SetTick) -> None:
+    def _set_tick(self, node: SimulatedNode, effect: SetTick) -> None:
         node.timer = Timer(node, effect.interval_ps)
         self._schedule(self.now + effect.interval_ps, node.timer)
 
-    def _note(self, node: Node, effect: Note) -> None:
+    def _note(self, node: SimulatedNode, effect: Note) -> None:
         if self._on_note is not None:
             self._on_note(node.name, effect, self.now)
 
-    def _release(self, node: Node, effect: Release) -> None:
+    def _release(self, node: SimulatedNode, effect: Release) -> None:
         node.plane.release(effect.blob)
 
-    def _pin(self, node: Node, effect: Pin) -> None:
+    def _pin(self, node: SimulatedNode, effect: Pin) -> None:
         node.plane.pin(effect.blob, effect.average)
 
-    def _apply(self, node: Node, effect: Apply) -> None:
+    def _apply(self, node: SimulatedNode, effect: Apply) -> None:
         node.plane.apply(effect.operation, effect.blob, effect.weight)
 
-    def _difference(self, node: Node, effect: Difference) -> None:
+    def _difference(self, node: SimulatedNode, effect: Difference) -> None:
         node.plane.difference(effect.blob)

@@ -26,7 +26,7 @@ class Slots(NamedTuple):
 
 
 @dataclass(slots=True)
-class State:
+class OptimiserState:
     """m, D and t of delayed Nesterov. Tensors are flat, shape [numel]; None where not needed."""
 
     momentum: torch.Tensor | None
@@ -99,9 +99,9 @@ class DelayedNesterov:
         """Whether these settings need D."""
         return self.keeps_momentum and self.delay > 1
 
-    def init(self, numel: int, dtype: torch.dtype) -> State:
+    def init(self, numel: int, dtype: torch.dtype) -> OptimiserState:
         """m = 0, D = 0, t = 0 for an arena of ``numel`` elements, without what is not needed."""
-        return State(
+        return OptimiserState(
             torch.zeros(numel, dtype=dtype) if self.keeps_momentum else None,
             torch.zeros(numel, dtype=dtype) if self.keeps_accumulator else None,
         )
@@ -154,7 +154,11 @@ class DelayedNesterov:
                 new.add_(m, alpha=-factors.momentum_rate)
 
     def step(
-        self, parameters: torch.Tensor, gradient: torch.Tensor, state: State, weight: float = 1.0
+        self,
+        parameters: torch.Tensor,
+        gradient: torch.Tensor,
+        state: OptimiserState,
+        weight: float = 1.0,
     ) -> None:
         """One whole step along ``weight * gradient``, in place; t advances by one."""
         slots = Slots(state.momentum, state.accumulator)

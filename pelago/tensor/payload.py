@@ -1,8 +1,8 @@
 """Payloads: named sequences of chunks whose bytes never change once anybody can see them.
 
-A `Cell` is one chunk in memory. Parameters, snapshots, pins and updates are lists of cells and may
-share them; to name the parameters of this moment is to copy a list of references. Memory for cells
-comes from a `CellPool` and goes back to it when the last reader has let go.
+A `ChunkBuffer` is one chunk in memory. Parameters, snapshots, pins and updates are lists of chunks and may
+share them; to name the parameters of this moment is to copy a list of references. Memory for chunks
+comes from a `BufferPool` and goes back to it when the last reader has let go.
 """
 
 import math
@@ -18,10 +18,10 @@ from pelago.tensor.checksum import Bytes, checksum
 _NUMPY: Final[dict[torch.dtype, Any]] = {torch.float32: np.float32, torch.float64: np.float64}
 
 
-class Cell:
+class ChunkBuffer:
     """One chunk: a flat tensor, and what was found out about it, each at most once.
 
-    Whoever holds a cell may read it for ever; nobody writes to it. Two threads that ask for the
+    Whoever holds a chunk may read it for ever; nobody writes to it. Two threads that ask for the
     same fact at the same time compute the same.
     """
 
@@ -63,24 +63,24 @@ class Cell:
 
 
 class Payload:
-    """A blob: a cell for each chunk of the manifest, None where it has not arrived."""
+    """A blob: a buffer for each chunk of the manifest, None where it has not arrived."""
 
-    __slots__ = ("cells", "missing", "whole")
+    __slots__ = ("chunks", "missing", "whole")
 
-    def __init__(self, cells: list[Cell | None], whole: torch.Tensor | None = None) -> None:
-        self.cells = cells
-        self.missing = cells.count(None)
+    def __init__(self, chunks: list[ChunkBuffer | None], whole: torch.Tensor | None = None) -> None:
+        self.chunks = chunks
+        self.missing = chunks.count(None)
         self.whole = whole
         """All chunks as one tensor, if they were made as one."""
 
-    def complete_cells(self) -> list[Cell]:
+    def complete_chunks(self) -> list[ChunkBuffer]:
         """All chunks. To ask before `missing` is 0 is a fault of the caller."""
-        assert not self.missing, f"{self.missing} of {len(self.cells)} chunks are missing"
-        return [cell for cell in self.cells if cell is not None]
+        assert not self.missing, f"{self.missing} of {len(self.chunks)} chunks are missing"
+        return [chunk for chunk in self.chunks if chunk is not None]
 
 
-class CellPool:
-    """Memory for cells, used again and again: fresh pages cost several times what a step costs.
+class BufferPool:
+    """Memory for chunks, used again and again: fresh pages cost several times what a step costs.
 
     What it hands out comes back by itself when the last view of it is gone, also one that a socket
     still sends from. It never shrinks: the most that was in use at once, which the limits on staged
@@ -118,7 +118,7 @@ def bytes_of(flat: torch.Tensor) -> memoryview:
 class _Exposed:
     """Offers a read-only array as a writable one, which is what torch takes without a warning.
 
-    Nothing writes to it: it becomes the memory of a `Cell`.
+    Nothing writes to it: it becomes the memory of a `ChunkBuffer`.
     """
 
     def __init__(self, array: npt.NDArray[Any]) -> None:

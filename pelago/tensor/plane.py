@@ -28,7 +28,7 @@ from pelago.core.names import BlobId
 from pelago.tensor.checksum import Bytes, checksum
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov, Slots, merge
-from pelago.tensor.payload import Cell, CellPool, Payload, tensor_over
+from pelago.tensor.payload import BufferPool, ChunkBuffer, Payload, tensor_over
 from pelago.tensor.snapshot import ARENAS, PlaneSnapshot
 
 
@@ -69,21 +69,21 @@ class Plane:
         self._outer = outer
         self._remember = remember
         self._exchanges = exchanges
-        self._pool = CellPool(dtype)
+        self._pool = BufferPool(dtype)
         self._lane = threading.RLock()
         self._registry = threading.Lock()
         self._payloads: dict[BlobId, Payload] = {}
-        self._model: list[Cell] | None = None
-        self._snapshot: list[Cell] | None = None
-        self._sent: list[Cell] | None = None
+        self._model: list[ChunkBuffer] | None = None
+        self._snapshot: list[ChunkBuffer] | None = None
+        self._sent: list[ChunkBuffer] | None = None
         self._model_is_shared = True
         self._decay = average
-        self._average: list[Cell] | None = None
+        self._average: list[ChunkBuffer] | None = None
         self._average_is_shared = True
         self._counter = 0
-        self._momentum: list[Cell] | None = None
+        self._momentum: list[ChunkBuffer] | None = None
         self._momentum_is_shared = True
-        self._accumulator: list[Cell] | None = None
+        self._accumulator: list[ChunkBuffer] | None = None
         self._accumulator_is_shared = True
 
     # --- payloads: any thread ---------------------------------------------------------------------
@@ -95,8 +95,10 @@ class Plane:
         assert flat.device.type == "cpu"
         assert flat.is_contiguous()
         flat = flat.detach()
-        cells: list[Cell | None] = [Cell(flat[start:stop]) for start, stop in self.manifest.chunks]
-        self._name(blob, Payload(cells, flat))
+        chunks: list[ChunkBuffer | None] = [
+            ChunkBuffer(flat[start:stop]) for start, stop in self.manifest.chunks
+        ]
+        self._name(blob, Payload(chunks, flat))
 
     def open(self, blob: BlobId) -> None:
         """Expect a payload from a peer; `stage` fills it."""
@@ -110,23 +112,23 @@ class Plane:
         (any more). A chunk that is already here is left as it is.
         """
         payload = self._payloads.get(blob)
-        if payload is None or not 0 <= chunk_index < len(payload.cells):
+        if payload is None or not 0 <= chunk_index < len(payload.chunks):
             return False
-        if payload.cells[chunk_index] is not None:
+        if payload.chunks[chunk_index] is not None:
             return True
         start, stop = self.manifest.chunks[chunk_index]
         if memoryview(buffer).nbytes != (stop - start) * self.dtype.itemsize:
             return False
         if checksum(buffer) != expected:
             return False
-        cell = Cell(tensor_over(buffer, self.dtype), expected)
+        chunk = ChunkBuffer(tensor_over(buffer, self.dtype), expected)
         if self._outer is not None:
             # A server measures what it is sent, and this thread has the bytes in its cache. What a
             # worker is sent is the model, which nobody measures.
-            cell.facts()
+            chunk.facts()
         with self._registry:
-            if payload.cells[chunk_index] is None:
-                payload.cells[chunk_index] = cell
+            if payload.chunks[chunk_index] is None:
+                payload.chunks[chunk_index] = chunk
                 payload.missing -= 1
         return True
 
@@ -134,10 +136,10 @@ class Plane:
         """Whether all chunks are here. Raises `KeyError` for an unknown blob."""
         return not self._payloads[blob].missing
 
-    def arrived(self, blob: BlobId) -> list[tuple[int, Cell]]:
+    def arrived(self, blob: BlobId) -> list[tuple[int, ChunkBuffer]]:
         """The chunks of a payload that are here, each with its index. Raises `KeyError`."""
-        cells = self._payloads[blob].cells
-        return [(index, cell) for index, cell in enumerate(list(cells)) if cell is not None]
+        chunks = self._payloads[blob].chunks
+        return [(index, chunk) for index, chunk in enumerate(list(chunks)) if chunk is not None]
 
     def measure(self, blob: BlobId) -> tuple[float, bool]:
         """Euclidean norm of a complete payload, and whether every element is finite.
@@ -145,7 +147,7 @@ class Plane:
         Norms of chunks are sums in float64 and combined in chunk order: the same on every call. For
         what was staged they are known already. Raises `KeyError` for an unknown blob.
         """
-        facts = [cell.facts() for cell in self._payloads[blob].complete_cells()]
+        facts = [chunk.facts() for chunk in self._payloads[blob].complete_chunks()]
         return math.hypot(*(norm for norm, _ in facts)), all(finite for _, finite in facts)
 
     def read(self, blob: BlobId, chunk_index: int) -> tuple[memoryview, int]:
@@ -153,9 +155,9 @@ class Plane:
 
         The view is read-only, not a copy, and stays as it is for as long as somebody holds it.
         """
-        cell = self._payloads[blob].cells[chunk_index]
-        assert cell is not None, f"chunk {chunk_index} of blob {blob} has not arrived"
-        return cell.buffer(), cell.checksum()
+        chunk = self._payloads[blob].chunks[chunk_index]
+        assert chunk is not None, f"chunk {chunk_index} of blob {blob} has not arrived"
+        return chunk.buffer(), chunk.checksum()
 
     def flat(self, blob: BlobId) -> torch.Tensor:
         """A complete payload as one tensor, shape [numel]; a copy if it is in pieces.
@@ -165,7 +167,7 @@ class Plane:
         payload = self._payloads[blob]
         if payload.whole is not None:
             return payload.whole
-        return torch.cat([cell.tensor for cell in payload.complete_cells()])
+        return torch.cat([chunk.tensor for chunk in payload.complete_chunks()])
 
     def release(self, blob: BlobId) -> None:
         """Forget a payload, known or not. Views handed out by `read` stay valid."""
@@ -185,22 +187,22 @@ class Plane:
         ``load`` also forgets what was remembered, and ``merge_carry`` and ``merge_replay`` before a
         `difference` keep nothing. Raises `KeyError` for an unknown blob.
         """
-        cells = self._payloads[blob].complete_cells()
+        chunks = self._payloads[blob].complete_chunks()
         with self._lane:
             match operation:
                 case "step":
-                    self._step(cells, weight)
+                    self._step(chunks, weight)
                 case "load":
-                    self._model, self._sent = list(cells), None
+                    self._model, self._sent = list(chunks), None
                     self._take_snapshot()
                     if self._decay:
-                        self._average, self._average_is_shared = list(cells), True
+                        self._average, self._average_is_shared = list(chunks), True
                 case "merge":
-                    self._merge(cells, weight)
+                    self._merge(chunks, weight)
                     self._take_snapshot()
                 case "merge_carry" | "merge_replay":
                     assert self._remember, "this plane was not made to remember what it sent"
-                    self._merge_and_keep(cells, weight, replay=operation == "merge_replay")
+                    self._merge_and_keep(chunks, weight, replay=operation == "merge_replay")
                 case _:
                     assert_never(operation)
 
@@ -218,45 +220,45 @@ class Plane:
         with self._lane:
             assert self._snapshot is not None, "this plane keeps no snapshot"
             model = self._share_model() if self._remember else self._parameters()
-            cells: list[Cell | None] = []
+            chunks: list[ChunkBuffer | None] = []
             for start, ours in zip(self._snapshot, model, strict=True):
                 change = self._pool.take(ours.tensor.numel())
-                cells.append(Cell(torch.sub(start.tensor, ours.tensor, out=change)))
+                chunks.append(ChunkBuffer(torch.sub(start.tensor, ours.tensor, out=change)))
             if self._remember:
                 self._sent = list(model)
-            self._name(blob, Payload(cells))
+            self._name(blob, Payload(chunks))
 
     def model(self) -> torch.Tensor:
         """A copy of the parameters, shape [numel]."""
         with self._lane:
-            return torch.cat([cell.tensor for cell in self._parameters()])
+            return torch.cat([chunk.tensor for chunk in self._parameters()])
 
     def average(self) -> torch.Tensor | None:
         """A copy of the parameters' running mean, shape [numel]; None if none is kept."""
         with self._lane:
             if self._average is None:
                 return None
-            return torch.cat([cell.tensor for cell in self._average])
+            return torch.cat([chunk.tensor for chunk in self._average])
 
     def digest(self) -> str:
         """Hash of parameters, optimiser state and mean: equal if and only if every bit of them is."""
         with self._lane:
             digest = xxhash.xxh3_128(f"{self.dtype} {self.manifest.fingerprint}".encode())
-            for cell in chain(self._parameters(), self._average or ()):
-                digest.update(cell.buffer())
+            for chunk in chain(self._parameters(), self._average or ()):
+                digest.update(chunk.buffer())
             if self._counter:
                 digest.update(str(self._counter).encode())
-                for cell in chain(self._momentum or (), self._accumulator or ()):
-                    digest.update(cell.buffer())
+                for chunk in chain(self._momentum or (), self._accumulator or ()):
+                    digest.update(chunk.buffer())
             return digest.hexdigest()
 
     def memory_bytes(self) -> int:
         """Bytes of all tensors held, chunks that several payloads share counted once."""
         with self._lane, self._registry:
-            named = (payload.cells for payload in self._payloads.values())
+            named = (payload.chunks for payload in self._payloads.values())
             held = chain(*self._arenas().values(), *named)
-            cells = {id(cell): cell.bytes for cell in held if cell}
-            return sum(cells.values()) + self._pool.free_bytes()
+            chunks = {id(chunk): chunk.bytes for chunk in held if chunk}
+            return sum(chunks.values()) + self._pool.free_bytes()
 
     # --- all of it: the lane ----------------------------------------------------------------------
 
@@ -267,8 +269,8 @@ class Plane:
         `KeyError` for an unknown blob.
         """
         with self._lane:
-            named = {blob: self._payloads[blob].complete_cells() for blob in payloads}
-            arenas = {name: list(cells) for name, cells in self._arenas().items()}
+            named = {blob: self._payloads[blob].complete_chunks() for blob in payloads}
+            arenas = {name: list(chunks) for name, chunks in self._arenas().items()}
             self._share_everything()
             return PlaneSnapshot(self.manifest, self.dtype, self._counter, arenas, named)
 
@@ -286,7 +288,7 @@ class Plane:
         one, steps though it has no optimiser.
         """
         found = PlaneSnapshot.of(layout, chunks, self.manifest, self.dtype)
-        arenas = {name: list(cells) for name, cells in found.arenas.items()}
+        arenas = {name: list(chunks) for name, chunks in found.arenas.items()}
         if "model" not in arenas and (arenas or found.counter):
             raise CheckpointError("tensors of a plane that has everything but a model")
         if found.counter and self._outer is None:
@@ -299,8 +301,8 @@ class Plane:
             raise CheckpointError("tensors of a plane that keeps a mean; this one keeps none")
         with self._lane:
             assert self._model is None, "only a fresh plane is restored"
-            for blob, cells in found.payloads.items():
-                self._name(blob, Payload(list(cells)))
+            for blob, held in found.payloads.items():
+                self._name(blob, Payload(list(held)))
             self._counter = found.counter
             self._model = arenas.get("model")
             self._snapshot = arenas.get("snapshot")
@@ -321,21 +323,21 @@ class Plane:
             assert blob not in self._payloads, f"blob {blob} exists already"
             self._payloads[blob] = payload
 
-    def _arenas(self) -> dict[str, list[Cell]]:
+    def _arenas(self) -> dict[str, list[ChunkBuffer]]:
         """Those that exist, in the order of `ARENAS`."""
         models = (self._model, self._snapshot, self._sent, self._average)
         every = zip(ARENAS, (*models, self._momentum, self._accumulator), strict=True)
-        return {name: cells for name, cells in every if cells is not None}
+        return {name: chunks for name, chunks in every if chunks is not None}
 
     def _share_everything(self) -> None:
         self._model_is_shared = self._average_is_shared = True
         self._momentum_is_shared = self._accumulator_is_shared = True
 
-    def _parameters(self) -> list[Cell]:
+    def _parameters(self) -> list[ChunkBuffer]:
         assert self._model is not None, "no parameters yet: `load` some"
         return self._model
 
-    def _share_model(self) -> list[Cell]:
+    def _share_model(self) -> list[ChunkBuffer]:
         """The parameters for somebody else to hold, so that `apply` must not write over them."""
         self._model_is_shared = True
         return self._parameters()
@@ -352,17 +354,17 @@ class Plane:
         model, and nobody else holds them.
         """
         model = self._parameters()
-        for index, cell in enumerate(model):
-            new = self._beside(cell, self._model_is_shared)
-            yield index, cell.tensor, new
-            model[index] = Cell(new)
+        for index, chunk in enumerate(model):
+            new = self._beside(chunk, self._model_is_shared)
+            yield index, chunk.tensor, new
+            model[index] = ChunkBuffer(new)
         self._model_is_shared = False
 
-    def _beside(self, cell: Cell, is_shared: bool) -> torch.Tensor:
+    def _beside(self, chunk: ChunkBuffer, is_shared: bool) -> torch.Tensor:
         """Where to write what this chunk becomes: over it, unless somebody else holds it."""
-        return self._pool.take(cell.tensor.numel()) if is_shared else cell.tensor
+        return self._pool.take(chunk.tensor.numel()) if is_shared else chunk.tensor
 
-    def _step(self, cells: list[Cell], weight: float) -> None:
+    def _step(self, chunks: list[ChunkBuffer], weight: float) -> None:
         assert self._outer is not None, "this plane has no optimiser"
         if self._momentum is None and self._outer.keeps_momentum:
             self._momentum, self._momentum_is_shared = self._zeros(), False
@@ -373,19 +375,22 @@ class Plane:
         decay = min(self._decay, (1 + self._counter) / (10 + self._counter))
         for index, old, new in self._rewrite():
             slots, new_slots = self._slots(index, factors.absorbs)
-            gradient = cells[index].tensor
+            gradient = chunks[index].tensor
             self._outer.step_piece(old, gradient, slots, factors, weight, new, new_slots)
             if self._average is not None:  # At once, while the chunk is in the cache.
                 mean = self._average[index]
                 new_mean = self._beside(mean, self._average_is_shared)
                 merge(mean.tensor, new, 1 - decay, new_mean)
-                self._average[index] = Cell(new_mean)
+                self._average[index] = ChunkBuffer(new_mean)
         self._average_is_shared = self._accumulator_is_shared = False
         if factors.absorbs:
             self._momentum_is_shared = False
 
-    def _zeros(self) -> list[Cell]:
-        return [Cell(self._pool.take(stop - start).zero_()) for start, stop in self.manifest.chunks]
+    def _zeros(self) -> list[ChunkBuffer]:
+        return [
+            ChunkBuffer(self._pool.take(stop - start).zero_())
+            for start, stop in self.manifest.chunks
+        ]
 
     def _slots(self, index: int, absorbs: bool) -> tuple[Slots, Slots]:
         """The state of a chunk, and where to write the new one, which already counts as the state.
@@ -394,23 +399,23 @@ class Plane:
         """
         old_m = new_m = old_accumulator = new_accumulator = None
         if self._momentum is not None:
-            cell = self._momentum[index]
-            old_m = new_m = cell.tensor
+            chunk = self._momentum[index]
+            old_m = new_m = chunk.tensor
             if absorbs:
-                new_m = self._beside(cell, self._momentum_is_shared)
-                self._momentum[index] = Cell(new_m)
+                new_m = self._beside(chunk, self._momentum_is_shared)
+                self._momentum[index] = ChunkBuffer(new_m)
         if self._accumulator is not None:
-            cell = self._accumulator[index]
-            old_accumulator = cell.tensor
-            new_accumulator = self._beside(cell, self._accumulator_is_shared)
-            self._accumulator[index] = Cell(new_accumulator)
+            chunk = self._accumulator[index]
+            old_accumulator = chunk.tensor
+            new_accumulator = self._beside(chunk, self._accumulator_is_shared)
+            self._accumulator[index] = ChunkBuffer(new_accumulator)
         return Slots(old_m, old_accumulator), Slots(new_m, new_accumulator)
 
-    def _merge(self, cells: list[Cell], weight: float) -> None:
+    def _merge(self, chunks: list[ChunkBuffer], weight: float) -> None:
         for index, old, new in self._rewrite():
-            merge(old, cells[index].tensor, weight, new)
+            merge(old, chunks[index].tensor, weight, new)
 
-    def _merge_and_keep(self, cells: list[Cell], weight: float, replay: bool) -> None:
+    def _merge_and_keep(self, chunks: list[ChunkBuffer], weight: float, replay: bool) -> None:
         """Merge, and keep the movement since the last `difference` for the next one.
 
         carry: the region's model is merged as it is now. replay: as it was when it was sent, and the
@@ -423,10 +428,10 @@ class Plane:
             torch.sub(sent[index].tensor, old, out=moved)
             if replay:
                 merged = self._pool.take(old.numel())
-                merge(sent[index].tensor, cells[index].tensor, weight, merged)
+                merge(sent[index].tensor, chunks[index].tensor, weight, merged)
                 torch.sub(merged, moved, out=new)
-                snapshot.append(Cell(merged))
+                snapshot.append(ChunkBuffer(merged))
             else:
-                merge(old, cells[index].tensor, weight, new)
-                snapshot.append(Cell(moved.add_(new)))
+                merge(old, chunks[index].tensor, weight, new)
+                snapshot.append(ChunkBuffer(moved.add_(new)))
         self._snapshot = snapshot

@@ -1,6 +1,6 @@
 """What a plane held at one moment: its chunks, each once, and which of them lie where.
 
-A `PlaneSnapshot` copies no tensor. It holds cells, and nobody writes to a cell that another holds, so
+A `PlaneSnapshot` copies no tensor. It holds chunks, and nobody writes to a chunk that another holds, so
 it may be read for as long as it takes, in any thread, while the plane goes on.
 """
 
@@ -15,7 +15,7 @@ from pelago.core.errors import CheckpointError
 from pelago.core.names import BlobId
 from pelago.tensor.checksum import Bytes
 from pelago.tensor.manifest import Manifest
-from pelago.tensor.payload import Cell, tensor_over
+from pelago.tensor.payload import ChunkBuffer, tensor_over
 
 ARENAS: Final = ("model", "snapshot", "sent", "average", "momentum", "accumulator")
 """All that a plane may keep besides payloads, in the order in which a snapshot names it."""
@@ -46,8 +46,8 @@ class PlaneSnapshot:
         manifest: Manifest,
         dtype: torch.dtype,
         counter: int,
-        arenas: Mapping[str, Sequence[Cell]],
-        payloads: Mapping[BlobId, Sequence[Cell]],
+        arenas: Mapping[str, Sequence[ChunkBuffer]],
+        payloads: Mapping[BlobId, Sequence[ChunkBuffer]],
     ) -> None:
         self.manifest = manifest
         self.dtype = dtype
@@ -56,24 +56,24 @@ class PlaneSnapshot:
         self.payloads = payloads
 
     @cached_property
-    def chunks(self) -> Sequence[Cell]:
+    def chunks(self) -> Sequence[ChunkBuffer]:
         """The distinct chunks, in the order in which arenas and then payloads first name them."""
         named = (*self.arenas.values(), *self.payloads.values())
-        return tuple({id(cell): cell for cells in named for cell in cells}.values())
+        return tuple({id(chunk): chunk for chunks in named for chunk in chunks}.values())
 
     def layout(self) -> Layout:
         """What `of` needs to know, besides the bytes of `chunks`, to make this snapshot again."""
-        number_of = {id(cell): number for number, cell in enumerate(self.chunks)}
+        number_of = {id(chunk): number for number, chunk in enumerate(self.chunks)}
 
-        def numbers(cells: Sequence[Cell]) -> list[int]:
-            return [number_of[id(cell)] for cell in cells]
+        def numbers(chunks: Sequence[ChunkBuffer]) -> list[int]:
+            return [number_of[id(chunk)] for chunk in chunks]
 
         return {
             "dtype": _name_of(self.dtype),
             "model": self.manifest.fingerprint,
             "counter": self.counter,
-            "arenas": [[name, numbers(cells)] for name, cells in self.arenas.items()],
-            "payloads": [[blob, numbers(cells)] for blob, cells in self.payloads.items()],
+            "arenas": [[name, numbers(chunks)] for name, chunks in self.arenas.items()],
+            "payloads": [[blob, numbers(chunks)] for blob, chunks in self.payloads.items()],
         }
 
     @classmethod
@@ -86,7 +86,7 @@ class PlaneSnapshot:
     ) -> Self:
         """The snapshot of a plane of this manifest and dtype that had this layout and these bytes.
 
-        The buffers themselves become the memory of its cells and may not change any more. Raises
+        The buffers themselves become the memory of its chunks and may not change any more. Raises
         `CheckpointError` where they are not those of such a plane.
         """
         model, found, counter, arenas, payloads = _fields(layout)
@@ -110,13 +110,13 @@ class PlaneSnapshot:
             missing.difference_update(numbers)
         if missing:
             raise CheckpointError(f"{len(missing)} of {len(chunks)} chunks belong to nothing")
-        cells = [Cell(tensor_over(buffer, dtype)) for buffer in chunks]
+        held = [ChunkBuffer(tensor_over(buffer, dtype)) for buffer in chunks]
         return cls(
             manifest,
             dtype,
             counter,
-            {name: [cells[number] for number in numbers] for name, numbers in arenas.items()},
-            {blob: [cells[number] for number in numbers] for blob, numbers in payloads.items()},
+            {name: [held[number] for number in numbers] for name, numbers in arenas.items()},
+            {blob: [held[number] for number in numbers] for blob, numbers in payloads.items()},
         )
 
 

@@ -20,15 +20,16 @@ from convergence.fuzz.trial import Verdict, trial
 from gps.regions import Region
 from gps.state import Gps
 from lps.exchange import Exchanges
-from lps.lease_prefetch import Supply
+from lps.lease_prefetch import LeasePrefetch
 from lps.state import Lps
 from pelago.children import end_with
+from pelago.core import durable
 from pelago.core.leases import LeaseTable, SampleLedger
 from pelago.core.listening import Listening
 from pelago.core.machine import Measure, Send
 from pelago.core.refusals import Refusals
-from pelago.durable import image, record
-from pelago.protocol.client_session import Uplink
+from pelago.durable import record
+from pelago.protocol.client_session import ClientSession
 from pelago.protocol.staging import Staging
 from pelago.sim import fault_injector
 from pelago.sim.disk import Disk
@@ -58,7 +59,7 @@ def around(patch: pytest.MonkeyPatch, kind: type, name: str, wrapped: Callable[.
 
 def forget(patch: pytest.MonkeyPatch, kind: type, *fields: str) -> None:
     """Leave fields out of the images of a class."""
-    patch.setitem(image._settings, kind, (*image._settings[kind], *fields))
+    patch.setitem(durable.SETTINGS, kind, (*durable.SETTINGS[kind], *fields))
 
 
 @plant
@@ -103,7 +104,7 @@ def an_image_forgets_the_number_of_the_next_lease(patch: pytest.MonkeyPatch) -> 
 
 @plant
 def an_image_forgets_the_number_of_the_last_request(patch: pytest.MonkeyPatch) -> None:
-    forget(patch, Supply, "_requests")
+    forget(patch, LeasePrefetch, "_requests")
 
 
 @plant
@@ -180,10 +181,10 @@ def a_restarted_gps_believes_its_models_to_be_on_their_way(patch: pytest.MonkeyP
 
 @plant
 def a_restarted_lps_believes_its_update_to_be_on_its_way(patch: pytest.MonkeyPatch) -> None:
-    def restarted(original: Any, self: Uplink, now: int) -> None:
+    def restarted(original: Any, self: ClientSession, now: int) -> None:
         self._heard_at = now
 
-    around(patch, Uplink, "restarted", restarted)
+    around(patch, ClientSession, "restarted", restarted)
 
 
 @plant
@@ -255,7 +256,7 @@ def a_place_is_never_free_again(patch: pytest.MonkeyPatch) -> None:
 
 @plant
 def a_lost_transfer_is_not_noticed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Uplink, "lost", lambda self, now: None)
+    patch.setattr(ClientSession, "lost", lambda self, now: None)
 
 
 @plant
@@ -305,7 +306,7 @@ def nobody_counts_what_comes_to_nothing(patch: pytest.MonkeyPatch) -> None:
 
 @plant
 def a_client_waits_for_ever(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Uplink, "gives_up", lambda self, now: False)
+    patch.setattr(ClientSession, "gives_up", lambda self, now: False)
 
 
 @plant
@@ -336,7 +337,7 @@ def what_a_worker_waits_for_is_taken_for_in_hand(patch: pytest.MonkeyPatch) -> N
     def ask(original: Any, self: Any, in_hand: int, wanted: int, needed: int, now: int) -> Any:
         return original(self, in_hand + wanted, wanted, needed, now)
 
-    around(patch, Supply, "ask", ask)
+    around(patch, LeasePrefetch, "ask", ask)
 
 
 @plant

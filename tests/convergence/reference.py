@@ -30,7 +30,7 @@ class Setting:
 
 
 @dataclass
-class Server:
+class ReferenceServer:
     """A parameter and its delayed Nesterov, Liu et al. 2024, Algorithm 3 with c = 0."""
 
     settings: tuple[float, float, int]
@@ -53,7 +53,7 @@ class Server:
 
 
 @dataclass
-class Region(Server):
+class ReferenceRegion(ReferenceServer):
     snap: float = 1.0
     sent: float = 1.0
     version: int = 0
@@ -64,7 +64,7 @@ class Region(Server):
 
 
 @dataclass
-class Outcome:
+class ReferenceResult:
     """Arrivals at the GPS as (ms, region, cumulative steps), and its value after each."""
 
     arrivals: list[tuple[float, int, int]] = field(default_factory=list)
@@ -74,7 +74,7 @@ class Outcome:
     """(worker, first sample) in order of hand-out"""
 
 
-def halos(setting: Setting) -> Outcome:
+def halos(setting: Setting) -> ReferenceResult:
     """Run HALoS until the counted steps reach the budget."""
     fastest = max(itertools.chain(*setting.speeds))
     places = [(r, s / fastest) for r, row in enumerate(setting.speeds) for s in row]
@@ -91,9 +91,9 @@ def halos(setting: Setting) -> Outcome:
             th -= 1e-3 * (th - (w - 7.5) / 10)
         return th
 
-    gps = Server(setting.gps)
-    regions = [Region(setting.lps) for _ in setting.speeds]
-    outcome = Outcome()
+    gps = ReferenceServer(setting.gps)
+    regions = [ReferenceRegion(setting.lps) for _ in setting.speeds]
+    outcome = ReferenceResult()
     events: list[tuple[float, int, str, int, float]] = []
     order = itertools.count()
     samples = counted = 0
@@ -143,11 +143,11 @@ def halos(setting: Setting) -> Outcome:
             region.merged, region.flying = region.version, False
 
 
-def one_server(setting: Setting) -> Outcome:
+def one_server(setting: Setting) -> ReferenceResult:
     """Async-Local-SGD: every worker talks to one server, in `gps_region`, with `setting.gps`."""
     fastest = max(itertools.chain(*setting.speeds))
     places = [(r, s / fastest) for r, row in enumerate(setting.speeds) for s in row]
-    server, outcome = Server(setting.gps), Outcome()
+    server, outcome = ReferenceServer(setting.gps), ReferenceResult()
     events: list[tuple[float, int, int, float]] = []
     order = itertools.count()
     counted = 0
@@ -180,7 +180,7 @@ def one_server(setting: Setting) -> Outcome:
     return outcome
 
 
-def diloco(setting: Setting) -> Outcome:
+def diloco(setting: Setting) -> ReferenceResult:
     """DiLoCo (`rescale`: with dynamic local updates): rounds of all workers, then an all-reduce.
 
     Arrivals are (ms, 0, cumulative steps), one a round.
@@ -193,7 +193,7 @@ def diloco(setting: Setting) -> Outcome:
     ]
     round_ms = max(n * setting.step_ms / s for n, s in zip(steps, speeds, strict=True))
     round_ms += all_reduce_ms(setting)
-    server, outcome = Server(setting.gps), Outcome()
+    server, outcome = ReferenceServer(setting.gps), ReferenceResult()
     while not outcome.arrivals or outcome.arrivals[-1][2] < setting.budget:
         deltas = []
         for w, count in enumerate(steps):
@@ -208,13 +208,13 @@ def diloco(setting: Setting) -> Outcome:
     return outcome
 
 
-def synchronous(setting: Setting) -> Outcome:
+def synchronous(setting: Setting) -> ReferenceResult:
     """Data parallel: every iteration is the slowest worker's step and an all-reduce."""
     fastest = max(itertools.chain(*setting.speeds))
     speeds = [s / fastest for row in setting.speeds for s in row]
     iteration_ms = setting.step_ms / min(speeds) + all_reduce_ms(setting)
     target = sum((w - 7.5) / 10 for w in range(len(speeds))) / len(speeds)
-    th, outcome = 1.0, Outcome()
+    th, outcome = 1.0, ReferenceResult()
     for done in range(1, math.ceil(setting.budget / len(speeds)) + 1):
         th -= 1e-3 * (th - target)
         outcome.arrivals.append((done * iteration_ms, 0, done * len(speeds)))

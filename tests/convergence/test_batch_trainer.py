@@ -106,7 +106,7 @@ def test_language_models_of_several_runs_train_in_one_batch_as_they_do_alone(
     assert max(sizes) == 3
 
 
-class Broken:
+class BrokenProblem:
     """Fails to train whatever it is given."""
 
     def __init__(self, run: RunFile) -> None:
@@ -132,7 +132,8 @@ def test_a_failure_of_the_training_reaches_everybody_and_nobody_waits() -> None:
             batch_trainer.leave()
 
     threads = [
-        threading.Thread(target=work, args=(problem,)) for problem in (Broken(run), build(run, 16))
+        threading.Thread(target=work, args=(problem,))
+        for problem in (BrokenProblem(run), build(run, 16))
     ]
     for thread in threads:
         thread.start()

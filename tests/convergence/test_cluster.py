@@ -22,7 +22,7 @@ from pelago.core.machine import PS_PER_MS, Loaded, Started
 from pelago.core.names import Lease, PushId, Version
 from pelago.sim.links import Links
 from pelago.sim.planes import TimingPlane
-from pelago.sim.simulation import Node, Simulation
+from pelago.sim.simulation import SimulatedNode, Simulation
 from tests.convergence.paper import PAPER, run_file
 from worker.state import Evaluator, Worker
 
@@ -192,11 +192,11 @@ def test_the_machines_as_the_daemons_set_them_up_run_whatever_the_order_of_start
             run, incarnation=3, manifest=problem.specs, fingerprint="f", corpus="c"
         )
     )
-    nodes = [Node("gps", 0, server, TimingPlane())]
+    nodes = [SimulatedNode("gps", 0, server, TimingPlane())]
     trainers: list[SimulatedTrainer] = []
     for place, region in enumerate(run.region):
         machine = Lps(lps.settings.settings(run, place, incarnation=5))
-        nodes.append(Node(f"lps/{region.name}", place, machine, TimingPlane()))
+        nodes.append(SimulatedNode(f"lps/{region.name}", place, machine, TimingPlane()))
         for group in range(2):
             settings = worker.settings.settings(
                 run,
@@ -210,10 +210,10 @@ def test_the_machines_as_the_daemons_set_them_up_run_whatever_the_order_of_start
             trainer = SimulatedTrainer(cluster, cluster.layout.units[len(trainers)], len(trainers))
             trainers.append(trainer)
             name = f"{region.name}/{group}"
-            nodes.append(Node(name, place, Worker(settings), TimingPlane(), trainer))
+            nodes.append(SimulatedNode(name, place, Worker(settings), TimingPlane(), trainer))
     settings = worker.settings.settings(run, None, -1, incarnation=9, fingerprint="f", corpus="c")
     trainer = trainers[0]
-    nodes.append(Node("evaluator", 0, Evaluator(settings), TimingPlane(), trainer))
+    nodes.append(SimulatedNode("evaluator", 0, Evaluator(settings), TimingPlane(), trainer))
     for node in nodes:
         simulation.add(node)
     order = sorted(

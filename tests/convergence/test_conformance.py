@@ -34,7 +34,7 @@ def exactly(value: Any) -> Any:
 
 
 @dataclass
-class Run:
+class ConformanceRun:
     cluster: Cluster
     result: dict[str, Any]
     values: list[float]
@@ -42,7 +42,7 @@ class Run:
     leases: list[HandedOut]
 
 
-def play(setting: Setting, check: bool = True) -> Run:
+def play(setting: Setting, check: bool = True) -> ConformanceRun:
     values: list[float] = []
     leases: list[HandedOut] = []
 
@@ -54,11 +54,11 @@ def play(setting: Setting, check: bool = True) -> Run:
 
     run = run_file(setting)
     cluster = Cluster(run, check=check, on_arrival=on_arrival, on_lease=leases.append)
-    return Run(cluster, cluster.replay(), values, leases)
+    return ConformanceRun(cluster, cluster.replay(), values, leases)
 
 
 @pytest.fixture(scope="module")
-def paper() -> Run:
+def paper() -> ConformanceRun:
     return play(PAPER, check=False)
 
 
@@ -74,7 +74,7 @@ def test_the_shipped_run_files_are_the_papers_environment() -> None:
     assert timing.worker.local_steps == 8
 
 
-def test_the_papers_run_takes_the_published_time_and_updates(paper: Run) -> None:
+def test_the_papers_run_takes_the_published_time_and_updates(paper: ConformanceRun) -> None:
     found = paper.result
     assert found["gps"]["updates"] == found["gps"]["version"] == len(paper.cluster.arrivals) == 396
     assert found["counted_steps"] == 98_407
@@ -83,7 +83,7 @@ def test_the_papers_run_takes_the_published_time_and_updates(paper: Run) -> None
     assert found["gps"]["updates_by_region"] == by_region
 
 
-def test_the_papers_run_has_the_published_arrivals(paper: Run) -> None:
+def test_the_papers_run_has_the_published_arrivals(paper: ConformanceRun) -> None:
     arrivals = [
         (each.time_ps / PS_PER_MS, each.region, each.cumulative_steps)
         for each in paper.cluster.arrivals
@@ -93,16 +93,16 @@ def test_the_papers_run_has_the_published_arrivals(paper: Run) -> None:
     assert arrivals[-1] == (exactly(2434417.23384859), "r0", 98_407)
 
 
-def test_the_scalar_model_takes_the_published_values(paper: Run) -> None:
+def test_the_scalar_model_takes_the_published_values(paper: ConformanceRun) -> None:
     assert paper.values[:4] == exactly(FIRST_VALUES)
     assert paper.result["final"]["gps"] == exactly(FINAL_VALUE)
 
 
-def test_the_papers_run_agrees_with_the_reference_at_every_arrival(paper: Run) -> None:
+def test_the_papers_run_agrees_with_the_reference_at_every_arrival(paper: ConformanceRun) -> None:
     compare(paper, PAPER)
 
 
-def test_the_papers_ledger_drops_28_percent_and_balances(paper: Run) -> None:
+def test_the_papers_ledger_drops_28_percent_and_balances(paper: ConformanceRun) -> None:
     ledger, regions = paper.result["ledger"], paper.result["lps"]
     parts = ("applied", "dropped_in_flight", "unexchanged", "returned")
     assert ledger["issued"] == sum(ledger[part] for part in parts)
@@ -113,7 +113,9 @@ def test_the_papers_ledger_drops_28_percent_and_balances(paper: Run) -> None:
     assert round(regions["r3"]["in_flight_updates"] / regions["r3"]["updates"], 2) == 0.57
 
 
-def test_the_learning_rate_clock_counts_samples_as_they_are_handed_out(paper: Run) -> None:
+def test_the_learning_rate_clock_counts_samples_as_they_are_handed_out(
+    paper: ConformanceRun,
+) -> None:
     """One global stream, first come first served: the clock of a round is range.start // 1024."""
     # Regions are equally fast inside, so rounds begin in the order in which they were handed out.
     ours = [(each.worker, each.lease.spans[0][0]) for each in paper.leases]
@@ -126,7 +128,7 @@ def test_the_learning_rate_clock_counts_samples_as_they_are_handed_out(paper: Ru
     assert len(ours) == 17_636
 
 
-def compare(run: Run, setting: Setting) -> None:
+def compare(run: ConformanceRun, setting: Setting) -> None:
     """All arrivals, the GPS's value after each, the regions' last values; and the books balance."""
     reference = halos(setting)
     ours = [

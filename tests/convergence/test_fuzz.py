@@ -12,7 +12,7 @@ import pytest
 from convergence.fuzz import __main__ as command
 from convergence.fuzz import pool
 from convergence.fuzz.draw import draw
-from convergence.fuzz.trial import Outcome, Verdict, _run, trial
+from convergence.fuzz.trial import TrialResult, Verdict, _run, trial
 from convergence.fuzz.world import World
 from tests.convergence.planted import PLANTS
 
@@ -169,9 +169,9 @@ def test_every_planted_bug_has_a_seed() -> None:
 def test_the_exit_status_is_the_verdict_and_the_last_line_runs_it_again(
     verdict: Verdict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def some_trial(seed: int) -> Outcome:
+    def some_trial(seed: int) -> TrialResult:
         bad = verdict if seed == 4 else Verdict.SOUND
-        return Outcome(seed, bad, 100, 10**12, {"crashes": 1}, "what happened")
+        return TrialResult(seed, bad, 100, 10**12, {"crashes": 1}, "what happened")
 
     monkeypatch.setattr(pool, "trial", some_trial)
     assert command.main(["--seed", "3", "--seeds", "3", "--jobs", "1"]) == verdict

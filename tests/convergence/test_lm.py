@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from convergence.lm import attention
-from convergence.lm.optimiser import Moments, Optimiser, orthogonal
+from convergence.lm.optimiser import Moments, StackedOptimiser, orthogonal
 from convergence.lm.problem import LanguageModelling
 from convergence.lm.samples import Samples, mixed, permuted
 from convergence.lm.shape import Shape, check_layout, shape_of
 from convergence.lm.stacked import Stacked
 from convergence.problems import Job, Part, build
-from pelago.config import RunFile, Worker
+from pelago.config import RunFile, WorkerSection
 from pelago.core.errors import ConfigError
 from pelago.core.names import Lease, PushId, Spans
 from pelago.core.prng import GlobalOrder, Permutation, mix
@@ -25,7 +25,7 @@ from pelago.wire.messages import TensorSpec
 from tests.worker.corpora import TINY, write_texts, write_tokens
 from worker import models
 from worker.data import open_corpus
-from worker.evaluator import Evaluator
+from worker.evaluator import HeldOutLoss
 from worker.models.architecture import architecture
 from worker.trainer import Trainer
 
@@ -190,10 +190,14 @@ def test_no_job_depends_on_the_others_of_its_batch(source: str, optimiser: str) 
 
 
 def stepped(
-    settings: Worker, shape: Shape, flat: torch.Tensor, grads: list[torch.Tensor], rate: float
+    settings: WorkerSection,
+    shape: Shape,
+    flat: torch.Tensor,
+    grads: list[torch.Tensor],
+    rate: float,
 ) -> torch.Tensor:
-    """What `Optimiser` makes of the rows of ``flat``."""
-    optimiser = Optimiser(settings, shape, len(flat) + 1, CPU)
+    """What `StackedOptimiser` makes of the rows of ``flat``."""
+    optimiser = StackedOptimiser(settings, shape, len(flat) + 1, CPU)
     flat = flat.clone()
     replicas = list(range(len(flat), 0, -1))
     for grad in grads:
@@ -210,7 +214,7 @@ def test_muon_is_torch_s_for_the_blocks_and_adamw_for_the_rest(
     """torch iterates in bfloat16, ours in fp32: the same but for its rounding."""
     if exact:
         monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
-    settings = Worker(optimiser="muon", clip_norm=0.5, weight_decay=0.2)
+    settings = WorkerSection(optimiser="muon", clip_norm=0.5, weight_decay=0.2)
     shape, _, flat, _ = gradients(MODELS["untied"], LENGTH, replicas=2)
     grads = [torch.randn(flat.shape) * size for size in (1e-4, 3.0, 1e-3)]
     expected = flat.clone()
@@ -248,7 +252,7 @@ def test_orthogonalised_matrices_are_nearly_orthogonal() -> None:
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_leaves_no_trace(optimiser: str, broken: float) -> None:
     """In its own row; the other row takes all three steps."""
-    settings = Worker.model_validate({"optimiser": optimiser})
+    settings = WorkerSection.model_validate({"optimiser": optimiser})
     shape, _, flat, _ = gradients({}, LENGTH, replicas=2)
     first, last = torch.randn(flat.shape), torch.randn(flat.shape)
     bad = torch.randn(flat.shape)
@@ -274,7 +278,7 @@ def test_the_loss_falls_and_what_is_validated_is_what_the_evaluator_measures(sou
     after = problem.validate(flat)
     assert after[0] < 0.6 * before[0]
     assert found[0].loss < found[1].loss
-    loss, tokens = Evaluator(run).validate(flat)
+    loss, tokens = HeldOutLoss(run).validate(flat)
     assert after == (pytest.approx(loss, abs=1e-5), tokens)
 
 

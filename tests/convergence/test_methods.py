@@ -16,7 +16,7 @@ from pelago.core.errors import ConfigError
 from pelago.core.machine import PS_PER_MS
 from tests.convergence import reference
 from tests.convergence.paper import PAPER, run_file
-from tests.convergence.reference import Outcome, Setting
+from tests.convergence.reference import ReferenceResult, Setting
 from tests.convergence.test_conformance import exactly
 
 torch.set_num_threads(1)
@@ -117,7 +117,7 @@ SETTINGS = {
 )
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 def test_other_settings_agree_with_the_reference(
-    setting: Setting, method: str, refer: Callable[[Setting], Outcome]
+    setting: Setting, method: str, refer: Callable[[Setting], ReferenceResult]
 ) -> None:
     cluster, found, values = play(setting, method)
     expected = refer(setting)

@@ -10,13 +10,13 @@ from pelago.core import frozen
 
 def made() -> Any:
     @frozen.frozen
-    class Point:
+    class FrozenPoint:
         """A place."""
 
         x: int
         y: int = 2
 
-    return Point
+    return FrozenPoint
 
 
 def test_in_tests_an_assignment_is_refused() -> None:

@@ -27,7 +27,7 @@ class Box:
 
 
 @durable(settings=("limit", "get"))
-class Shelf:
+class Cupboard:
     """A part with settings, and a method of its dict."""
 
     def __init__(self, limit: int, *names: str) -> None:
@@ -46,7 +46,7 @@ class Label:
 
 @durable()
 @dataclass(slots=True)
-class Entry:
+class Drawer:
     label: Label
     spans: SpanSet
 
@@ -138,7 +138,7 @@ def test_settings_are_those_of_the_fresh_machine() -> None:
 
 
 def test_what_only_the_fresh_machine_has_stays_and_what_only_the_image_has_comes() -> None:
-    used, fresh = Shelf(1, "a", "b"), Shelf(2, "b", "c")
+    used, fresh = Cupboard(1, "a", "b"), Cupboard(2, "b", "c")
     used.boxes["b"].content, fresh.boxes["c"].content = 5, 7
     boxes = fresh.boxes
     restore(fresh, take(used))
@@ -149,7 +149,7 @@ def test_what_only_the_fresh_machine_has_stays_and_what_only_the_image_has_comes
 
 
 def test_what_a_part_holds_is_filled_where_it_is_and_a_record_is_made_anew() -> None:
-    inner, entry = Box(), Entry(Label("fragile"), SpanSet([(0, 4)]))
+    inner, entry = Box(), Drawer(Label("fragile"), SpanSet([(0, 4)]))
     fresh = Box(inner)
     restore(fresh, take(Box(Box(entry))))
     assert fresh.content is inner
@@ -158,11 +158,11 @@ def test_what_a_part_holds_is_filled_where_it_is_and_a_record_is_made_anew() -> 
 
 
 def test_marking_changes_nothing_of_a_class() -> None:
-    class Local:
+    class Inner:
         pass
 
-    assert durable()(Local) is Local
-    assert not vars(Local).keys() - vars(type("Local", (), {})).keys()
+    assert durable()(Inner) is Inner
+    assert not vars(Inner).keys() - vars(type("Inner", (), {})).keys()
 
 
 def test_two_classes_of_one_name_cannot_both_be_durable() -> None:
@@ -178,7 +178,7 @@ class Sub(Box):
     """Nobody marked it."""
 
 
-class Pair(NamedTuple):
+class TwoValues(NamedTuple):
     left: int
 
 
@@ -197,7 +197,7 @@ class Pair(NamedTuple):
         2**64,
         -(2**63) - 1,
         Sub(),
-        Pair(1),
+        TwoValues(1),
         {"a": [({1},)]},
         Label("light"),  # type: ignore[arg-type]
         Label(pair=(1, 2)),  # type: ignore[arg-type]
@@ -215,7 +215,7 @@ def test_what_cannot_come_back_as_it_was_is_not_written(value: Any) -> None:
 
 
 def test_a_setting_that_does_not_exist_is_noticed() -> None:
-    shelf = Shelf(1)
+    shelf = Cupboard(1)
     del shelf.limit
     with pytest.raises(AssertionError, match="limit"):
         take(shelf)
@@ -234,7 +234,7 @@ FAULT = "the image does not fit this version of Pelago: "
         ([], "Box holds a list without a class"),
         ([["Box"]], "Box holds a list without a class"),
         ({"content": 1}, "Box holds a dict"),
-        (["Shelf", "boxes", ["dict"]], "Box should be Box, not Shelf"),
+        (["Cupboard", "boxes", ["dict"]], "Box should be Box, not Cupboard"),
         (["Box"], "Box.content is missing"),
         (["Box", "content"], "Box has a Box in which something lacks its value"),
         (["Box", "content", 1, "colour", 2], "Box has no field 'colour'"),
@@ -254,7 +254,10 @@ FAULT = "the image does not fit this version of Pelago: "
         (["Box", "content", ["dict", ["list"], 1]], "Box.content has a list as a key"),
         (["Box", "content", ["dict", ["tuple", ["list"]], 1]], "Box.content has a tuple as a key"),
         (["Box", "content", ["dict", 1, []]], "Box.content[1] holds a list without a class"),
-        (["Box", "content", ["Shelf", "boxes", 1]], "Box.content is a Shelf, where there is none"),
+        (
+            ["Box", "content", ["Cupboard", "boxes", 1]],
+            "Box.content is a Cupboard, where there is none",
+        ),
         (["Box", "content", ["Version", "counter", 1]], "Box.content.incarnation is missing"),
         (
             ["Box", "content", ["Version", "incarnation", 1, "counter", "2"]],
@@ -281,7 +284,7 @@ def test_an_image_that_does_not_fit_is_refused_in_words(image: Any, fault: str) 
         ("", None, "Box.content should be str, not NoneType"),
         ((), ["list"], "Box.content should be tuple, not list"),
         ({}, ["OrderedDict"], "Box.content should be dict, not OrderedDict"),
-        (Box(), ["Entry"], "Box.content should be Box, not Entry"),
+        (Box(), ["Drawer"], "Box.content should be Box, not Drawer"),
         (SpanSet(), ["SpanSet", "total", 0], "Box.content._starts is missing"),
         ({"eu": Box()}, ["dict", "eu", 1], "Box.content['eu'] should be Box, not int"),
     ],

@@ -38,7 +38,7 @@ def test_a_full_disk_ends_no_node_of_a_run(tmp_path: Path) -> None:
                 # The rest of its last page would take a line.
                 with console.open("ab") as file:
                     file.write(b"\n" * (-console.stat().st_size % PAGE_BYTES))
-            silence = Silence(logs)
+            silence = LogSilence(logs)
             until(lambda: not grows(ballast) and silence.is_long())
             assert local.poll() is None
             ballast.unlink()
@@ -79,7 +79,7 @@ def grows(ballast: Path) -> bool:
     return True
 
 
-class Silence:
+class LogSilence:
     """Since when the logs have not grown."""
 
     def __init__(self, logs: list[Path]) -> None:

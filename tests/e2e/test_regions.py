@@ -11,7 +11,7 @@ from pelago.core.machine import Received
 from pelago.core.spans import SpanSet
 from pelago.durable import record
 from pelago.durable.record import Kind
-from pelago.net.durability.state_folder import Store
+from pelago.net.durability.state_folder import StateFolder
 from pelago.wire.messages import LeaseGrant
 from tests.e2e.topology import Daemons, assert_books_balance, run_file
 
@@ -156,12 +156,12 @@ def inheritance(daemons: Daemons, gone: str) -> SpanSet:
     logged all of its exchanges before it noted that it left."""
     run, node = config.load(daemons.path), f"lps-{gone}"
     held = SpanSet()
-    store = Store(daemons.out / node / "state", run.run_id, node)
-    past = store.past()
+    store = StateFolder(daemons.out / node / "state", run.run_id, node)
+    recovered = store.recovered()
     store.close()
-    assert past is not None
-    assert past.snapshot is None, "what came before it is not in the journal"
-    for each in past.records:
+    assert recovered is not None
+    assert recovered.snapshot is None, "what came before it is not in the journal"
+    for each in recovered.records:
         if each.head.kind is Kind.EVENT:
             event = record.unpack_event(run.run_id, each.body)
             if isinstance(event, Received) and isinstance(event.message, LeaseGrant):

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.study import study_file
-from experiments.study.plan import Plan
+from experiments.study.plan import StudyPlan
 from pelago import config
 from tests.convergence.paper import PAPER, run_file
 
@@ -20,10 +20,10 @@ QUADRATIC = """
 "worker.min_lr" = 0.0
 "worker.max_lr" = 0.05
 """
-"""A [study_file.set] that gives losses, differently for different seeds, in a fraction of a second."""
+"""A [study.set] that gives losses, differently for different seeds, in a fraction of a second."""
 
 
-def write(folder: Path, text: str, name: str = "study_file.toml") -> Path:
+def write(folder: Path, text: str, name: str = "study.toml") -> Path:
     """A study file beside its base, base.toml, which gives no losses."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "base.toml").write_text(config.dump(SCALAR), encoding="utf-8")
@@ -32,10 +32,10 @@ def write(folder: Path, text: str, name: str = "study_file.toml") -> Path:
     return path
 
 
-def plan(folder: Path, text: str) -> Plan:
+def plan(folder: Path, text: str) -> StudyPlan:
     """The same, resolved."""
     path = write(folder, text)
-    return Plan(study_file.load(path), path)
+    return StudyPlan(study_file.load(path), path)
 
 
 def results(out: Path) -> dict[str, bytes]:

@@ -278,7 +278,7 @@ def test_two_processes_do_not_share_a_folder(
     with (out / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert main(["replay", str(write(tmp_path, TWO_BY_TWO)), "--out", str(out)]) == 2
-    assert "another process conducts a study there" in capsys.readouterr().err
+    assert "another process runs a study there" in capsys.readouterr().err
     shutil.rmtree(out)
 
 

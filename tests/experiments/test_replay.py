@@ -11,7 +11,7 @@ import pytest
 from experiments.__main__ import main
 from experiments.replay import FILES, decimal_ms, finite
 from experiments.study import study_file
-from experiments.study.plan import Plan
+from experiments.study.plan import StudyPlan
 from pelago import config
 from tests.convergence.paper import PAPER, SHIPPED, run_file
 
@@ -164,4 +164,4 @@ def test_list_names_every_shipped_experiment_with_its_kind(
 def test_every_shipped_study_resolves() -> None:
     for path in SHIPPED.glob("*.toml"):
         if study_file.is_study(path):
-            assert Plan(study_file.load(path), path).runs
+            assert StudyPlan(study_file.load(path), path).runs

@@ -13,8 +13,8 @@ import pytest
 from experiments.__main__ import main
 from experiments.report import formatting
 from experiments.study import compare
-from experiments.study.compare import Group, Row, Spread
-from experiments.study.measure import Measured, Point, mean_and_most, measure
+from experiments.study.compare import Group, RunRow, Spread
+from experiments.study.measure import Point, RunFigures, mean_and_most, measure
 from experiments.study.plan import Case
 from experiments.study.study_file import Study, Variant
 from tests.experiments.studies import QUADRATIC, write
@@ -155,16 +155,16 @@ def test_a_folder_without_results_is_refused(
     assert all(str(tmp_path) in line for line in said)
 
 
-def run(*losses: float | None, every_ms: float = 100.0) -> Measured:
+def run(*losses: float | None, every_ms: float = 100.0) -> RunFigures:
     points = tuple(
         Point(every_ms * place, 10 * place, loss) for place, loss in enumerate(losses, start=1)
     )
-    return Measured("halos", every_ms * len(losses), 0, 0, 0, 0, 0, 0, 0, 1.0, None, points, {})
+    return RunFigures("halos", every_ms * len(losses), 0, 0, 0, 0, 0, 0, 0, 1.0, None, points, {})
 
 
-def group(*runs: Measured | None, trial: int = 0, variant: str = "a") -> Group:
+def group(*runs: RunFigures | None, trial: int = 0, variant: str = "a") -> Group:
     rows = [
-        Row(f"{trial}", "search", Case(variant), "", trial, {}, seed, each)
+        RunRow(f"{trial}", "search", Case(variant), "", trial, {}, seed, each)
         for seed, each in enumerate(runs)
     ]
     return Group("search", "", Case(variant), trial, rows)

@@ -8,7 +8,7 @@ import pytest
 from experiments import toml
 from experiments.__main__ import main
 from experiments.study import study_file
-from experiments.study.plan import Case, Plan, draw
+from experiments.study.plan import Case, StudyPlan, draw
 from experiments.study.study_file import Space
 from pelago import config
 from pelago.config import RunFile
@@ -16,21 +16,21 @@ from tests.experiments.studies import plan, write
 
 BASE = '[study]\nbase = "base.toml"\n'
 SEARCH = """
-[[study_file.variant]]
+[[study.variant]]
 name = "plain"
-[[study_file.variant]]
+[[study.variant]]
 name = "wide"
 space = {"lps.updates_per_exchange" = {low = 2, high = 5, integer = true}, "worker.max_lr" = {choices = [0.5]}}
-[study_file.search]
+[study.search]
 trials = 4
 seed = 7
-[study_file.search.space]
+[study.search.space]
 "worker.max_lr" = {low = 3e-4, high = 1e-2, log = true}
 "lps.merge_weight" = {low = 0.1, high = 0.9}
 """
 
 
-def resolved(found: Plan) -> list[RunFile]:
+def resolved(found: StudyPlan) -> list[RunFile]:
     return [config.parse(run.text) for run in found.runs]
 
 
@@ -40,17 +40,17 @@ def test_a_study_is_the_product_of_variants_axes_and_seeds(tmp_path: Path) -> No
         BASE
         + """
         seeds = [3, 4]
-        [study_file.set]
+        [study.set]
         "run.budget_local_steps" = 500
-        [[study_file.variant]]
+        [[study.variant]]
         name = "halos"
-        [[study_file.variant]]
+        [[study.variant]]
         name = "carry"
         set = {"lps.in_flight" = "carry", "run.budget_local_steps" = 600}
-        [[study_file.axis]]
+        [[study.axis]]
         key = "lps.updates_per_exchange"
         values = [4, 8]
-        [[study_file.axis]]
+        [[study.axis]]
         key = "lps.merge_weight"
         values = [0.25, 0.5, 1.0]
         """,
@@ -95,7 +95,7 @@ def test_keys_that_stand_for_several_change_what_they_say(tmp_path: Path) -> Non
         tmp_path,
         BASE
         + """
-        [study_file.set]
+        [study.set]
         regions = 2
         "network.bandwidth_scale" = 0.5
         "region.worker_speeds" = [[1.0, 1.0], [2.0], [1.0], [1.0]]
@@ -117,12 +117,12 @@ def test_a_later_layer_wins_whatever_the_form_of_its_key(tmp_path: Path) -> None
         tmp_path,
         BASE
         + """
-        [study_file.set]
+        [study.set]
         "region.r1.worker_speeds" = [3.0, 3.0]
         "model.overrides.hidden_size" = 32
-        [[study_file.variant]]
+        [[study.variant]]
         name = "even"
-        [study_file.variant.set]
+        [study.variant.set]
         "region.worker_speeds" = [[1.0], [1.0], [1.0], [1.0]]
         "model.overrides" = {num_hidden_layers = 2}
         """,
@@ -169,7 +169,7 @@ def test_confirmations_keep_their_places_whatever_is_best(tmp_path: Path) -> Non
         + "seeds = [0]"
         + SEARCH
         + """
-        [study_file.confirm]
+        [study.confirm]
         seeds = [10, 11]
         sets = [{name = "other", set = {"worker.clip_norm" = 2.0}}]
         """,
@@ -192,7 +192,7 @@ def test_what_is_written_beside_the_results_resolves_to_the_same_runs(tmp_path: 
     again.mkdir()
     (again / "base.toml").write_text(config.dump(found.base), encoding="utf-8")
     (again / "copy.toml").write_text(study_file.dump(found.study), encoding="utf-8")
-    other = Plan(study_file.load(again / "copy.toml"), again / "copy.toml")
+    other = StudyPlan(study_file.load(again / "copy.toml"), again / "copy.toml")
     assert other.study == found.study
     assert [run.folder for run in other.runs] == [run.folder for run in found.runs]
 
@@ -211,10 +211,10 @@ def test_toml_gives_back_what_was_written() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[study]\n", "study_file.base"),
-        ('[study]\nbase = "nothing"\n', "study_file.base = nothing: no such file"),
-        ('[study]\nbase = "study_file.toml"\n', "is a study itself"),
-        (BASE + 'seed = [1]\n', "study_file.seed = [1]: no such key; did you mean 'seeds'?"),
+        ("[study]\n", "study.base"),
+        ('[study]\nbase = "nothing"\n', "study.base = nothing: no such file"),
+        ('[study]\nbase = "study.toml"\n', "is a study itself"),
+        (BASE + 'seed = [1]\n', "study.seed = [1]: no such key; did you mean 'seeds'?"),
         (BASE + "seeds = [0, 0]\n", "seeds = [0, 0]: must differ"),
         (BASE + 'set = {"worker.max_lrr" = 0.1}\n', "worker.max_lrr = 0.1: no such key; did you mean 'worker.max_lr'?"),
         (BASE + 'set = {"run.seed" = 1}\n', "run.seed = 1: cannot be set here"),
@@ -230,12 +230,12 @@ def test_toml_gives_back_what_was_written() -> None:
         (BASE + 'axis = [{key = "lps.k", values = [1]}]\n', "key = 'lps.k': no such key"),
         (BASE + 'axis = [{key = "lps.lr", values = [1.0], names = ["a", "b"]}]\n', "names = ['a', 'b']: must be 1"),
         (BASE + 'axis = [{key = "lps.lr", values = [0.1, "x"]}]\n', "variant 'short', lps.lr = x: lps.lr = 'x'"),
-        (BASE + "confirm = {seeds = [1]}\n", "there is no study_file.search"),
-        (BASE + "search = {trials = 0}\n", "study_file.search.trials = 0"),
+        (BASE + "confirm = {seeds = [1]}\n", "there is no study.search"),
+        (BASE + "search = {trials = 0}\n", "study.search.trials = 0"),
         (BASE + 'search = {trials = 2, space = {"lps.lr" = {low = 1.0}}}\n', "high = None"),
         (BASE + 'search = {trials = 2, space = {"lps.lr" = {low = 0.0, high = 1.0, log = true}}}\n', "low = 0"),
         (BASE + 'search = {trials = 2, space = {"lps.lr" = {lo = 0.0, high = 1.0}}}\n', "did you mean 'low'?"),
-        (BASE + "search = {trials = 2}\nconfirm = {seeds = [0, 1]}\n", "study_file.confirm.seeds = [0]: the search"),
+        (BASE + "search = {trials = 2}\nconfirm = {seeds = [0, 1]}\n", "study.confirm.seeds = [0]: the search"),
         (BASE + "search = {trials = 20001}\n", "20,001 runs, and at most 20,000"),
         (BASE + "[run]\nseed = 1\n", "run: no such key; a study file has the table [study]"),
     ],

@@ -57,7 +57,7 @@ def update(push: PushId, spans: Spans, dropped: Spans = (), steps: int = 1, base
     return Push(push, Version(1, base), steps, 3, 64, 1.5, spans, dropped, 0)
 
 
-class Room(Conversation):
+class GpsDriver(Conversation):
     """A conversation with the GPS."""
 
     def __init__(self, settings: GpsSettings = SETTINGS) -> None:
@@ -65,13 +65,13 @@ class Room(Conversation):
         super().__init__(self.gps)
         assert self.happens(Started()) == [SetTick(settings.tick_ps)]
 
-    def load(self) -> "Room":
+    def load(self) -> "GpsDriver":
         """The initial model is in the arena."""
         first = Version(self.gps.settings.incarnation, 0)
         assert self.happens(Loaded(first)) == [Note("serving", {"regions": ["eu", "us"]})]
         return self
 
-    def join(self, peer: str, region: str, samples: int = 0, incarnation: int = 1) -> "Room":
+    def join(self, peer: str, region: str, samples: int = 0, incarnation: int = 1) -> "GpsDriver":
         """An LPS joins, and borrows samples."""
         self.hears(peer, hello("lps", region, incarnation))
         if samples:

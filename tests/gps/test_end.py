@@ -39,7 +39,7 @@ from pelago.wire.messages import (
     WorkerReport,
 )
 from tests.conversation import without_notes
-from tests.gps.driver import REPORT, SETTINGS, Room, hello, update, welcome
+from tests.gps.driver import REPORT, SETTINGS, GpsDriver, hello, update, welcome
 
 E1, E2, U1 = PushId(1, 1), PushId(2, 1), PushId(1, 1)
 BUDGET = "budget of local steps reached"
@@ -55,39 +55,39 @@ def found(counter: int, steps: int, loss: float = 2.5) -> Evaluated:
 
 
 @pytest.fixture
-def room() -> Room:
+def driver() -> GpsDriver:
     """Both regions are in and hold samples: eu 0..40, us 40..60."""
-    return Room().load().join("lps-1", "eu", samples=40).join("lps-2", "us", samples=20)
+    return GpsDriver().load().join("lps-1", "eu", samples=40).join("lps-2", "us", samples=20)
 
 
 # --- evaluators -------------------------------------------------------------------------------
 
 
 def test_an_evaluator_gets_the_first_version_at_once_and_the_next_when_it_is_due(
-    room: Room,
+    driver: GpsDriver,
 ) -> None:
     """
     1. It asks for the first version: there it is.
     2. It reports, and asks for a version with 3 steps behind it: there is none yet.
     3. 2 steps: none yet. 3 steps: there it is. Time is when that version was reached.
     """
-    assert room.evaluate() == [Pin(1, average=True), Send("judge", model(0, 0), 1), Release(1)]
-    assert room.happens(Delivered("judge", 1)) == []
-    assert room.hears("judge", found(0, 0, 5.5)) == [
+    assert driver.evaluate() == [Pin(1, average=True), Send("judge", model(0, 0), 1), Release(1)]
+    assert driver.happens(Delivered("judge", 1)) == []
+    assert driver.hears("judge", found(0, 0, 5.5)) == [
         Note(
             "validation",
             {"version": 0, "counted_steps": 0, "elapsed_ps": 0, "loss": 5.5, "tokens": 100},
         )
     ]
-    assert room.hears("judge", Pull(0, 3)) == []
-    room.after(1).push("lps-1", update(E1, ((0, 4),), steps=2), -1)
-    effects = room.after(1).push("lps-1", update(E2, ((4, 8),), steps=1), -2)
+    assert driver.hears("judge", Pull(0, 3)) == []
+    driver.after(1).push("lps-1", update(E1, ((0, 4),), steps=2), -1)
+    effects = driver.after(1).push("lps-1", update(E2, ((4, 8),), steps=1), -2)
     assert effects[-3:] == [Pin(4, average=True), Send("judge", model(2, 3), 4), Release(4)]
-    room.after(5).hears("judge", found(2, 3))
-    assert room.gps.validations == [(0, 0, 5.5), (2 * 10**12, 3, 2.5)]
+    driver.after(5).hears("judge", found(2, 3))
+    assert driver.gps.validations == [(0, 0, 5.5), (2 * 10**12, 3, 2.5)]
 
 
-def test_evaluators_get_the_mean_and_regions_never_do(room: Room) -> None:
+def test_evaluators_get_the_mean_and_regions_never_do(driver: GpsDriver) -> None:
     """Who trains goes on from the model itself: first, after an exchange, and asked once more."""
     pins: dict[str, set[bool]] = {}
 
@@ -97,123 +97,125 @@ def test_evaluators_get_the_mean_and_regions_never_do(room: Room) -> None:
             if isinstance(each, Send) and each.blob is not None:
                 pins.setdefault(each.peer, set()).add(pinned[each.blob])
 
-    note_pins(room.hears("lps-1", Pull(0, 0)))
-    note_pins(room.evaluate())
-    room.happens(Delivered("judge", 2))
-    room.hears("judge", Pull(0, 1))
-    note_pins(room.push("lps-1", update(E1, ((0, 4),)), -1))
-    room.happens(PeerLost("lps-1", "cut"))
-    note_pins(room.hears("lps-1", Offer(E1)))
-    room.happens(Delivered("judge", 4))
-    room.hears("judge", Pull(0, 99))
-    note_pins(room.happens(StopRequested("enough")))
+    note_pins(driver.hears("lps-1", Pull(0, 0)))
+    note_pins(driver.evaluate())
+    driver.happens(Delivered("judge", 2))
+    driver.hears("judge", Pull(0, 1))
+    note_pins(driver.push("lps-1", update(E1, ((0, 4),)), -1))
+    driver.happens(PeerLost("lps-1", "cut"))
+    note_pins(driver.hears("lps-1", Offer(E1)))
+    driver.happens(Delivered("judge", 4))
+    driver.hears("judge", Pull(0, 99))
+    note_pins(driver.happens(StopRequested("enough")))
     assert pins == {"lps-1": {False}, "judge": {True}}
-    assert room.gps._next_blob == 7  # Six models were sent: three to each.
+    assert driver.gps._next_blob == 7  # Six models were sent: three to each.
 
 
 def test_what_was_sent_before_the_first_lease_was_reached_at_the_start_of_the_run() -> None:
-    room = Room().load()
-    room.after(100).evaluate()
-    room.after(100).join("lps-1", "eu", samples=40)
-    room.after(1).hears("judge", found(0, 0, 5.5))
-    assert room.gps.validations == [(0, 0, 5.5)]
+    driver = GpsDriver().load()
+    driver.after(100).evaluate()
+    driver.after(100).join("lps-1", "eu", samples=40)
+    driver.after(1).hears("judge", found(0, 0, 5.5))
+    assert driver.gps.validations == [(0, 0, 5.5)]
 
 
-def test_an_evaluator_that_asks_again_while_the_model_comes_gets_one_model(room: Room) -> None:
-    room.evaluate()
-    assert room.hears("judge", Pull(0, 0)) == []
-    assert room.happens(Delivered("judge", 1)) == []
-    effects = room.push("lps-1", update(E1, ((0, 4),), steps=2), -1)
+def test_an_evaluator_that_asks_again_while_the_model_comes_gets_one_model(
+    driver: GpsDriver,
+) -> None:
+    driver.evaluate()
+    assert driver.hears("judge", Pull(0, 0)) == []
+    assert driver.happens(Delivered("judge", 1)) == []
+    effects = driver.push("lps-1", update(E1, ((0, 4),), steps=2), -1)
     assert not [each for each in effects if isinstance(each, Send) and each.peer == "judge"]
 
 
-def test_the_steps_of_a_finding_are_the_gps_own(room: Room) -> None:
-    room.evaluate()
-    room.hears("judge", replace(found(0, 0), counted_steps=1 << 47))
-    assert room.gps.validations[0][1] == 0
+def test_the_steps_of_a_finding_are_the_gps_own(driver: GpsDriver) -> None:
+    driver.evaluate()
+    driver.hears("judge", replace(found(0, 0), counted_steps=1 << 47))
+    assert driver.gps.validations[0][1] == 0
 
 
 def test_evaluators_that_are_lost_before_they_measure_leave_nothing_that_grows(
-    room: Room, monkeypatch: pytest.MonkeyPatch
+    driver: GpsDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(state, "REACHED_MAX", 3)
     for number in range(1, 7):
-        room.evaluate(f"judge-{number}")
-        room.push("lps-1", update(PushId(number, 1), ((number, number + 1),)), -number)
-    assert [version.counter for version in room.gps._reached] == [3, 4, 5]
+        driver.evaluate(f"judge-{number}")
+        driver.push("lps-1", update(PushId(number, 1), ((number, number + 1),)), -number)
+    assert [version.counter for version in driver.gps._reached] == [3, 4, 5]
 
 
-def test_a_repeated_finding_counts_once(room: Room) -> None:
-    room.evaluate()
-    room.hears("judge", found(0, 0))
-    assert room.hears("judge", found(0, 0)) == []
-    assert room.hears("judge", found(7, 70)) == []
-    assert len(room.gps.validations) == 1
+def test_a_repeated_finding_counts_once(driver: GpsDriver) -> None:
+    driver.evaluate()
+    driver.hears("judge", found(0, 0))
+    assert driver.hears("judge", found(0, 0)) == []
+    assert driver.hears("judge", found(7, 70)) == []
+    assert len(driver.gps.validations) == 1
 
 
-def test_findings_of_several_evaluators_are_kept_in_order(room: Room) -> None:
+def test_findings_of_several_evaluators_are_kept_in_order(driver: GpsDriver) -> None:
     """One measures the first version slowly, the other the next one fast."""
-    room.evaluate("slow")
-    room.after(1).push("lps-1", update(E1, ((0, 4),)), -1)
-    room.evaluate("fast")
-    room.hears("fast", found(1, 1, 2.0))
-    room.hears("slow", found(0, 0, 5.5))
-    assert [steps for _, steps, _ in room.gps.validations] == [0, 1]
+    driver.evaluate("slow")
+    driver.after(1).push("lps-1", update(E1, ((0, 4),)), -1)
+    driver.evaluate("fast")
+    driver.hears("fast", found(1, 1, 2.0))
+    driver.hears("slow", found(0, 0, 5.5))
+    assert [steps for _, steps, _ in driver.gps.validations] == [0, 1]
 
 
-def test_a_model_that_is_on_its_way_to_an_evaluator_is_not_sent_twice(room: Room) -> None:
-    room.evaluate()
-    assert room.hears("judge", Pull(0, 0)) == []
-    room.happens(PeerLost("judge", "cut"))
-    assert room.hears("judge", Pull(0, 0))[1] == Send("judge", model(0, 0), 2)
+def test_a_model_that_is_on_its_way_to_an_evaluator_is_not_sent_twice(driver: GpsDriver) -> None:
+    driver.evaluate()
+    assert driver.hears("judge", Pull(0, 0)) == []
+    driver.happens(PeerLost("judge", "cut"))
+    assert driver.hears("judge", Pull(0, 0))[1] == Send("judge", model(0, 0), 2)
 
 
 def test_an_evaluator_before_the_model_is_loaded_asks_again() -> None:
-    room = Room()
-    assert room.evaluate() == []
-    room.load()
-    assert room.hears("judge", Pull(0, 0))[0] == Pin(1, average=True)
+    driver = GpsDriver()
+    assert driver.evaluate() == []
+    driver.load()
+    assert driver.hears("judge", Pull(0, 0))[0] == Pin(1, average=True)
 
 
 def test_a_finding_before_the_first_lease_is_at_time_zero() -> None:
-    room = Room().load()
-    room.evaluate()
-    room.after(5).hears("judge", found(0, 0))
-    assert room.gps.validations == [(0, 0, 2.5)]
+    driver = GpsDriver().load()
+    driver.evaluate()
+    driver.after(5).hears("judge", found(0, 0))
+    assert driver.gps.validations == [(0, 0, 2.5)]
 
 
 def test_an_evaluator_may_introduce_itself_again_and_is_answered_while_it_lives(
-    room: Room,
+    driver: GpsDriver,
 ) -> None:
-    room.evaluate()
-    assert room.hears("judge", hello("evaluator")) == [Send("judge", welcome(0))]
+    driver.evaluate()
+    assert driver.hears("judge", hello("evaluator")) == [Send("judge", welcome(0))]
     for _ in range(3):
-        assert room.after(4).hears("judge", Heartbeat(None)) == [Send("judge", Heartbeat(None))]
-        assert room.hears("lps-1", Heartbeat(REPORT))
-        assert without_notes(room.happens(Tick())) == []
+        assert driver.after(4).hears("judge", Heartbeat(None)) == [Send("judge", Heartbeat(None))]
+        assert driver.hears("lps-1", Heartbeat(REPORT))
+        assert without_notes(driver.happens(Tick())) == []
 
 
-def test_a_silent_evaluator_is_forgotten(room: Room) -> None:
-    room.evaluate()
-    assert Note("evaluator_left", {"why": "lost: no heartbeat"}) in room.after(6).happens(Tick())
-    assert room.hears("judge", Pull(0, 0)) == [Send("judge", Rejoin())]
+def test_a_silent_evaluator_is_forgotten(driver: GpsDriver) -> None:
+    driver.evaluate()
+    assert Note("evaluator_left", {"why": "lost: no heartbeat"}) in driver.after(6).happens(Tick())
+    assert driver.hears("judge", Pull(0, 0)) == [Send("judge", Rejoin())]
 
 
-def test_an_evaluator_may_leave_while_the_run_goes_on(room: Room) -> None:
-    room.evaluate()
-    assert room.hears("judge", LEFT) == [
+def test_an_evaluator_may_leave_while_the_run_goes_on(driver: GpsDriver) -> None:
+    driver.evaluate()
+    assert driver.hears("judge", LEFT) == [
         Note("evaluator_left", {"why": "run finished"}),
         Send("judge", Goodbye()),
     ]
-    assert room.hears("judge", LEFT) == [Send("judge", Goodbye())]
-    assert room.happens(Delivered("judge", 1)) == []
+    assert driver.hears("judge", LEFT) == [Send("judge", Goodbye())]
+    assert driver.happens(Delivered("judge", 1)) == []
 
 
-def test_what_an_evaluator_never_says_is_noted_and_dropped(room: Room) -> None:
-    room.evaluate()
+def test_what_an_evaluator_never_says_is_noted_and_dropped(driver: GpsDriver) -> None:
+    driver.evaluate()
     note = Note("unexpected", {"peer": "judge", "message": "LeaseRequest"})
-    assert room.hears("judge", LeaseRequest(1, 8, 0)) == [note]
-    assert room.hears("judge", update(E1, ((0, 4),)), -1) == [
+    assert driver.hears("judge", LeaseRequest(1, 8, 0)) == [note]
+    assert driver.hears("judge", update(E1, ((0, 4),)), -1) == [
         Note("unexpected", {"peer": "judge", "message": "Push"}),
         Release(-1),
     ]
@@ -222,14 +224,16 @@ def test_what_an_evaluator_never_says_is_noted_and_dropped(room: Room) -> None:
 # --- the end ----------------------------------------------------------------------------------
 
 
-def test_the_budget_of_steps_ends_the_run_with_the_update_that_reaches_it(room: Room) -> None:
+def test_the_budget_of_steps_ends_the_run_with_the_update_that_reaches_it(
+    driver: GpsDriver,
+) -> None:
     """
     1. 9 of 10 steps: answered as always.
     2. The 10th: applied and acknowledged, but not answered; everybody is told to stop.
     3. Nothing is applied or lent any more.
     """
-    assert len(room.push("lps-1", update(E1, ((0, 12),), steps=9), -1)) == 7
-    effects = room.push("lps-2", update(U1, ((40, 44),), steps=1), -2)
+    assert len(driver.push("lps-1", update(E1, ((0, 12),), steps=9), -1)) == 7
+    effects = driver.push("lps-2", update(U1, ((40, 44),), steps=1), -2)
     assert effects[0] == Apply("step", -2)
     assert effects[3:] == [
         Send("lps-2", Ack(U1, "applied")),
@@ -237,45 +241,45 @@ def test_the_budget_of_steps_ends_the_run_with_the_update_that_reaches_it(room: 
         Send("lps-1", Stop(BUDGET)),
         Send("lps-2", Stop(BUDGET)),
     ]
-    assert room.hears("lps-1", LeaseRequest(2, 8, 0)) == []
-    assert room.hears("lps-1", Offer(E2)) == []
-    room.hears("lps-1", update(E2, ((12, 16),)), -3)
-    assert room.happens(Measured(-3, 1.0, finite=True)) == [Release(-3)]
-    assert room.hears("lps-2", Offer(U1))[0] == Send("lps-2", Ack(U1, "applied"))
-    assert room.gps.counted_steps == 10
+    assert driver.hears("lps-1", LeaseRequest(2, 8, 0)) == []
+    assert driver.hears("lps-1", Offer(E2)) == []
+    driver.hears("lps-1", update(E2, ((12, 16),)), -3)
+    assert driver.happens(Measured(-3, 1.0, finite=True)) == [Release(-3)]
+    assert driver.hears("lps-2", Offer(U1))[0] == Send("lps-2", Ack(U1, "applied"))
+    assert driver.gps.counted_steps == 10
 
 
-def test_the_budget_of_minutes_ends_the_run(room: Room) -> None:
+def test_the_budget_of_minutes_ends_the_run(driver: GpsDriver) -> None:
     """Counted from the first lease, not from the start."""
-    room = Room(replace(SETTINGS, budget_ps=60_000 * PS_PER_MS)).load()
-    assert without_notes(room.after(100).happens(Tick())) == []
-    room.join("lps-1", "eu", samples=8)
-    room.after(59).hears("lps-1", Heartbeat(REPORT))
-    assert without_notes(room.happens(Tick())) == []
-    effects = room.after(1).happens(Tick())
+    driver = GpsDriver(replace(SETTINGS, budget_ps=60_000 * PS_PER_MS)).load()
+    assert without_notes(driver.after(100).happens(Tick())) == []
+    driver.join("lps-1", "eu", samples=8)
+    driver.after(59).hears("lps-1", Heartbeat(REPORT))
+    assert without_notes(driver.happens(Tick())) == []
+    effects = driver.after(1).happens(Tick())
     assert effects[0] == Note("draining", {"why": "budget of minutes reached"})
     assert effects[1] == Send("lps-1", Stop("budget of minutes reached"))
 
 
-def test_the_run_ends_when_everybody_has_settled(room: Room) -> None:
+def test_the_run_ends_when_everybody_has_settled(driver: GpsDriver) -> None:
     """
     1. The user stops the run.
     2. Each region names what it applied but never exchanged, and what it dropped.
     3. The last one to leave ends the run, and the books balance.
     """
-    room.push("lps-1", update(E1, ((0, 4),), ((4, 8),)), -1)
-    room.after(5).happens(StopRequested("enough"))
-    assert room.happens(StopRequested("enough")) == []
+    driver.push("lps-1", update(E1, ((0, 4),), ((4, 8),)), -1)
+    driver.after(5).happens(StopRequested("enough"))
+    assert driver.happens(StopRequested("enough")) == []
     leave = Leave("drained", REPORT, ((16, 40),), ((8, 12),), ((12, 16),))
-    assert room.hears("lps-1", leave) == [
+    assert driver.hears("lps-1", leave) == [
         Note("region_left", {"region": "eu", "why": "drained"}),
         Send("lps-1", Goodbye()),
     ]
-    assert room.hears("lps-1", leave) == [Send("lps-1", Goodbye())]
-    effects = room.hears("lps-2", Leave("drained", None, ((40, 60),), (), ()))
+    assert driver.hears("lps-1", leave) == [Send("lps-1", Goodbye())]
+    effects = driver.hears("lps-2", Leave("drained", None, ((40, 60),), (), ()))
     assert effects[-1] == Finish("enough")
-    assert room.gps.regions["eu"].report == REPORT
-    assert room.gps.ledger.totals() == LedgerTotals(
+    assert driver.gps.regions["eu"].report == REPORT
+    assert driver.gps.ledger.totals() == LedgerTotals(
         issued=60,
         applied=4,
         dropped_in_flight=8,
@@ -284,72 +288,72 @@ def test_the_run_ends_when_everybody_has_settled(room: Room) -> None:
         held=0,
         duplicated=0,
     )
-    assert room.after(9).happens(Tick()) == []
-    assert room.gps.elapsed_ps() == 5 * 10**12
+    assert driver.after(9).happens(Tick()) == []
+    assert driver.gps.elapsed_ps() == 5 * 10**12
 
 
-def test_stop_is_repeated_to_those_who_did_not_hear_it(room: Room) -> None:
+def test_stop_is_repeated_to_those_who_did_not_hear_it(driver: GpsDriver) -> None:
     """On the tick, and as the answer to a heartbeat or to a Hello."""
-    room.happens(StopRequested("enough"))
-    assert without_notes(room.happens(Tick())) == [
+    driver.happens(StopRequested("enough"))
+    assert without_notes(driver.happens(Tick())) == [
         Send("lps-1", Stop("enough")),
         Send("lps-2", Stop("enough")),
     ]
-    assert room.hears("lps-1", Heartbeat(REPORT)) == [Send("lps-1", Stop("enough"))]
-    assert room.hears("lps-9", hello("lps", "eu", 2)) == [Send("lps-9", Stop("enough"))]
+    assert driver.hears("lps-1", Heartbeat(REPORT)) == [Send("lps-1", Stop("enough"))]
+    assert driver.hears("lps-9", hello("lps", "eu", 2)) == [Send("lps-9", Stop("enough"))]
 
 
-def test_a_region_that_falls_silent_at_the_end_is_not_waited_for_as_long(room: Room) -> None:
+def test_a_region_that_falls_silent_at_the_end_is_not_waited_for_as_long(driver: GpsDriver) -> None:
     """Five seconds instead of sixty; what it held returns."""
-    room.happens(StopRequested("enough"))
-    room.after(3).hears("lps-2", Heartbeat(REPORT))
-    effects = room.after(2.5).happens(Tick())
+    driver.happens(StopRequested("enough"))
+    driver.after(3).hears("lps-2", Heartbeat(REPORT))
+    effects = driver.after(2.5).happens(Tick())
     assert effects[0] == Note("region_left", {"region": "eu", "why": "lost: no heartbeat"})
-    assert room.hears("lps-1", Leave("drained", None, (), ((0, 8),), ())) == [
+    assert driver.hears("lps-1", Leave("drained", None, (), ((0, 8),), ())) == [
         Send("lps-1", Goodbye())
     ]
-    assert room.hears("lps-2", Leave("drained", None, (), (), ()))[-1] == Finish("enough")
-    assert room.gps.ledger.totals().returned == 60
+    assert driver.hears("lps-2", Leave("drained", None, (), (), ()))[-1] == Finish("enough")
+    assert driver.gps.ledger.totals().returned == 60
 
 
 def test_a_run_that_nobody_joined_ends_at_once() -> None:
-    room = Room().load()
-    assert room.happens(StopRequested("enough"))[-1] == Finish("enough")
-    assert room.happens(StopRequested("enough")) == []
+    driver = GpsDriver().load()
+    assert driver.happens(StopRequested("enough"))[-1] == Finish("enough")
+    assert driver.happens(StopRequested("enough")) == []
 
 
 def test_a_run_that_is_stopped_before_its_model_is_there_ends_too() -> None:
-    room = Room()
-    assert room.happens(StopRequested("enough"))[-1] == Finish("enough")
-    assert room.happens(Loaded(Version(1, 0))) == []
+    driver = GpsDriver()
+    assert driver.happens(StopRequested("enough"))[-1] == Finish("enough")
+    assert driver.happens(Loaded(Version(1, 0))) == []
 
 
 def test_a_region_without_a_process_is_not_told_to_stop() -> None:
-    room = Room().load().join("lps-1", "eu")
-    effects = room.happens(StopRequested("enough"))
+    driver = GpsDriver().load().join("lps-1", "eu")
+    effects = driver.happens(StopRequested("enough"))
     assert without_notes(effects) == [Send("lps-1", Stop("enough"))]
 
 
-def test_the_evaluator_gets_the_last_version_and_the_run_waits_for_it(room: Room) -> None:
+def test_the_evaluator_gets_the_last_version_and_the_run_waits_for_it(driver: GpsDriver) -> None:
     """
     1. It waits for step 50; the run ends at step 1. It gets that version, as the last one.
     2. The regions leave: the results are as good as known, which is said once. The run waits for the evaluator.
     3. It reports and leaves: the run ends.
     """
-    room.evaluate(after_steps=50)
-    room.push("lps-1", update(E1, ((0, 4),)), -1)
-    effects = room.happens(StopRequested("enough"))
+    driver.evaluate(after_steps=50)
+    driver.push("lps-1", update(E1, ((0, 4),)), -1)
+    effects = driver.happens(StopRequested("enough"))
     assert effects[-3:] == [
         Pin(2, average=True),
         Send("judge", model(1, 1, final=True), 2),
         Release(2),
     ]
-    room.hears("lps-1", LEFT)
+    driver.hears("lps-1", LEFT)
     said = [Send("lps-2", Goodbye()), Note("settled", {"waiting_for": 1})]
-    assert room.hears("lps-2", LEFT)[-2:] == said
-    assert said[1] not in room.happens(Tick())
-    room.hears("judge", found(1, 1))
-    assert room.hears("judge", LEFT)[-1] == Finish("enough")
+    assert driver.hears("lps-2", LEFT)[-2:] == said
+    assert said[1] not in driver.happens(Tick())
+    driver.hears("judge", found(1, 1))
+    assert driver.hears("judge", LEFT)[-1] == Finish("enough")
 
 
 def test_an_evaluator_that_is_stuck_is_not_waited_for() -> None:
@@ -357,60 +361,64 @@ def test_an_evaluator_that_is_stuck_is_not_waited_for() -> None:
     1. It measures the last version, and tells how long it was quiet: as long as is allowed, and longer.
     2. The run ends. One that goes on, however slowly, is waited for.
     """
-    room = Room(replace(SETTINGS, stuck_after_ps=60_000 * PS_PER_MS)).load()
-    room.evaluate()
-    room.happens(StopRequested("enough"))
+    driver = GpsDriver(replace(SETTINGS, stuck_after_ps=60_000 * PS_PER_MS)).load()
+    driver.evaluate()
+    driver.happens(StopRequested("enough"))
     for _ in range(100):
         quiet = WorkerReport(-1, 0, 0, 0, 0, 0, 0.0, quiet_ms=60_000)
-        assert room.after(4.0).hears("judge", Heartbeat(quiet)) == [Send("judge", Heartbeat(None))]
-        assert Finish("enough") not in room.happens(Tick())
-    effects = room.hears("judge", Heartbeat(replace(quiet, quiet_ms=60_001)))
+        assert driver.after(4.0).hears("judge", Heartbeat(quiet)) == [
+            Send("judge", Heartbeat(None))
+        ]
+        assert Finish("enough") not in driver.happens(Tick())
+    effects = driver.hears("judge", Heartbeat(replace(quiet, quiet_ms=60_001)))
     assert effects[:2] == [Note("evaluator_left", {"why": "stuck"}), Send("judge", Rejoin())]
     assert effects[-1] == Finish("enough")
 
 
-def test_an_evaluator_that_is_busy_at_the_end_asks_for_the_last_version_later(room: Room) -> None:
-    room.evaluate()
-    room.happens(Delivered("judge", 1))
-    room.happens(StopRequested("enough"))
-    room.hears("judge", found(0, 0))
-    assert room.hears("judge", Pull(0, 10))[1] == Send("judge", model(0, 0, final=True), 2)
+def test_an_evaluator_that_is_busy_at_the_end_asks_for_the_last_version_later(
+    driver: GpsDriver,
+) -> None:
+    driver.evaluate()
+    driver.happens(Delivered("judge", 1))
+    driver.happens(StopRequested("enough"))
+    driver.hears("judge", found(0, 0))
+    assert driver.hears("judge", Pull(0, 10))[1] == Send("judge", model(0, 0, final=True), 2)
 
 
-def test_an_evaluator_that_leaves_says_once_more_what_it_found(room: Room) -> None:
+def test_an_evaluator_that_leaves_says_once_more_what_it_found(driver: GpsDriver) -> None:
     """
     1. The finding itself was lost; the Leave has it, and it is booked.
     2. The Goodbye is lost, so the Leave comes again: it is not booked twice.
     """
-    room.evaluate()
+    driver.evaluate()
     leave = replace(LEFT, report=found(0, 0))
-    effects = room.hears("judge", leave)
+    effects = driver.hears("judge", leave)
     assert effects[-1] == Send("judge", Goodbye())
     assert [each.kind for each in effects if isinstance(each, Note)] == [
         "evaluator_left",
         "validation",
     ]
-    assert room.hears("judge", leave) == [Send("judge", Goodbye())]
-    assert room.gps.validations == [(0, 0, 2.5)]
+    assert driver.hears("judge", leave) == [Send("judge", Goodbye())]
+    assert driver.gps.validations == [(0, 0, 2.5)]
 
 
-def test_an_evaluator_that_was_not_sent_the_last_version_may_go(room: Room) -> None:
-    room.evaluate("first")
-    room.push("lps-1", update(E1, ((0, 4),)), -1)
-    room.happens(StopRequested("enough"))
-    room.evaluate("second")
-    assert room.hears("first", LEFT)[1] == Send("first", Goodbye())
+def test_an_evaluator_that_was_not_sent_the_last_version_may_go(driver: GpsDriver) -> None:
+    driver.evaluate("first")
+    driver.push("lps-1", update(E1, ((0, 4),)), -1)
+    driver.happens(StopRequested("enough"))
+    driver.evaluate("second")
+    assert driver.hears("first", LEFT)[1] == Send("first", Goodbye())
 
 
 def test_an_evaluator_that_dies_at_the_end_is_not_waited_for_for_ever() -> None:
-    room = Room().load()
-    room.evaluate()
-    room.happens(StopRequested("enough"))
-    assert room.after(6).happens(Tick())[-1] == Finish("enough")
+    driver = GpsDriver().load()
+    driver.evaluate()
+    driver.happens(StopRequested("enough"))
+    assert driver.after(6).happens(Tick())[-1] == Finish("enough")
 
 
-def test_the_status_says_what_every_region_does(room: Room) -> None:
-    status = room.happens(Tick())[-1]
+def test_the_status_says_what_every_region_does(driver: GpsDriver) -> None:
+    status = driver.happens(Tick())[-1]
     assert isinstance(status, Note)
     assert status.kind == "status"
     assert status.fields["regions"]["eu"] == {
@@ -426,23 +434,25 @@ def test_the_status_says_what_every_region_does(room: Room) -> None:
     }
 
 
-def test_the_status_names_no_workers_however_many_there_are(room: Room) -> None:
+def test_the_status_names_no_workers_however_many_there_are(driver: GpsDriver) -> None:
     """1. A region says who its workers are; then a heartbeat that does not. 2. They are counted all the same."""
     workers = tuple(WorkerReport(n, 1, 2, 3, 4, 5, float(n % 2), 0) for n in range(400))
-    room.hears("lps-1", Heartbeat(replace(REPORT, workers=workers)))
-    room.hears("lps-1", Heartbeat(replace(REPORT, updates=7, workers=())))
-    status = room.happens(Tick())[-1]
+    driver.hears("lps-1", Heartbeat(replace(REPORT, workers=workers)))
+    driver.hears("lps-1", Heartbeat(replace(REPORT, updates=7, workers=())))
+    status = driver.happens(Tick())[-1]
     assert isinstance(status, Note)
     region = status.fields["regions"]["eu"]
     assert len(str(status.fields)) < 1000
     counts = (400, 800, 1200, 0.5)
     assert tuple(region[key] for key in ("workers", "steps", "tokens", "loss")) == counts
     assert region["updates"] == 7
-    report = room.gps.regions["eu"].report
+    report = driver.gps.regions["eu"].report
     assert report is not None
     assert report.workers == workers
 
 
-def test_an_update_without_its_payload_is_no_update(room: Room) -> None:
+def test_an_update_without_its_payload_is_no_update(driver: GpsDriver) -> None:
     message: Push = update(E1, ((0, 4),))
-    assert room.hears("lps-1", message) == [Note("unexpected", {"region": "eu", "message": "Push"})]
+    assert driver.hears("lps-1", message) == [
+        Note("unexpected", {"region": "eu", "message": "Push"})
+    ]

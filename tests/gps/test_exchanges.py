@@ -29,7 +29,7 @@ from pelago.wire.messages import (
     Pull,
     Rejoin,
 )
-from tests.gps.driver import SETTINGS, Room, hello, update
+from tests.gps.driver import SETTINGS, GpsDriver, hello, update
 
 E1, E2, U1 = PushId(1, 1), PushId(2, 1), PushId(1, 1)
 
@@ -57,50 +57,52 @@ def arrival(version: int, steps: int, cumulative: int, **changed: object) -> Not
 
 
 @pytest.fixture
-def room() -> Room:
+def driver() -> GpsDriver:
     """Both regions are in and hold samples: eu 0..40, us 40..60."""
-    return Room().load().join("lps-1", "eu", samples=40).join("lps-2", "us", samples=20)
+    return GpsDriver().load().join("lps-1", "eu", samples=40).join("lps-2", "us", samples=20)
 
 
 # --- leases -----------------------------------------------------------------------------------
 
 
-def test_a_repeated_request_gets_the_same_samples_and_an_older_one_nothing(room: Room) -> None:
-    assert room.hears("lps-1", LeaseRequest(1, 40, 0)) == [
+def test_a_repeated_request_gets_the_same_samples_and_an_older_one_nothing(
+    driver: GpsDriver,
+) -> None:
+    assert driver.hears("lps-1", LeaseRequest(1, 40, 0)) == [
         Send("lps-1", LeaseGrant(1, 1, ((0, 40),), 0))
     ]
     granted = [Send("lps-1", LeaseGrant(2, 1, ((60, 68),), 60))]
-    assert room.hears("lps-1", LeaseRequest(2, 8, 0)) == granted
-    assert room.hears("lps-1", LeaseRequest(2, 8, 0)) == granted
-    assert room.hears("lps-1", LeaseRequest(1, 40, 0)) == []
-    assert room.gps.ledger.totals().held == 68
+    assert driver.hears("lps-1", LeaseRequest(2, 8, 0)) == granted
+    assert driver.hears("lps-1", LeaseRequest(2, 8, 0)) == granted
+    assert driver.hears("lps-1", LeaseRequest(1, 40, 0)) == []
+    assert driver.gps.ledger.totals().held == 68
 
 
-def test_a_request_for_nothing_is_not_answered(room: Room) -> None:
-    assert room.hears("lps-1", LeaseRequest(2, 0, 0)) == []
+def test_a_request_for_nothing_is_not_answered(driver: GpsDriver) -> None:
+    assert driver.hears("lps-1", LeaseRequest(2, 0, 0)) == []
 
 
 def test_time_is_counted_from_the_first_lease() -> None:
-    room = Room().load()
-    room.after(10).join("lps-1", "eu")
-    assert room.gps.elapsed_ps() == 0
-    room.after(10).hears("lps-1", LeaseRequest(1, 8, 0))
-    room.after(3).hears("lps-1", LeaseRequest(2, 8, 0))
-    assert room.gps.elapsed_ps() == 3 * 10**12
+    driver = GpsDriver().load()
+    driver.after(10).join("lps-1", "eu")
+    assert driver.gps.elapsed_ps() == 0
+    driver.after(10).hears("lps-1", LeaseRequest(1, 8, 0))
+    driver.after(3).hears("lps-1", LeaseRequest(2, 8, 0))
+    assert driver.gps.elapsed_ps() == 3 * 10**12
 
 
 # --- the exchange -----------------------------------------------------------------------------
 
 
-def test_an_exchange_from_the_offer_to_the_answer(room: Room) -> None:
+def test_an_exchange_from_the_offer_to_the_answer(driver: GpsDriver) -> None:
     """
     1. It is offered: a staging place is free.
     2. It has arrived: its norm and finiteness are measured here.
     3. It is applied, then acknowledged, then answered with the version that came of it.
     """
-    assert room.hears("lps-1", Offer(E1)) == [Send("lps-1", Grant(E1))]
-    assert room.hears("lps-1", update(E1, ((0, 24),), ((24, 32),)), -1) == [Measure(-1)]
-    assert room.happens(Measured(-1, 1.0, finite=True)) == [
+    assert driver.hears("lps-1", Offer(E1)) == [Send("lps-1", Grant(E1))]
+    assert driver.hears("lps-1", update(E1, ((0, 24),), ((24, 32),)), -1) == [Measure(-1)]
+    assert driver.happens(Measured(-1, 1.0, finite=True)) == [
         Apply("step", -1),
         Release(-1),
         arrival(version=1, steps=1, cumulative=1),
@@ -109,15 +111,15 @@ def test_an_exchange_from_the_offer_to_the_answer(room: Room) -> None:
         Send("lps-1", model(1, 1, E1), 1),
         Release(1),
     ]
-    totals = room.gps.ledger.totals()
+    totals = driver.gps.ledger.totals()
     assert (totals.applied, totals.dropped_in_flight, totals.held) == (24, 8, 28)
-    assert (room.gps.counted_steps, room.gps.tokens) == (1, 64)
+    assert (driver.gps.counted_steps, driver.gps.tokens) == (1, 64)
 
 
-def test_staleness_is_how_many_versions_came_between(room: Room) -> None:
-    room.push("lps-2", update(U1, ((40, 44),)), -1)
-    room.push("lps-2", update(PushId(2, 1), ((44, 48),), base=1), -2)
-    effects = room.push("lps-1", update(E1, ((0, 4),)), -3)
+def test_staleness_is_how_many_versions_came_between(driver: GpsDriver) -> None:
+    driver.push("lps-2", update(U1, ((40, 44),)), -1)
+    driver.push("lps-2", update(PushId(2, 1), ((44, 48),), base=1), -2)
+    effects = driver.push("lps-1", update(E1, ((0, 4),)), -3)
     assert effects[2] == arrival(3, 1, 3, staleness=2, spans=((0, 4),), dropped=())
 
 
@@ -132,12 +134,12 @@ def test_staleness_is_how_many_versions_came_between(room: Room) -> None:
 )
 def test_an_update_counts_less_the_staler_it_is(power: float, weights: list[float]) -> None:
     """Two regions take turns, then one is two versions behind. Power 0 is 1.0 to the bit."""
-    room = Room(replace(SETTINGS, staleness_power=power)).load()
-    room.join("lps-1", "eu", samples=40).join("lps-2", "us", samples=20)
+    driver = GpsDriver(replace(SETTINGS, staleness_power=power)).load()
+    driver.join("lps-1", "eu", samples=40).join("lps-2", "us", samples=20)
     found = [
-        room.push("lps-2", update(U1, ((40, 44),), base=0), -1)[0],
-        room.push("lps-2", update(PushId(2, 1), ((44, 48),), base=0), -2)[0],
-        room.push("lps-1", update(E1, ((0, 4),), base=0), -3)[0],
+        driver.push("lps-2", update(U1, ((40, 44),), base=0), -1)[0],
+        driver.push("lps-2", update(PushId(2, 1), ((44, 48),), base=0), -2)[0],
+        driver.push("lps-1", update(E1, ((0, 4),), base=0), -3)[0],
     ]
     assert found == [
         Apply("step", blob, pytest.approx(weight, rel=1e-15) if power else weight)
@@ -150,83 +152,85 @@ def test_a_base_that_never_was_gives_no_update_more_than_its_whole_weight(
     base: int, weight: float
 ) -> None:
     """What a peer claims may be anything; it never makes the update count more, nor ends us."""
-    room = Room(replace(SETTINGS, staleness_power=1000.0)).load().join("lps-1", "eu", samples=40)
-    effects = room.push("lps-1", update(E1, ((0, 4),), base=base), -1)
+    driver = (
+        GpsDriver(replace(SETTINGS, staleness_power=1000.0)).load().join("lps-1", "eu", samples=40)
+    )
+    effects = driver.push("lps-1", update(E1, ((0, 4),), base=base), -1)
     assert effects[0] == Apply("step", -1, weight)
 
 
-def test_an_offer_of_what_is_being_measured_is_not_answered(room: Room) -> None:
-    room.hears("lps-1", Offer(E1))
-    room.hears("lps-1", update(E1, ((0, 4),)), -1)
-    assert room.hears("lps-1", Offer(E1)) == []
+def test_an_offer_of_what_is_being_measured_is_not_answered(driver: GpsDriver) -> None:
+    driver.hears("lps-1", Offer(E1))
+    driver.hears("lps-1", update(E1, ((0, 4),)), -1)
+    assert driver.hears("lps-1", Offer(E1)) == []
 
 
-def test_updates_of_two_regions_may_have_one_name(room: Room) -> None:
+def test_updates_of_two_regions_may_have_one_name(driver: GpsDriver) -> None:
     """The second one comes while the first is being measured, and is no repeat of it."""
-    room.hears("lps-1", update(E1, ((0, 4),)), -1)
-    assert room.hears("lps-2", Offer(U1)) == [Send("lps-2", Grant(U1))]
-    assert room.hears("lps-2", update(U1, ((40, 44),)), -2) == [Measure(-2)]
+    driver.hears("lps-1", update(E1, ((0, 4),)), -1)
+    assert driver.hears("lps-2", Offer(U1)) == [Send("lps-2", Grant(U1))]
+    assert driver.hears("lps-2", update(U1, ((40, 44),)), -2) == [Measure(-2)]
     for peer, blob in (("lps-1", -1), ("lps-2", -2)):
-        effects = room.happens(Measured(blob, 1.0, finite=True))
+        effects = driver.happens(Measured(blob, 1.0, finite=True))
         assert Send(peer, Ack(E1, "applied")) in effects
 
 
-def test_an_update_that_comes_twice_is_applied_once(room: Room) -> None:
+def test_an_update_that_comes_twice_is_applied_once(driver: GpsDriver) -> None:
     """
     1. Its repeat comes while it is measured: dropped.
     2. Its repeat comes after it was applied: acknowledged again, and not measured.
     """
     message = update(E1, ((0, 4),))
-    room.hears("lps-1", message, -1)
-    assert room.hears("lps-1", message, -2) == [Release(-2)]
-    room.happens(Measured(-1, 1.0, finite=True))
-    assert room.hears("lps-1", message, -3) == [Release(-3), Send("lps-1", Ack(E1, "applied"))]
-    assert room.gps.updates == 1
-    assert room.happens(Measured(-3, 1.0, finite=True)) == []
+    driver.hears("lps-1", message, -1)
+    assert driver.hears("lps-1", message, -2) == [Release(-2)]
+    driver.happens(Measured(-1, 1.0, finite=True))
+    assert driver.hears("lps-1", message, -3) == [Release(-3), Send("lps-1", Ack(E1, "applied"))]
+    assert driver.gps.updates == 1
+    assert driver.happens(Measured(-3, 1.0, finite=True)) == []
 
 
-def test_a_lost_answer_is_given_again_when_it_is_asked_for(room: Room) -> None:
+def test_a_lost_answer_is_given_again_when_it_is_asked_for(driver: GpsDriver) -> None:
     """
     1. The answer is on its way: only the acknowledgement is repeated.
     2. It was lost: with the acknowledgement comes the newest version, as the answer.
     3. It is on its way again.
     4. It arrived, but the region asks all the same: it gets it once more.
     """
-    room.push("lps-1", update(E1, ((0, 4),)), -1)
+    driver.push("lps-1", update(E1, ((0, 4),)), -1)
     ack = Send("lps-1", Ack(E1, "applied"))
-    assert room.hears("lps-1", Offer(E1)) == [ack]
-    assert room.happens(PeerLost("lps-1", "cut")) == []
-    room.push("lps-2", update(U1, ((40, 44),)), -2)
+    assert driver.hears("lps-1", Offer(E1)) == [ack]
+    assert driver.happens(PeerLost("lps-1", "cut")) == []
+    driver.push("lps-2", update(U1, ((40, 44),)), -2)
     again = [ack, Pin(3), Send("lps-1", model(2, 2, E1), 3), Release(3)]
-    assert room.hears("lps-1", Offer(E1)) == again
-    assert room.hears("lps-1", Offer(E1)) == [ack]
-    assert room.happens(Delivered("lps-1", 3)) == []
-    assert room.hears("lps-1", Offer(E1))[2] == Send("lps-1", model(2, 2, E1), 4)
+    assert driver.hears("lps-1", Offer(E1)) == again
+    assert driver.hears("lps-1", Offer(E1)) == [ack]
+    assert driver.happens(Delivered("lps-1", 3)) == []
+    assert driver.hears("lps-1", Offer(E1))[2] == Send("lps-1", model(2, 2, E1), 4)
 
 
-def test_an_echo_about_an_earlier_exchange_costs_no_model(room: Room) -> None:
-    room.push("lps-1", update(E1, ((0, 4),)), -1)
-    room.push("lps-1", update(E2, ((4, 8),)), -2)
-    room.happens(Delivered("lps-1", 2))
-    assert room.hears("lps-1", Offer(E1)) == [Send("lps-1", Ack(E1, "applied"))]
+def test_an_echo_about_an_earlier_exchange_costs_no_model(driver: GpsDriver) -> None:
+    driver.push("lps-1", update(E1, ((0, 4),)), -1)
+    driver.push("lps-1", update(E2, ((4, 8),)), -2)
+    driver.happens(Delivered("lps-1", 2))
+    assert driver.hears("lps-1", Offer(E1)) == [Send("lps-1", Ack(E1, "applied"))]
 
 
-def test_the_delivery_of_an_older_model_is_not_that_of_the_newest(room: Room) -> None:
-    room.push("lps-1", update(E1, ((0, 4),)), -1)
-    room.push("lps-1", update(E2, ((4, 8),)), -2)
-    room.happens(Delivered("lps-1", 1))
-    assert room.hears("lps-1", Offer(E2)) == [Send("lps-1", Ack(E2, "applied"))]
+def test_the_delivery_of_an_older_model_is_not_that_of_the_newest(driver: GpsDriver) -> None:
+    driver.push("lps-1", update(E1, ((0, 4),)), -1)
+    driver.push("lps-1", update(E2, ((4, 8),)), -2)
+    driver.happens(Delivered("lps-1", 1))
+    assert driver.hears("lps-1", Offer(E2)) == [Send("lps-1", Ack(E2, "applied"))]
 
 
-def test_a_pull_is_answered_once_while_the_model_is_on_its_way(room: Room) -> None:
-    assert room.hears("lps-1", Pull(0, 0)) == [
+def test_a_pull_is_answered_once_while_the_model_is_on_its_way(driver: GpsDriver) -> None:
+    assert driver.hears("lps-1", Pull(0, 0)) == [
         Pin(1),
         Send("lps-1", model(0, 0, None), 1),
         Release(1),
     ]
-    assert room.hears("lps-1", Pull(0, 0)) == []
-    room.happens(Delivered("lps-1", 1))
-    assert room.hears("lps-1", Pull(0, 0))[0] == Pin(2)
+    assert driver.hears("lps-1", Pull(0, 0)) == []
+    driver.happens(Delivered("lps-1", 1))
+    assert driver.hears("lps-1", Pull(0, 0))[0] == Pin(2)
 
 
 # --- rejection --------------------------------------------------------------------------------
@@ -241,11 +245,11 @@ def test_a_pull_is_answered_once_while_the_model_is_on_its_way(room: Room) -> No
     ],
 )
 def test_an_update_that_could_spoil_the_model_is_rejected(
-    room: Room, norm: float, finite: bool, why: str
+    driver: GpsDriver, norm: float, finite: bool, why: str
 ) -> None:
     """Its samples return, and the region is answered with the model to start again from."""
-    room.hears("lps-1", update(E1, ((0, 4),), ((4, 8),)), -1)
-    effects = room.happens(Measured(-1, norm, finite))
+    driver.hears("lps-1", update(E1, ((0, 4),), ((4, 8),)), -1)
+    effects = driver.happens(Measured(-1, norm, finite))
     assert isinstance(effects[0], Note)
     assert (effects[0].kind, effects[0].fields["why"]) == ("update_rejected", why)
     assert effects[1:] == [
@@ -255,13 +259,13 @@ def test_an_update_that_could_spoil_the_model_is_rejected(
         Send("lps-1", model(0, 0, E1), 1),
         Release(1),
     ]
-    totals = room.gps.ledger.totals()
+    totals = driver.gps.ledger.totals()
     assert (totals.applied, totals.returned, totals.held) == (0, 8, 52)
-    assert room.hears("lps-1", Offer(E1)) == [Send("lps-1", Ack(E1, "rejected"))]
+    assert driver.hears("lps-1", Offer(E1)) == [Send("lps-1", Ack(E1, "rejected"))]
 
 
-def test_the_largest_norm_that_is_allowed_is_applied(room: Room) -> None:
-    assert room.push("lps-1", update(E1, ((0, 4),)), -1, norm=10.0)[0] == Apply("step", -1)
+def test_the_largest_norm_that_is_allowed_is_applied(driver: GpsDriver) -> None:
+    assert driver.push("lps-1", update(E1, ((0, 4),)), -1, norm=10.0)[0] == Apply("step", -1)
 
 
 @pytest.mark.parametrize(
@@ -274,19 +278,19 @@ def test_the_largest_norm_that_is_allowed_is_applied(room: Room) -> None:
     ],
 )
 def test_an_update_on_samples_that_the_region_does_not_hold_is_rejected(
-    room: Room, spans: tuple[tuple[int, int], ...], dropped: tuple[tuple[int, int], ...]
+    driver: GpsDriver, spans: tuple[tuple[int, int], ...], dropped: tuple[tuple[int, int], ...]
 ) -> None:
-    effects = room.push("lps-1", update(E1, spans, dropped), -1)
+    effects = driver.push("lps-1", update(E1, spans, dropped), -1)
     assert isinstance(effects[0], Note)
     assert effects[0].fields["why"] == "samples that this region does not hold"
-    assert room.gps.ledger.totals().applied == 0
+    assert driver.gps.ledger.totals().applied == 0
 
 
-def test_samples_are_not_spent_twice_under_two_names(room: Room) -> None:
-    room.push("lps-1", update(E1, ((0, 4),)), -1)
-    effects = room.push("lps-1", update(E2, ((0, 8),)), -2)
+def test_samples_are_not_spent_twice_under_two_names(driver: GpsDriver) -> None:
+    driver.push("lps-1", update(E1, ((0, 4),)), -1)
+    effects = driver.push("lps-1", update(E2, ((0, 8),)), -2)
     assert Send("lps-1", Ack(E2, "rejected")) in effects
-    totals = room.gps.ledger.totals()
+    totals = driver.gps.ledger.totals()
     assert (totals.applied, totals.returned, totals.duplicated) == (4, 4, 0)
 
 
@@ -301,64 +305,66 @@ def test_an_update_begun_with_the_gps_before_this_one_is_void() -> None:
     1. A region was sending an exchange of the old fence, and its driver goes on sending it.
     2. By then it has joined the new GPS, which gave it samples that are numbered alike.
     """
-    room = Room(replace(SETTINGS, incarnation=1000)).load().join("lps-1", "eu", samples=8)
-    assert room.gps.regions["eu"].fence == 1000
+    driver = GpsDriver(replace(SETTINGS, incarnation=1000)).load().join("lps-1", "eu", samples=8)
+    assert driver.gps.regions["eu"].fence == 1000
     old, new = E1, PushId(E1.lease, 1000)
-    assert room.hears("lps-1", update(old, ((0, 4),)), -1) == [
+    assert driver.hears("lps-1", update(old, ((0, 4),)), -1) == [
         Release(-1),
         Send("lps-1", Ack(old, "fenced")),
     ]
-    assert room.push("lps-1", update(new, ((0, 4),)), -2)[-4] == Send("lps-1", Ack(new, "applied"))
+    assert driver.push("lps-1", update(new, ((0, 4),)), -2)[-4] == Send(
+        "lps-1", Ack(new, "applied")
+    )
 
 
-def test_what_was_being_measured_when_its_sender_was_replaced_is_dropped(room: Room) -> None:
-    room.hears("lps-1", Offer(E1))
-    room.hears("lps-1", update(E1, ((0, 4),)), -1)
-    room.hears("lps-3", hello("lps", "eu", 2))
-    assert room.happens(Measured(-1, 1.0, finite=True)) == [Release(-1)]
-    assert room.gps.ledger.totals().applied == 0
+def test_what_was_being_measured_when_its_sender_was_replaced_is_dropped(driver: GpsDriver) -> None:
+    driver.hears("lps-1", Offer(E1))
+    driver.hears("lps-1", update(E1, ((0, 4),)), -1)
+    driver.hears("lps-3", hello("lps", "eu", 2))
+    assert driver.happens(Measured(-1, 1.0, finite=True)) == [Release(-1)]
+    assert driver.gps.ledger.totals().applied == 0
 
 
 def test_what_was_being_measured_when_its_sender_was_lost_and_came_back_is_dropped(
-    room: Room,
+    driver: GpsDriver,
 ) -> None:
-    room.hears("lps-1", update(E1, ((0, 4),)), -1)
-    room.after(61).happens(Tick())
-    room.hears("lps-1", hello("lps", "eu"))
-    assert room.happens(Measured(-1, 1.0, finite=True)) == [Release(-1)]
+    driver.hears("lps-1", update(E1, ((0, 4),)), -1)
+    driver.after(61).happens(Tick())
+    driver.hears("lps-1", hello("lps", "eu"))
+    assert driver.happens(Measured(-1, 1.0, finite=True)) == [Release(-1)]
 
 
 # --- staging places ---------------------------------------------------------------------------
 
 
-def test_updates_beyond_the_staging_limit_wait_in_turn(room: Room) -> None:
+def test_updates_beyond_the_staging_limit_wait_in_turn(driver: GpsDriver) -> None:
     """
     1. One place: the second region is told that it is taken.
     2. The first update is measured, and the second region is granted the place by itself.
     """
-    assert room.hears("lps-1", Offer(E1)) == [Send("lps-1", Grant(E1))]
-    assert room.hears("lps-2", Offer(U1)) == [Send("lps-2", Busy(U1, 1000))]
-    assert room.hears("lps-1", update(E1, ((0, 4),)), -1) == [Measure(-1)]
-    effects = room.happens(Measured(-1, 1.0, finite=True))
+    assert driver.hears("lps-1", Offer(E1)) == [Send("lps-1", Grant(E1))]
+    assert driver.hears("lps-2", Offer(U1)) == [Send("lps-2", Busy(U1, 1000))]
+    assert driver.hears("lps-1", update(E1, ((0, 4),)), -1) == [Measure(-1)]
+    effects = driver.happens(Measured(-1, 1.0, finite=True))
     assert effects[0] == Send("lps-2", Grant(U1))
-    assert room.hears("lps-1", Offer(E2)) == [Send("lps-1", Busy(E2, 1000))]
+    assert driver.hears("lps-1", Offer(E2)) == [Send("lps-1", Busy(E2, 1000))]
 
 
-def test_a_lost_grant_is_given_again(room: Room) -> None:
-    room.hears("lps-1", Offer(E1))
-    assert room.hears("lps-1", Offer(E1)) == [Send("lps-1", Grant(E1))]
+def test_a_lost_grant_is_given_again(driver: GpsDriver) -> None:
+    driver.hears("lps-1", Offer(E1))
+    assert driver.hears("lps-1", Offer(E1)) == [Send("lps-1", Grant(E1))]
 
 
-def test_a_lost_transfer_gives_its_place_to_the_next(room: Room) -> None:
-    room.hears("lps-1", Offer(E1))
-    room.hears("lps-2", Offer(U1))
-    assert room.happens(PeerLost("lps-1", "cut")) == [Send("lps-2", Grant(U1))]
+def test_a_lost_transfer_gives_its_place_to_the_next(driver: GpsDriver) -> None:
+    driver.hears("lps-1", Offer(E1))
+    driver.hears("lps-2", Offer(U1))
+    assert driver.happens(PeerLost("lps-1", "cut")) == [Send("lps-2", Grant(U1))]
 
 
-def test_a_lost_region_gives_its_place_to_the_next(room: Room) -> None:
-    room.hears("lps-1", Offer(E1))
-    room.after(30).hears("lps-2", Offer(U1))
-    effects = room.after(31).happens(Tick())
+def test_a_lost_region_gives_its_place_to_the_next(driver: GpsDriver) -> None:
+    driver.hears("lps-1", Offer(E1))
+    driver.after(30).hears("lps-2", Offer(U1))
+    effects = driver.after(31).happens(Tick())
     assert effects[:3] == [
         Note("region_left", {"region": "eu", "why": "lost: no heartbeat"}),
         Send("lps-2", Grant(U1)),
@@ -366,57 +372,59 @@ def test_a_lost_region_gives_its_place_to_the_next(room: Room) -> None:
     ]
 
 
-def test_a_silent_region_gives_its_place_to_the_next_long_before_it_is_lost(room: Room) -> None:
+def test_a_silent_region_gives_its_place_to_the_next_long_before_it_is_lost(
+    driver: GpsDriver,
+) -> None:
     """Silent for 5 s; lost only after a minute. Back again, its update is asked for as any other."""
-    room.hears("lps-1", Offer(E1))
-    room.hears("lps-2", Offer(U1))
-    room.after(5.1).hears("lps-2", Heartbeat(None))
-    assert Send("lps-2", Grant(U1)) in room.happens(Tick())
-    assert room.gps.regions["eu"].peer == "lps-1"
-    assert room.hears("lps-1", Offer(E1)) == [Send("lps-1", Busy(E1, 1000))]
+    driver.hears("lps-1", Offer(E1))
+    driver.hears("lps-2", Offer(U1))
+    driver.after(5.1).hears("lps-2", Heartbeat(None))
+    assert Send("lps-2", Grant(U1)) in driver.happens(Tick())
+    assert driver.gps.regions["eu"].peer == "lps-1"
+    assert driver.hears("lps-1", Offer(E1)) == [Send("lps-1", Busy(E1, 1000))]
 
 
 def test_a_slow_region_gives_its_place_to_one_who_waits_and_its_update_still_counts(
-    room: Room,
+    driver: GpsDriver,
 ) -> None:
     """Four times 5 s are its turn as long as it is not known how long the other needs."""
-    room.hears("lps-1", Offer(E1))
-    room.hears("lps-2", Offer(U1))
+    driver.hears("lps-1", Offer(E1))
+    driver.hears("lps-2", Offer(U1))
     granted = []
     ticks = 4 * SETTINGS.lost_after_ps // SETTINGS.tick_ps
     for _ in range(ticks + 1):
-        granted.append(Send("lps-2", Grant(U1)) in room.happens(Tick()))
+        granted.append(Send("lps-2", Grant(U1)) in driver.happens(Tick()))
         for peer in ("lps-1", "lps-2"):
-            room.hears(peer, Heartbeat(None))
+            driver.hears(peer, Heartbeat(None))
     assert granted == [False] * ticks + [True]
     message = update(E1, ((0, 4),))
-    assert room.gps.expects("lps-1", message)
-    assert room.hears("lps-1", message, -1) == [Measure(-1)]
-    assert Send("lps-1", Ack(E1, "applied")) in room.happens(Measured(-1, 1.0, finite=True))
-    assert room.gps.intake.staging.granted == {"lps-2": U1}
+    assert driver.gps.expects("lps-1", message)
+    assert driver.hears("lps-1", message, -1) == [Measure(-1)]
+    assert Send("lps-1", Ack(E1, "applied")) in driver.happens(Measured(-1, 1.0, finite=True))
+    assert driver.gps.admission.staging.granted == {"lps-2": U1}
 
 
-def test_an_update_whose_fate_is_known_holds_no_place(room: Room) -> None:
+def test_an_update_whose_fate_is_known_holds_no_place(driver: GpsDriver) -> None:
     """
     1. lps-1 is granted a place, falls silent, comes back and holds the place under its old fence.
     2. It asks about the old update: fenced, and the place is free for the other.
     """
-    room = Room(replace(SETTINGS, staged_max=1)).load()
-    room.join("lps-1", "eu", samples=8).join("lps-2", "us", samples=8)
+    driver = GpsDriver(replace(SETTINGS, staged_max=1)).load()
+    driver.join("lps-1", "eu", samples=8).join("lps-2", "us", samples=8)
     old = PushId(7, 0)
-    room.gps.intake.staging.ask("lps-1", old)
-    assert room.hears("lps-2", Offer(U1)) == [Send("lps-2", Busy(U1, 1000))]
-    assert room.hears("lps-1", Offer(old)) == [
+    driver.gps.admission.staging.ask("lps-1", old)
+    assert driver.hears("lps-2", Offer(U1)) == [Send("lps-2", Busy(U1, 1000))]
+    assert driver.hears("lps-1", Offer(old)) == [
         Send("lps-2", Grant(U1)),
         Send("lps-1", Ack(old, "fenced")),
     ]
 
 
-def test_a_repeat_of_an_old_update_frees_no_place_of_a_newer_one(room: Room) -> None:
-    room.push("lps-1", update(E1, ((0, 4),)), -1)
-    room.hears("lps-1", Offer(E2))
-    room.hears("lps-2", Offer(U1))
-    assert room.hears("lps-1", update(E1, ((0, 4),)), -2) == [
+def test_a_repeat_of_an_old_update_frees_no_place_of_a_newer_one(driver: GpsDriver) -> None:
+    driver.push("lps-1", update(E1, ((0, 4),)), -1)
+    driver.hears("lps-1", Offer(E2))
+    driver.hears("lps-2", Offer(U1))
+    assert driver.hears("lps-1", update(E1, ((0, 4),)), -2) == [
         Release(-2),
         Send("lps-1", Ack(E1, "applied")),
     ]
@@ -425,26 +433,26 @@ def test_a_repeat_of_an_old_update_frees_no_place_of_a_newer_one(room: Room) -> 
 # --- the invariants ---------------------------------------------------------------------------
 
 
-def test_the_check_sees_a_broken_gps(room: Room) -> None:
-    room.gps.updates += 1
+def test_the_check_sees_a_broken_gps(driver: GpsDriver) -> None:
+    driver.gps.updates += 1
     with pytest.raises(AssertionError):
-        room.gps.check()
-    room.gps.updates -= 1
-    room.gps.regions["eu"].peer = None
+        driver.gps.check()
+    driver.gps.updates -= 1
+    driver.gps.regions["eu"].peer = None
     with pytest.raises(AssertionError, match="eu"):
-        room.gps.check()
-    room.gps.regions["eu"].peer = "lps-1"
-    room.gps.phase = "finished"
+        driver.gps.check()
+    driver.gps.regions["eu"].peer = "lps-1"
+    driver.gps.phase = "finished"
     with pytest.raises(AssertionError):
-        room.gps.check()
+        driver.gps.check()
 
 
-def test_the_check_sees_a_model_on_its_way_to_nobody(room: Room) -> None:
-    room.gps.ledger.reclaim("eu")
-    region = room.gps.regions["eu"]
+def test_the_check_sees_a_model_on_its_way_to_nobody(driver: GpsDriver) -> None:
+    driver.gps.ledger.reclaim("eu")
+    region = driver.gps.regions["eu"]
     region.peer, region.replying = None, 1
     with pytest.raises(AssertionError):
-        room.gps.check()
+        driver.gps.check()
 
 
 @pytest.mark.parametrize(
@@ -452,32 +460,32 @@ def test_the_check_sees_a_model_on_its_way_to_nobody(room: Room) -> None:
     [{"steps": 9}, {"steps": 1 << 48}, {"steps": -1}, {"tokens": 8 * 64 + 1}, {"tokens": 1 << 48}],
 )
 def test_an_update_that_claims_more_than_its_samples_give_is_rejected(
-    room: Room, claims: dict[str, int]
+    driver: GpsDriver, claims: dict[str, int]
 ) -> None:
     """Four samples are in it, of 64 tokens each, and four it says were dropped."""
     message = update(E1, ((0, 4),), ((4, 8),))
-    effects = room.push("lps-1", replace(message, **claims), -1)
+    effects = driver.push("lps-1", replace(message, **claims), -1)
     assert Send("lps-1", Ack(E1, "rejected")) in effects
-    assert (room.gps.counted_steps, room.gps.tokens, room.gps.version.counter) == (0, 0, 0)
+    assert (driver.gps.counted_steps, driver.gps.tokens, driver.gps.version.counter) == (0, 0, 0)
 
 
-def test_an_update_may_claim_a_step_and_all_tokens_of_each_sample(room: Room) -> None:
+def test_an_update_may_claim_a_step_and_all_tokens_of_each_sample(driver: GpsDriver) -> None:
     message = replace(update(E1, ((0, 4),), ((4, 8),)), steps=8, tokens=8 * 64)
-    assert Send("lps-1", Ack(E1, "applied")) in room.push("lps-1", message, -1)
+    assert Send("lps-1", Ack(E1, "applied")) in driver.push("lps-1", message, -1)
 
 
-def test_a_payload_is_expected_when_it_was_granted_and_until_it_is_here(room: Room) -> None:
+def test_a_payload_is_expected_when_it_was_granted_and_until_it_is_here(driver: GpsDriver) -> None:
     """1. Two offer, and there is one place. 2. It comes, and is measured: the other's is expected."""
     first, second = update(E1, ((0, 4),)), update(U1, ((40, 44),))
-    gps = room.gps
+    gps = driver.gps
     assert not gps.expects("lps-1", first)
-    room.hears("lps-1", Offer(E1))
-    room.hears("lps-2", Offer(U1))
+    driver.hears("lps-1", Offer(E1))
+    driver.hears("lps-2", Offer(U1))
     assert gps.expects("lps-1", first)
     for peer, message in (("lps-2", second), ("lps-1", update(E2, ((0, 4),))), ("x", first)):
         assert not gps.expects(peer, message)
     assert not gps.expects("lps-1", model(1, 1, None))
-    room.hears("lps-1", first, -1)
+    driver.hears("lps-1", first, -1)
     assert not gps.expects("lps-1", first)
-    room.happens(Measured(-1, 1.0, finite=True))
+    driver.happens(Measured(-1, 1.0, finite=True))
     assert gps.expects("lps-2", second)

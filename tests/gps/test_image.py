@@ -10,27 +10,27 @@ from pelago.core.machine import Measured, Note, Received, Send
 from pelago.core.names import PushId
 from pelago.durable.image import restore, take
 from pelago.wire.messages import Heartbeat, Offer, Refuse, Stop
-from tests.gps.driver import REPORT, SETTINGS, Room, hello, update, welcome
-from tests.lps.world import World
+from tests.gps.driver import REPORT, SETTINGS, GpsDriver, hello, update, welcome
+from tests.lps.world import LpsScenario
 from tests.restored_doubles import Doubles, restored
 
 E1 = PushId(1, 1)
 
 
-def used() -> Room:
+def used() -> GpsDriver:
     """One region was served and pushed, the other is served, and an evaluator waits."""
-    room = Room().load().join("lps-1", "eu", samples=8).join("lps-2", "us", samples=8)
-    room.hears("lps-1", Heartbeat(REPORT))
-    room.push("lps-1", update(E1, ((0, 4),), steps=3), -1)
-    room.evaluate(after_steps=5)
-    return room
+    driver = GpsDriver().load().join("lps-1", "eu", samples=8).join("lps-2", "us", samples=8)
+    driver.hears("lps-1", Heartbeat(REPORT))
+    driver.push("lps-1", update(E1, ((0, 4),), steps=3), -1)
+    driver.evaluate(after_steps=5)
+    return driver
 
 
-def push_on(gps: Gps, room: Room) -> list[object]:
+def push_on(gps: Gps, driver: GpsDriver) -> list[object]:
     """Us's first exchange: what a GPS wishes when it is measured."""
-    gps.handle(Received("lps-2", Offer(E1)), room.now)
-    gps.handle(Received("lps-2", update(E1, ((8, 16),), steps=3), -2), room.now)
-    return list(gps.handle(Measured(-2, 1.0, True), room.now))
+    gps.handle(Received("lps-2", Offer(E1)), driver.now)
+    gps.handle(Received("lps-2", update(E1, ((8, 16),), steps=3), -2), driver.now)
+    return list(gps.handle(Measured(-2, 1.0, True), driver.now))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -38,7 +38,7 @@ def test_in_the_middle_of_any_run_it_can_be_restored(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     doubles = Doubles(monkeypatch, Gps, seed, chance=0.05)
-    world = World(seed, in_flight="carry", ahead_ticks=8, budget=160)
+    world = LpsScenario(seed, in_flight="carry", ahead_ticks=8, budget=160)
     world.run(ticks=100)
     world.make_peace()
     world.run(ticks=300)
@@ -56,12 +56,12 @@ def test_in_the_middle_of_any_run_it_can_be_restored(
 
 
 def test_a_larger_budget_counts_for_a_restored_run_and_a_smaller_one_too() -> None:
-    room = used()
-    smaller = restored(room.gps, replace(SETTINGS, budget_local_steps=6))
-    larger = restored(room.gps, replace(SETTINGS, budget_local_steps=7))
+    driver = used()
+    smaller = restored(driver.gps, replace(SETTINGS, budget_local_steps=6))
+    larger = restored(driver.gps, replace(SETTINGS, budget_local_steps=7))
     over = Send("lps-1", Stop("budget of local steps reached"))
-    assert over in push_on(smaller, room)
-    assert over not in push_on(larger, room)
+    assert over in push_on(smaller, driver)
+    assert over not in push_on(larger, driver)
     assert larger.counted_steps == smaller.counted_steps == 6
     for gps in (smaller, larger):
         gps.check()
@@ -69,31 +69,38 @@ def test_a_larger_budget_counts_for_a_restored_run_and_a_smaller_one_too() -> No
 
 def test_a_region_may_be_added_to_the_run_file_and_another_be_struck_from_it() -> None:
     """The added one is let in; the struck one stays, with what it did."""
-    room = used()
-    gps = restored(room.gps, replace(SETTINGS, regions=("us", "asia")))
+    driver = used()
+    gps = restored(driver.gps, replace(SETTINGS, regions=("us", "asia")))
     gps.check()
     assert list(gps.regions) == ["eu", "us", "asia"]
-    assert gps.regions["eu"] == replace(room.gps.regions["eu"], outcomes=gps.regions["eu"].outcomes)
+    assert gps.regions["eu"] == replace(
+        driver.gps.regions["eu"], outcomes=gps.regions["eu"].outcomes
+    )
     assert gps.regions["eu"].outcome(E1) == "applied"
-    assert gps.handle(Received("lps-3", hello("lps", "asia")), room.now) == [
+    assert gps.handle(Received("lps-3", hello("lps", "asia")), driver.now) == [
         Note("region_joined", {"region": "asia", "fence": 1, "returned": 0}),
         Send("lps-3", welcome(1)),
     ]
-    refused = gps.handle(Received("lps-4", hello("lps", "africa")), room.now)
+    refused = gps.handle(Received("lps-4", hello("lps", "africa")), driver.now)
     known = "region 'africa' is not in the run; there are ['us', 'asia']"
     assert refused == [Send("lps-4", Refuse(known))]
-    struck = gps.handle(Received("lps-5", hello("lps", "eu")), room.now)
+    struck = gps.handle(Received("lps-5", hello("lps", "eu")), driver.now)
     assert struck == [Send("lps-5", Refuse(known.replace("africa", "eu")))]
 
 
 @pytest.mark.parametrize("content", [set(), object(), lambda: None])
 def test_an_attribute_that_is_neither_state_nor_a_setting_is_noticed(content: object) -> None:
-    room = used()
-    for part in (room.gps, room.gps.ledger, room.gps.evaluators, room.gps.regions["eu"].outcomes):
-        take(room.gps)
+    driver = used()
+    for part in (
+        driver.gps,
+        driver.gps.ledger,
+        driver.gps.evaluators,
+        driver.gps.regions["eu"].outcomes,
+    ):
+        take(driver.gps)
         part._added = content  # type: ignore[attr-defined]
         with pytest.raises(AssertionError, match="not durable"):
-            take(room.gps)
+            take(driver.gps)
         del part._added  # type: ignore[attr-defined]
 
 

@@ -36,7 +36,7 @@ from pelago.wire.messages import (
     Wait,
 )
 from tests.conversation import Conversation, without_notes
-from tests.gps.driver import REPORT, SETTINGS, Room, hello, update, welcome
+from tests.gps.driver import REPORT, SETTINGS, GpsDriver, hello, update, welcome
 
 E1 = PushId(1, 1)
 
@@ -46,17 +46,17 @@ def test_a_driver_that_loses_nothing_needs_no_tick() -> None:
 
 
 def test_a_region_is_let_in_with_a_fence_and_the_manifest() -> None:
-    room = Room()
-    assert room.hears("lps-1", hello("lps", "eu")) == [
+    driver = GpsDriver()
+    assert driver.hears("lps-1", hello("lps", "eu")) == [
         Note("region_joined", {"region": "eu", "fence": 1, "returned": 0}),
         Send("lps-1", welcome(1)),
     ]
 
 
 def test_a_repeated_hello_is_answered_alike_and_costs_no_lease() -> None:
-    room = Room().load().join("lps-1", "eu", samples=8)
-    assert room.hears("lps-1", hello("lps", "eu")) == [Send("lps-1", welcome(1))]
-    assert room.gps.ledger.totals().held == 8
+    driver = GpsDriver().load().join("lps-1", "eu", samples=8)
+    assert driver.hears("lps-1", hello("lps", "eu")) == [Send("lps-1", welcome(1))]
+    assert driver.gps.ledger.totals().held == 8
 
 
 def test_before_the_model_is_there_a_region_waits_for_it() -> None:
@@ -64,12 +64,12 @@ def test_before_the_model_is_there_a_region_waits_for_it() -> None:
     1. It is let in, but neither its Pull nor its LeaseRequest is answered; it asks again.
     2. The model is loaded: both are.
     """
-    room = Room().join("lps-1", "eu")
-    assert room.hears("lps-1", Pull(0, 0)) == []
-    assert room.hears("lps-1", LeaseRequest(1, 8, 0)) == []
-    room.load()
-    assert len(room.hears("lps-1", Pull(0, 0))) == 3
-    assert room.hears("lps-1", LeaseRequest(1, 8, 0)) == [
+    driver = GpsDriver().join("lps-1", "eu")
+    assert driver.hears("lps-1", Pull(0, 0)) == []
+    assert driver.hears("lps-1", LeaseRequest(1, 8, 0)) == []
+    driver.load()
+    assert len(driver.hears("lps-1", Pull(0, 0))) == 3
+    assert driver.hears("lps-1", LeaseRequest(1, 8, 0)) == [
         Send("lps-1", LeaseGrant(1, 1, ((0, 8),), 0))
     ]
 
@@ -91,19 +91,19 @@ def test_before_the_model_is_there_a_region_waits_for_it() -> None:
     ],
 )
 def test_who_does_not_fit_is_told_why(message: Message, fault: str) -> None:
-    room = Room().load()
-    assert room.hears("stranger", message) == [Send("stranger", Refuse(fault))]
-    assert room.hears("stranger", message, -1) == [Send("stranger", Refuse(fault)), Release(-1)]
-    assert room.hears("stranger", Pull(0, 0)) == [Send("stranger", Rejoin())]
+    driver = GpsDriver().load()
+    assert driver.hears("stranger", message) == [Send("stranger", Refuse(fault))]
+    assert driver.hears("stranger", message, -1) == [Send("stranger", Refuse(fault)), Release(-1)]
+    assert driver.hears("stranger", Pull(0, 0)) == [Send("stranger", Rejoin())]
 
 
 @pytest.mark.parametrize("incarnation", [1, 2])
 def test_a_process_that_is_not_later_waits_for_a_region_that_is_served(incarnation: int) -> None:
-    room = Room().load().join("lps-2", "eu", samples=8, incarnation=2)
-    assert room.hears("lps-1", hello("lps", "eu", incarnation)) == [
+    driver = GpsDriver().load().join("lps-2", "eu", samples=8, incarnation=2)
+    assert driver.hears("lps-1", hello("lps", "eu", incarnation)) == [
         Send("lps-1", Wait("region eu, which another process serves"))
     ]
-    assert room.gps.ledger.totals().held == 8
+    assert driver.gps.ledger.totals().held == 8
 
 
 def test_a_later_process_takes_a_region_over_with_a_higher_fence() -> None:
@@ -112,20 +112,20 @@ def test_a_later_process_takes_a_region_over_with_a_higher_fence() -> None:
     2. The zombie's update finds no open door, and is dropped with its payload.
     3. It may knock, but the region is served.
     """
-    room = Room().load().join("lps-1", "eu", samples=8)
-    assert room.hears("lps-2", hello("lps", "eu", 2)) == [
+    driver = GpsDriver().load().join("lps-1", "eu", samples=8)
+    assert driver.hears("lps-2", hello("lps", "eu", 2)) == [
         Note("region_left", {"region": "eu", "why": "replaced by a later process"}),
         Note("region_joined", {"region": "eu", "fence": 2, "returned": 8}),
         Send("lps-2", welcome(2)),
     ]
-    assert room.hears("lps-1", update(E1, ((0, 8),)), -1) == [
+    assert driver.hears("lps-1", update(E1, ((0, 8),)), -1) == [
         Send("lps-1", Rejoin()),
         Release(-1),
     ]
-    assert room.hears("lps-1", hello("lps", "eu", 1)) == [
+    assert driver.hears("lps-1", hello("lps", "eu", 1)) == [
         Send("lps-1", Wait("region eu, which another process serves"))
     ]
-    assert room.gps.updates == 0
+    assert driver.gps.updates == 0
 
 
 def test_what_is_lent_again_comes_with_the_clock_of_now() -> None:
@@ -133,13 +133,13 @@ def test_what_is_lent_again_comes_with_the_clock_of_now() -> None:
     1. eu is lent 0..8 and lost, while us has come to 1,000,008 samples.
     2. us gets 0..8 again, with four fresh ones: so many were handed out by now. A repeat gets the same.
     """
-    room = Room().load().join("lps-1", "eu", samples=8).join("lps-2", "us")
+    driver = GpsDriver().load().join("lps-1", "eu", samples=8).join("lps-2", "us")
     fresh = LeaseGrant(1, 1, ((8, 1_000_008),), 8)
-    assert room.hears("lps-2", LeaseRequest(1, 1_000_000, 0)) == [Send("lps-2", fresh)]
-    room.hears("lps-1", Leave("enough", None, (), (), ()))
+    assert driver.hears("lps-2", LeaseRequest(1, 1_000_000, 0)) == [Send("lps-2", fresh)]
+    driver.hears("lps-1", Leave("enough", None, (), (), ()))
     again = Send("lps-2", LeaseGrant(2, 1, ((0, 8), (1_000_008, 1_000_012)), 1_000_008))
-    assert room.hears("lps-2", LeaseRequest(2, 12, 0)) == [again]
-    assert room.hears("lps-2", LeaseRequest(2, 12, 0)) == [again]
+    assert driver.hears("lps-2", LeaseRequest(2, 12, 0)) == [again]
+    assert driver.hears("lps-2", LeaseRequest(2, 12, 0)) == [again]
 
 
 def test_what_another_region_keeps_in_hand_is_not_yet_handed_out() -> None:
@@ -147,20 +147,20 @@ def test_what_another_region_keeps_in_hand_is_not_yet_handed_out() -> None:
     1. eu asks for 1,000, of which its workers want 100 now: us starts its clock at those.
     2. eu has lent 800 more when it asks again; it cannot have more in hand than it holds.
     """
-    room = Room().load().join("lps-1", "eu").join("lps-2", "us")
-    room.hears("lps-1", LeaseRequest(1, 1000, 900))
+    driver = GpsDriver().load().join("lps-1", "eu").join("lps-2", "us")
+    driver.hears("lps-1", LeaseRequest(1, 1000, 900))
     us = LeaseGrant(1, 1, ((1000, 1100),), 100)
-    assert room.hears("lps-2", LeaseRequest(1, 100, 0)) == [Send("lps-2", us)]
-    room.hears("lps-1", LeaseRequest(2, 500, 600))
+    assert driver.hears("lps-2", LeaseRequest(1, 100, 0)) == [Send("lps-2", us)]
+    driver.hears("lps-1", LeaseRequest(2, 500, 600))
     us = LeaseGrant(2, 1, ((1600, 1601),), 1000)
-    assert room.hears("lps-2", LeaseRequest(2, 1, 0)) == [Send("lps-2", us)]
+    assert driver.hears("lps-2", LeaseRequest(2, 1, 0)) == [Send("lps-2", us)]
 
 
 def test_a_region_cannot_keep_more_in_hand_than_it_holds() -> None:
-    room = Room().load().join("lps-1", "eu").join("lps-2", "us", samples=100)
-    room.hears("lps-1", LeaseRequest(1, 1000, 10**12))
+    driver = GpsDriver().load().join("lps-1", "eu").join("lps-2", "us", samples=100)
+    driver.hears("lps-1", LeaseRequest(1, 1000, 10**12))
     us = LeaseGrant(2, 1, ((1100, 1101),), 1100 - 1000)
-    assert room.hears("lps-2", LeaseRequest(2, 1, 0)) == [Send("lps-2", us)]
+    assert driver.hears("lps-2", LeaseRequest(2, 1, 0)) == [Send("lps-2", us)]
 
 
 def test_the_clock_of_a_region_never_goes_back() -> None:
@@ -169,14 +169,14 @@ def test_the_clock_of_a_region_never_goes_back() -> None:
     2. Whoever serves eu then takes them ahead of need: they are in hand again.
     3. Another process serves us. Its workers' moments are of the time before.
     """
-    room = Room().load().join("lps-1", "eu", samples=1000).join("lps-2", "us", samples=10)
-    assert room.gps.regions["us"].clock == 1000
-    room.hears("lps-1", Leave("enough", None, (), (), ()))
-    room.join("lps-3", "eu", incarnation=2)
-    room.hears("lps-3", LeaseRequest(1, 1000, 1000))
-    room.hears("lps-2", Leave("enough", None, (), (), ()))
-    room.join("lps-4", "us", incarnation=2)
-    (sent,) = room.hears("lps-4", LeaseRequest(1, 10, 0))
+    driver = GpsDriver().load().join("lps-1", "eu", samples=1000).join("lps-2", "us", samples=10)
+    assert driver.gps.regions["us"].clock == 1000
+    driver.hears("lps-1", Leave("enough", None, (), (), ()))
+    driver.join("lps-3", "eu", incarnation=2)
+    driver.hears("lps-3", LeaseRequest(1, 1000, 1000))
+    driver.hears("lps-2", Leave("enough", None, (), (), ()))
+    driver.join("lps-4", "us", incarnation=2)
+    (sent,) = driver.hears("lps-4", LeaseRequest(1, 10, 0))
     assert sent == Send("lps-4", LeaseGrant(1, 2, ((1000, 1010),), 1000))
 
 
@@ -185,18 +185,18 @@ def test_a_silent_process_gives_way_to_one_whose_clock_is_behind() -> None:
     1. The host of a region is lost, and the wall's clock of the one in its place is set an hour back.
     2. As long as the old process may be there the new one waits; not for the ten minutes of a lost region.
     """
-    room = Room().load().join("lps-1", "eu", samples=8, incarnation=4000)
+    driver = GpsDriver().load().join("lps-1", "eu", samples=8, incarnation=4000)
     newcomer = hello("lps", "eu", 400)
     wait = Send("lps-2", Wait("region eu, which another process serves"))
-    assert room.after(5).hears("lps-2", newcomer) == [wait]
-    assert room.after(0.001).hears("lps-2", newcomer)[-1] == Send("lps-2", welcome(2))
-    assert room.hears("lps-1", hello("lps", "eu", 399)) == [replace(wait, peer="lps-1")]
+    assert driver.after(5).hears("lps-2", newcomer) == [wait]
+    assert driver.after(0.001).hears("lps-2", newcomer)[-1] == Send("lps-2", welcome(2))
+    assert driver.hears("lps-1", hello("lps", "eu", 399)) == [replace(wait, peer="lps-1")]
 
 
 def test_a_new_process_asks_with_numbers_of_its_own() -> None:
     """Request 1 of the new process is not the request 1 of the old one."""
-    room = Room().load().join("lps-1", "eu", samples=8).join("lps-2", "eu", incarnation=2)
-    assert room.hears("lps-2", LeaseRequest(1, 4, 0)) == [
+    driver = GpsDriver().load().join("lps-1", "eu", samples=8).join("lps-2", "eu", incarnation=2)
+    assert driver.hears("lps-2", LeaseRequest(1, 4, 0)) == [
         Send("lps-2", LeaseGrant(1, 2, ((0, 4),), 8))
     ]
 
@@ -208,48 +208,48 @@ def test_a_silent_region_forfeits_its_samples_and_may_come_back() -> None:
     3. It says Hello: a higher fence. An update of before is fenced, by name.
     4. The samples are lent again, to whoever asks first.
     """
-    room = Room().load().join("lps-1", "eu", samples=8)
-    assert without_notes(room.after(60).happens(Tick())) == []
-    effects = room.after(0.001).happens(Tick())
+    driver = GpsDriver().load().join("lps-1", "eu", samples=8)
+    assert without_notes(driver.after(60).happens(Tick())) == []
+    effects = driver.after(0.001).happens(Tick())
     assert effects[0] == Note("region_left", {"region": "eu", "why": "lost: no heartbeat"})
     assert without_notes(effects) == [Send("lps-1", Rejoin())]
-    assert room.hears("lps-1", Heartbeat(REPORT)) == [Send("lps-1", Rejoin())]
-    assert room.hears("lps-1", hello("lps", "eu"))[1] == Send("lps-1", welcome(2))
-    assert room.hears("lps-1", Offer(E1)) == [Send("lps-1", Ack(E1, "fenced"))]
-    assert room.hears("lps-1", update(E1, ((0, 8),)), -1) == [
+    assert driver.hears("lps-1", Heartbeat(REPORT)) == [Send("lps-1", Rejoin())]
+    assert driver.hears("lps-1", hello("lps", "eu"))[1] == Send("lps-1", welcome(2))
+    assert driver.hears("lps-1", Offer(E1)) == [Send("lps-1", Ack(E1, "fenced"))]
+    assert driver.hears("lps-1", update(E1, ((0, 8),)), -1) == [
         Release(-1),
         Send("lps-1", Ack(E1, "fenced")),
     ]
-    room.join("lps-9", "us")
-    assert room.hears("lps-9", LeaseRequest(1, 8, 0)) == [
+    driver.join("lps-9", "us")
+    assert driver.hears("lps-9", LeaseRequest(1, 8, 0)) == [
         Send("lps-9", LeaseGrant(1, 1, ((0, 8),), 8))
     ]
 
 
 def test_any_word_is_a_sign_of_life() -> None:
-    room = Room().load().join("lps-1", "eu", samples=8)
+    driver = GpsDriver().load().join("lps-1", "eu", samples=8)
     for _ in range(5):
-        room.after(50).hears("lps-1", LeaseRequest(1, 8, 0))
-        assert without_notes(room.happens(Tick())) == []
+        driver.after(50).hears("lps-1", LeaseRequest(1, 8, 0))
+        assert without_notes(driver.happens(Tick())) == []
 
 
 def test_heartbeats_are_answered_and_reports_kept() -> None:
-    room = Room().load().join("lps-1", "eu")
-    assert room.hears("lps-1", Heartbeat(REPORT)) == [Send("lps-1", Heartbeat(None))]
-    assert room.hears("lps-1", Heartbeat(None)) == [Send("lps-1", Heartbeat(None))]
-    assert room.gps.regions["eu"].report == REPORT
+    driver = GpsDriver().load().join("lps-1", "eu")
+    assert driver.hears("lps-1", Heartbeat(REPORT)) == [Send("lps-1", Heartbeat(None))]
+    assert driver.hears("lps-1", Heartbeat(None)) == [Send("lps-1", Heartbeat(None))]
+    assert driver.gps.regions["eu"].report == REPORT
 
 
 def test_a_region_that_leaves_early_gives_everything_back() -> None:
     """The run goes on, so even what it applied itself is trained again by others."""
-    room = Room().load().join("lps-1", "eu", samples=8)
+    driver = GpsDriver().load().join("lps-1", "eu", samples=8)
     leave = Leave("enough", REPORT, ((0, 2),), ((2, 6),), ((6, 8),))
-    assert room.hears("lps-1", leave) == [
+    assert driver.hears("lps-1", leave) == [
         Note("region_left", {"region": "eu", "why": "enough"}),
         Send("lps-1", Goodbye()),
     ]
-    assert room.hears("lps-1", leave) == [Send("lps-1", Goodbye())]
-    assert room.gps.ledger.totals().returned == 8
+    assert driver.hears("lps-1", leave) == [Send("lps-1", Goodbye())]
+    assert driver.gps.ledger.totals().returned == 8
 
 
 @pytest.mark.parametrize(
@@ -257,9 +257,9 @@ def test_a_region_that_leaves_early_gives_everything_back() -> None:
     [Pull(0, 0), Heartbeat(REPORT), LeaseRequest(1, 8, 0), Offer(E1), update(E1, ((0, 8),))],
 )
 def test_a_stranger_is_asked_to_introduce_himself(message: Message) -> None:
-    room = Room().load()
-    assert room.hears("stranger", message) == [Send("stranger", Rejoin())]
-    assert room.hears("stranger", message, -1) == [Send("stranger", Rejoin()), Release(-1)]
+    driver = GpsDriver().load()
+    assert driver.hears("stranger", message) == [Send("stranger", Rejoin())]
+    assert driver.hears("stranger", message, -1) == [Send("stranger", Rejoin()), Release(-1)]
 
 
 @pytest.mark.parametrize(
@@ -273,11 +273,11 @@ def test_a_stranger_is_asked_to_introduce_himself(message: Message) -> None:
     ids=lambda message: type(message).__name__,
 )
 def test_what_a_region_never_says_is_noted_and_dropped(message: Message) -> None:
-    room = Room().load().join("lps-1", "eu")
+    driver = GpsDriver().load().join("lps-1", "eu")
     note = Note("unexpected", {"region": "eu", "message": type(message).__name__})
-    assert room.hears("lps-1", message) == [note]
+    assert driver.hears("lps-1", message) == [note]
     if not isinstance(message, Push):
-        assert room.hears("lps-1", message, -1) == [note, Release(-1)]
+        assert driver.hears("lps-1", message, -1) == [note, Release(-1)]
 
 
 @pytest.mark.parametrize(
@@ -291,18 +291,18 @@ def test_what_a_region_never_says_is_noted_and_dropped(message: Message) -> None
     ids=lambda event: type(event).__name__,
 )
 def test_facts_that_are_other_nodes_business_change_nothing(event: Event[Message]) -> None:
-    assert Room().load().happens(event) == []
+    assert GpsDriver().load().happens(event) == []
 
 
 def test_a_model_of_a_later_incarnation_cannot_be_loaded() -> None:
     with pytest.raises(AssertionError):
-        Room().happens(Loaded(Version(10, 0)))
+        GpsDriver().happens(Loaded(Version(10, 0)))
 
 
 def test_a_region_that_says_hello_again_and_again_is_not_silent() -> None:
     """Its Welcome is lost each time; it is not put out for that."""
-    room = Room().load().join("lps-1", "eu")
+    driver = GpsDriver().load().join("lps-1", "eu")
     for _ in range(3):
-        room.after(50).hears("lps-1", hello("lps", "eu"))
-        room.happens(Tick())
-    assert room.gps.regions["eu"].peer == "lps-1"
+        driver.after(50).hears("lps-1", hello("lps", "eu"))
+        driver.happens(Tick())
+    assert driver.gps.regions["eu"].peer == "lps-1"

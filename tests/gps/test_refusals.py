@@ -11,16 +11,16 @@ from pelago.core.machine import Finish, Measured, Note, Restarted, Send
 from pelago.core.names import PushId
 from pelago.durable.image import restore, take
 from pelago.wire.messages import Effect, Goodbye, LeaseRequest, Leave, Model, Refuse, Stop
-from tests.gps.driver import SETTINGS, Room, hello, update
+from tests.gps.driver import SETTINGS, GpsDriver, hello, update
 
 ENDED = "no update can be applied any more"
 
 
 @pytest.fixture
-def room() -> Room:
+def driver() -> GpsDriver:
     """Two regions, of which each may have three updates rejected in a row."""
-    room = Room().load()
-    return room.join("lps-1", "eu", samples=400).join("lps-2", "us", samples=400)
+    driver = GpsDriver().load()
+    return driver.join("lps-1", "eu", samples=400).join("lps-2", "us", samples=400)
 
 
 class Numbers:
@@ -35,108 +35,110 @@ class Numbers:
         return PushId(self.of[peer], fence)
 
 
-def exchange(room: Room, numbers: Numbers, peer: str, norm: float) -> list[Effect]:
+def exchange(driver: GpsDriver, numbers: Numbers, peer: str, norm: float) -> list[Effect]:
     """A region's next update: 1.0 is a norm that is good, 11.0 one that is too large."""
     push = numbers.next(peer)
-    [region] = [each for each in room.gps.regions.values() if each.peer == peer]
-    start = next(iter(room.gps.ledger.held[region.name]))[0]
-    found = room.push(peer, update(push, ((start, start + 4),)), -push.lease, norm=norm)
-    if not room.gps.ledger.held[region.name].holds(((start, start + 4),)):
-        room.hears(peer, LeaseRequest(region.request + 1, 4, 0))
+    [region] = [each for each in driver.gps.regions.values() if each.peer == peer]
+    start = next(iter(driver.gps.ledger.held[region.name]))[0]
+    found = driver.push(peer, update(push, ((start, start + 4),)), -push.lease, norm=norm)
+    if not driver.gps.ledger.held[region.name].holds(((start, start + 4),)):
+        driver.hears(peer, LeaseRequest(region.request + 1, 4, 0))
     return found
 
 
 def test_a_region_whose_updates_are_all_rejected_is_told_to_end_while_another_does_better(
-    room: Room,
+    driver: GpsDriver,
 ) -> None:
     numbers = Numbers()
     for _ in range(2):
-        effects = exchange(room, numbers, "lps-1", 11.0)
+        effects = exchange(driver, numbers, "lps-1", 11.0)
         assert isinstance(effects[-2], Send)
         assert isinstance(effects[-2].message, Model)
-        exchange(room, numbers, "lps-2", 1.0)
-    effects = exchange(room, numbers, "lps-1", 11.0)
+        exchange(driver, numbers, "lps-2", 1.0)
+    effects = exchange(driver, numbers, "lps-1", 11.0)
     [refusal] = [each.message for each in effects if isinstance(each, Send)][1:]
     assert isinstance(refusal, Refuse)
     assert "no update of region eu can be applied: the last 3 in a row" in refusal.detail
     assert "norm 11 above gps.update_norm_max = 10" in refusal.detail
     assert "worker.max_lr = 0.5" in refusal.detail
-    assert room.gps.phase == "serving"
-    assert not room.gps.ledger.held["eu"]
+    assert driver.gps.phase == "serving"
+    assert not driver.gps.ledger.held["eu"]
 
 
-def test_a_run_of_which_no_region_learns_ends_with_an_error(room: Room) -> None:
+def test_a_run_of_which_no_region_learns_ends_with_an_error(driver: GpsDriver) -> None:
     """Its result says so, and so does every process of the GPS that follows."""
     numbers = Numbers()
     for peer in ("lps-2", "lps-1", "lps-1"):
-        exchange(room, numbers, peer, 11.0)
-    effects = exchange(room, numbers, "lps-1", 11.0)
+        exchange(driver, numbers, peer, 11.0)
+    effects = exchange(driver, numbers, "lps-1", 11.0)
     assert Send("lps-1", Stop(ENDED)) in effects
     assert Send("lps-2", Stop(ENDED)) in effects
-    room.hears("lps-1", Leave("drained", None, (), (), ()))
+    driver.hears("lps-1", Leave("drained", None, (), (), ()))
     [finish] = [
         each
-        for each in room.hears("lps-2", Leave("drained", None, (), (), ()))
+        for each in driver.hears("lps-2", Leave("drained", None, (), (), ()))
         if isinstance(each, Finish)
     ]
     assert finish.reason == ENDED
     assert "no update of region eu can be applied" in finish.error
     again = Gps(SETTINGS)
-    restore(again, take(room.gps))
-    assert again.handle(Restarted(), room.now)[-1] == finish
+    restore(again, take(driver.gps))
+    assert again.handle(Restarted(), driver.now)[-1] == finish
     run = RunFile.model_validate({"region": [{"name": "eu", "worker_speeds": [1.0]}]})
-    found = result(room.gps, run, clock="real", model_parameters=4)
+    found = result(driver.gps, run, clock="real", model_parameters=4)
     assert (found["error"], found["gps"]["rejected"]) == (finish.error, 4)
 
 
-def failed(room: Room, peer: str, region: str) -> list[Effect]:
+def failed(driver: GpsDriver, peer: str, region: str) -> list[Effect]:
     """A region gives up, and its LPS is started again."""
     leave = Leave("drained", None, (), (), (), f"no update of worker {region}/0 can be applied")
-    effects = room.hears(peer, leave)
+    effects = driver.hears(peer, leave)
     assert Send(peer, Goodbye()) in effects
     return effects
 
 
 def test_the_run_goes_on_without_a_region_that_gave_up_and_ends_with_the_last_one(
-    room: Room,
+    driver: GpsDriver,
 ) -> None:
-    effects = failed(room, "lps-1", "eu")
+    effects = failed(driver, "lps-1", "eu")
     assert [each.kind for each in effects if isinstance(each, Note)][-1] == "region_failed"
-    assert room.gps.phase == "serving"
-    assert not room.gps.ledger.held["eu"]
-    effects = failed(room, "lps-2", "us")
-    assert room.gps.end_reason == ENDED
+    assert driver.gps.phase == "serving"
+    assert not driver.gps.ledger.held["eu"]
+    effects = failed(driver, "lps-2", "us")
+    assert driver.gps.end_reason == ENDED
     assert effects[-1] == Finish(ENDED, "no update of worker us/0 can be applied")
 
 
-def test_regions_that_give_up_by_turns_do_not_go_on_for_ever(room: Room) -> None:
+def test_regions_that_give_up_by_turns_do_not_go_on_for_ever(driver: GpsDriver) -> None:
     """Each comes back before the other gives up, but has had no update applied since."""
-    failed(room, "lps-1", "eu")
-    room.hears("lps-3", hello("lps", "eu", 3))
-    failed(room, "lps-2", "us")
-    assert room.gps.error
+    failed(driver, "lps-1", "eu")
+    driver.hears("lps-3", hello("lps", "eu", 3))
+    failed(driver, "lps-2", "us")
+    assert driver.gps.error
 
 
-def test_a_region_that_does_better_after_it_came_back_is_no_reason_to_end(room: Room) -> None:
-    failed(room, "lps-1", "eu")
-    room.join("lps-3", "eu", samples=8, incarnation=3)
-    [start, _] = room.gps.ledger.held["eu"].spans()[0]
+def test_a_region_that_does_better_after_it_came_back_is_no_reason_to_end(
+    driver: GpsDriver,
+) -> None:
+    failed(driver, "lps-1", "eu")
+    driver.join("lps-3", "eu", samples=8, incarnation=3)
+    [start, _] = driver.gps.ledger.held["eu"].spans()[0]
     good = update(PushId(1, 2), ((start, start + 4),))
-    room.push("lps-3", good, -1)
-    failed(room, "lps-2", "us")
-    assert room.gps.phase == "serving"
+    driver.push("lps-3", good, -1)
+    failed(driver, "lps-2", "us")
+    assert driver.gps.phase == "serving"
 
 
-def test_a_later_life_begins_with_new_patience(room: Room) -> None:
-    failed(room, "lps-1", "eu"), failed(room, "lps-2", "us")
+def test_a_later_life_begins_with_new_patience(driver: GpsDriver) -> None:
+    failed(driver, "lps-1", "eu"), failed(driver, "lps-2", "us")
     later = Gps(replace(SETTINGS, incarnation=1000))
-    restore(later, take(room.gps))
+    restore(later, take(driver.gps))
     later.reopen()
     assert (later.phase, later.error, later.refusals.in_a_row) == ("serving", "", {})
 
 
-def test_an_update_measured_after_the_end_changes_nothing(room: Room) -> None:
-    room.hears("lps-1", update(PushId(1, 1), ((0, 4),)), -1)
-    failed(room, "lps-2", "us"), failed(room, "lps-1", "eu")
-    room.happens(Measured(-1, 11.0, finite=True))
-    assert room.gps.refusals.total == 0
+def test_an_update_measured_after_the_end_changes_nothing(driver: GpsDriver) -> None:
+    driver.hears("lps-1", update(PushId(1, 1), ((0, 4),)), -1)
+    failed(driver, "lps-2", "us"), failed(driver, "lps-1", "eu")
+    driver.happens(Measured(-1, 11.0, finite=True))
+    assert driver.gps.refusals.total == 0

@@ -20,33 +20,33 @@ from pelago.wire.messages import (
     Rejoin,
     Welcome,
 )
-from tests.gps.driver import SETTINGS, Room, hello, update
+from tests.gps.driver import SETTINGS, GpsDriver, hello, update
 
 E1 = PushId(1, 1)
 LATER = replace(SETTINGS, incarnation=1000)
 
 
 @pytest.fixture
-def room() -> Room:
+def driver() -> GpsDriver:
     """Eu has 0..8, of which 0..4 are in version 1, and us 8..16."""
-    room = Room().load().join("lps-1", "eu", samples=8).join("lps-2", "us", samples=8)
-    room.push("lps-1", update(E1, ((0, 4),), steps=3), -1)
-    return room
+    driver = GpsDriver().load().join("lps-1", "eu", samples=8).join("lps-2", "us", samples=8)
+    driver.push("lps-1", update(E1, ((0, 4),), steps=3), -1)
+    return driver
 
 
-def reopened(room: Room, settings: GpsSettings = LATER) -> Room:
+def reopened(driver: GpsDriver, settings: GpsSettings = LATER) -> GpsDriver:
     """A room in which another life goes on with the GPS of this one."""
-    later = Room(settings)
-    restore(later.gps, take(room.gps))
+    later = GpsDriver(settings)
+    restore(later.gps, take(driver.gps))
     later.gps.reopen()
     later.gps.check()
-    later.now = room.now
+    later.now = driver.now
     later.happens(Restarted())
     return later
 
 
-def test_it_goes_on_with_the_model_and_lends_what_is_not_in_it(room: Room) -> None:
-    later = reopened(room)
+def test_it_goes_on_with_the_model_and_lends_what_is_not_in_it(driver: GpsDriver) -> None:
+    later = reopened(driver)
     assert later.gps.version == Version(1000, 1)
     assert later.gps.counted_steps == 3
     later.join("lps-1", "eu")
@@ -55,9 +55,9 @@ def test_it_goes_on_with_the_model_and_lends_what_is_not_in_it(room: Room) -> No
     assert grant.message.spans == ((4, 16), (16, 24))  # type: ignore[union-attr]
 
 
-def test_what_peers_hold_of_the_life_before_is_void(room: Room) -> None:
+def test_what_peers_hold_of_the_life_before_is_void(driver: GpsDriver) -> None:
     """1. Nobody is known any more. 2. Fences are above any that was given since."""
-    later = reopened(room)
+    later = reopened(driver)
     for message in (Heartbeat(None), Offer(E1), LeaseRequest(2, 8, 0), Pull(0, 0)):
         assert later.hears("lps-1", message) == [Send("lps-1", Rejoin())]
     [_, welcome] = later.hears("lps-1", hello("lps", "eu"))
@@ -67,50 +67,50 @@ def test_what_peers_hold_of_the_life_before_is_void(room: Room) -> None:
     assert later.hears("lps-1", Offer(PushId(2, 1)))[-1] == Send("lps-1", Ack((2, 1), "fenced"))
 
 
-def test_what_was_being_measured_is_forgotten(room: Room) -> None:
-    room.hears("lps-2", Offer(E1))
-    room.hears("lps-2", update(E1, ((8, 16),)), -2)
-    later = reopened(room)
-    assert later.gps.intake.staging.ask("anybody", E1)
-    assert not later.gps.intake.measuring
+def test_what_was_being_measured_is_forgotten(driver: GpsDriver) -> None:
+    driver.hears("lps-2", Offer(E1))
+    driver.hears("lps-2", update(E1, ((8, 16),)), -2)
+    later = reopened(driver)
+    assert later.gps.admission.staging.ask("anybody", E1)
+    assert not later.gps.admission.measuring
 
 
-def test_an_end_was_none(room: Room) -> None:
+def test_an_end_was_none(driver: GpsDriver) -> None:
     """1. The run ended, and samples that eu had applied never came here. 2. The life after lends them again,
     and the time since the end does not count."""
-    room.after(1).happens(StopRequested("enough"))
-    room.hears("lps-1", Leave("drained", None, (), ((4, 6),), ()))
-    room.hears("lps-2", Leave("drained", None, (), (), ()))
-    assert room.gps.phase == "finished"
-    assert room.gps.ledger.totals().unexchanged == 2
-    ended = room.gps.elapsed_ps()
-    room.after(3600)
-    later = reopened(room)
+    driver.after(1).happens(StopRequested("enough"))
+    driver.hears("lps-1", Leave("drained", None, (), ((4, 6),), ()))
+    driver.hears("lps-2", Leave("drained", None, (), (), ()))
+    assert driver.gps.phase == "finished"
+    assert driver.gps.ledger.totals().unexchanged == 2
+    ended = driver.gps.elapsed_ps()
+    driver.after(3600)
+    later = reopened(driver)
     assert later.gps.phase == "serving"
     assert later.gps.ledger.totals().unexchanged == 0
     assert later.gps.ledger.free.spans() == ((4, 16),)
-    assert later.gps.elapsed_ps() - ended <= room.now - ended
+    assert later.gps.elapsed_ps() - ended <= driver.now - ended
     assert later.gps.end_reason == ""
 
 
-def test_regions_may_be_added_and_struck(room: Room) -> None:
-    later = reopened(room, replace(LATER, regions=("us", "asia")))
+def test_regions_may_be_added_and_struck(driver: GpsDriver) -> None:
+    later = reopened(driver, replace(LATER, regions=("us", "asia")))
     assert later.hears("lps-3", hello("lps", "asia"))[0] == Note(
         "region_joined", {"region": "asia", "fence": 1000, "returned": 0}
     )
     assert "is not in the run" in str(later.hears("lps-1", hello("lps", "eu")))
 
 
-def test_only_a_later_life_can_reopen(room: Room) -> None:
+def test_only_a_later_life_can_reopen(driver: GpsDriver) -> None:
     gps = Gps(SETTINGS)
-    restore(gps, take(room.gps))
+    restore(gps, take(driver.gps))
     with pytest.raises(AssertionError):
         gps.reopen()
 
 
-def test_samples_are_those_of_whatever_batch_size_it_was_at_the_time(room: Room) -> None:
+def test_samples_are_those_of_whatever_batch_size_it_was_at_the_time(driver: GpsDriver) -> None:
     """1. An exchange of 4 samples. 2. The run goes on with larger batches: one of 8 samples, 4 more dropped."""
-    later = reopened(room).join("lps-1", "eu").join("lps-2", "us")
+    later = reopened(driver).join("lps-1", "eu").join("lps-2", "us")
     later.hears("lps-2", LeaseRequest(1, 12, 0))
     later.push("lps-2", update(PushId(1, 1000), ((4, 12),), ((12, 16),)), -2)
     tables = {"worker": {"batch_size": 512}, "region": [{"name": "eu", "worker_speeds": [1.0]}]}
@@ -119,8 +119,8 @@ def test_samples_are_those_of_whatever_batch_size_it_was_at_the_time(room: Room)
     assert (found["counted_steps"], found["samples"], found["tokens"]) == (4, 16, 128)
 
 
-def test_time_goes_on_from_the_state(room: Room) -> None:
-    elapsed = room.after(2).gps.elapsed_ps()
-    later = reopened(room)
-    later.gps.handle(Received("nobody", Heartbeat(None)), room.now + 5 * PS_PER_MS)
+def test_time_goes_on_from_the_state(driver: GpsDriver) -> None:
+    elapsed = driver.after(2).gps.elapsed_ps()
+    later = reopened(driver)
+    later.gps.handle(Received("nobody", Heartbeat(None)), driver.now + 5 * PS_PER_MS)
     assert later.gps.elapsed_ps() <= elapsed + 2 * 10**12 + 5 * PS_PER_MS

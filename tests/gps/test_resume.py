@@ -19,9 +19,9 @@ from pelago.durable.replay import at
 from pelago.net import daemon
 from pelago.net.durability import journal
 from pelago.net.durability.archive import Archive, name_of
-from pelago.net.durability.history import HISTORY, Told, history_line, read_history
-from pelago.net.durability.restore import State, state
-from pelago.net.durability.state_folder import Store
+from pelago.net.durability.history import HISTORY, HistoryLine, history_line, read_history
+from pelago.net.durability.restore import SnapshotContents, state
+from pelago.net.durability.state_folder import StateFolder
 from pelago.net.files import lock
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
@@ -66,7 +66,7 @@ def a_gps(run: RunFile, incarnation: int = 5) -> tuple[Gps, Plane]:
 def write(out: Path, run: RunFile) -> str:
     """A state of this GPS in a folder of results; returns the digest of its tensors."""
     gps, plane = a_gps(run)
-    store = Store(daemon.state_folder(out, NODE), run.run_id, NODE)
+    store = StateFolder(daemon.state_folder(out, NODE), run.run_id, NODE)
     found = plane.snapshot()
     journal.begin_with(
         store,
@@ -76,7 +76,8 @@ def write(out: Path, run: RunFile) -> str:
         state(gps, MANIFEST, -3, facts_of(run, "corpus")),
         record.pack(found.layout()),
         found.chunks,
-        history_line(Told(0, "begun", {})) + history_line(Told(6, "arrival", {"version": 1})),
+        history_line(HistoryLine(0, "begun", {}))
+        + history_line(HistoryLine(6, "arrival", {"version": 1})),
     )
     store.close()
     return plane.digest()
@@ -84,18 +85,18 @@ def write(out: Path, run: RunFile) -> str:
 
 def resumed(run: RunFile, out: Path, source: str | None) -> tuple[Gps, Plane, str]:
     """What a GPS goes on with."""
-    store, past, word = open_state(run, out, source)
+    store, recovered, word = open_state(run, out, source)
     try:
-        assert past is not None
-        assert past.snapshot is not None
-        assert past.snapshot.layout is not None
-        kept = State.of(past.snapshot)
+        assert recovered is not None
+        assert recovered.snapshot is not None
+        assert recovered.snapshot.layout is not None
+        kept = SnapshotContents.of(recovered.snapshot)
         assert kept.manifest == MANIFEST
-        gps = machine_of(run, past.header.incarnation, MANIFEST, kept.facts["corpus"])
+        gps = machine_of(run, recovered.header.incarnation, MANIFEST, kept.facts["corpus"])
         image.restore(gps, kept.image)
         plane = plane_of(run, MANIFEST)
-        plane.restore(past.snapshot.layout, past.snapshot.chunks)
-        assert past.next_number == 8
+        plane.restore(recovered.snapshot.layout, recovered.snapshot.chunks)
+        assert recovered.next_number == 8
         return gps, plane, word
     finally:
         store.close()
@@ -203,7 +204,7 @@ def a_second_generation(out: Path, run: RunFile) -> tuple[Path, str]:
     """After `write`: an empty snapshot 1, as a loss of power may leave it, of event 9, and its journal.
     Returns the snapshot's path, and the digest of the state before."""
     digest = write(out, run)
-    store = Store(daemon.state_folder(out, NODE), run.run_id, NODE)
+    store = StateFolder(daemon.state_folder(out, NODE), run.run_id, NODE)
     first = at(memoryview(store.journal(0).read_bytes()), 0)
     assert first is not None
     body = record.pack_event("run", Started())
@@ -224,27 +225,29 @@ def test_an_older_snapshot_is_gone_on_from_and_it_is_said_which(
     """After the host was started again: as another life."""
     newest, digest = a_second_generation(tmp_path, a_run())
     monkeypatch.setattr(daemon, "boot_id", lambda: "another")
-    store, past, word = open_state(a_run(), tmp_path, None if source is None else str(tmp_path))
+    store, recovered, word = open_state(
+        a_run(), tmp_path, None if source is None else str(tmp_path)
+    )
     store.close()
-    assert past is not None
-    assert past.snapshot is not None
-    assert past.next_number == 10
-    assert past.header.incarnation > 5
+    assert recovered is not None
+    assert recovered.snapshot is not None
+    assert recovered.next_number == 10
+    assert recovered.header.incarnation > 5
     assert word.endswith(f"with snapshot-00000000, since {newest}: damaged at byte 0")
-    assert past.snapshot.layout is not None
+    assert recovered.snapshot.layout is not None
     plane = plane_of(a_run(), MANIFEST)
-    plane.restore(past.snapshot.layout, past.snapshot.chunks)
+    plane.restore(recovered.snapshot.layout, recovered.snapshot.chunks)
     assert plane.digest() == digest
 
 
 def test_an_older_snapshot_is_as_good_as_the_newest_while_the_host_is_up(tmp_path: Path) -> None:
     newest, _ = a_second_generation(tmp_path, a_run())
-    store, past, _ = open_state(a_run(), tmp_path, None)
+    store, recovered, _ = open_state(a_run(), tmp_path, None)
     store.close()
-    assert past is not None
-    assert past.header.incarnation == 5
-    assert past.next_number == 10
-    assert past.passed_over == (f"{newest}: damaged at byte 0",)
+    assert recovered is not None
+    assert recovered.header.incarnation == 5
+    assert recovered.next_number == 10
+    assert recovered.passed_over == (f"{newest}: damaged at byte 0",)
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "zeros", "no history"])
@@ -279,7 +282,7 @@ def test_damage_before_the_first_snapshot_begins_anew_where_nobody_promised_bett
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = a_run()
-    store = Store(daemon.state_folder(tmp_path, NODE), run.run_id, NODE)
+    store = StateFolder(daemon.state_folder(tmp_path, NODE), run.run_id, NODE)
     header = journal.header(run.run_id, NODE, "gps@there:1:1", 5)
     packed, body = record.pack_header(header), record.pack_event("run", Started())
     head = record.head(record.Kind.EVENT, 1, body, salt=header.salt)
@@ -291,9 +294,9 @@ def test_damage_before_the_first_snapshot_begins_anew_where_nobody_promised_bett
     with pytest.raises(CheckpointError, match="damaged at byte"):
         open_state(run, tmp_path, None)
     monkeypatch.setattr(daemon, "boot_id", lambda: "another")
-    store, past, word = open_state(run, tmp_path, None)
+    store, recovered, word = open_state(run, tmp_path, None)
     store.close()
-    assert past is None
+    assert recovered is None
     assert word.startswith("beginning anew: ")
 
 

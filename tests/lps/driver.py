@@ -82,7 +82,7 @@ def global_model(counter: int, answers: PushId | None = None) -> Model:
     return Model(Version(9, counter), 0, None, answers, final=False)
 
 
-class Room(Conversation):
+class LpsDriver(Conversation):
     """A conversation with the LPS."""
 
     def __init__(self, **changed: object) -> None:
@@ -95,14 +95,14 @@ class Room(Conversation):
         hello = replace(GPS_HELLO.message, incarnation=self.lps.settings.incarnation)
         assert self.happens(Started()) == [*tick, Send("gps", hello)]
 
-    def serve(self) -> "Room":
+    def serve(self) -> "LpsDriver":
         """It joins the GPS and loads the global model."""
         joined = Note("joined", {"fence": 1})
         assert self.hears("gps", gps_welcome()) == [joined, Send("gps", Pull(0, 0))]
         self.served = self.hears("gps", global_model(0), -99)
         return self
 
-    def join(self, peer: Peer, group: int = -1) -> "Room":
+    def join(self, peer: Peer, group: int = -1) -> "LpsDriver":
         """A worker joins."""
         self.hears(peer, hello(group))
         return self
@@ -120,7 +120,7 @@ class Room(Conversation):
         member = self.lps.members.get(peer)
         assert member is not None
         if member.lease is None:
-            request = self.lps._supply.request
+            request = self.lps._prefetch.request
             assert request is not None
             start = 4 * request.request - 4
             self.grant(request.request, ((start, start + request.samples),))

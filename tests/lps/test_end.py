@@ -43,7 +43,7 @@ from tests.lps.driver import (
     GPS_HELLO,
     REJOINING,
     REPORT,
-    Room,
+    LpsDriver,
     global_model,
     gps_welcome,
     hello,
@@ -55,31 +55,31 @@ FAREWELL = Leave("run finished", REPORT, (), (), ())
 
 
 @pytest.fixture
-def room() -> Room:
-    return Room().serve().join("w0")
+def driver() -> LpsDriver:
+    return LpsDriver().serve().join("w0")
 
 
 @pytest.fixture
-def draining(room: Room) -> Room:
+def draining(driver: LpsDriver) -> LpsDriver:
     """The run is over; w0 has not left yet."""
-    assert room.hears("gps", Stop("budget")) == [
+    assert driver.hears("gps", Stop("budget")) == [
         Note("draining", {"why": "budget"}),
         Send("w0", Stop("budget")),
     ]
-    return room
+    return driver
 
 
 @pytest.fixture
-def leaving(draining: Room) -> Room:
+def leaving(draining: LpsDriver) -> LpsDriver:
     effects = draining.hears("w0", FAREWELL)
     leave = Leave("drained", draining.lps.report(), (), (), ())
     assert effects[1:] == [Send("w0", Goodbye()), Send("gps", leave)]
     return draining
 
 
-def settled(room: Room) -> tuple[Spans, Spans, Spans]:
+def settled(driver: LpsDriver) -> tuple[Spans, Spans, Spans]:
     """What the region says at the end: (returned, unexchanged, dropped)."""
-    leave = room.lps.uplink.leaving
+    leave = driver.lps.session.leaving
     assert leave is not None
     return leave.returned, leave.unexchanged, leave.dropped
 
@@ -87,7 +87,7 @@ def settled(room: Room) -> tuple[Spans, Spans, Spans]:
 # --- draining ---------------------------------------------------------------------------------
 
 
-def test_a_stopped_region_waits_for_its_workers_and_tells_them(draining: Room) -> None:
+def test_a_stopped_region_waits_for_its_workers_and_tells_them(draining: LpsDriver) -> None:
     """
     1. Stop is said once more by the user, and by the GPS: once is enough.
     2. Heartbeats, pulls, and newcomers are answered with it, and it is repeated on the tick.
@@ -107,12 +107,12 @@ def test_a_stopped_region_waits_for_its_workers_and_tells_them(draining: Room) -
 
 
 def test_a_region_without_workers_leaves_at_once() -> None:
-    room = Room().serve()
-    effects = room.happens(StopRequested("enough"))
-    assert effects[-1] == Send("gps", Leave("drained", room.lps.report(), (), (), ()))
+    driver = LpsDriver().serve()
+    effects = driver.happens(StopRequested("enough"))
+    assert effects[-1] == Send("gps", Leave("drained", driver.lps.report(), (), (), ()))
 
 
-def test_a_worker_that_is_silent_at_the_end_is_not_waited_for(draining: Room) -> None:
+def test_a_worker_that_is_silent_at_the_end_is_not_waited_for(draining: LpsDriver) -> None:
     """
     1. It is lost: told to introduce itself, in case it lives.
     2. The region leaves on the same tick.
@@ -125,33 +125,33 @@ def test_a_worker_that_is_silent_at_the_end_is_not_waited_for(draining: Room) ->
     assert draining.hears("w0", FAREWELL) == [Send("w0", Goodbye())]
 
 
-def test_an_update_in_hand_at_the_end_is_still_applied(room: Room) -> None:
+def test_an_update_in_hand_at_the_end_is_still_applied(driver: LpsDriver) -> None:
     """It is not exchanged any more, and its worker gets no other."""
-    room.updates("w0", 1)
-    work = room.work("w0")
-    room.hears("w0", Offer(work.push))
-    room.hears("w0", update(work, next_samples=4), -1)
-    room.hears("gps", Stop("budget"))
-    effects = room.happens(Measured(-1, 1.0, finite=True))
+    driver.updates("w0", 1)
+    work = driver.work("w0")
+    driver.hears("w0", Offer(work.push))
+    driver.hears("w0", update(work, next_samples=4), -1)
+    driver.hears("gps", Stop("budget"))
+    effects = driver.happens(Measured(-1, 1.0, finite=True))
     assert effects[-2:] == [
         Send("w0", Ack(work.push, "applied")),
         Send("w0", Stop("run finished")),
     ]
-    room.hears("w0", FAREWELL)
-    assert settled(room) == ((), ((0, 8),), ())
+    driver.hears("w0", FAREWELL)
+    assert settled(driver) == ((), ((0, 8),), ())
 
 
-def test_what_a_leaving_worker_had_in_hand_is_fenced(room: Room) -> None:
+def test_what_a_leaving_worker_had_in_hand_is_fenced(driver: LpsDriver) -> None:
     """
     1. Its update is being measured when it leaves: its samples return.
     2. The region leaves too: the update is not applied.
     """
-    work = room.work("w0")
-    room.hears("w0", update(work), -1)
-    room.hears("gps", Stop("budget"))
-    room.hears("w0", FAREWELL)
-    assert settled(room) == (work.spans, (), ())
-    assert room.happens(Measured(-1, 1.0, finite=True)) == [
+    work = driver.work("w0")
+    driver.hears("w0", update(work), -1)
+    driver.hears("gps", Stop("budget"))
+    driver.hears("w0", FAREWELL)
+    assert settled(driver) == (work.spans, (), ())
+    assert driver.happens(Measured(-1, 1.0, finite=True)) == [
         Release(-1),
         Send("w0", Ack(work.push, "fenced")),
     ]
@@ -172,22 +172,22 @@ def test_every_sample_is_settled(
     in_flight: InFlight, outcome: Outcome | None, unexchanged: Spans, dropped: Spans
 ) -> None:
     """0..8 in the exchange under way, 8..12 applied since, 12..16 leased, 16..24 in the pool."""
-    room = Room(in_flight=in_flight).serve().join("w0")
-    room.updates("w0", 3)
-    room.work("w0")
-    room.lps.leases.pool.add(((16, 24),))
+    driver = LpsDriver(in_flight=in_flight).serve().join("w0")
+    driver.updates("w0", 3)
+    driver.work("w0")
+    driver.lps.leases.pool.add(((16, 24),))
     if outcome is not None:
-        room.hears("gps", Ack(E1, outcome))
-    room.hears("gps", Stop("budget"))
-    effects = room.hears("w0", FAREWELL)
+        driver.hears("gps", Ack(E1, outcome))
+    driver.hears("gps", Stop("budget"))
+    effects = driver.hears("w0", FAREWELL)
     assert Release(3) in effects
-    assert settled(room) == (((12, 24),), unexchanged, dropped)
+    assert settled(driver) == (((12, 24),), unexchanged, dropped)
 
 
 # --- leaving ----------------------------------------------------------------------------------
 
 
-def test_the_region_is_gone_when_its_leave_is_settled(leaving: Room) -> None:
+def test_the_region_is_gone_when_its_leave_is_settled(leaving: LpsDriver) -> None:
     assert leaving.hears("gps", Goodbye()) == [Finish("run finished")]
     assert leaving.hears("gps", Goodbye()) == []
     assert leaving.happens(Tick()) == []
@@ -198,8 +198,8 @@ def test_the_region_is_gone_when_its_leave_is_settled(leaving: Room) -> None:
     assert leaving.hears("gps", Rejoin()) == []
 
 
-def test_leave_is_said_until_it_is_answered_but_not_for_ever(leaving: Room) -> None:
-    leave = Send("gps", leaving.lps.uplink.leaving)
+def test_leave_is_said_until_it_is_answered_but_not_for_ever(leaving: LpsDriver) -> None:
+    leave = Send("gps", leaving.lps.session.leaving)
     for _ in range(LEAVE_TICKS_MAX):
         assert leaving.happens(Tick()) == [leave]
     assert leaving.happens(Tick()) == [
@@ -208,26 +208,26 @@ def test_leave_is_said_until_it_is_answered_but_not_for_ever(leaving: Room) -> N
     ]
 
 
-def test_a_gps_that_does_not_know_a_leaving_region_settles_it_too(leaving: Room) -> None:
+def test_a_gps_that_does_not_know_a_leaving_region_settles_it_too(leaving: LpsDriver) -> None:
     assert leaving.hears("gps", Rejoin()) == [Finish("run finished")]
 
 
-def test_a_goodbye_that_nobody_said_leave_for_is_ignored(room: Room) -> None:
-    assert room.hears("gps", Goodbye()) == []
-    assert room.lps.phase == "serving"
+def test_a_goodbye_that_nobody_said_leave_for_is_ignored(driver: LpsDriver) -> None:
+    assert driver.hears("gps", Goodbye()) == []
+    assert driver.lps.phase == "serving"
 
 
 def test_a_region_that_is_not_in_just_ends() -> None:
     """Also after an eviction: it holds nothing that could be settled."""
-    assert Room().happens(StopRequested("enough")) == [Finish("enough")]
-    assert Room().hears("gps", Stop("budget")) == [Finish("budget")]
-    room = Room().serve().join("w0")
-    room.hears("gps", Rejoin())
-    assert room.hears("gps", Stop("budget")) == [Send("w0", Stop("budget")), Finish("budget")]
+    assert LpsDriver().happens(StopRequested("enough")) == [Finish("enough")]
+    assert LpsDriver().hears("gps", Stop("budget")) == [Finish("budget")]
+    driver = LpsDriver().serve().join("w0")
+    driver.hears("gps", Rejoin())
+    assert driver.hears("gps", Stop("budget")) == [Send("w0", Stop("budget")), Finish("budget")]
 
 
 def test_a_region_evicted_while_it_drains_says_hello_and_leaves_when_it_is_empty(
-    draining: Room,
+    draining: LpsDriver,
 ) -> None:
     assert without_notes(draining.hears("gps", Rejoin())) == [REJOINING, GPS_HELLO]
     assert draining.hears("gps", gps_welcome(2)) == [Note("joined", {"fence": 2})]
@@ -237,12 +237,12 @@ def test_a_region_evicted_while_it_drains_says_hello_and_leaves_when_it_is_empty
 
 
 def test_a_refused_region_ends_with_the_servers_words() -> None:
-    room = Room()
-    assert room.hears("gps", Refuse("no such region")) == [
+    driver = LpsDriver()
+    assert driver.hears("gps", Refuse("no such region")) == [
         Finish("refused", error="no such region")
     ]
-    assert room.happens(Tick()) == []
-    assert room.hears("gps", Refuse("no such region")) == []
+    assert driver.happens(Tick()) == []
+    assert driver.hears("gps", Refuse("no such region")) == []
 
 
 # --- a driver that loses nothing, and facts that mean nothing ---------------------------------
@@ -250,20 +250,20 @@ def test_a_refused_region_ends_with_the_servers_words() -> None:
 
 def test_a_model_that_is_in_the_arena_already_is_not_transferred() -> None:
     """And without a tick nothing is repeated: the virtual driver's way in."""
-    room = Room(tick_ps=0)
-    assert room.happens(Loaded(Version(9, 0))) == []
-    room.join("w0")
-    assert room.hears("gps", gps_welcome()) == [Note("joined", {"fence": 1})]
-    assert room.lps.phase == "serving"
-    assert room.lps.wan_bytes == 0
+    driver = LpsDriver(tick_ps=0)
+    assert driver.happens(Loaded(Version(9, 0))) == []
+    driver.join("w0")
+    assert driver.hears("gps", gps_welcome()) == [Note("joined", {"fence": 1})]
+    assert driver.lps.phase == "serving"
+    assert driver.lps.wan_bytes == 0
 
 
 def test_after_an_eviction_the_arena_is_not_trusted() -> None:
-    room = Room()
-    room.happens(Loaded(Version(9, 0)))
-    room.hears("gps", gps_welcome())
-    room.hears("gps", Rejoin())
-    assert room.hears("gps", gps_welcome(2))[-1] == Send("gps", Pull(0, 0))
+    driver = LpsDriver()
+    driver.happens(Loaded(Version(9, 0)))
+    driver.hears("gps", gps_welcome())
+    driver.hears("gps", Rejoin())
+    assert driver.hears("gps", gps_welcome(2))[-1] == Send("gps", Pull(0, 0))
 
 
 @pytest.mark.parametrize(
@@ -277,9 +277,9 @@ def test_after_an_eviction_the_arena_is_not_trusted() -> None:
     ids=lambda event: type(event).__name__,
 )
 def test_facts_that_are_other_nodes_business_change_nothing(
-    room: Room, event: Event[Message]
+    driver: LpsDriver, event: Event[Message]
 ) -> None:
-    assert room.happens(event) == []
+    assert driver.happens(event) == []
 
 
 @pytest.mark.parametrize(
@@ -296,22 +296,22 @@ def test_facts_that_are_other_nodes_business_change_nothing(
     ],
     ids=lambda message: type(message).__name__,
 )
-def test_what_the_gps_says_out_of_turn_changes_nothing(room: Room, message: Message) -> None:
-    assert room.hears("gps", message) == []
-    assert not isinstance(message, Welcome) or room.lps.uplink.fence == 1
+def test_what_the_gps_says_out_of_turn_changes_nothing(driver: LpsDriver, message: Message) -> None:
+    assert driver.hears("gps", message) == []
+    assert not isinstance(message, Welcome) or driver.lps.session.fence == 1
 
 
-def test_a_payload_with_a_message_that_has_none_is_released(room: Room) -> None:
-    assert room.hears("gps", Heartbeat(None), -1) == [Release(-1)]
+def test_a_payload_with_a_message_that_has_none_is_released(driver: LpsDriver) -> None:
+    assert driver.hears("gps", Heartbeat(None), -1) == [Release(-1)]
 
 
 # --- the invariants ---------------------------------------------------------------------------
 
 
-def test_the_check_sees_a_broken_lps(room: Room) -> None:
-    room.join("w1")
-    work = room.work("w0")
-    lps: Lps = room.lps
+def test_the_check_sees_a_broken_lps(driver: LpsDriver) -> None:
+    driver.join("w1")
+    work = driver.work("w0")
+    lps: Lps = driver.lps
     first, second = lps.members.get("w0"), lps.members.get("w1")
     assert first is not None
     assert second is not None
@@ -336,46 +336,46 @@ def test_the_check_sees_a_broken_lps(room: Room) -> None:
         lps.check()
 
 
-def test_a_region_that_was_drained_serves_again_when_it_is_started_again(room: Room) -> None:
+def test_a_region_that_was_drained_serves_again_when_it_is_started_again(driver: LpsDriver) -> None:
     """1. It was asked to end, and left. 2. The next process joins anew, and its workers with it."""
-    drained(room, StopRequested("enough"))
-    effects = room.happens(Restarted())
+    drained(driver, StopRequested("enough"))
+    effects = driver.happens(Restarted())
     assert effects[-2:] == [Note("rejoining", {}), GPS_HELLO]
-    assert room.hears("gps", gps_welcome(2)) == [
+    assert driver.hears("gps", gps_welcome(2)) == [
         Note("joined", {"fence": 2}),
         Send("gps", Pull(0, 0)),
     ]
-    room.hears("gps", global_model(0), -1)
-    assert room.lps.phase == "serving"
-    assert isinstance(without_notes(room.hears("w0", hello()))[0].message, Welcome)  # type: ignore[union-attr]
-    assert room.happens(Restarted())[-1].__class__ is not Finish
+    driver.hears("gps", global_model(0), -1)
+    assert driver.lps.phase == "serving"
+    assert isinstance(without_notes(driver.hears("w0", hello()))[0].message, Welcome)  # type: ignore[union-attr]
+    assert driver.happens(Restarted())[-1].__class__ is not Finish
 
 
-def test_a_region_whose_run_is_over_ends_again_when_it_is_started_again(room: Room) -> None:
-    drained(room, None)
-    assert room.happens(Restarted())[-1] == Finish("run finished")
+def test_a_region_whose_run_is_over_ends_again_when_it_is_started_again(driver: LpsDriver) -> None:
+    drained(driver, None)
+    assert driver.happens(Restarted())[-1] == Finish("run finished")
 
 
-def drained(room: Room, asked: StopRequested | None) -> None:
+def drained(driver: LpsDriver, asked: StopRequested | None) -> None:
     """It ends, because it was asked to, or because the run does."""
     if asked is None:
-        room.hears("gps", Stop("budget"))
+        driver.hears("gps", Stop("budget"))
     else:
-        room.happens(asked)
-    room.hears("w0", Leave("stop", None, (), (), ()))
-    assert room.hears("gps", Goodbye())[-1] == Finish("run finished")
+        driver.happens(asked)
+    driver.hears("w0", Leave("stop", None, (), (), ()))
+    assert driver.hears("gps", Goodbye())[-1] == Finish("run finished")
 
 
 def test_an_lps_whose_gps_is_gone_for_good_ends_with_an_error_and_keeps_its_state() -> None:
     """Started again it waits as long again, and goes on if the GPS is back."""
-    room = Room().serve().join("w0", 0)
-    work = room.work("w0")
-    room.now += GIVE_UP_AFTER_PS + 1
-    room.hears("w0", Heartbeat(None))
-    ended = [each for each in room.happens(Tick()) if isinstance(each, Finish)]
+    driver = LpsDriver().serve().join("w0", 0)
+    work = driver.work("w0")
+    driver.now += GIVE_UP_AFTER_PS + 1
+    driver.hears("w0", Heartbeat(None))
+    ended = [each for each in driver.happens(Tick()) if isinstance(each, Finish)]
     assert [each.reason for each in ended] == [UNANSWERED]
     assert "network.give_up_after_ms" in ended[0].error
-    room.happens(Restarted())
-    assert not [each for each in room.happens(Tick()) if isinstance(each, Finish)]
-    assert room.lps.phase == "serving"
-    assert room.lps.leases.find(work.push) is not None
+    driver.happens(Restarted())
+    assert not [each for each in driver.happens(Tick()) if isinstance(each, Finish)]
+    assert driver.lps.phase == "serving"
+    assert driver.lps.leases.find(work.push) is not None

@@ -33,7 +33,15 @@ from pelago.wire.messages import (
     Wait,
 )
 from tests.conversation import without_notes
-from tests.lps.driver import GPS_HELLO, REJOINING, Room, global_model, gps_welcome, hello, update
+from tests.lps.driver import (
+    GPS_HELLO,
+    REJOINING,
+    LpsDriver,
+    global_model,
+    gps_welcome,
+    hello,
+    update,
+)
 
 E1, E2 = PushId(1, 1), PushId(2, 1)
 
@@ -51,20 +59,20 @@ def exchange(
 
 
 @pytest.fixture
-def room() -> Room:
+def driver() -> LpsDriver:
     """K = 2."""
-    return Room().serve().join("w0")
+    return LpsDriver().serve().join("w0")
 
 
 @pytest.fixture
-def offered(room: Room) -> Room:
+def offered(driver: LpsDriver) -> LpsDriver:
     """The first exchange: updates 1 and 2, samples 0..8, difference 3."""
-    room.updates("w0", 2)
-    return room
+    driver.updates("w0", 2)
+    return driver
 
 
 @pytest.fixture
-def sent(offered: Room) -> Room:
+def sent(offered: LpsDriver) -> LpsDriver:
     assert offered.hears("gps", Grant(E1)) == [Send("gps", exchange(E1, ((0, 8),)), 3)]
     return offered
 
@@ -74,11 +82,11 @@ def answered(outcome: str) -> Note:
     return Note("exchange_answered", {"number": 1, "fence": 1, "outcome": outcome})
 
 
-def test_an_exchange_is_due_exactly_at_k(room: Room) -> None:
+def test_an_exchange_is_due_exactly_at_k(driver: LpsDriver) -> None:
     """The difference is taken right behind the step; the worker is answered before that."""
-    first = room.updates("w0", 1)
+    first = driver.updates("w0", 1)
     assert not any(isinstance(effect, Difference) for effect in first)
-    effects = room.updates("w0", 1)
+    effects = driver.updates("w0", 1)
     assert effects[0] == Apply("step", -101)
     assert effects[3:] == [
         Send("w0", Ack(PushId(2, 1), "applied")),
@@ -98,7 +106,7 @@ def test_an_exchange_is_due_exactly_at_k(room: Room) -> None:
     ]
 
 
-def test_only_one_exchange_is_in_flight_and_workers_do_not_wait_for_it(offered: Room) -> None:
+def test_only_one_exchange_is_in_flight_and_workers_do_not_wait_for_it(offered: LpsDriver) -> None:
     """Twice K more updates: each is applied and answered, and nothing is sent to the GPS."""
     for _ in range(4):
         effects = offered.updates("w0", 1)
@@ -108,7 +116,7 @@ def test_only_one_exchange_is_in_flight_and_workers_do_not_wait_for_it(offered: 
     assert offered.lps.report().exchanging
 
 
-def test_a_round_trip_merges_the_global_model(sent: Room) -> None:
+def test_a_round_trip_merges_the_global_model(sent: LpsDriver) -> None:
     """
     1. It arrived: nothing follows from that. It was applied: that is noted, once.
     2. The global model comes: the difference is released, the model merged with weight alpha.
@@ -127,7 +135,7 @@ def test_a_round_trip_merges_the_global_model(sent: Room) -> None:
     assert sent.lps.wan_bytes == 300
 
 
-def test_samples_that_are_lent_again_say_that_the_exchange_was_rejected(sent: Room) -> None:
+def test_samples_that_are_lent_again_say_that_the_exchange_was_rejected(sent: LpsDriver) -> None:
     """1. The word itself is lost; a grant has samples of the exchange. 2. No book has them twice, and the
     global model replaces the region's. 3. The word comes late: it says nothing new."""
     asked = sent.hears("w0", Pull(8, 0))[-1]
@@ -142,19 +150,19 @@ def test_samples_that_are_lent_again_say_that_the_exchange_was_rejected(sent: Ro
     assert Apply("load", -9) in sent.hears("gps", global_model(0, E1), -9)
 
 
-def test_a_model_that_overtakes_the_word_answers_the_exchange(sent: Room) -> None:
+def test_a_model_that_overtakes_the_word_answers_the_exchange(sent: LpsDriver) -> None:
     assert sent.hears("gps", global_model(1, E1), -9)[0] == answered("unknown")
     assert sent.hears("gps", Ack(E1, "applied")) == []
 
 
-def test_k_counts_from_the_merge_and_not_from_the_send(sent: Room) -> None:
+def test_k_counts_from_the_merge_and_not_from_the_send(sent: LpsDriver) -> None:
     sent.updates("w0", 1)
     sent.hears("gps", global_model(1, E1), -9)
     assert not any(isinstance(e, Difference) for e in sent.updates("w0", 1))
     assert any(isinstance(e, Difference) for e in sent.updates("w0", 1))
 
 
-def test_dropped_work_is_named_and_its_steps_are_counted(sent: Room) -> None:
+def test_dropped_work_is_named_and_its_steps_are_counted(sent: LpsDriver) -> None:
     """
     1. One update in flight: the merge loses its movement.
     2. The next exchange holds the two since the merge, names the lost one, counts three.
@@ -172,20 +180,20 @@ def test_dropped_work_is_named_and_its_steps_are_counted(sent: Room) -> None:
 def test_work_that_is_kept_is_in_the_next_exchange(
     in_flight: InFlight, operation: Operation
 ) -> None:
-    room = Room(in_flight=in_flight).serve().join("w0")
-    room.updates("w0", 3)
-    assert Apply(operation, -9, 0.25) in room.hears("gps", global_model(5, E1), -9)
-    room.updates("w0", 2)
+    driver = LpsDriver(in_flight=in_flight).serve().join("w0")
+    driver.updates("w0", 3)
+    assert Apply(operation, -9, 0.25) in driver.hears("gps", global_model(5, E1), -9)
+    driver.updates("w0", 2)
     expected = exchange(E2, ((8, 20),), base=5, updates=3)
-    assert room.hears("gps", Grant(E2)) == [Send("gps", expected, 7)]
+    assert driver.hears("gps", Grant(E2)) == [Send("gps", expected, 7)]
 
 
 def test_an_exchange_inside_one_region_is_counted_as_local_traffic() -> None:
-    room = Room(wan=False).serve().join("w0")
-    assert (room.lps.wan_bytes, room.lps.lan_bytes) == (0, 100)
+    driver = LpsDriver(wan=False).serve().join("w0")
+    assert (driver.lps.wan_bytes, driver.lps.lan_bytes) == (0, 100)
 
 
-def test_a_rejected_exchange_starts_the_region_afresh(sent: Room) -> None:
+def test_a_rejected_exchange_starts_the_region_afresh(sent: LpsDriver) -> None:
     """
     1. One update is in flight; the GPS rejects the exchange and takes its samples back.
     2. It may lend them to this region again before its model comes: no book has them twice.
@@ -211,7 +219,7 @@ def test_a_rejected_exchange_starts_the_region_afresh(sent: Room) -> None:
     assert grant[0].message.dropped == ((0, 12),)
 
 
-def test_a_lost_answer_is_asked_for_until_it_comes(sent: Room) -> None:
+def test_a_lost_answer_is_asked_for_until_it_comes(sent: LpsDriver) -> None:
     """In the released code it stops the region for ever; here the same offer asks for it.
 
     1. It arrived, it was acknowledged, the model is lost: the offer is repeated.
@@ -230,42 +238,42 @@ def test_a_lost_answer_is_asked_for_until_it_comes(sent: Room) -> None:
     assert Send("gps", Offer(E1)) not in sent.after(5).happens(Tick())
 
 
-def test_an_acknowledgement_proves_that_the_update_arrived(sent: Room) -> None:
+def test_an_acknowledgement_proves_that_the_update_arrived(sent: LpsDriver) -> None:
     """The driver never says that it arrived: the acknowledgement does."""
     sent.hears("gps", Ack(E1, "applied"))
     assert Send("gps", Offer(E1)) in sent.after(1).happens(Tick())
 
 
-def test_a_failed_transfer_is_offered_again(sent: Room) -> None:
+def test_a_failed_transfer_is_offered_again(sent: LpsDriver) -> None:
     assert sent.happens(PeerLost("gps", "cut")) == []
     assert Send("gps", Offer(E1)) in sent.after(1).happens(Tick())
     assert sent.hears("gps", Grant(E1)) == [Send("gps", exchange(E1, ((0, 8),)), 3)]
 
 
-def test_busy_is_waited_for_and_a_late_grant_is_enough(offered: Room) -> None:
+def test_busy_is_waited_for_and_a_late_grant_is_enough(offered: LpsDriver) -> None:
     assert offered.hears("gps", Busy(E1, 1000)) == []
     assert offered.hears("gps", Grant(E1)) == [Send("gps", exchange(E1, ((0, 8),)), 3)]
     assert offered.hears("gps", Grant(E1)) == []
 
 
-def test_an_answer_that_overtakes_its_acknowledgement_is_merged(sent: Room) -> None:
+def test_an_answer_that_overtakes_its_acknowledgement_is_merged(sent: LpsDriver) -> None:
     assert Apply("merge", -9, 0.25) in sent.hears("gps", global_model(1, E1), -9)
     assert sent.hears("gps", Ack(E1, "applied")) == []
 
 
 @pytest.mark.parametrize("answers", [None, E2, PushId(1, 0)])
 def test_a_model_that_answers_something_else_is_released(
-    sent: Room, answers: PushId | None
+    sent: LpsDriver, answers: PushId | None
 ) -> None:
     assert sent.hears("gps", global_model(1, answers), -9) == [Release(-9)]
 
 
-def test_a_model_that_nobody_waits_for_is_released(room: Room) -> None:
-    assert room.hears("gps", global_model(1, E1), -9) == [Release(-9)]
-    assert room.hears("gps", global_model(1, E1)) == []
+def test_a_model_that_nobody_waits_for_is_released(driver: LpsDriver) -> None:
+    assert driver.hears("gps", global_model(1, E1), -9) == [Release(-9)]
+    assert driver.hears("gps", global_model(1, E1)) == []
 
 
-def test_the_fate_of_another_exchange_is_not_this_ones(sent: Room) -> None:
+def test_the_fate_of_another_exchange_is_not_this_ones(sent: LpsDriver) -> None:
     for push in (E2, PushId(1, 0)):
         assert sent.hears("gps", Ack(push, "fenced")) == []
     assert sent.lps.phase == "serving"
@@ -278,38 +286,38 @@ def test_the_first_model_is_loaded_whole() -> None:
     """
     1. Hello, until there is a Welcome. 2. Pull, until there is a model. 3. It serves.
     """
-    room = Room()
-    assert room.happens(Tick()) == [Note("waiting", {"for": "gps to answer"}), GPS_HELLO]
-    assert room.hears("gps", Wait("its model")) == [Note("waiting", {"for": "its model"})]
-    assert room.hears("gps", gps_welcome()) == [
+    driver = LpsDriver()
+    assert driver.happens(Tick()) == [Note("waiting", {"for": "gps to answer"}), GPS_HELLO]
+    assert driver.hears("gps", Wait("its model")) == [Note("waiting", {"for": "its model"})]
+    assert driver.hears("gps", gps_welcome()) == [
         Note("going_on", {}),
         Note("joined", {"fence": 1}),
         Send("gps", Pull(0, 0)),
     ]
-    assert room.hears("gps", gps_welcome(2)) == []
-    beat = Send("gps", Heartbeat(room.lps.report()))
-    assert room.after(0.5).happens(Tick()) == [beat]
-    assert room.after(0.5).happens(Tick()) == [beat, Send("gps", Pull(0, 0))]
-    assert room.hears("gps", global_model(3), -1) == [Apply("load", -1), Release(-1)]
-    assert room.hears("gps", global_model(3), -2) == [Release(-2)]
-    assert room.lps.wan_bytes == 100
+    assert driver.hears("gps", gps_welcome(2)) == []
+    beat = Send("gps", Heartbeat(driver.lps.report()))
+    assert driver.after(0.5).happens(Tick()) == [beat]
+    assert driver.after(0.5).happens(Tick()) == [beat, Send("gps", Pull(0, 0))]
+    assert driver.hears("gps", global_model(3), -1) == [Apply("load", -1), Release(-1)]
+    assert driver.hears("gps", global_model(3), -2) == [Release(-2)]
+    assert driver.lps.wan_bytes == 100
 
 
 def test_the_size_of_a_model_follows_from_the_manifest() -> None:
-    room = Room(payload_bytes=0)
+    driver = LpsDriver(payload_bytes=0)
     manifest = (TensorSpec("a", (2, 3)), TensorSpec("b", (4,)))
-    room.hears("gps", replace(gps_welcome(), manifest=manifest))
-    room.hears("gps", global_model(0), -1)
-    assert room.lps.wan_bytes == 40
+    driver.hears("gps", replace(gps_welcome(), manifest=manifest))
+    driver.hears("gps", global_model(0), -1)
+    assert driver.lps.wan_bytes == 40
 
 
 def test_workers_are_served_as_soon_as_the_model_is_there() -> None:
     """They may be in before it."""
-    room = Room()
-    room.hears("gps", gps_welcome())
-    room.join("w0")
-    assert room.hears("w0", Pull(4, 0)) == []
-    assert room.hears("gps", global_model(0), -1) == [
+    driver = LpsDriver()
+    driver.hears("gps", gps_welcome())
+    driver.join("w0")
+    assert driver.hears("w0", Pull(4, 0)) == []
+    assert driver.hears("gps", global_model(0), -1) == [
         Apply("load", -1),
         Release(-1),
         Send("gps", LeaseRequest(1, 4, 0)),
@@ -319,7 +327,7 @@ def test_workers_are_served_as_soon_as_the_model_is_there() -> None:
 # --- evicted ----------------------------------------------------------------------------------
 
 
-def test_an_evicted_region_voids_what_it_holds_and_starts_afresh(sent: Room) -> None:
+def test_an_evicted_region_voids_what_it_holds_and_starts_afresh(sent: LpsDriver) -> None:
     """
     1. The GPS does not know it any more: leases, pool and exchange are void; Hello.
     2. A worker's update on a void lease is fenced, also one that was being measured.
@@ -360,7 +368,7 @@ def test_an_evicted_region_voids_what_it_holds_and_starts_afresh(sent: Room) -> 
     assert effects[-1] == Send("gps", Offer(PushId(2, 2)))
 
 
-def test_a_fenced_exchange_means_that_the_region_was_evicted(sent: Room) -> None:
+def test_a_fenced_exchange_means_that_the_region_was_evicted(sent: LpsDriver) -> None:
     assert sent.hears("gps", Ack(E1, "fenced")) == [
         Note("rejoining", {}),
         Release(3),
@@ -370,24 +378,26 @@ def test_a_fenced_exchange_means_that_the_region_was_evicted(sent: Room) -> None
 
 
 @pytest.mark.parametrize("fence", [0, 2])
-def test_an_old_welcome_is_found_out_by_the_grant_that_does_not_fit(room: Room, fence: int) -> None:
+def test_an_old_welcome_is_found_out_by_the_grant_that_does_not_fit(
+    driver: LpsDriver, fence: int
+) -> None:
     """Instead of asking for samples for ever: one that is older than another of the same GPS, or than the
     GPS itself, whose fences may be lower."""
-    room.hears("w0", Pull(4, 0))
-    assert room.grant(1, ((0, 4),), fence=fence) == [Note("rejoining", {}), REJOINING, GPS_HELLO]
-    room.hears("gps", gps_welcome(fence))
-    assert room.hears("gps", global_model(0), -1)[-1] == Send("gps", LeaseRequest(2, 4, 0))
+    driver.hears("w0", Pull(4, 0))
+    assert driver.grant(1, ((0, 4),), fence=fence) == [Note("rejoining", {}), REJOINING, GPS_HELLO]
+    driver.hears("gps", gps_welcome(fence))
+    assert driver.hears("gps", global_model(0), -1)[-1] == Send("gps", LeaseRequest(2, 4, 0))
 
 
 def test_a_region_evicted_before_it_had_a_model_asks_for_it_again() -> None:
-    room = Room()
-    room.hears("gps", gps_welcome())
-    assert room.hears("gps", Rejoin()) == [Note("rejoining", {}), REJOINING, GPS_HELLO]
-    assert room.hears("gps", gps_welcome(2)) == [Note("joined", {"fence": 2})]
-    assert Send("gps", Pull(0, 0)) in room.after(1).happens(Tick())
+    driver = LpsDriver()
+    driver.hears("gps", gps_welcome())
+    assert driver.hears("gps", Rejoin()) == [Note("rejoining", {}), REJOINING, GPS_HELLO]
+    assert driver.hears("gps", gps_welcome(2)) == [Note("joined", {"fence": 2})]
+    assert Send("gps", Pull(0, 0)) in driver.after(1).happens(Tick())
 
 
-def test_a_region_evicted_at_the_end_leaves_all_the_same(sent: Room) -> None:
+def test_a_region_evicted_at_the_end_leaves_all_the_same(sent: LpsDriver) -> None:
     sent.hears("gps", Stop("budget"))
     assert without_notes(sent.hears("gps", Rejoin())) == [Release(3), REJOINING, GPS_HELLO]
 
@@ -462,6 +472,6 @@ def test_two_exchanges_cannot_begin() -> None:
         books.begin(1, 1)
 
 
-def test_a_stopped_region_takes_no_global_model(sent: Room) -> None:
+def test_a_stopped_region_takes_no_global_model(sent: LpsDriver) -> None:
     sent.hears("gps", Stop("budget"))
     assert sent.hears("gps", global_model(1, E1), -9) == [Release(-9)]

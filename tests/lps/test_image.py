@@ -13,24 +13,24 @@ from pelago.core.machine import Apply, Loaded, Received, StopRequested, Tick
 from pelago.core.names import PushId, Version
 from pelago.durable.image import Plain, restore, take
 from pelago.wire.messages import Ack, Heartbeat, Offer, Pull
-from tests.lps.driver import REPORT, SETTINGS, Room, global_model, hello, update
-from tests.lps.world import World
+from tests.lps.driver import REPORT, SETTINGS, LpsDriver, global_model, hello, update
+from tests.lps.world import LpsScenario
 from tests.restored_doubles import Doubles, restored
 
 E1 = PushId(1, 1)
 
 
-def used() -> Room:
+def used() -> LpsDriver:
     """An exchange is in flight, one worker holds a lease and the staging place, another one waits."""
-    room = Room().serve().join("w-1").join("w-2")
-    room.hears("w-1", Heartbeat(REPORT))
-    room.updates("w-1", 3)
-    lease = room.work("w-1")
-    room.hears("w-1", Offer(lease.push))
-    room.hears("w-1", update(lease, base=3), -7)
-    room.hears("w-2", Pull(4, 0))
-    assert room.lps.exchanges.current is not None
-    return room
+    driver = LpsDriver().serve().join("w-1").join("w-2")
+    driver.hears("w-1", Heartbeat(REPORT))
+    driver.updates("w-1", 3)
+    lease = driver.work("w-1")
+    driver.hears("w-1", Offer(lease.push))
+    driver.hears("w-1", update(lease, base=3), -7)
+    driver.hears("w-2", Pull(4, 0))
+    assert driver.lps.exchanges.current is not None
+    return driver
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_in_the_middle_of_any_run_it_can_be_restored(
     seed: int, in_flight: InFlight, ahead_ticks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     doubles = Doubles(monkeypatch, Lps, seed, chance=0.05)
-    world = World(seed, in_flight=in_flight, ahead_ticks=ahead_ticks, budget=160)
+    world = LpsScenario(seed, in_flight=in_flight, ahead_ticks=ahead_ticks, budget=160)
     world.run(ticks=100)
     world.make_peace()
     world.run(ticks=300)
@@ -48,42 +48,51 @@ def test_in_the_middle_of_any_run_it_can_be_restored(
     doubles.assert_all_are_alike()
     assert doubles.count > 10
     assert doubles.classes >= {
-        *("Uplink", "Hello", "Upload", "Push", "Exchange", "OpenLease", "Lease", "OrderedDict"),
+        *(
+            "ClientSession",
+            "Hello",
+            "Upload",
+            "Push",
+            "Exchange",
+            "OpenLease",
+            "Lease",
+            "OrderedDict",
+        ),
         *("Member", "WorkerReport", "deque", "tuple"),
     }
 
 
 def test_the_run_file_may_say_otherwise_than_before() -> None:
     """Movement in flight is kept now, two updates may be under way, and the GPS has another name."""
-    room = used()
+    driver = used()
     settings = replace(SETTINGS, gps="gps-2", in_flight="replay", staged_max=2, merge_weight=0.5)
-    lps = restored(room.lps, settings)
-    assert (lps.settings, lps.uplink.server) == (settings, "gps-2")
-    lps.handle(Received("gps-2", Ack(E1, "applied")), room.now)
-    effects = lps.handle(Received("gps-2", global_model(1, E1), -8), room.now)
+    lps = restored(driver.lps, settings)
+    assert (lps.settings, lps.session.server) == (settings, "gps-2")
+    lps.handle(Received("gps-2", Ack(E1, "applied")), driver.now)
+    effects = lps.handle(Received("gps-2", global_model(1, E1), -8), driver.now)
     assert Apply("merge_replay", -8, 0.5) in effects
-    assert lps.intake.staging.ask("w-2", PushId(9, 1))
+    assert lps.admission.staging.ask("w-2", PushId(9, 1))
     lps.check()
 
 
 def test_a_restored_server_knows_its_members() -> None:
-    room = used()
-    lps = restored(room.lps)
+    driver = used()
+    lps = restored(driver.lps)
     member = lps.members.get("w-1")
-    assert member is not room.lps.members.get("w-1")
-    assert member == room.lps.members.get("w-1")
-    lps.handle(Received("w-3", hello()), room.now)
+    assert member is not driver.lps.members.get("w-1")
+    assert member == driver.lps.members.get("w-1")
+    lps.handle(Received("w-3", hello()), driver.now)
     assert lps.members.get("w-3").group == 2
 
 
 def test_states_of_a_moment_come_back_too() -> None:
     """Between the start and the Welcome; while a farewell is not answered."""
-    starting, leaving = Room(), Room().serve()
+    starting, leaving = LpsDriver(), LpsDriver().serve()
     starting.happens(Loaded(Version(9, 0)))
     leaving.happens(StopRequested("enough"))
     leaving.happens(Tick())
-    for room in (starting, leaving):
-        restored(room.lps)
+    for driver in (starting, leaving):
+        restored(driver.lps)
 
 
 @pytest.mark.parametrize("content", [set(), object(), lambda: None])
@@ -91,14 +100,14 @@ def test_an_attribute_that_is_neither_state_nor_a_setting_is_noticed(content: ob
     lps = used().lps
     parts = (
         lps,
-        lps.uplink,
+        lps.session,
         lps.leases,
         lps.leases.outcomes,
         lps.members,
-        lps.intake,
-        lps.intake.staging,
+        lps.admission,
+        lps.admission.staging,
     )
-    for part in (*parts, lps.exchanges, lps._supply):
+    for part in (*parts, lps.exchanges, lps._prefetch):
         take(lps)
         part._added = content  # type: ignore[attr-defined]
         with pytest.raises(AssertionError, match="not durable"):

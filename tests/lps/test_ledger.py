@@ -3,12 +3,12 @@
 import pytest
 
 from lps.exchange import InFlight
-from tests.lps.world import World
+from tests.lps.world import LpsScenario
 
 
-def live_through(seed: int, *, in_flight: InFlight, ahead_ticks: int) -> World:
+def live_through(seed: int, *, in_flight: InFlight, ahead_ticks: int) -> LpsScenario:
     """Forty ticks or more of faults, then peace until everybody is gone."""
-    world = World(seed, in_flight=in_flight, ahead_ticks=ahead_ticks, budget=160)
+    world = LpsScenario(seed, in_flight=in_flight, ahead_ticks=ahead_ticks, budget=160)
     world.run(ticks=world.random.randrange(40, 200))
     world.make_peace()
     for _ in range(75):
@@ -19,7 +19,7 @@ def live_through(seed: int, *, in_flight: InFlight, ahead_ticks: int) -> World:
     return world
 
 
-def assert_the_books_balance(world: World) -> None:
+def assert_the_books_balance(world: LpsScenario) -> None:
     totals = world.gps.ledger.totals()
     assert totals.duplicated == 0
     assert totals.held == 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lps.service import open_memory
+from lps.service import open_state_store
 from pelago import config
 from pelago.config import RunFile
 from pelago.core.errors import CheckpointError, ForeignState
@@ -16,9 +16,9 @@ from pelago.durable import record
 from pelago.durable.record import Kind
 from pelago.net import daemon
 from pelago.net.durability import journal
-from pelago.net.durability.history import HISTORY, Told, history_line, read_history
-from pelago.net.durability.manager import Memory
-from pelago.net.durability.state_folder import Store
+from pelago.net.durability.history import HISTORY, HistoryLine, history_line, read_history
+from pelago.net.durability.manager import StateStore
+from pelago.net.durability.state_folder import StateFolder
 from pelago.net.telemetry import Telemetry
 
 NAME = "lps-eu"
@@ -44,9 +44,12 @@ def a_run(*changes: tuple[str, str]) -> RunFile:
 
 def write(out: Path, run: RunFile, events: int = 200) -> Path:
     """A state with a snapshot, and a journal and a history of several pages; returns its folder."""
-    store = Store(daemon.state_folder(out, NAME), run.run_id, NAME)
+    store = StateFolder(daemon.state_folder(out, NAME), run.run_id, NAME)
     header = journal.header(run.run_id, NAME, "lps-eu@here:1:1", 5)
-    lines = [Told(0, "begun", {}), *(Told(7, "update", {"n": each}) for each in range(events))]
+    lines = [
+        HistoryLine(0, "begun", {}),
+        *(HistoryLine(7, "update", {"n": each}) for each in range(events)),
+    ]
     history = b"".join(map(history_line, lines))
     image, layout = record.pack(["image", "x" * 3 * PAGE]), record.pack({})
     journal.begin_with(store, header, 7, 1000, image, layout, (), history)
@@ -58,24 +61,24 @@ def write(out: Path, run: RunFile, events: int = 200) -> Path:
     return store.folder
 
 
-Opened = tuple[Memory, int, list[dict[str, Any]]]
+Opened = tuple[StateStore, int, list[dict[str, Any]]]
 """The memory, the incarnation, and what was logged."""
 
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Iterator[Callable[..., Opened]]:
-    stores: list[Store] = []
+    stores: list[StateFolder] = []
 
     def open_it(run: RunFile, *, resume: bool = False) -> Opened:
         log = Telemetry(NAME, tmp_path / "events.jsonl", console=None)
         try:
-            memory, _, incarnation = open_memory(run, tmp_path, NAME, log, resume=resume)
+            state_store, _, incarnation = open_state_store(run, tmp_path, NAME, log, resume=resume)
         finally:
             log.close()
-        assert memory is not None
-        stores.append(memory.store)
+        assert state_store is not None
+        stores.append(state_store.store)
         lines = (tmp_path / "events.jsonl").read_text().splitlines()
-        return memory, incarnation, [json.loads(line) for line in lines]
+        return state_store, incarnation, [json.loads(line) for line in lines]
 
     yield open_it
     for store in stores:
@@ -123,8 +126,8 @@ def test_damage_of_a_host_that_went_down_is_a_fresh_start(
     name, damaging = DAMAGES[damage]
     damaging(folder / name)
     monkeypatch.setattr(daemon, "boot_id", lambda: "another")
-    memory, incarnation, logged = opened(run, resume=resume)
-    assert memory.past is None
+    state_store, incarnation, logged = opened(run, resume=resume)
+    assert state_store.recovered is None
     assert incarnation > 5
     (line,) = [each for each in logged if each["kind"] == "beginning_anew"]
     assert str(folder) in line["why"]
@@ -134,7 +137,7 @@ def test_damage_of_a_host_that_went_down_is_a_fresh_start(
     kept = [each.kind for each in read_history(folder / HISTORY)]
     assert kept[:1] == ["begun"]
     assert (folder / "history-damaged").exists() == (name == HISTORY)
-    assert memory.store.past() is None
+    assert state_store.store.recovered() is None
 
 
 @pytest.mark.parametrize("damage", ["a page of the journal", "a page of the history"])
@@ -153,8 +156,8 @@ def test_resume_begins_anew_where_damage_was_refused(
 ) -> None:
     run = a_run()
     page_lost(write(tmp_path, run) / "journal-00000000")
-    memory, incarnation, _ = opened(run, resume=True)
-    assert memory.past is None
+    state_store, incarnation, _ = opened(run, resume=True)
+    assert state_store.recovered is None
     assert incarnation > 5
 
 
@@ -173,10 +176,10 @@ def test_a_sound_state_goes_on_and_that_of_another_run_only_makes_way(
 ) -> None:
     run, changed = a_run(), a_run(("= 100", "= 200"))
     write(tmp_path, run)
-    memory, incarnation, _ = opened(run)
-    assert memory.past is not None
+    state_store, incarnation, _ = opened(run)
+    assert state_store.recovered is not None
     assert incarnation == 5
-    memory.store.close()
+    state_store.store.close()
     with pytest.raises(ForeignState):
         opened(changed)
 
@@ -187,7 +190,7 @@ def test_a_state_that_may_lack_its_end_is_a_fresh_start(
     run = a_run()
     write(tmp_path, run)
     monkeypatch.setattr(daemon, "boot_id", lambda: "another")
-    memory, _, logged = opened(run)
-    assert memory.past is None
+    state_store, _, logged = opened(run)
+    assert state_store.recovered is None
     (line,) = [each for each in logged if each["kind"] == "beginning_anew"]
     assert "this machine was started again" in line["why"]

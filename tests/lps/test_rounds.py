@@ -27,14 +27,14 @@ from pelago.wire.messages import (
     Offer,
     Pull,
 )
-from tests.lps.driver import Room, global_model, gps_welcome, lease, reply, update
+from tests.lps.driver import LpsDriver, global_model, gps_welcome, lease, reply, update
 
 L1, L2 = lease(1, ((0, 4),)), lease(2, ((4, 8),))
 
 
 @pytest.fixture
-def room() -> Room:
-    return Room().serve()
+def driver() -> LpsDriver:
+    return LpsDriver().serve()
 
 
 # --- leases -----------------------------------------------------------------------------------
@@ -46,22 +46,22 @@ def test_with_nothing_ahead_of_need_exactly_what_is_wanted_is_asked_for_when_it_
     2. w0 wants 4, w1 wants 6: one request at a time, first come first served.
     3. Each is answered at once when the grant comes; nothing is kept in hand.
     """
-    room = Room().serve().join("w0").join("w1")
-    assert room.served == [Apply("load", -99), Release(-99)]
-    assert room.hears("w0", Pull(4, 0)) == [Send("gps", LeaseRequest(1, 4, 0))]
-    assert room.hears("w1", Pull(6, 0)) == []
-    assert room.grant(1, ((0, 4),)) == [
+    driver = LpsDriver().serve().join("w0").join("w1")
+    assert driver.served == [Apply("load", -99), Release(-99)]
+    assert driver.hears("w0", Pull(4, 0)) == [Send("gps", LeaseRequest(1, 4, 0))]
+    assert driver.hears("w1", Pull(6, 0)) == []
+    assert driver.grant(1, ((0, 4),)) == [
         Pin(1),
         Send("w0", reply(0, L1), 1),
         Release(1),
         Send("gps", LeaseRequest(2, 6, 0)),
     ]
-    assert room.grant(2, ((4, 10),)) == [
+    assert driver.grant(2, ((4, 10),)) == [
         Pin(2),
         Send("w1", reply(0, lease(2, ((4, 10),))), 2),
         Release(2),
     ]
-    assert room.lps.leases.pool.total == 0
+    assert driver.lps.leases.pool.total == 0
 
 
 def test_samples_are_there_before_they_are_wanted() -> None:
@@ -72,40 +72,42 @@ def test_samples_are_there_before_they_are_wanted() -> None:
     3. It took 2 s, so 60 s are 30 rounds, and one that may begin at any time: 248 in hand.
     4. A second worker is answered at once. Its clock does not count what is in hand.
     """
-    room = Room(lease_ahead_ps=60_000 * PS_PER_MS)
-    room.serve().join("w0").join("w1")
-    assert room.served == [Apply("load", -99), Release(-99)]
-    assert room.hears("w0", Pull(8, 0)) == [Send("gps", LeaseRequest(1, 8 + 17, 17))]
+    driver = LpsDriver(lease_ahead_ps=60_000 * PS_PER_MS)
+    driver.serve().join("w0").join("w1")
+    assert driver.served == [Apply("load", -99), Release(-99)]
+    assert driver.hears("w0", Pull(8, 0)) == [Send("gps", LeaseRequest(1, 8 + 17, 17))]
     first = lease(1, ((0, 8),))
-    assert room.grant(1, ((0, 25),))[1:] == [Send("w0", reply(0, first), 1), Release(1)]
-    room.after(2.0)
-    effects = room.push("w0", update(first, next_samples=8))
+    assert driver.grant(1, ((0, 25),))[1:] == [Send("w0", reply(0, first), 1), Release(1)]
+    driver.after(2.0)
+    effects = driver.push("w0", update(first, next_samples=8))
     assert effects[-1] == Send("gps", LeaseRequest(2, 248 + 15 - 9, 248 + 15))
-    assert room.grant(2, ((100, 354),)) == []
-    assert room.hears("w1", Pull(8, 0))[1] == Send("w1", reply(1, lease(3, ((16, 24),), 1, 91)), 3)
+    assert driver.grant(2, ((100, 354),)) == []
+    assert driver.hears("w1", Pull(8, 0))[1] == Send(
+        "w1", reply(1, lease(3, ((16, 24),), 1, 91)), 3
+    )
 
 
 def test_what_is_to_be_in_hand_follows_the_pace_of_the_workers() -> None:
     """A round of half a minute: three in hand for a minute, and not thirty."""
-    room = Room(lease_ahead_ps=60_000 * PS_PER_MS).serve().join("w0")
-    work = room.work("w0", samples=8)
-    room.after(30.0)
-    effects = room.push("w0", update(work, next_samples=8))
+    driver = LpsDriver(lease_ahead_ps=60_000 * PS_PER_MS).serve().join("w0")
+    work = driver.work("w0", samples=8)
+    driver.after(30.0)
+    effects = driver.push("w0", update(work, next_samples=8))
     assert effects[-1] == Send("gps", LeaseRequest(2, 24 + 1 - 9, 24 + 1))
 
 
 def test_a_region_whose_workers_are_gone_asks_for_nothing_ahead() -> None:
-    room = Room(lease_ahead_ps=60_000 * PS_PER_MS).serve().join("w0")
-    room.grant(room.hears("w0", Pull(8, 0))[-1].message.request, ((0, 25),))  # type: ignore[union-attr]
-    left = room.hears("w0", Leave("enough", None, (), (), ()))
+    driver = LpsDriver(lease_ahead_ps=60_000 * PS_PER_MS).serve().join("w0")
+    driver.grant(driver.hears("w0", Pull(8, 0))[-1].message.request, ((0, 25),))  # type: ignore[union-attr]
+    left = driver.hears("w0", Leave("enough", None, (), (), ()))
     assert not any(isinstance(each, Send) and each.peer == "gps" for each in left)
 
 
-def test_a_round_larger_than_any_of_the_run_file_is_not_asked_for(room: Room) -> None:
+def test_a_round_larger_than_any_of_the_run_file_is_not_asked_for(driver: LpsDriver) -> None:
     """Also as the next one of an update, which is applied."""
-    room.join("w0")
-    assert room.hears("w0", Pull(9, 0)) == [Note("unexpected", {"peer": "w0", "samples": 9})]
-    effects = room.push("w0", update(room.work("w0"), next_samples=1 << 32))
+    driver.join("w0")
+    assert driver.hears("w0", Pull(9, 0)) == [Note("unexpected", {"peer": "w0", "samples": 9})]
+    effects = driver.push("w0", update(driver.work("w0"), next_samples=1 << 32))
     assert Send("w0", Ack(L1.push, "applied")) in effects
     assert not [each for each in effects if isinstance(each, Send) and each.peer == "gps"]
 
@@ -115,131 +117,131 @@ def test_a_round_larger_than_any_of_the_run_file_is_not_asked_for(room: Room) ->
     [{"steps": 5}, {"steps": 1 << 48}, {"steps": 0}, {"tokens": 4 * 64 + 1}, {"tokens": 1 << 48}],
 )
 def test_an_update_that_claims_more_than_its_lease_gives_is_not_measured(
-    room: Room, claims: dict[str, int]
+    driver: LpsDriver, claims: dict[str, int]
 ) -> None:
     """A lease of four samples of 64 tokens each: as many steps and tokens at the most."""
-    room.join("w0")
-    message = update(room.work("w0"))
-    room.hears("w0", Offer(message.push))
-    effects = room.hears("w0", replace(message, **claims), -1)
+    driver.join("w0")
+    message = update(driver.work("w0"))
+    driver.hears("w0", Offer(message.push))
+    effects = driver.hears("w0", replace(message, **claims), -1)
     assert not [each for each in effects if isinstance(each, Measure)]
-    assert room.lps.version == 0
+    assert driver.lps.version == 0
     most = replace(message, steps=4, tokens=4 * 64)
-    assert room.hears("w0", most, -2) == [Measure(-2)]
+    assert driver.hears("w0", most, -2) == [Measure(-2)]
 
 
-def test_a_base_that_does_not_exist_yet_counts_as_the_newest(room: Room) -> None:
-    room.join("w0")
-    room.push("w0", update(room.work("w0"), base=1 << 40))
-    assert (room.lps.version, room.lps.staleness_max) == (1, 0)
+def test_a_base_that_does_not_exist_yet_counts_as_the_newest(driver: LpsDriver) -> None:
+    driver.join("w0")
+    driver.push("w0", update(driver.work("w0"), base=1 << 40))
+    assert (driver.lps.version, driver.lps.staleness_max) == (1, 0)
 
 
-def test_a_payload_is_expected_when_it_was_granted_and_until_it_is_here(room: Room) -> None:
+def test_a_payload_is_expected_when_it_was_granted_and_until_it_is_here(driver: LpsDriver) -> None:
     """1. Two offer, and there is one place. 2. It comes. 3. It is measured: the other's is expected."""
-    room.join("w0").join("w1")
-    first, second = (update(room.work(peer)) for peer in ("w0", "w1"))
-    lps = room.lps
+    driver.join("w0").join("w1")
+    first, second = (update(driver.work(peer)) for peer in ("w0", "w1"))
+    lps = driver.lps
     assert not lps.expects("w0", first)
-    room.hears("w0", Offer(first.push))
-    room.hears("w1", Offer(second.push))
+    driver.hears("w0", Offer(first.push))
+    driver.hears("w1", Offer(second.push))
     assert lps.expects("w0", first)
     for peer, message in (("w1", second), ("w0", second), ("w1", first), ("stranger", first)):
         assert not lps.expects(peer, message)
     assert not lps.expects("w0", reply(1, L1))
-    room.hears("w0", first, -1)
+    driver.hears("w0", first, -1)
     assert not lps.expects("w0", first)
-    room.happens(Measured(-1, 1.0, finite=True))
+    driver.happens(Measured(-1, 1.0, finite=True))
     assert lps.expects("w1", second)
-    room.happens(PeerLost("w1", "silent"))
+    driver.happens(PeerLost("w1", "silent"))
     assert not lps.expects("w1", second)
 
 
 def test_of_the_gps_only_the_first_model_and_answers_are_expected() -> None:
-    room = Room(updates_per_exchange=1)
-    lps = room.lps
+    driver = LpsDriver(updates_per_exchange=1)
+    lps = driver.lps
     assert not lps.expects("gps", global_model(0))
-    room.hears("gps", gps_welcome())
+    driver.hears("gps", gps_welcome())
     assert lps.expects("gps", global_model(0))
     assert not lps.expects("w0", global_model(0))
-    room = Room(updates_per_exchange=1).serve().join("w0")
-    lps = room.lps
+    driver = LpsDriver(updates_per_exchange=1).serve().join("w0")
+    lps = driver.lps
     assert not lps.expects("gps", global_model(1))
-    room.push("w0", update(room.work("w0")))
+    driver.push("w0", update(driver.work("w0")))
     exchange = lps.exchanges.current
     assert exchange is not None
     assert lps.expects("gps", global_model(1, exchange.push))
     assert not lps.expects("gps", global_model(1, PushId(7, 1)))
 
 
-def test_a_pull_that_is_repeated_before_the_answer_changes_nothing(room: Room) -> None:
-    room.join("w0")
-    room.hears("w0", Pull(4, 0))
-    assert room.hears("w0", Pull(4, 0)) == []
-    assert len(room.grant(1, ((0, 4),))) == 3
-    assert room.hears("w0", Pull(4, 0)) == []
+def test_a_pull_that_is_repeated_before_the_answer_changes_nothing(driver: LpsDriver) -> None:
+    driver.join("w0")
+    driver.hears("w0", Pull(4, 0))
+    assert driver.hears("w0", Pull(4, 0)) == []
+    assert len(driver.grant(1, ((0, 4),))) == 3
+    assert driver.hears("w0", Pull(4, 0)) == []
 
 
-def test_a_lost_answer_is_given_again_with_the_same_lease(room: Room) -> None:
+def test_a_lost_answer_is_given_again_with_the_same_lease(driver: LpsDriver) -> None:
     """Also if it arrived and the worker asks all the same, and with the model as it is by then."""
-    room.join("w0").join("w1")
-    assert room.work("w0") == L1
-    room.push("w1", update(room.work("w1")))
-    again = room.hears("w0", Pull(4, 0))
+    driver.join("w0").join("w1")
+    assert driver.work("w0") == L1
+    driver.push("w1", update(driver.work("w1")))
+    again = driver.hears("w0", Pull(4, 0))
     assert again[1] == Send("w0", reply(1, L1), 3)
-    assert room.hears("w0", Pull(4, 0)) == []
-    room.happens(PeerLost("w0", "cut"))
-    assert room.hears("w0", Pull(4, 0))[1] == Send("w0", reply(1, L1), 4)
-    room.happens(Delivered("w0", 3))
-    assert room.hears("w0", Pull(4, 0)) == []
-    room.happens(Delivered("w0", 4))
-    assert room.hears("w0", Pull(4, 0))[1] == Send("w0", reply(1, L1), 5)
+    assert driver.hears("w0", Pull(4, 0)) == []
+    driver.happens(PeerLost("w0", "cut"))
+    assert driver.hears("w0", Pull(4, 0))[1] == Send("w0", reply(1, L1), 4)
+    driver.happens(Delivered("w0", 3))
+    assert driver.hears("w0", Pull(4, 0)) == []
+    driver.happens(Delivered("w0", 4))
+    assert driver.hears("w0", Pull(4, 0))[1] == Send("w0", reply(1, L1), 5)
 
 
-def test_a_pull_without_a_lease_is_not_answered(room: Room) -> None:
-    room.join("w0")
-    assert room.hears("w0", Pull(0, 0)) == []
+def test_a_pull_without_a_lease_is_not_answered(driver: LpsDriver) -> None:
+    driver.join("w0")
+    assert driver.hears("w0", Pull(0, 0)) == []
 
 
-def test_a_lost_lease_request_is_repeated(room: Room) -> None:
+def test_a_lost_lease_request_is_repeated(driver: LpsDriver) -> None:
     """
     1. After the retry time the same request, with its number.
     2. A grant of another number is not it; nor is a second one.
     """
-    room.join("w0")
-    room.hears("w0", Pull(4, 0))
+    driver.join("w0")
+    driver.hears("w0", Pull(4, 0))
     asked = Send("gps", LeaseRequest(1, 4, 0))
-    assert asked not in room.after(0.9).happens(Tick())
-    assert asked in room.after(0.1).happens(Tick())
-    assert asked not in room.after(0.9).happens(Tick())
-    assert room.grant(2, ((0, 4),)) == []
-    assert len(room.grant(1, ((0, 4),))) == 3
-    assert room.grant(1, ((0, 4),)) == []
-    assert asked not in room.after(5).happens(Tick())
+    assert asked not in driver.after(0.9).happens(Tick())
+    assert asked in driver.after(0.1).happens(Tick())
+    assert asked not in driver.after(0.9).happens(Tick())
+    assert driver.grant(2, ((0, 4),)) == []
+    assert len(driver.grant(1, ((0, 4),))) == 3
+    assert driver.grant(1, ((0, 4),)) == []
+    assert asked not in driver.after(5).happens(Tick())
 
 
-def test_a_worker_that_left_the_queue_holds_nobody_up(room: Room) -> None:
-    room.join("w0").join("w1")
-    room.hears("w0", Pull(100, 0))
-    room.hears("w1", Pull(4, 0))
-    room.hears("w0", Leave("enough", None, (), (), ()))
-    effects = room.grant(1, ((0, 100),))
+def test_a_worker_that_left_the_queue_holds_nobody_up(driver: LpsDriver) -> None:
+    driver.join("w0").join("w1")
+    driver.hears("w0", Pull(100, 0))
+    driver.hears("w1", Pull(4, 0))
+    driver.hears("w0", Leave("enough", None, (), (), ()))
+    effects = driver.grant(1, ((0, 100),))
     assert effects[1] == Send("w1", reply(0, L1), 1)
 
 
 # --- updates ----------------------------------------------------------------------------------
 
 
-def test_an_update_from_the_offer_to_the_next_lease(room: Room) -> None:
+def test_an_update_from_the_offer_to_the_next_lease(driver: LpsDriver) -> None:
     """
     1. Offered: a place is free. Arrived: it is measured here.
     2. Applied, then acknowledged; the next lease is asked for.
     3. The answer bears the version that came of it.
     """
-    room.join("w0")
-    assert room.work("w0") == L1
-    assert room.hears("w0", Offer(L1.push)) == [Send("w0", Grant(L1.push))]
-    assert room.hears("w0", update(L1, next_samples=4), -1) == [Measure(-1)]
-    assert room.happens(Measured(-1, 1.0, finite=True)) == [
+    driver.join("w0")
+    assert driver.work("w0") == L1
+    assert driver.hears("w0", Offer(L1.push)) == [Send("w0", Grant(L1.push))]
+    assert driver.hears("w0", update(L1, next_samples=4), -1) == [Measure(-1)]
+    assert driver.happens(Measured(-1, 1.0, finite=True)) == [
         Apply("step", -1),
         Release(-1),
         Note(
@@ -257,16 +259,16 @@ def test_an_update_from_the_offer_to_the_next_lease(room: Room) -> None:
         Send("w0", Ack(L1.push, "applied")),
         Send("gps", LeaseRequest(2, 4, 0)),
     ]
-    assert room.grant(2, ((4, 8),)) == [Pin(2), Send("w0", reply(1, L2), 2), Release(2)]
+    assert driver.grant(2, ((4, 8),)) == [Pin(2), Send("w0", reply(1, L2), 2), Release(2)]
 
 
 def test_with_samples_in_hand_the_answer_follows_the_acknowledgement_at_once() -> None:
-    room = Room(lease_ahead_ps=PS_PER_MS).serve().join("w0")
-    room.hears("w0", Pull(4, 0))
-    room.grant(1, ((0, 30),))
-    first = room.work("w0")
-    room.after(1.0)
-    effects = room.push("w0", update(first, next_samples=4))
+    driver = LpsDriver(lease_ahead_ps=PS_PER_MS).serve().join("w0")
+    driver.hears("w0", Pull(4, 0))
+    driver.grant(1, ((0, 30),))
+    first = driver.work("w0")
+    driver.after(1.0)
+    effects = driver.push("w0", update(first, next_samples=4))
     assert effects[3:] == [
         Send("w0", Ack(first.push, "applied")),
         Pin(2),
@@ -275,42 +277,42 @@ def test_with_samples_in_hand_the_answer_follows_the_acknowledgement_at_once() -
     ]
 
 
-def test_an_update_proves_that_the_model_it_began_from_arrived(room: Room) -> None:
+def test_an_update_proves_that_the_model_it_began_from_arrived(driver: LpsDriver) -> None:
     """The driver has not said so yet; the next model is sent all the same."""
-    room.join("w0")
-    room.hears("w0", Pull(4, 0))
-    room.grant(1, ((0, 4),))
-    room.push("w0", update(L1, next_samples=4))
-    assert len(room.grant(2, ((4, 8),))) == 3
-    room.happens(Delivered("w0", 1))
-    assert room.hears("w0", Pull(4, 0)) == []
+    driver.join("w0")
+    driver.hears("w0", Pull(4, 0))
+    driver.grant(1, ((0, 4),))
+    driver.push("w0", update(L1, next_samples=4))
+    assert len(driver.grant(2, ((4, 8),))) == 3
+    driver.happens(Delivered("w0", 1))
+    assert driver.hears("w0", Pull(4, 0)) == []
 
 
-def test_an_update_that_comes_twice_is_applied_once(room: Room) -> None:
-    room.join("w0")
-    message = update(room.work("w0"))
-    room.hears("w0", message, -1)
-    assert room.hears("w0", message, -2) == [Release(-2)]
-    assert room.hears("w0", Offer(L1.push)) == []
-    room.happens(Measured(-1, 1.0, finite=True))
+def test_an_update_that_comes_twice_is_applied_once(driver: LpsDriver) -> None:
+    driver.join("w0")
+    message = update(driver.work("w0"))
+    driver.hears("w0", message, -1)
+    assert driver.hears("w0", message, -2) == [Release(-2)]
+    assert driver.hears("w0", Offer(L1.push)) == []
+    driver.happens(Measured(-1, 1.0, finite=True))
     ack = Send("w0", Ack(L1.push, "applied"))
-    assert room.hears("w0", message, -3) == [Release(-3), ack]
-    assert room.hears("w0", Offer(L1.push)) == [ack]
-    assert room.happens(Measured(-1, 1.0, finite=True)) == []
-    assert room.lps.version == 1
+    assert driver.hears("w0", message, -3) == [Release(-3), ack]
+    assert driver.hears("w0", Offer(L1.push)) == [ack]
+    assert driver.happens(Measured(-1, 1.0, finite=True)) == []
+    assert driver.lps.version == 1
 
 
 @pytest.mark.parametrize(
     ("norm", "finite"), [(1.0, False), (float("nan"), False), (10.1, True), (float("inf"), True)]
 )
 def test_an_update_that_could_spoil_the_model_is_rejected(
-    room: Room, norm: float, finite: bool
+    driver: LpsDriver, norm: float, finite: bool
 ) -> None:
     """Its samples are leased again, here to the same worker."""
-    room.join("w0")
-    room.work("w0")
-    room.hears("w0", update(L1, next_samples=4), -1)
-    effects = room.happens(Measured(-1, norm, finite))
+    driver.join("w0")
+    driver.work("w0")
+    driver.hears("w0", update(L1, next_samples=4), -1)
+    effects = driver.happens(Measured(-1, norm, finite))
     assert effects[0] == Release(-1)
     assert isinstance(effects[1], Note)
     assert effects[1].kind == "update_rejected"
@@ -320,66 +322,66 @@ def test_an_update_that_could_spoil_the_model_is_rejected(
         Send("w0", reply(0, lease(2, ((0, 4),))), 2),
         Release(2),
     ]
-    assert room.hears("w0", Offer(L1.push)) == [Send("w0", Ack(L1.push, "rejected"))]
+    assert driver.hears("w0", Offer(L1.push)) == [Send("w0", Ack(L1.push, "rejected"))]
 
 
-def test_the_largest_norm_that_is_allowed_is_applied(room: Room) -> None:
-    room.join("w0")
-    assert room.push("w0", update(room.work("w0")), norm=10.0)[0] == Apply("step", -100)
+def test_the_largest_norm_that_is_allowed_is_applied(driver: LpsDriver) -> None:
+    driver.join("w0")
+    assert driver.push("w0", update(driver.work("w0")), norm=10.0)[0] == Apply("step", -100)
 
 
-def test_staleness_is_how_many_versions_came_between(room: Room) -> None:
-    room.join("w0").join("w1")
-    work = room.work("w0")
-    room.updates("w1", 3)
-    effects = room.push("w0", update(work))
+def test_staleness_is_how_many_versions_came_between(driver: LpsDriver) -> None:
+    driver.join("w0").join("w1")
+    work = driver.work("w0")
+    driver.updates("w1", 3)
+    effects = driver.push("w0", update(work))
     assert isinstance(effects[2], Note)
     assert effects[2].fields["staleness"] == 3
-    assert room.lps.report().staleness_max == 3
+    assert driver.lps.report().staleness_max == 3
 
 
-def test_nobody_pushes_what_another_was_leased(room: Room) -> None:
+def test_nobody_pushes_what_another_was_leased(driver: LpsDriver) -> None:
     """Nor on other samples than those of his lease; the right holder is not disturbed."""
-    room.join("w0").join("w1")
-    work = room.work("w0")
+    driver.join("w0").join("w1")
+    work = driver.work("w0")
     fenced = Ack(work.push, "fenced")
-    assert room.hears("w1", Offer(work.push)) == [Send("w1", fenced)]
-    assert room.hears("w1", update(work), -1) == [Release(-1), Send("w1", fenced)]
+    assert driver.hears("w1", Offer(work.push)) == [Send("w1", fenced)]
+    assert driver.hears("w1", update(work), -1) == [Release(-1), Send("w1", fenced)]
     other = replace(update(work), spans=((4, 8),))
-    assert room.hears("w0", other, -2) == [Release(-2), Send("w0", fenced)]
-    assert room.push("w0", update(work))[0] == Apply("step", -100)
+    assert driver.hears("w0", other, -2) == [Release(-2), Send("w0", fenced)]
+    assert driver.push("w0", update(work))[0] == Apply("step", -100)
 
 
-def test_an_unknown_lease_is_fenced(room: Room) -> None:
-    room.join("w0")
-    assert room.hears("w0", Offer(PushId(77, 1))) == [Send("w0", Ack(PushId(77, 1), "fenced"))]
+def test_an_unknown_lease_is_fenced(driver: LpsDriver) -> None:
+    driver.join("w0")
+    assert driver.hears("w0", Offer(PushId(77, 1))) == [Send("w0", Ack(PushId(77, 1), "fenced"))]
 
 
 # --- staging places ---------------------------------------------------------------------------
 
 
-def test_updates_beyond_the_staging_limit_wait_in_turn(room: Room) -> None:
+def test_updates_beyond_the_staging_limit_wait_in_turn(driver: LpsDriver) -> None:
     """
     1. One place: w1 and w2 are told that it is taken.
     2. w0's update is measured: w1 is granted the place by itself; w2 when w1 is lost.
     """
-    room.join("w0").join("w1").join("w2")
-    works = [room.work(peer) for peer in ("w0", "w1", "w2")]
-    assert room.hears("w0", Offer(works[0].push)) == [Send("w0", Grant(works[0].push))]
-    assert room.hears("w1", Offer(works[1].push)) == [Send("w1", Busy(works[1].push, 1000))]
-    assert room.hears("w2", Offer(works[2].push)) == [Send("w2", Busy(works[2].push, 1000))]
-    room.hears("w0", update(works[0]), -1)
-    assert room.happens(Measured(-1, 1.0, finite=True))[0] == Send("w1", Grant(works[1].push))
-    assert room.happens(PeerLost("w1", "cut")) == [Send("w2", Grant(works[2].push))]
+    driver.join("w0").join("w1").join("w2")
+    works = [driver.work(peer) for peer in ("w0", "w1", "w2")]
+    assert driver.hears("w0", Offer(works[0].push)) == [Send("w0", Grant(works[0].push))]
+    assert driver.hears("w1", Offer(works[1].push)) == [Send("w1", Busy(works[1].push, 1000))]
+    assert driver.hears("w2", Offer(works[2].push)) == [Send("w2", Busy(works[2].push, 1000))]
+    driver.hears("w0", update(works[0]), -1)
+    assert driver.happens(Measured(-1, 1.0, finite=True))[0] == Send("w1", Grant(works[1].push))
+    assert driver.happens(PeerLost("w1", "cut")) == [Send("w2", Grant(works[2].push))]
 
 
-def test_an_update_whose_fate_is_known_holds_no_place(room: Room) -> None:
+def test_an_update_whose_fate_is_known_holds_no_place(driver: LpsDriver) -> None:
     """The Grant was lost, the lease was revoked: the first question about it frees the place."""
-    room.join("w0").join("w1")
-    work = room.work("w1")
-    room.lps.intake.staging.ask("w0", PushId(77, 1))
-    assert room.hears("w1", Offer(work.push)) == [Send("w1", Busy(work.push, 1000))]
-    assert room.hears("w0", Offer(PushId(77, 1))) == [
+    driver.join("w0").join("w1")
+    work = driver.work("w1")
+    driver.lps.admission.staging.ask("w0", PushId(77, 1))
+    assert driver.hears("w1", Offer(work.push)) == [Send("w1", Busy(work.push, 1000))]
+    assert driver.hears("w0", Offer(PushId(77, 1))) == [
         Send("w1", Grant(work.push)),
         Send("w0", Ack(PushId(77, 1), "fenced")),
     ]

@@ -51,7 +51,7 @@ RUN = "books"
 
 
 @dataclass(frozen=True)
-class Faults:
+class LossRates:
     """Probabilities, per message or update or per tick of a node."""
 
     loss: float = 0.05
@@ -63,7 +63,7 @@ class Faults:
     cut_off: float = 0.003
 
     @classmethod
-    def swarm(cls, random: Random) -> "Faults":
+    def swarm(cls, random: Random) -> "LossRates":
         """Some kinds of fault absent, some rare, some frequent: no world is like another."""
         usual = cls()
         return cls(
@@ -75,7 +75,7 @@ class Faults:
 
 
 @dataclass
-class Node:
+class ScenarioNode:
     """One process."""
 
     name: Peer
@@ -101,19 +101,19 @@ class Node:
         return blob
 
 
-class World:
+class LpsScenario:
     """The run and everything that befalls it, from one seed."""
 
     def __init__(self, seed: int, *, in_flight: InFlight, ahead_ticks: int, budget: int) -> None:
         self.random = Random(seed)
-        self.faults: Faults | None = Faults.swarm(self.random)
+        self.faults: LossRates | None = LossRates.swarm(self.random)
         """None: peace."""
         self.now = self.random.randrange(10**18)
         self._in_flight, self._ahead_ticks = in_flight, ahead_ticks
-        self._heap: list[tuple[int, int, Node, Event]] = []
+        self._heap: list[tuple[int, int, ScenarioNode, Event]] = []
         self._order = 0
         self._incarnation = 10
-        self.nodes: dict[Peer, Node] = {}
+        self.nodes: dict[Peer, ScenarioNode] = {}
         self.deaths: list[Peer] = []
         self.rejected = SpanSet()
         """Samples in updates that did not pass the gates."""
@@ -149,7 +149,7 @@ class World:
     # --- processes ----------------------------------------------------------------------------
 
     def _start(self, name: Peer, machine: Gps | Lps | Worker | Evaluator) -> None:
-        self.nodes[name] = Node(name, machine)
+        self.nodes[name] = ScenarioNode(name, machine)
         self._post(self.nodes[name], Started(), self.random.randrange(TICK))
 
     def start_region(self, region: str) -> None:
@@ -197,7 +197,7 @@ class World:
             lost_after_ps=LOST,
         )
 
-    def _find(self, name: Peer) -> Node | None:
+    def _find(self, name: Peer) -> ScenarioNode | None:
         """Who is reached under a name: a process, or whoever serves a region now."""
         node = self.nodes.get(name)
         if node is None:
@@ -220,16 +220,16 @@ class World:
             if region not in worked:
                 self.start_worker(region, -1)
 
-    def reaches_the_gps(self, node: Node) -> bool:
+    def reaches_the_gps(self, node: ScenarioNode) -> bool:
         """Whether the servers above a node still run, up to the GPS."""
         if isinstance(node.machine, Gps):
             return True
-        server = self._find(node.machine.uplink.server)
+        server = self._find(node.machine.session.server)
         return server is not None and self.reaches_the_gps(server)
 
     # --- time ---------------------------------------------------------------------------------
 
-    def _post(self, node: Node, event: Event, delay: int) -> None:
+    def _post(self, node: ScenarioNode, event: Event, delay: int) -> None:
         self._order += 1
         heapq.heappush(self._heap, (self.now + delay, self._order, node, event))
 
@@ -256,7 +256,7 @@ class World:
     def _chance(self, probability: float) -> bool:
         return self.faults is not None and self.random.random() < probability
 
-    def _strikes(self, node: Node) -> bool:
+    def _strikes(self, node: ScenarioNode) -> bool:
         """Whether fate ends a process on this tick; it may cut it off instead."""
         assert self.faults is not None
         if self._chance(self.faults.cut_off):
@@ -275,7 +275,7 @@ class World:
 
     # --- effects ------------------------------------------------------------------------------
 
-    def _perform(self, node: Node, effects: list[Effect]) -> None:
+    def _perform(self, node: ScenarioNode, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
                 case Send(_, message, _):
@@ -319,7 +319,7 @@ class World:
                 case Finish():
                     node.finish = effect
 
-    def _apply(self, node: Node, operation: str, content: SpanSet) -> None:
+    def _apply(self, node: ScenarioNode, operation: str, content: SpanSet) -> None:
         if operation == "step":
             # A region may be lent again what the GPS just rejected from it, before the answer comes
             # that replaces its model. At the GPS there is no such excuse.
@@ -332,13 +332,13 @@ class World:
         else:
             node.model.clear()
 
-    def _train(self, node: Node, lease: Lease) -> None:
+    def _train(self, node: ScenarioNode, lease: Lease) -> None:
         duration = self.random.randrange(TICK // 2, 4 * TICK)
         for step in range(STEPS):
             self._post(node, Progress(lease.push, step + 1), duration * (step + 1) // STEPS)
         self._post(node, Trained(lease.push, 0, STEPS, STEPS * BATCH, 1.0), duration)
 
-    def _send(self, node: Node, send: Send) -> None:  # type: ignore[type-arg]
+    def _send(self, node: ScenarioNode, send: Send) -> None:  # type: ignore[type-arg]
         content = None if send.blob is None else SpanSet(node.blobs[send.blob])
         target = self._find(send.peer)
         cut = target is None or max(node.cut_off_until, target.cut_off_until) > self.now
@@ -359,7 +359,7 @@ class World:
                 fact = PeerLost(send.peer, "cut") if lost else Delivered(send.peer, send.blob)
                 self._post(node, fact, delay)
 
-    def _as_seen_by(self, target: Node, sender: Peer) -> Peer:
+    def _as_seen_by(self, target: ScenarioNode, sender: Peer) -> Peer:
         """Workers know their region's server by its address, the GPS knows it by its process."""
         region_server = isinstance(target.machine, Worker) and "#" in sender
         return sender.split("#")[0] if region_server else sender

@@ -124,7 +124,7 @@ def sender_plane() -> Plane:
     return plane
 
 
-class Region:
+class GoldenRegion:
     """Exchanges with the GPS one prepared update after the other, and asks again as an LPS would.
 
     ``leaves``: says goodbye when all are acknowledged, and ends.

@@ -10,17 +10,17 @@ import zmq
 
 from pelago.tensor.manifest import Manifest
 from pelago.wire.messages import TensorSpec
-from tests.net.nodes import House
+from tests.net.nodes import Nodes
 from tests.tcp_ports import pairs
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
+async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
     """Nodes of one test; at its end every one has stopped without a crash, and nothing leaks."""
     # Chunks of 16 KiB, the last ones shorter: three tensors, 2 + 4 + 1 chunks.
     specs = (TensorSpec("a", (100, 50)), TensorSpec("b", (16_384,)), TensorSpec("c", (3,)))
     threads = set(threading.enumerate())
-    built = House(tmp_path, {}, pairs(3), Manifest(specs, chunk_bytes=1 << 14))
+    built = Nodes(tmp_path, {}, pairs(3), Manifest(specs, chunk_bytes=1 << 14))
     yield built
     for name in list(built.nodes):
         await built.stop(name)

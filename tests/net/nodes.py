@@ -13,8 +13,8 @@ import zmq
 from pelago.config import Durability
 from pelago.core.machine import Finish, Machine, Received, StopRequested
 from pelago.core.names import Lease, Peer, PushId, Version
-from pelago.net.durability.manager import Memory
-from pelago.net.durability.state_folder import Store
+from pelago.net.durability.manager import StateStore
+from pelago.net.durability.state_folder import StateFolder
 from pelago.net.limits import Limits
 from pelago.net.node import Node, NodeSettings
 from pelago.net.sockets.pair import Bind, Connect
@@ -115,7 +115,7 @@ def a_lease(number: int = 1) -> Lease:
 
 
 @dataclass
-class House:
+class Nodes:
     """What the nodes of one test share."""
 
     folder: Path
@@ -153,7 +153,7 @@ class House:
 
     def start(self, machine: Machine[Any], name: str, **more: Any) -> Node:
         """Start a node; what `Node` does not take itself is a setting."""
-        taken = ("plane", "plane_factory", "trainer", "memory")
+        taken = ("plane", "plane_factory", "trainer", "state_store")
         own = {key: more.pop(key) for key in taken if key in more}
         settings = NodeSettings(
             run_id=RUN,
@@ -172,17 +172,17 @@ class House:
         self.nodes[name] = (node, asyncio.create_task(node.run()))
         return node
 
-    def memory(self, name: str = "gps", durability: Durability = "process") -> Memory:
+    def state_store(self, name: str = "gps", durability: Durability = "process") -> StateStore:
         """What a node of this name left in its folder, and where it goes on."""
-        store = Store(self.folder / name / "state", RUN, name)
-        past = store.past()
-        incarnation = 1 if past is None else past.header.incarnation
-        return Memory(
+        store = StateFolder(self.folder / name / "state", RUN, name)
+        recovered = store.recovered()
+        incarnation = 1 if recovered is None else recovered.header.incarnation
+        return StateStore(
             store=store,
             durability=durability,
             name=name,
             incarnation=incarnation,
-            past=past,
+            recovered=recovered,
             is_read=name == "gps",
         )
 
@@ -190,8 +190,8 @@ class House:
         """End a node at once, as far as that is possible inside a process: what its journal did not write
         yet is never written, and nothing leaves any more."""
         node, task = self.nodes.pop(name)
-        if node.keeper is not None:
-            node.keeper.journal._write = lambda *_: None  # type: ignore[method-assign]
+        if node.durability is not None:
+            node.durability.journal._write = lambda *_: None  # type: ignore[method-assign]
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task

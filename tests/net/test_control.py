@@ -21,7 +21,7 @@ from pelago.wire.messages import (
     Refuse,
     Wait,
 )
-from tests.net.nodes import RUN, House, Script, a_model, eventually, raw_client
+from tests.net.nodes import RUN, Nodes, Script, a_model, eventually, raw_client
 
 HELLO = Hello(PROTOCOL_VERSION, "lps", Address("eu"), 1, "", "")
 MS_PS = 10**9
@@ -49,51 +49,51 @@ def answering(kind: type, reply: object) -> Script:
 
 
 async def test_a_message_reaches_the_server_under_the_clients_name_and_is_answered(
-    house: House,
+    nodes: Nodes,
 ) -> None:
     server, client = answering(Pull, Wait("workers")), on_tick(Pull(64, 0))
-    house.server(server)
-    house.client(client, "worker-7")
+    nodes.server(server)
+    nodes.client(client, "worker-7")
     received = await client.hears(Wait)
     assert received == Received("gps", Wait("workers"))
     assert server.messages(Pull)[0] == Received("worker-7", Pull(64, 0))
 
 
-async def test_a_client_that_starts_first_is_heard_once_the_server_is_there(house: House) -> None:
+async def test_a_client_that_starts_first_is_heard_once_the_server_is_there(nodes: Nodes) -> None:
     client = on_tick(HELLO)
-    house.client(client)
+    nodes.client(client)
     await client.hears(Tick, 3)
     server = answering(Hello, Goodbye())
-    house.server(server)
+    nodes.server(server)
     await client.hears(Goodbye)
     # What the absent server missed was not kept for it.
     assert len(server.messages(Hello)) < len(client.of(Tick))
 
 
-async def test_a_server_that_restarts_is_found_again_by_its_clients(house: House) -> None:
+async def test_a_server_that_restarts_is_found_again_by_its_clients(nodes: Nodes) -> None:
     client = on_tick(HELLO)
-    house.client(client)
-    house.server(answering(Hello, Wait("first")))
+    nodes.client(client)
+    nodes.server(answering(Hello, Wait("first")))
     await client.hears(Wait)
-    await house.stop("gps")
-    house.server(answering(Hello, Goodbye()))
+    await nodes.stop("gps")
+    nodes.server(answering(Hello, Goodbye()))
     await client.hears(Goodbye)
 
 
-async def test_two_clients_are_told_apart(house: House) -> None:
+async def test_two_clients_are_told_apart(nodes: Nodes) -> None:
     server = answering(Pull, Goodbye())
-    house.server(server)
+    nodes.server(server)
     clients = [on_tick(Pull(index, 0)) for index in range(2)]
     for index, client in enumerate(clients):
-        house.client(client, f"worker-{index}")
+        nodes.client(client, f"worker-{index}")
         await client.hears(Goodbye)
     named = {(event.peer, event.message.samples) for event in server.messages(Pull)}
     assert named == {("worker-0", 0), ("worker-1", 1)}
 
 
-async def test_a_message_to_a_peer_that_is_gone_is_counted_and_hurts_nobody(house: House) -> None:
+async def test_a_message_to_a_peer_that_is_gone_is_counted_and_hurts_nobody(nodes: Nodes) -> None:
     server = Script(lambda event: [Send("nobody", Goodbye())] if isinstance(event, Started) else [])
-    node = house.server(server)
+    node = nodes.server(server)
     await server.hears(Started)
     assert node.telemetry.counters["unsent_control"] == 1
 
@@ -102,13 +102,13 @@ async def test_a_message_to_a_peer_that_is_gone_is_counted_and_hurts_nobody(hous
     ("run", "protocol"), [("another-run", PROTOCOL_VERSION), (RUN, PROTOCOL_VERSION + 1)]
 )
 async def test_a_client_of_another_run_or_protocol_is_refused_in_its_own_terms(
-    house: House, run: str, protocol: int
+    nodes: Nodes, run: str, protocol: int
 ) -> None:
     server = Script()
-    node = house.server(server)
+    node = nodes.server(server)
     hello = bytearray(encode(run, HELLO))
     hello[1] = protocol  # The envelope is an array, and this its first item.
-    with raw_client(house.ports[0], b"lost-lps") as dealer:
+    with raw_client(nodes.ports[0], b"lost-lps") as dealer:
         dealer.send(bytes(hello))
         await eventually(lambda: bool(dealer.poll(0)))
         answer = bytearray(dealer.recv())
@@ -121,18 +121,18 @@ async def test_a_client_of_another_run_or_protocol_is_refused_in_its_own_terms(
     assert not server.messages(Hello)
 
 
-async def test_a_node_of_another_run_hears_the_refusal(house: House) -> None:
-    house.server(Script())
+async def test_a_node_of_another_run_hears_the_refusal(nodes: Nodes) -> None:
+    nodes.server(Script())
     client = on_tick(HELLO)
-    house.client(client, run_id="another-run")
+    nodes.client(client, run_id="another-run")
     refusal = await client.hears(Refuse)
     assert "another-run" in refusal.message.detail
 
 
-async def test_a_client_cannot_take_the_name_of_its_servers_own_server(house: House) -> None:
+async def test_a_client_cannot_take_the_name_of_its_servers_own_server(nodes: Nodes) -> None:
     machine = Script()
-    own, upstream = house.ports[1], house.ports[2]
-    node = house.start(machine, "lps-1", server=house.bind(own), client=house.connect(upstream))
+    own, upstream = nodes.ports[1], nodes.ports[2]
+    node = nodes.start(machine, "lps-1", server=nodes.bind(own), client=nodes.connect(upstream))
     await machine.hears(Started)
     with raw_client(own, b"gps") as dealer:
         dealer.send(encode(RUN, Goodbye()))
@@ -141,20 +141,20 @@ async def test_a_client_cannot_take_the_name_of_its_servers_own_server(house: Ho
 
 
 async def test_a_client_that_names_itself_as_its_servers_own_server_sends_it_no_model(
-    house: House,
+    nodes: Nodes,
 ) -> None:
     """On the bulk port, where models come from there."""
     machine = Script()
-    own, upstream = house.ports[1], house.ports[2]
-    node = house.start(
+    own, upstream = nodes.ports[1], nodes.ports[2]
+    node = nodes.start(
         machine,
         "lps-1",
-        server=house.bind(own),
-        client=house.connect(upstream),
-        plane=house.plane(),
+        server=nodes.bind(own),
+        client=nodes.connect(upstream),
+        plane=nodes.plane(),
     )
     await machine.hears(Started)
-    manifest = house.manifest
+    manifest = nodes.manifest
     begin = Begin(1, 1, encode(RUN, a_model()), len(manifest.chunks), manifest.bytes)
     with raw_client(own + 1, b"gps") as dealer:
         dealer.send(encode(RUN, begin))
@@ -165,20 +165,20 @@ async def test_a_client_that_names_itself_as_its_servers_own_server_sends_it_no_
 
 @pytest.mark.parametrize("offset", [0, 1])
 async def test_a_port_that_is_taken_is_an_error_that_names_the_key(
-    house: House, offset: int
+    nodes: Nodes, offset: int
 ) -> None:
-    port = house.ports[0]
+    port = nodes.ports[0]
     with closing(socket.socket()) as squatter:
         squatter.bind(("127.0.0.1", port + offset))
         squatter.listen()
-        house.server(Script())
+        nodes.server(Script())
         with pytest.raises(ConfigError, match=f"gps.bind = 127.0.0.1:{port}.*already in use"):
-            await house.finish("gps")
+            await nodes.finish("gps")
 
 
 async def test_a_host_to_listen_on_that_cannot_be_resolved_is_an_error_that_names_the_key(
-    house: House,
+    nodes: Nodes,
 ) -> None:
-    house.start(Script(), "gps", server=Bind("no-such-host.invalid", house.ports[0], "gps.bind"))
+    nodes.start(Script(), "gps", server=Bind("no-such-host.invalid", nodes.ports[0], "gps.bind"))
     with pytest.raises(ConfigError, match=r"gps\.bind = no-such-host.*: cannot resolve"):
-        await house.finish("gps")
+        await nodes.finish("gps")

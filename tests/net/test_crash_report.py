@@ -29,7 +29,7 @@ from pelago.core.machine import (
 )
 from pelago.core.names import Version
 from pelago.net import crash_report
-from pelago.net.crash_report import Ring, parse, read, replay, summarise
+from pelago.net.crash_report import RecentEvents, parse, read, replay, summarise
 from pelago.net.durability import journal
 from pelago.net.durability.restore import restore
 from pelago.net.node import CRASHED
@@ -41,13 +41,13 @@ from tests.net.arrivals import (
     HELLO,
     MANIFEST,
     START,
-    Region,
+    GoldenRegion,
     empty_plane,
     global_plane,
     gps_settings,
     sender_plane,
 )
-from tests.net.nodes import RUN, House, Script
+from tests.net.nodes import RUN, Nodes, Script
 
 NOT_FINITE = 2
 """The update of the region that a GPS rejects."""
@@ -83,7 +83,7 @@ class Doubtful:
     """A region that sends its last update again, as if its answer had been lost."""
 
     def __init__(self) -> None:
-        self.region = Region(LAST)
+        self.region = GoldenRegion(LAST)
 
     def __call__(self, event: Event) -> list[Effect]:
         effects = self.region(event)
@@ -95,13 +95,13 @@ class Doubtful:
                 return effects
 
 
-async def a_gps_crashes(house: House, **more: Any) -> Path:
+async def a_gps_crashes(nodes: Nodes, **more: Any) -> Path:
     """Real updates come to a real GPS that has a bug, one of them not finite; returns its report."""
     torch.set_num_threads(1)
-    house.start(
+    nodes.start(
         Gps(gps_settings(tick_ms=20)),
         "gps",
-        server=house.bind(),
+        server=nodes.bind(),
         plane=global_plane(),
         loaded=START,
         **more,
@@ -110,18 +110,18 @@ async def a_gps_crashes(house: House, **more: Any) -> Path:
     plane.release(NOT_FINITE)
     plane.adopt(NOT_FINITE, torch.full((MANIFEST.numel,), float("nan")))
     machine = Script(Doubtful())
-    client = house.client(machine, "lps-eu", plane=plane)
+    client = nodes.client(machine, "lps-eu", plane=plane)
     await machine.hears(Started)
     for number in range(1, LAST + 1):
         client.tensors.created(number)
-    return await the_report(house, "gps")
+    return await the_report(nodes, "gps")
 
 
-async def the_report(house: House, name: str) -> Path:
-    finish = await house.finish(name)
+async def the_report(nodes: Nodes, name: str) -> Path:
+    finish = await nodes.finish(name)
     assert finish.reason == CRASHED
     # The house takes every other report at the end of a test for a failure.
-    return (house.folder / f"{name}.crash.json").rename(house.folder / "crash.json")
+    return (nodes.folder / f"{name}.crash.json").rename(nodes.folder / "crash.json")
 
 
 def assert_breaks_the_same(
@@ -139,14 +139,14 @@ def assert_breaks_the_same(
 
 @pytest.mark.parametrize("bug", BUGS)
 async def test_a_report_told_to_a_fresh_machine_gives_the_same_answers_and_the_same_error(
-    house: House, monkeypatch: pytest.MonkeyPatch, bug: Bug
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch, bug: Bug
 ) -> None:
     """1. A GPS breaks an invariant; its report has all that it was told.
     2. A fresh machine answers each event as it did, and the last one breaks it in the same place.
     3. Once the bug is mended it breaks no more: the same report is told to its end, or until the machine
        answers better. 4. A machine with other settings is not taken for the one that crashed."""
     bug(monkeypatch)
-    path = await a_gps_crashes(house)
+    path = await a_gps_crashes(nodes)
     events = read(path)
     assert any(isinstance(each.event, Measured) and not each.event.finite for each in events)
     assert isinstance(events[-1].event, Measured)
@@ -170,30 +170,30 @@ async def test_a_report_told_to_a_fresh_machine_gives_the_same_answers_and_the_s
 
 @pytest.mark.parametrize("bug", BUGS)
 async def test_what_came_before_a_report_is_in_the_folder_of_state(
-    house: House, monkeypatch: pytest.MonkeyPatch, bug: Bug
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch, bug: Bug
 ) -> None:
     """1. A GPS has been told more than a report holds when it breaks an invariant.
     2. A machine that is restored from its folder is what it was just before, and breaks in the same way."""
-    monkeypatch.setattr(crash_report, "RING_MAX", 4)
+    monkeypatch.setattr(crash_report, "EVENTS_MAX", 4)
     monkeypatch.setattr(journal, "SNAPSHOT_EVENTS", 10)
     bug(monkeypatch)
-    path = await a_gps_crashes(house, plane_factory=empty_plane, memory=house.memory())
+    path = await a_gps_crashes(nodes, plane_factory=empty_plane, state_store=nodes.state_store())
     assert len(read(path)) == 4
     with pytest.raises(CheckpointError, match="does not have what came first"):
         replay(path, Gps(gps_settings(tick_ms=20)))
 
-    memory = house.memory()
+    state_store = nodes.state_store()
     machine = Gps(gps_settings(tick_ms=20))
-    assert memory.past is not None
-    restored = restore(memory.past, RUN, machine, None, empty_plane)
-    memory.store.close()
+    assert state_store.recovered is not None
+    restored = restore(state_store.recovered, RUN, machine, None, empty_plane)
+    state_store.store.close()
     told = [each for each in read(path) if each.now > restored.now]
     assert told == read(path)[-1:]  # All but the one that broke it is in the journal.
     assert_breaks_the_same(path, machine, after=restored.now)
 
 
 async def test_a_message_as_large_as_the_manifest_of_a_model_is_told_whole(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An LPS that breaks an invariant when its first model comes was told of all tensors of the model."""
     manifest = Manifest(tuple(TensorSpec(f"model.layers.{i}.weight", (4, 4)) for i in range(300)))
@@ -224,9 +224,9 @@ async def test_a_message_as_large_as_the_manifest_of_a_model_is_told_whole(
     plane = a_plane(manifest)
     plane.adopt(-1, torch.zeros(manifest.numel))
     plane.apply("load", -1)
-    house.server(Script(answer), plane=plane)
-    house.client(Lps(lps_settings()), "lps-eu", plane_factory=a_plane)
-    path = await the_report(house, "lps-eu")
+    nodes.server(Script(answer), plane=plane)
+    nodes.client(Lps(lps_settings()), "lps-eu", plane_factory=a_plane)
+    path = await the_report(nodes, "lps-eu")
 
     events = [each.event for each in read(path)]
     assert any(
@@ -270,8 +270,8 @@ def test_what_there_is_no_room_for_is_left_out_whole_from_the_oldest_on(
     path = tmp_path / "crash.json"
     events = [PeerLost("lps-eu", "x" * 100)] * 10
     for room, kept in ((10**6, 10), (500, 3), (1, 1)):
-        monkeypatch.setattr(crash_report, "TOLD_MAX", room)
-        story = Ring()
+        monkeypatch.setattr(crash_report, "CHARACTERS_MAX", room)
+        story = RecentEvents()
         for now, event in enumerate(events):
             story.begin(now, event).effects = []
         story.report(AssertionError("x"), path)

@@ -23,14 +23,14 @@ from pelago.wire.messages import (
     Have,
     Pull,
 )
-from tests.net.nodes import DEADLINE_S, RUN, House, Script, a_push, eventually, raw_client
+from tests.net.nodes import DEADLINE_S, RUN, Nodes, Script, a_push, eventually, raw_client
 
 GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x01" + b"NULL".ljust(20, b"\0") + b"\0" + bytes(31)
 """The first 64 bytes of a ZMTP 3.1 peer without security."""
 READY = b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
 
 
-def serving(house: House) -> tuple[Script, Node]:
+def serving(nodes: Nodes) -> tuple[Script, Node]:
     def answer(event: Event) -> list[object]:
         match event:
             case Received(peer, Pull()):
@@ -38,12 +38,12 @@ def serving(house: House) -> tuple[Script, Node]:
         return []
 
     machine = Script(answer)
-    return machine, house.server(machine, plane=house.plane())
+    return machine, nodes.server(machine, plane=nodes.plane())
 
 
-async def assert_alive(house: House) -> None:
+async def assert_alive(nodes: Nodes) -> None:
     """An honest client is still answered."""
-    with raw_client(house.ports[0], b"honest") as dealer:
+    with raw_client(nodes.ports[0], b"honest") as dealer:
         dealer.send(encode(RUN, Pull(1, 0)))
         await eventually(lambda: bool(dealer.poll(0)))
         assert dealer.recv() == encode(RUN, Goodbye())
@@ -56,11 +56,11 @@ async def assert_alive(house: House) -> None:
     ids=["http", "count", "ones"],
 )
 async def test_garbage_bytes_on_a_port_are_counted_and_the_node_lives(
-    house: House, offset: int, garbage: bytes
+    nodes: Nodes, offset: int, garbage: bytes
 ) -> None:
-    machine, node = serving(house)
+    machine, node = serving(nodes)
     await machine.hears(Started)
-    reader, writer = await asyncio.open_connection("127.0.0.1", house.ports[0] + offset)
+    reader, writer = await asyncio.open_connection("127.0.0.1", nodes.ports[0] + offset)
     writer.write(garbage)
     async with asyncio.timeout(DEADLINE_S):
         # The node ends the connection; what it says before that is its own greeting.
@@ -70,23 +70,23 @@ async def test_garbage_bytes_on_a_port_are_counted_and_the_node_lives(
     counters = node.telemetry.counters
     await eventually(lambda: counters[f"disconnected_{label}"] + counters["dropped_handshake"] > 0)
     assert machine.events == [Started()]
-    await assert_alive(house)
+    await assert_alive(nodes)
 
 
 @pytest.mark.parametrize("offset", [0, 1])
 async def test_a_claim_of_10_gb_ends_the_connection_before_anything_is_allocated(
-    house: House, offset: int
+    nodes: Nodes, offset: int
 ) -> None:
-    machine, node = serving(house)
+    machine, node = serving(nodes)
     await machine.hears(Started)
-    reader, writer = await asyncio.open_connection("127.0.0.1", house.ports[0] + offset)
+    reader, writer = await asyncio.open_connection("127.0.0.1", nodes.ports[0] + offset)
     writer.write(GREETING + READY + b"\x02" + struct.pack(">Q", 10 << 30) + b"x" * 100)
     async with asyncio.timeout(DEADLINE_S):
         await _rest(reader)
     writer.close()
     label = ("control", "bulk")[offset]
     await eventually(lambda: node.telemetry.counters[f"disconnected_{label}"] == 1)
-    await assert_alive(house)
+    await assert_alive(nodes)
 
 
 async def _rest(reader: asyncio.StreamReader) -> bytes:
@@ -114,14 +114,14 @@ CONTROL = {
 
 
 @pytest.mark.parametrize("name", CONTROL)
-async def test_a_bad_control_message_is_counted_by_its_fault(house: House, name: str) -> None:
+async def test_a_bad_control_message_is_counted_by_its_fault(nodes: Nodes, name: str) -> None:
     parts, reason = CONTROL[name]
-    machine, node = serving(house)
-    with raw_client(house.ports[0], b"rogue") as dealer:
+    machine, node = serving(nodes)
+    with raw_client(nodes.ports[0], b"rogue") as dealer:
         dealer.send_multipart(parts)
         await eventually(lambda: node.telemetry.counters[f"dropped_{reason}"] == 1)
     assert not machine.of(Received)
-    await assert_alive(house)
+    await assert_alive(nodes)
 
 
 BEGIN = Begin(1, 1, encode(RUN, a_push()), 7, 4 * (5000 + 16_384 + 3))
@@ -138,15 +138,15 @@ BULK = {
 
 
 @pytest.mark.parametrize("name", BULK)
-async def test_a_bad_bulk_message_is_counted_by_its_fault(house: House, name: str) -> None:
+async def test_a_bad_bulk_message_is_counted_by_its_fault(nodes: Nodes, name: str) -> None:
     parts, reason = BULK[name]
-    machine, node = serving(house)
-    with raw_client(house.ports[0] + 1, b"rogue") as dealer:
+    machine, node = serving(nodes)
+    with raw_client(nodes.ports[0] + 1, b"rogue") as dealer:
         dealer.send_multipart(parts)
         await eventually(lambda: node.telemetry.counters[f"dropped_{reason}"] == 1)
     assert not machine.of(Received)
     assert node.tensors.payloads == 0
-    await assert_alive(house)
+    await assert_alive(nodes)
 
 
 REFUSED = {
@@ -161,10 +161,10 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 async def test_a_payload_that_is_no_model_is_aborted_before_anything_is_allocated(
-    house: House, name: str
+    nodes: Nodes, name: str
 ) -> None:
-    _, node = serving(house)
-    port = house.ports[0]
+    _, node = serving(nodes)
+    port = nodes.ports[0]
     with raw_client(port, b"rogue") as control, raw_client(port + 1, b"rogue") as bulk:
         control.send(encode(RUN, Pull(1, 0)))
         await eventually(lambda: bool(control.poll(0)))
@@ -181,11 +181,11 @@ async def test_a_payload_that_is_no_model_is_aborted_before_anything_is_allocate
 
 
 async def test_damaged_misnumbered_and_missized_chunks_are_counted_and_not_kept(
-    house: House,
+    nodes: Nodes,
 ) -> None:
-    machine, node = serving(house)
+    machine, node = serving(nodes)
     counters = node.telemetry.counters
-    with raw_client(house.ports[0] + 1, b"rogue") as bulk:
+    with raw_client(nodes.ports[0] + 1, b"rogue") as bulk:
         bulk.send(encode(RUN, BEGIN))
         bulk.send_multipart([encode(RUN, Chunk(1, 7, 0)), bytes(16_384)])
         bulk.send_multipart([encode(RUN, Chunk(1, 0, 0)), bytes(16_383)])
@@ -198,34 +198,34 @@ async def test_damaged_misnumbered_and_missized_chunks_are_counted_and_not_kept(
 
 @pytest.mark.parametrize("size", [HEADER_BYTES_MAX + (1 << 20), CHUNK_BYTES_MAX + (1 << 20)])
 async def test_a_message_larger_than_any_of_ours_ends_the_connection(
-    house: House, size: int
+    nodes: Nodes, size: int
 ) -> None:
-    _, node = serving(house)
+    _, node = serving(nodes)
     for offset, label in enumerate(("control", "bulk")):
-        with raw_client(house.ports[0] + offset, b"rogue") as dealer:
+        with raw_client(nodes.ports[0] + offset, b"rogue") as dealer:
             dealer.send(bytes(size))
             counters = node.telemetry.counters
             await eventually(lambda: counters[f"disconnected_{label}"] >= 1)  # noqa: B023
-    await assert_alive(house)
+    await assert_alive(nodes)
 
 
 @pytest.mark.parametrize(
     "identity", [b"", b"n\xc3\xa4me", b"tab\there", b"x" * (IDENTITY_BYTES_MAX + 1)]
 )
-async def test_a_client_without_a_decent_name_is_dropped(house: House, identity: bytes) -> None:
-    machine, node = serving(house)
-    with raw_client(house.ports[0], identity) as dealer:
+async def test_a_client_without_a_decent_name_is_dropped(nodes: Nodes, identity: bytes) -> None:
+    machine, node = serving(nodes)
+    with raw_client(nodes.ports[0], identity) as dealer:
         dealer.send(encode(RUN, Goodbye()))
         await eventually(lambda: node.telemetry.counters["dropped_identity"] == 1)
     assert not machine.of(Received)
 
 
-async def test_a_peer_that_connects_and_says_nothing_is_harmless(house: House) -> None:
-    serving(house)
-    await eventually(lambda: _can_connect(house.ports[0]))
-    silent = socket.create_connection(("127.0.0.1", house.ports[0]))
+async def test_a_peer_that_connects_and_says_nothing_is_harmless(nodes: Nodes) -> None:
+    serving(nodes)
+    await eventually(lambda: _can_connect(nodes.ports[0]))
+    silent = socket.create_connection(("127.0.0.1", nodes.ports[0]))
     try:
-        await assert_alive(house)
+        await assert_alive(nodes)
     finally:
         silent.close()
 

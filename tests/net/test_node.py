@@ -37,20 +37,20 @@ from pelago.net.node import CRASHED, EXIT_CRASHED, exit_code
 from pelago.net.tensors.training import Result
 from pelago.tensor.plane import Plane
 from pelago.wire.messages import Event
-from tests.net.nodes import House, Script, a_lease, eventually
+from tests.net.nodes import Nodes, Script, a_lease, eventually
 
 MS_PS = 10**9
 
 
-async def test_the_first_events_are_started_and_what_is_loaded(house: House) -> None:
+async def test_the_first_events_are_started_and_what_is_loaded(nodes: Nodes) -> None:
     machine = Script()
-    house.server(machine, plane=house.plane(), loaded=Version(3, 0))
+    nodes.server(machine, plane=nodes.plane(), loaded=Version(3, 0))
     await machine.hears(Loaded)
     assert machine.events == [Started(), Loaded(Version(3, 0))]
 
 
 async def test_the_clock_of_a_machine_never_goes_back_and_ticks_keep_its_interval(
-    house: House,
+    nodes: Nodes,
 ) -> None:
     times: list[int] = []
 
@@ -60,14 +60,14 @@ async def test_the_clock_of_a_machine_never_goes_back_and_ticks_keep_its_interva
             return super().handle(event, now)
 
     machine = Timed(lambda event: [SetTick(10 * MS_PS)] if isinstance(event, Started) else [])
-    house.server(machine)
+    nodes.server(machine)
     await machine.hears(Tick, 5)
     assert times == sorted(times)
     # A loop may fire late, but five ticks cannot come in less than five intervals (less rounding).
     assert times[5] - times[0] >= 5 * 9 * MS_PS
 
 
-async def test_set_tick_takes_the_place_of_the_interval_before(house: House) -> None:
+async def test_set_tick_takes_the_place_of_the_interval_before(nodes: Nodes) -> None:
     def answer(event: Event) -> list[object]:
         match event:
             case Started():
@@ -75,46 +75,46 @@ async def test_set_tick_takes_the_place_of_the_interval_before(house: House) -> 
         return []
 
     machine = Script(answer)
-    house.server(machine)
+    nodes.server(machine)
     await machine.hears(Tick, 2)
 
 
-async def test_finish_ends_the_node_with_its_reason(house: House) -> None:
+async def test_finish_ends_the_node_with_its_reason(nodes: Nodes) -> None:
     machine = Script(lambda event: [Finish("budget reached")])
-    house.server(machine)
-    finish = await house.finish("gps")
+    nodes.server(machine)
+    finish = await nodes.finish("gps")
     assert finish == Finish("budget reached")
     assert exit_code(finish) == 0
     assert exit_code(Finish("refused", error="another run")) == EXIT_FAILED
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_becomes_a_stop_request(house: House, number: signal.Signals) -> None:
+async def test_a_signal_becomes_a_stop_request(nodes: Nodes, number: signal.Signals) -> None:
     # Whoever runs the tests may have it ignored, which would stay so.
     signal.signal(number, signal.SIG_DFL)
     machine = Script()
-    house.server(machine, handle_signals=True)
+    nodes.server(machine, handle_signals=True)
     await machine.hears(Started)
     os.kill(os.getpid(), number)
-    finish = await house.finish("gps")
+    finish = await nodes.finish("gps")
     assert machine.of(StopRequested) == [StopRequested(number.name)]
     assert finish.reason == number.name
 
 
 @pytest.mark.parametrize("ignored", [signal.SIGHUP, signal.SIGINT])
 async def test_a_signal_that_was_ignored_at_the_start_stays_so(
-    house: House, ignored: signal.Signals
+    nodes: Nodes, ignored: signal.Signals
 ) -> None:
     before = {each: signal.getsignal(each) for each in (ignored, signal.SIGTERM)}
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(ignored, signal.SIG_IGN)
     try:
         machine = Script()
-        house.server(machine, handle_signals=True)
+        nodes.server(machine, handle_signals=True)
         await machine.hears(Started)
         os.kill(os.getpid(), ignored)
         os.kill(os.getpid(), signal.SIGTERM)
-        finish = await house.finish("gps")
+        finish = await nodes.finish("gps")
         assert signal.getsignal(ignored) is signal.SIG_IGN
     finally:
         for each, handler in before.items():
@@ -157,9 +157,9 @@ uvloop.run(Node(Deaf(), settings, Telemetry("deaf", path / "events.jsonl")).run(
 
 @pytest.mark.parametrize("where", ["handle", "check", "effect", "tensors"])
 async def test_a_broken_invariant_ends_the_node_and_tells_the_story(
-    house: House, where: str
+    nodes: Nodes, where: str
 ) -> None:
-    class Broken(Script):
+    class BrokenMachine(Script):
         def handle(self, event: Event, now: int) -> list[object]:
             assert where != "handle" or not isinstance(event, Tick), "seven is not eight"
             return super().handle(event, now)
@@ -177,15 +177,15 @@ async def test_a_broken_invariant_ends_the_node_and_tells_the_story(
                 return [Difference(5)]
         return []
 
-    plane = Plane(house.manifest, None, exchanges=False)
-    machine = Broken(answer)
-    house.server(machine, plane=plane)
-    finish = await house.finish("gps")
+    plane = Plane(nodes.manifest, None, exchanges=False)
+    machine = BrokenMachine(answer)
+    nodes.server(machine, plane=plane)
+    finish = await nodes.finish("gps")
     assert finish.reason == CRASHED
     assert exit_code(finish) == EXIT_CRASHED == 70
     assert "\n" not in finish.error
     said = {"effect": "payload 77", "tensors": "snapshot"}.get(where, "seven is not eight")
-    report = house.folder / "gps.crash.json"
+    report = nodes.folder / "gps.crash.json"
     story = json.loads(report.read_text())
     report.unlink()
     assert said in story["error"]
@@ -243,11 +243,11 @@ def pupil(effects: list[object], and_then: list[object] | None = None) -> Script
     return Script(answer)
 
 
-async def test_training_answers_with_progress_and_the_pseudo_gradient(house: House) -> None:
+async def test_training_answers_with_progress_and_the_pseudo_gradient(nodes: Nodes) -> None:
     machine, lessons = pupil([Train(a_lease(4), Version(1, 0), 1, 0)]), Lessons()
     lessons.go.set()
-    plane = house.plane(seed=9)
-    node = house.server(machine, plane=plane, trainer=lessons)
+    plane = nodes.plane(seed=9)
+    node = nodes.server(machine, plane=plane, trainer=lessons)
     trained = await machine.hears(Trained)
     push = a_lease(4).push
     assert machine.of(Progress) == [Progress(push, step, step // 3) for step in (1, 2, 3)]
@@ -261,14 +261,14 @@ async def test_training_answers_with_progress_and_the_pseudo_gradient(house: Hou
     assert node.tensors.payloads == 1
 
 
-async def test_a_cancelled_lease_is_not_answered_and_the_next_one_is(house: House) -> None:
+async def test_a_cancelled_lease_is_not_answered_and_the_next_one_is(nodes: Nodes) -> None:
     first, second = a_lease(4), a_lease(5)
     lessons = Lessons()
     machine = pupil(
         [Train(first, Version(1, 0), 1, 0), Train(second, Version(1, 0), 1, 0)],
         [Cancel(first.push)],
     )
-    node = house.server(machine, plane=house.plane(), trainer=lessons)
+    node = nodes.server(machine, plane=nodes.plane(), trainer=lessons)
     await machine.until(lambda: Progress(second.push, 2, 0) in machine.events)
     lessons.go.set()
     trained = await machine.hears(Trained)
@@ -277,40 +277,40 @@ async def test_a_cancelled_lease_is_not_answered_and_the_next_one_is(house: Hous
     assert node.tensors.payloads == 1
 
 
-async def test_a_node_that_ends_stops_its_trainer(house: House) -> None:
+async def test_a_node_that_ends_stops_its_trainer(nodes: Nodes) -> None:
     lessons = Lessons()
     machine = pupil([Train(a_lease(), Version(1, 0), 1, 0)])
-    house.server(machine, plane=house.plane(), trainer=lessons)
+    nodes.server(machine, plane=nodes.plane(), trainer=lessons)
     await machine.hears(Progress)
-    await house.stop("gps")
+    await nodes.stop("gps")
     assert not machine.of(Trained)
 
 
-async def test_validation_measures_and_exports(house: House) -> None:
+async def test_validation_measures_and_exports(nodes: Nodes) -> None:
     machine, lessons = pupil([Validate(Version(1, 7), 1, export=True)]), Lessons()
-    plane = house.plane(seed=2)
-    node = house.server(machine, plane=plane, trainer=lessons)
+    plane = nodes.plane(seed=2)
+    node = nodes.server(machine, plane=plane, trainer=lessons)
     assert await machine.hears(Validated) == Validated(Version(1, 7), 2.5, 1000)
     assert lessons.exported == 1
     assert torch.equal(lessons.seen[0], plane.model())
     await eventually(lambda: node.tensors.payloads == 0)
 
 
-async def test_a_trainer_that_fails_ends_the_node_with_its_fault(house: House) -> None:
+async def test_a_trainer_that_fails_ends_the_node_with_its_fault(nodes: Nodes) -> None:
     class Failing(Lessons):
         def validate(self, flat, on_batch):  # type: ignore[no-untyped-def]
             raise RuntimeError("out of memory")
 
-    house.server(
-        pupil([Validate(Version(1, 0), 1, export=False)]), plane=house.plane(), trainer=Failing()
+    nodes.server(
+        pupil([Validate(Version(1, 0), 1, export=False)]), plane=nodes.plane(), trainer=Failing()
     )
-    finish = await house.finish("gps")
+    finish = await nodes.finish("gps")
     assert finish.reason == CRASHED
     assert "RuntimeError: out of memory" in finish.error
-    (house.folder / "gps.crash.json").unlink()
+    (nodes.folder / "gps.crash.json").unlink()
 
 
-async def test_notes_and_counters_are_in_the_event_log(house: House) -> None:
+async def test_notes_and_counters_are_in_the_event_log(nodes: Nodes) -> None:
     machine = Script(
         lambda event: (
             [Note("merge", {"version": 3, "loss": float("nan")})]
@@ -318,11 +318,11 @@ async def test_notes_and_counters_are_in_the_event_log(house: House) -> None:
             else []
         )
     )
-    node = house.server(machine)
+    node = nodes.server(machine)
     await machine.hears(Started)
     node.telemetry.counters["dropped_malformed"] += 2
-    await house.stop("gps")
-    log = house.folder / "gps.jsonl"
+    await nodes.stop("gps")
+    log = nodes.folder / "gps.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     merge = next(line for line in lines if line["kind"] == "merge")
     assert (merge["node"], merge["version"], merge["loss"]) == ("gps", 3, "nan")
@@ -332,12 +332,12 @@ async def test_notes_and_counters_are_in_the_event_log(house: House) -> None:
     assert lines[-1]["dropped_malformed"] == 2
 
 
-async def test_measured_facts_come_from_the_payload_itself(house: House) -> None:
+async def test_measured_facts_come_from_the_payload_itself(nodes: Nodes) -> None:
     machine = Script(
         lambda event: [Pin(1), Measure(1), Release(1)] if isinstance(event, Started) else []
     )
-    plane = house.plane(seed=6)
-    house.server(machine, plane=plane)
+    plane = nodes.plane(seed=6)
+    nodes.server(machine, plane=plane)
     measured = await machine.hears(Measured)
     assert measured.norm == pytest.approx(float(plane.model().norm()), rel=1e-6)
     assert measured.finite

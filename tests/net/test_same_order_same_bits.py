@@ -6,27 +6,27 @@ from gps.state import Gps
 from pelago.core.machine import Started
 from tests.net.arrivals import (
     START,
-    Region,
+    GoldenRegion,
     global_digest,
     global_plane,
     golden_digest,
     gps_settings,
     sender_plane,
 )
-from tests.net.nodes import House, Script, settled
+from tests.net.nodes import Nodes, Script, settled
 
 
-async def test_arrivals_over_sockets_give_the_golden_bits(house: House) -> None:
+async def test_arrivals_over_sockets_give_the_golden_bits(nodes: Nodes) -> None:
     """1. A real GPS node serves; a region pushes seven updates of eleven chunks each, in order.
     2. Its parameters and momenta equal those of the same steps in one thread, to the bit.
     3. Those are the golden ones of this instruction set."""
     torch.set_num_threads(1)
-    server = house.start(
-        Gps(gps_settings()), "gps", server=house.bind(), plane=global_plane(), loaded=START
+    server = nodes.start(
+        Gps(gps_settings()), "gps", server=nodes.bind(), plane=global_plane(), loaded=START
     )
-    region = Region()
+    region = GoldenRegion()
     machine = Script(region)
-    client = house.client(machine, plane=sender_plane())
+    client = nodes.client(machine, plane=sender_plane())
     await machine.hears(Started)
     for number in range(1, 8):
         client.tensors.created(number)
@@ -37,5 +37,5 @@ async def test_arrivals_over_sockets_give_the_golden_bits(house: House) -> None:
     assert digest == global_digest()
     assert golden_digest() in (None, digest)
     # The GPS would wait for its region to leave.
-    await house.kill("lps-1")
-    await house.kill("gps")
+    await nodes.kill("lps-1")
+    await nodes.kill("gps")

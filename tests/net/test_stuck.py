@@ -21,7 +21,7 @@ from pelago.wire.messages import (
     Welcome,
     WorkerReport,
 )
-from tests.net.nodes import House, Script, eventually
+from tests.net.nodes import Nodes, Script, eventually
 from worker.state import Evaluator, Worker, WorkerSettings
 
 SETTINGS = WorkerSettings(
@@ -84,16 +84,16 @@ def server(event: Event) -> list[Effect]:
     ids=["worker", "evaluator"],
 )  # fmt: skip
 async def test_a_thread_that_hangs_ends_its_node_and_nobody_waits_for_it(
-    house: House, machine: Worker | Evaluator, what: str, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, machine: Worker | Evaluator, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A process would leave the thread alone and end; here it is freed when its node has gone.
     monkeypatch.setattr(lane, "JOIN_S", 0.05)
     gps, hanging = Script(server), Hanging()
-    house.server(gps, plane=house.plane())
-    client = Plane(house.manifest, None, exchanges=False)
-    house.client(machine, "worker", plane=client, trainer=hanging)
+    nodes.server(gps, plane=nodes.plane())
+    client = Plane(nodes.manifest, None, exchanges=False)
+    nodes.client(machine, "worker", plane=client, trainer=hanging)
     leave = await gps.hears(Leave)
-    finish = await house.finish("worker")
+    finish = await nodes.finish("worker")
     hanging.back.set()
     await eventually(lambda: not any(each.name == "trainer" for each in threading.enumerate()))
     assert finish.reason == FAILED

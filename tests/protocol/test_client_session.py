@@ -4,7 +4,7 @@ import pytest
 
 from pelago.core.machine import PS_PER_MS, PS_PER_S, Finish, Note, Send
 from pelago.core.names import Address, PushId, Version
-from pelago.protocol.client_session import GIVE_UP_AFTER_PS, UNANSWERED, Uplink
+from pelago.protocol.client_session import GIVE_UP_AFTER_PS, UNANSWERED, ClientSession
 from pelago.wire.messages import (
     PROTOCOL_VERSION,
     Grant,
@@ -36,19 +36,19 @@ def push(name: PushId = PUSH) -> Push:
 
 
 @pytest.fixture
-def uplink() -> Uplink:
-    return Uplink("lps", HELLO, RETRY, LOST)
+def session() -> ClientSession:
+    return ClientSession("lps", HELLO, RETRY, LOST)
 
 
 @pytest.fixture
-def joined(uplink: Uplink) -> Uplink:
-    uplink.join()
-    uplink.heard(0)
-    uplink.welcome(fence=1, group=0)
-    return uplink
+def joined(session: ClientSession) -> ClientSession:
+    session.join()
+    session.heard(0)
+    session.welcome(fence=1, group=0)
+    return session
 
 
-def test_hello_is_said_until_it_is_answered(uplink: Uplink) -> None:
+def test_hello_is_said_until_it_is_answered(session: ClientSession) -> None:
     """
     1. Hello at the start.
     2. Nobody answered yet: on the tick, a line that says for whom we wait, and Hello.
@@ -56,24 +56,24 @@ def test_hello_is_said_until_it_is_answered(uplink: Uplink) -> None:
     4. The server says for what it waits itself: another line, once.
     5. Welcome: it goes on, and from now on it asks for the group that it was given.
     """
-    assert uplink.join() == [Send("lps", HELLO)]
-    assert uplink.tick(REPORT, 0) == [
+    assert session.join() == [Send("lps", HELLO)]
+    assert session.tick(REPORT, 0) == [
         Note("waiting", {"for": "lps to answer"}),
         Send("lps", HELLO),
     ]
-    assert uplink.tick(REPORT, RETRY) == [Send("lps", HELLO)]
-    assert uplink.heard(RETRY) == []
-    assert uplink.waiting("the GPS") == [Note("waiting", {"for": "the GPS"})]
-    assert uplink.waiting("the GPS") == []
-    assert uplink.welcome(fence=4, group=2) == [Note("going_on", {})]
-    assert (uplink.joined, uplink.fence) == (True, 4)
-    assert uplink.join() == [
+    assert session.tick(REPORT, RETRY) == [Send("lps", HELLO)]
+    assert session.heard(RETRY) == []
+    assert session.waiting("the GPS") == [Note("waiting", {"for": "the GPS"})]
+    assert session.waiting("the GPS") == []
+    assert session.welcome(fence=4, group=2) == [Note("going_on", {})]
+    assert (session.joined, session.fence) == (True, 4)
+    assert session.join() == [
         Send("lps", Hello(PROTOCOL_VERSION, "worker", Address("eu", 2), 7, "model", "corpus"))
     ]
-    assert not uplink.joined
+    assert not session.joined
 
 
-def test_a_silent_server_is_named_once_and_its_return_too(joined: Uplink) -> None:
+def test_a_silent_server_is_named_once_and_its_return_too(joined: ClientSession) -> None:
     assert joined.tick(REPORT, LOST) == [Send("lps", Heartbeat(REPORT))]
     assert joined.tick(REPORT, LOST + 1) == [
         Note("waiting", {"for": "lps to answer"}),
@@ -84,7 +84,7 @@ def test_a_silent_server_is_named_once_and_its_return_too(joined: Uplink) -> Non
     assert joined.tick(REPORT, LOST + 4) == [Send("lps", Heartbeat(REPORT))]
 
 
-def test_an_update_is_offered_sent_and_settled(joined: Uplink) -> None:
+def test_an_update_is_offered_sent_and_settled(joined: ClientSession) -> None:
     assert joined.offer(push(), 5, 0) == [Send("lps", Offer(PUSH))]
     assert joined.granted(Grant(PUSH), 1) == [Send("lps", push(), 5)]
     joined.delivered(5, 2)
@@ -95,7 +95,7 @@ def test_an_update_is_offered_sent_and_settled(joined: Uplink) -> None:
     assert joined.finished(PUSH) is None
 
 
-def test_a_lost_offer_is_repeated_after_the_retry_time(joined: Uplink) -> None:
+def test_a_lost_offer_is_repeated_after_the_retry_time(joined: ClientSession) -> None:
     joined.offer(push(), 5, 0)
     assert joined.tick(None, RETRY - 1) == [Send("lps", Heartbeat(None))]
     offered = [Send("lps", Heartbeat(None)), Send("lps", Offer(PUSH))]
@@ -104,7 +104,7 @@ def test_a_lost_offer_is_repeated_after_the_retry_time(joined: Uplink) -> None:
     assert joined.tick(None, 2 * RETRY) == offered
 
 
-def test_while_it_is_being_sent_nothing_is_asked(joined: Uplink) -> None:
+def test_while_it_is_being_sent_nothing_is_asked(joined: ClientSession) -> None:
     """Neither by a second Grant, nor by the tick, however long it takes."""
     joined.offer(push(), 5, 0)
     joined.granted(Grant(PUSH), 0)
@@ -112,7 +112,7 @@ def test_while_it_is_being_sent_nothing_is_asked(joined: Uplink) -> None:
     assert joined.tick(None, 3 * RETRY) == [Send("lps", Heartbeat(None))]
 
 
-def test_an_update_that_arrived_without_an_answer_is_asked_about(joined: Uplink) -> None:
+def test_an_update_that_arrived_without_an_answer_is_asked_about(joined: ClientSession) -> None:
     """
     1. The payload arrived, but no Ack comes: ask what became of it.
     2. The server never had it, or had it and restarted: it grants again; send again.
@@ -124,7 +124,7 @@ def test_an_update_that_arrived_without_an_answer_is_asked_about(joined: Uplink)
     assert joined.granted(Grant(PUSH), RETRY) == [Send("lps", push(), 5)]
 
 
-def test_a_transfer_that_failed_is_offered_again(joined: Uplink) -> None:
+def test_a_transfer_that_failed_is_offered_again(joined: ClientSession) -> None:
     joined.offer(push(), 5, 0)
     joined.granted(Grant(PUSH), 0)
     joined.lost(10)
@@ -132,7 +132,7 @@ def test_a_transfer_that_failed_is_offered_again(joined: Uplink) -> None:
     assert joined.tick(None, RETRY + 10)[1:] == [Send("lps", Offer(PUSH))]
 
 
-def test_a_failure_after_it_arrived_changes_nothing(joined: Uplink) -> None:
+def test_a_failure_after_it_arrived_changes_nothing(joined: ClientSession) -> None:
     joined.offer(push(), 5, 0)
     joined.granted(Grant(PUSH), 0)
     joined.delivered(5, 0)
@@ -141,7 +141,7 @@ def test_a_failure_after_it_arrived_changes_nothing(joined: Uplink) -> None:
     assert joined.upload.state == "arrived"
 
 
-def test_what_concerns_another_update_is_ignored(joined: Uplink) -> None:
+def test_what_concerns_another_update_is_ignored(joined: ClientSession) -> None:
     other = PushId(2, 1)
     assert joined.granted(Grant(PUSH), 0) == []
     joined.delivered(5, 0)
@@ -155,13 +155,13 @@ def test_what_concerns_another_update_is_ignored(joined: Uplink) -> None:
     assert joined.upload.state == "offered"
 
 
-def test_one_update_at_a_time(joined: Uplink) -> None:
+def test_one_update_at_a_time(joined: ClientSession) -> None:
     joined.offer(push(), 5, 0)
     with pytest.raises(AssertionError):
         joined.offer(push(PushId(4, 1)), 6, 0)
 
 
-def test_a_client_that_is_not_welcome_offers_nothing(joined: Uplink) -> None:
+def test_a_client_that_is_not_welcome_offers_nothing(joined: ClientSession) -> None:
     """The update waits until the server knows us again."""
     joined.offer(push(), 5, 0)
     joined.join()
@@ -173,18 +173,20 @@ GIVEN_UP = Finish(
 )
 
 
-def test_a_server_that_never_answers_is_given_up_with_an_error(uplink: Uplink) -> None:
+def test_a_server_that_never_answers_is_given_up_with_an_error(session: ClientSession) -> None:
     """Time is counted from when it was first asked, whatever the clock showed then."""
     begun = 77 * PS_PER_S
-    uplink.join()
-    uplink.tick(REPORT, begun)
-    assert uplink.tick(REPORT, begun + GIVE_UP_AFTER_PS) == [Send("lps", HELLO)]
-    assert not uplink.gives_up(begun + GIVE_UP_AFTER_PS)
-    assert uplink.tick(REPORT, begun + GIVE_UP_AFTER_PS + 1) == [GIVEN_UP]
-    assert uplink.gives_up(begun + GIVE_UP_AFTER_PS + 1)
+    session.join()
+    session.tick(REPORT, begun)
+    assert session.tick(REPORT, begun + GIVE_UP_AFTER_PS) == [Send("lps", HELLO)]
+    assert not session.gives_up(begun + GIVE_UP_AFTER_PS)
+    assert session.tick(REPORT, begun + GIVE_UP_AFTER_PS + 1) == [GIVEN_UP]
+    assert session.gives_up(begun + GIVE_UP_AFTER_PS + 1)
 
 
-def test_a_server_that_fell_silent_is_given_up_and_any_word_puts_that_off(joined: Uplink) -> None:
+def test_a_server_that_fell_silent_is_given_up_and_any_word_puts_that_off(
+    joined: ClientSession,
+) -> None:
     joined.heard(10)
     assert GIVEN_UP not in joined.tick(REPORT, 10 + GIVE_UP_AFTER_PS)
     joined.heard(11)
@@ -192,6 +194,6 @@ def test_a_server_that_fell_silent_is_given_up_and_any_word_puts_that_off(joined
     assert joined.tick(REPORT, 12 + GIVE_UP_AFTER_PS) == [GIVEN_UP]
 
 
-def test_a_process_that_was_restored_gives_its_server_as_long_again(joined: Uplink) -> None:
+def test_a_process_that_was_restored_gives_its_server_as_long_again(joined: ClientSession) -> None:
     joined.restarted(2 * GIVE_UP_AFTER_PS)
     assert GIVEN_UP not in joined.tick(REPORT, 3 * GIVE_UP_AFTER_PS)

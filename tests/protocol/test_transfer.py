@@ -13,15 +13,15 @@ from pelago.protocol.transfer import (
     BACKOFF_MAX,
     BEYOND_MAX,
     Completed,
-    Delivered,
-    Failed,
+    PayloadDelivered,
     Receiver,
-    ReceiverWish,
+    ReceiverEffect,
     SendBegin,
     SendChunk,
     Sender,
-    SenderWish,
+    SenderEffect,
     SendHave,
+    TransferFailed,
     acknowledge_chunks_for,
 )
 
@@ -32,8 +32,8 @@ def sender(chunks: int = 6, window_chunks: int = 3, size: int = 10) -> Sender:
     return Sender(1, [size] * chunks, window_chunks * size, RETRY_PS, 100 * RETRY_PS)
 
 
-def indices(wishes: list[SenderWish]) -> list[int]:
-    return [wish.index for wish in wishes if isinstance(wish, SendChunk)]
+def indices(effects: list[SenderEffect]) -> list[int]:
+    return [effect.index for effect in effects if isinstance(effect, SendChunk)]
 
 
 # --- conversations: the sender -------------------------------------------------------------------
@@ -60,7 +60,7 @@ def test_a_chunk_larger_than_the_window_travels_alone() -> None:
 def test_the_last_acknowledgement_delivers_once() -> None:
     end = sender(chunks=2)
     end.start(0)
-    assert end.have(1, 2, (), 1) == [Delivered()]
+    assert end.have(1, 2, (), 1) == [PayloadDelivered()]
     assert end.have(1, 2, (), 2) == []
     assert end.tick(10**18) == []
     assert end.start(10**18) == []
@@ -70,7 +70,7 @@ def test_the_last_acknowledgement_delivers_once() -> None:
 def test_a_payload_of_no_chunks_is_delivered_by_the_first_answer() -> None:
     end = Sender(1, [], 10, RETRY_PS)
     assert end.start(0) == [SendBegin(1)]
-    assert end.have(1, 0, (), 1) == [Delivered()]
+    assert end.have(1, 0, (), 1) == [PayloadDelivered()]
 
 
 def test_silence_is_no_proof_of_loss_so_nothing_is_sent_again_but_the_question() -> None:
@@ -88,7 +88,7 @@ def test_questions_come_ever_more_rarely_and_progress_resets_them() -> None:
     for _ in range(8):
         gaps.append((end.next_tick_ps - now) // RETRY_PS)
         now = end.next_tick_ps
-        assert [type(wish) for wish in end.tick(now)] == [SendBegin]
+        assert [type(effect) for effect in end.tick(now)] == [SendBegin]
         end.have(0, 0, (), now)
     assert gaps == [1, 2, 4, 8, 16, 16, 16, 16]
     assert max(gaps) == BACKOFF_MAX
@@ -184,7 +184,7 @@ def test_a_peer_that_may_be_back_is_asked_at_once_but_not_twice_and_its_silence_
     assert isinstance(asked, SendBegin)
     assert end.ask(now + RETRY_PS // 2) == []
     assert end.next_tick_ps == now + RETRY_PS
-    assert any(isinstance(wish, Failed) for wish in end.tick(100 * RETRY_PS))
+    assert any(isinstance(effect, TransferFailed) for effect in end.tick(100 * RETRY_PS))
 
 
 def test_chunks_that_the_other_end_has_already_are_never_sent() -> None:
@@ -197,15 +197,15 @@ def test_the_sender_gives_up_after_the_longest_silence_and_says_so_once() -> Non
     end = sender()
     end.start(0)
     end.have(1, 0, (), 50)
-    assert not any(isinstance(wish, Failed) for wish in end.tick(100 * RETRY_PS))
-    assert end.tick(100 * RETRY_PS + 50) == [Failed("no answer for 10000 ms")]
+    assert not any(isinstance(effect, TransferFailed) for effect in end.tick(100 * RETRY_PS))
+    assert end.tick(100 * RETRY_PS + 50) == [TransferFailed("no answer for 10000 ms")]
     assert end.tick(200 * RETRY_PS) == []
 
 
 def test_an_aborted_sender_is_silent_for_ever() -> None:
     end = sender()
     end.start(0)
-    assert end.abort("superseded") == [Failed("superseded")]
+    assert end.abort("superseded") == [TransferFailed("superseded")]
     assert end.abort("again") == []
     assert end.have(1, 6, (), 1) == []
 
@@ -219,8 +219,8 @@ def test_a_peer_that_acknowledges_what_cannot_be_ends_the_transfer(
 ) -> None:
     end = sender()
     end.start(0)
-    (wish,) = end.have(query, through, beyond, 1)
-    assert isinstance(wish, Failed)
+    (effect,) = end.have(query, through, beyond, 1)
+    assert isinstance(effect, TransferFailed)
     assert end.done
 
 
@@ -318,7 +318,7 @@ def test_a_full_window_always_holds_an_acknowledgement(window: int, size: int) -
 
 
 @dataclass(frozen=True)
-class Faults:
+class FrameFaults:
     """Probabilities per frame, in percent."""
 
     loss: int = 0
@@ -334,16 +334,16 @@ class Journey:
 
     sizes: list[int]
     window_bytes: int
-    faults: Faults = Faults()
+    faults: FrameFaults = FrameFaults()
     seed: int = 0
     ps_per_byte: int = PS_PER_MS
     latency_ps: int = 20 * PS_PER_MS
     retry_ps: int = RETRY_PS
     acknowledge_chunks: int = 1
     now: int = 0
-    queue: list[tuple[int, int, bool, SenderWish | ReceiverWish]] = field(default_factory=list)
+    queue: list[tuple[int, int, bool, SenderEffect | ReceiverEffect]] = field(default_factory=list)
     sent: list[int] = field(default_factory=list)
-    ends: list[SenderWish | ReceiverWish] = field(default_factory=list)
+    ends: list[SenderEffect | ReceiverEffect] = field(default_factory=list)
     queries: int = 0
 
     def __post_init__(self) -> None:
@@ -357,22 +357,22 @@ class Journey:
     def chance(self, percent: int) -> bool:
         return self.random.randrange(100) < percent
 
-    def submit(self, wishes: list[SenderWish] | list[ReceiverWish], to_receiver: bool) -> None:
-        for wish in wishes:
-            if isinstance(wish, Delivered | Failed | Completed):
-                self.ends.append(wish)
+    def submit(self, effects: list[SenderEffect] | list[ReceiverEffect], to_receiver: bool) -> None:
+        for effect in effects:
+            if isinstance(effect, PayloadDelivered | TransferFailed | Completed):
+                self.ends.append(effect)
                 continue
             size = 1
-            self.queries += isinstance(wish, SendBegin)
-            if isinstance(wish, SendChunk):
-                self.sent.append(wish.index)
-                size = self.sizes[wish.index]
+            self.queries += isinstance(effect, SendBegin)
+            if isinstance(effect, SendChunk):
+                self.sent.append(effect.index)
+                size = self.sizes[effect.index]
             leaves = max(self.now, self.free_at[to_receiver]) + size * self.ps_per_byte
             self.free_at[to_receiver] = leaves
             for _ in range(1 + self.chance(self.faults.duplication)):
                 late = self.random.randrange(10**12) if self.chance(self.faults.reordering) else 0
                 self.count += 1
-                entry = (leaves + self.latency_ps + late, self.count, to_receiver, wish)
+                entry = (leaves + self.latency_ps + late, self.count, to_receiver, effect)
                 heapq.heappush(self.queue, entry)
 
     def cut(self) -> None:
@@ -382,8 +382,8 @@ class Journey:
         if self.chance(50):
             self.submit(self.sender.start(self.now), True)
 
-    def arrive(self, wish: SenderWish | ReceiverWish) -> None:
-        match wish:
+    def arrive(self, effect: SenderEffect | ReceiverEffect) -> None:
+        match effect:
             case SendBegin(query):
                 self.submit(self.receiver.begin(query), False)
             case SendChunk(index):
@@ -394,7 +394,7 @@ class Journey:
             case SendHave(query, through, beyond):
                 self.submit(self.sender.have(query, through, beyond, self.now), True)
             case _:
-                raise AssertionError(wish)
+                raise AssertionError(effect)
 
     def step(self) -> None:
         """The next thing that happens: a frame arrives, or the sender's tick is due."""
@@ -402,11 +402,11 @@ class Journey:
             self.now = max(self.now, self.sender.next_tick_ps)
             self.submit(self.sender.tick(self.now), True)
         else:
-            self.now, _, _, wish = heapq.heappop(self.queue)
+            self.now, _, _, effect = heapq.heappop(self.queue)
             if self.chance(self.faults.cut):
                 self.cut()
             elif not self.chance(self.faults.loss):
-                self.arrive(wish)
+                self.arrive(effect)
         self.sender.check()
         self.receiver.check()
 
@@ -423,7 +423,7 @@ sizes_and_window = st.tuples(
     st.lists(st.integers(0, 40), max_size=60), st.integers(1, 400), st.integers(1, 8)
 )
 faults = st.builds(
-    Faults,
+    FrameFaults,
     loss=st.integers(0, 40),
     duplication=st.integers(0, 40),
     reordering=st.integers(0, 40),
@@ -434,12 +434,12 @@ faults = st.builds(
 
 @given(shape=sizes_and_window, faults=faults, seed=st.integers(0, 2**32))
 def test_every_journey_ends_whole_and_once_whatever_the_link_does(
-    shape: tuple[list[int], int, int], faults: Faults, seed: int
+    shape: tuple[list[int], int, int], faults: FrameFaults, seed: int
 ) -> None:
     """`check` holds after every event, so the window is never exceeded on the way."""
     sizes, window, acknowledge = shape
     journey = Journey(sizes, window, faults, seed, acknowledge_chunks=acknowledge).run()
-    assert journey.ends == [Completed(), Delivered()]
+    assert journey.ends == [Completed(), PayloadDelivered()]
     assert journey.staged == set(range(len(sizes)))
 
 
@@ -470,12 +470,16 @@ def test_on_an_ordered_link_only_copies_that_were_lost_are_sent_again(
     """Loss, corruption and cuts, but nothing overtakes: no chunk that arrived is sent once more."""
     sizes, window, acknowledge = shape
     journey = Journey(
-        sizes, window, Faults(loss=loss, corruption=10, cut=2), seed, acknowledge_chunks=acknowledge
+        sizes,
+        window,
+        FrameFaults(loss=loss, corruption=10, cut=2),
+        seed,
+        acknowledge_chunks=acknowledge,
     )
     arrived: list[int] = []
     inner = journey.receiver.chunk
 
-    def chunk(index: int, intact: bool) -> list[ReceiverWish]:
+    def chunk(index: int, intact: bool) -> list[ReceiverEffect]:
         arrived.extend([index] if intact else [])
         return inner(index, intact)
 
@@ -522,9 +526,9 @@ def test_a_transfer_of_very_many_chunks_costs_a_few_operations_each() -> None:
     wave = indices(end.start(0))
     assert len(wave) == chunks
     for index in wave[: chunks // 2]:
-        for wish in other.chunk(index, True):
-            assert isinstance(wish, SendHave)
-            end.have(wish.query, wish.through, wish.beyond, 1)
+        for effect in other.chunk(index, True):
+            assert isinstance(effect, SendHave)
+            end.have(effect.query, effect.through, effect.beyond, 1)
     assert end.outstanding_bytes == sum(range(chunks // 2, chunks))
     end.start(2)
     (answer,) = other.begin(2)

@@ -34,11 +34,11 @@ def test_what_was_written_is_read_again_with_its_payload() -> None:
     disk, payload = begun(), object()
     assert [disk.event(Started(), 5, None), disk.event(GETS, 7, payload)] == [1, 3]
     disk.written(3)
-    past = disk.read()
-    kinds = [(each.head.kind, each.head.number, each.head.second) for each in past.records]
+    recovered = disk.read()
+    kinds = [(each.head.kind, each.head.number, each.head.second) for each in recovered.records]
     assert kinds == [(Kind.EVENT, 1, 5), (Kind.CHUNK, 2, 0), (Kind.EVENT, 3, 7)]
-    assert past.records[1].payload is payload
-    assert past.number == disk.last == disk.durable == 3
+    assert recovered.records[1].payload is payload
+    assert recovered.number == disk.last == disk.durable == 3
 
 
 def test_a_crash_leaves_all_that_was_durable_and_a_prefix_of_the_rest() -> None:
@@ -88,10 +88,14 @@ def test_a_whole_snapshot_takes_the_place_of_what_is_before_it() -> None:
     disk.event(ASKS, 3, None)
     disk.finish_snapshot()
     disk.written(disk.last)
-    past = disk.read()
-    assert past.snapshot is not None
-    assert (past.snapshot.number, past.snapshot.plane, past.snapshot.blobs) == (3, "plane", (4,))
-    assert [each.head.number for each in past.records] == [4]
+    recovered = disk.read()
+    assert recovered.snapshot is not None
+    assert (recovered.snapshot.number, recovered.snapshot.plane, recovered.snapshot.blobs) == (
+        3,
+        "plane",
+        (4,),
+    )
+    assert [each.head.number for each in recovered.records] == [4]
 
 
 def test_a_snapshot_that_is_not_whole_does_not_exist_and_costs_nothing() -> None:
@@ -100,9 +104,9 @@ def test_a_snapshot_that_is_not_whole_does_not_exist_and_costs_nothing() -> None
     disk.event(ASKS, 3, None)
     disk.written(disk.last)
     disk.crash(Random(1))
-    past = disk.read()
-    assert past.snapshot is None
-    assert [each.head.number for each in past.records] == [1, 2, 3, 4]
+    recovered = disk.read()
+    assert recovered.snapshot is None
+    assert [each.head.number for each in recovered.records] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -116,12 +120,14 @@ def test_a_snapshot_counts_once_its_journal_has_begun(begun: bool) -> None:
         disk.written(4)
     disk._queue.clear()
     disk.crash(Random(1))
-    past = disk.read()
-    numbers = [each.head.number for each in past.records]
-    assert (past.snapshot is not None, numbers) == ((True, []) if begun else (False, [1, 2, 3]))
-    assert disk.event(Restarted(), 4, None) == past.number + 1
-    disk.written(past.number + 1)
-    assert disk.read().number == past.number + 1
+    recovered = disk.read()
+    numbers = [each.head.number for each in recovered.records]
+    assert (recovered.snapshot is not None, numbers) == (
+        (True, []) if begun else (False, [1, 2, 3])
+    )
+    assert disk.event(Restarted(), 4, None) == recovered.number + 1
+    disk.written(recovered.number + 1)
+    assert disk.read().number == recovered.number + 1
 
 
 def two_generations() -> Disk:
@@ -141,11 +147,11 @@ def test_the_snapshot_before_a_damaged_one_leads_to_the_same_event() -> None:
         disk = two_generations()
         number = disk.last
         assert disk.rot(Random(seed))
-        past = disk.read()
-        assert past.snapshot is not None
-        assert (past.snapshot.number, past.number) == (3, number)
-        assert [each.head.number for each in past.records] == list(range(4, number + 1))
-        assert past.records[-2].payload == "payload"
+        recovered = disk.read()
+        assert recovered.snapshot is not None
+        assert (recovered.snapshot.number, recovered.number) == (3, number)
+        assert [each.head.number for each in recovered.records] == list(range(4, number + 1))
+        assert recovered.records[-2].payload == "payload"
         assert not disk.rot(Random(seed))
 
 
@@ -156,10 +162,10 @@ def test_what_was_promised_of_a_snapshot_that_rots_is_not_asked_of_a_later_loss_
         assert disk.rot(Random(seed))
         disk.read()
         disk.lose_power(Random(seed))
-        past = disk.salvage()
-        assert past is not None
-        assert past.snapshot is not None
-        assert past.snapshot.number == disk.promised == 3
+        recovered = disk.salvage()
+        assert recovered is not None
+        assert recovered.snapshot is not None
+        assert recovered.snapshot.number == disk.promised == 3
 
 
 def test_what_a_snapshot_made_needless_goes_when_the_next_is_begun() -> None:
@@ -168,9 +174,9 @@ def test_what_a_snapshot_made_needless_goes_when_the_next_is_begun() -> None:
     assert not disk.rot(Random(1))
     disk.finish_snapshot()
     disk.written(disk.last)
-    past = disk.read()
-    assert past.snapshot is not None
-    assert past.snapshot.plane == "plane 9"
+    recovered = disk.read()
+    assert recovered.snapshot is not None
+    assert recovered.snapshot.plane == "plane 9"
 
 
 def test_a_loss_of_power_leaves_a_whole_snapshot_and_what_follows_up_to_the_first_damage() -> None:
@@ -179,14 +185,14 @@ def test_a_loss_of_power_leaves_a_whole_snapshot_and_what_follows_up_to_the_firs
         disk = two_generations()
         last = disk.last
         disk.lose_power(Random(seed))
-        past = disk.salvage()
-        assert past is not None
-        assert past.snapshot is not None
-        assert past.snapshot.number >= disk.promised
-        numbers = [each.head.number for each in past.records]
-        assert numbers == list(range(past.snapshot.number + 1, past.number + 1))
-        assert past.number <= last
-        found.add((past.snapshot.number, past.number))
+        recovered = disk.salvage()
+        assert recovered is not None
+        assert recovered.snapshot is not None
+        assert recovered.snapshot.number >= disk.promised
+        numbers = [each.head.number for each in recovered.records]
+        assert numbers == list(range(recovered.snapshot.number + 1, recovered.number + 1))
+        assert recovered.number <= last
+        found.add((recovered.snapshot.number, recovered.number))
     assert {(3, 3), (3, last), (5, 5), (5, last)} <= found
 
 

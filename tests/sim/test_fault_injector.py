@@ -20,12 +20,12 @@ from pelago.core.machine import (
 )
 from pelago.core.names import Peer, PushId, Version
 from pelago.sim.disk import Disk
-from pelago.sim.fault_injector import FaultInjector, Memory
+from pelago.sim.fault_injector import FaultInjector, SimulatedStore
 from pelago.sim.fault_profile import Clock, FaultProfile
 from pelago.sim.links import Links
 from pelago.sim.planes import DurablePlane, TimingPlane
-from pelago.sim.recovery import Recovered
-from pelago.sim.simulation import Node, Simulation
+from pelago.sim.recovery import ReplayedServer
+from pelago.sim.simulation import SimulatedNode, Simulation
 from pelago.wire.messages import Ack, Effect, Event, Heartbeat, Message, Model, Offer
 
 MODEL = Model(Version(1, 0), 0, None, None, final=False)
@@ -34,7 +34,7 @@ OFFER, ACK = Offer(PushId(3, 1)), Ack(PushId(3, 1), "applied")
 
 
 @durable(settings=("settings", "script", "heard"))
-class Scripted:
+class ScriptedServer:
     """Answers by the script, counts what it hears, and remembers it."""
 
     def __init__(self, **script: tuple[Effect, ...]) -> None:
@@ -65,48 +65,54 @@ class Nobody:
 
     def __init__(self) -> None:
         self.left: list[Message] = []
-        self.back: list[tuple[str, int, Recovered]] = []
+        self.back: list[tuple[str, int, ReplayedServer]] = []
 
-    def handled(self, node: Node, number: int, event: Event, effects: list[Effect]) -> None:
+    def handled(
+        self, node: SimulatedNode, number: int, event: Event, effects: list[Effect]
+    ) -> None:
         """Nothing."""
 
-    def departed(self, node: Node, peer: str, message: Message) -> None:
+    def departed(self, node: SimulatedNode, peer: str, message: Message) -> None:
         self.left.append(message)
 
-    def arrived(self, node: Node, sender: Node, message: Message) -> None:
+    def arrived(self, node: SimulatedNode, sender: SimulatedNode, message: Message) -> None:
         """Nothing."""
 
-    def restarted(self, node: Node, number: int, recovered: Recovered) -> None:
+    def restarted(self, node: SimulatedNode, number: int, recovered: ReplayedServer) -> None:
         self.back.append((node.name, number, recovered))
 
 
-class Pair:
+class TwoNodes:
     """`one`, perhaps durable, and `other`, a millisecond apart; a payload takes eight more."""
 
     def __init__(
         self,
         profile: FaultProfile,
-        one: Scripted,
-        other: Scripted | None = None,
+        one: ScriptedServer,
+        other: ScriptedServer | None = None,
         is_durable: bool = False,
         clock: Clock | None = None,
         seed: int = 1,
     ) -> None:
-        self.one, self.other, self.nobody = one, other or Scripted(), Nobody()
+        self.one, self.other, self.nobody = one, other or ScriptedServer(), Nobody()
         links = Links(1_000_000, 2, [[100, 1], [1, 100]], [[0, 1.0], [1.0, 0]])
         self.simulation = Simulation("a-run", links)
         self.injector = FaultInjector(self.simulation, "a-run", Random(seed), profile, self.nobody)
         plane = TimingPlane()
-        memory = Memory(Disk("a-run", "one", "one", 1), plane, self._make) if is_durable else None
-        self.injector.add(Node("one", 0, one, plane), "one", clock or Clock(), memory)
-        self.injector.add(Node("other", 1, self.other, TimingPlane()), "other", Clock())
+        store = (
+            SimulatedStore(Disk("a-run", "one", "one", 1), plane, self._make)
+            if is_durable
+            else None
+        )
+        self.injector.add(SimulatedNode("one", 0, one, plane), "one", clock or Clock(), store)
+        self.injector.add(SimulatedNode("other", 1, self.other, TimingPlane()), "other", Clock())
         self.simulation.give(self.injector.states["one"].node, Started())
 
     def _make(self) -> tuple[Machine[Message], DurablePlane]:
-        self.one = Scripted(**self.one.script)
+        self.one = ScriptedServer(**self.one.script)
         return self.one, TimingPlane()
 
-    def run(self, until_ms: float) -> "Pair":
+    def run(self, until_ms: float) -> "TwoNodes":
         self.simulation.run(until_ps=round(until_ms * PS_PER_MS))
         return self
 
@@ -116,7 +122,7 @@ class Pair:
 
 
 def test_without_faults_all_arrives_once() -> None:
-    pair = Pair(FaultProfile(), Scripted(Started=(Send("other", OFFER), *SHIP))).run(20)
+    pair = TwoNodes(FaultProfile(), ScriptedServer(Started=(Send("other", OFFER), *SHIP))).run(20)
     assert pair.other.heard == [
         (PS_PER_MS, Received("one", OFFER)),
         (9 * PS_PER_MS, Received("one", MODEL, -1)),
@@ -129,7 +135,7 @@ def test_control_messages_are_lost_repeated_and_late() -> None:
     profile = FaultProfile(
         control_lost=0.2, control_repeated=0.2, control_late=0.5, late_ps=PS_PER_MS
     )
-    heard = Pair(profile, Scripted(Started=offers)).run(20).other.heard
+    heard = TwoNodes(profile, ScriptedServer(Started=offers)).run(20).other.heard
     numbers = [event.message.push.lease for _, event in heard]  # type: ignore[union-attr]
     assert 120 < len(set(numbers)) < 190
     assert len(numbers) > len(set(numbers))
@@ -138,20 +144,20 @@ def test_control_messages_are_lost_repeated_and_late() -> None:
 
 
 def test_the_sender_of_a_lost_payload_hears_so() -> None:
-    pair = Pair(FaultProfile(payload_lost=1.0), Scripted(Started=SHIP)).run(20)
+    pair = TwoNodes(FaultProfile(payload_lost=1.0), ScriptedServer(Started=SHIP)).run(20)
     assert (pair.one.kinds(), pair.other.heard) == ([Started, PeerLost], [])
 
 
 def test_a_payload_may_arrive_though_its_sender_hears_that_it_is_lost() -> None:
-    pair = Pair(FaultProfile(payload_unconfirmed=1.0), Scripted(Started=SHIP)).run(20)
+    pair = TwoNodes(FaultProfile(payload_unconfirmed=1.0), ScriptedServer(Started=SHIP)).run(20)
     assert (pair.one.kinds(), pair.other.kinds()) == ([Started, PeerLost], [Received])
 
 
 def test_a_cut_holds_back_one_direction_for_a_while() -> None:
     tick = SetTick(2 * PS_PER_MS)
-    one = Scripted(Started=(tick,), Tick=(Send("other", Heartbeat(None)),))
-    other = Scripted(Received=(Send("one", ACK),))
-    pair = Pair(FaultProfile(), one, other)
+    one = ScriptedServer(Started=(tick,), Tick=(Send("other", Heartbeat(None)),))
+    other = ScriptedServer(Received=(Send("one", ACK),))
+    pair = TwoNodes(FaultProfile(), one, other)
     pair.injector.cut("other", "one", 7 * PS_PER_MS)
     pair.run(9.5)
     assert [now // PS_PER_MS for now, _ in other.heard] == [3, 5, 7, 9]
@@ -162,8 +168,8 @@ def test_clocks_go_at_their_own_rates_jump_and_never_go_back() -> None:
     clock = Clock()
     clock.set(0, 500)
     clock.permille = 2000
-    one = Scripted(Started=(SetTick(2 * PS_PER_MS),))
-    pair = Pair(FaultProfile(), one, clock=clock).run(2.5)
+    one = ScriptedServer(Started=(SetTick(2 * PS_PER_MS),))
+    pair = TwoNodes(FaultProfile(), one, clock=clock).run(2.5)
     clock.jump(7)
     pair.run(3.5)
     ticks = [now - 500 for now, event in one.heard if type(event) is Tick]
@@ -176,15 +182,15 @@ def test_a_node_may_die_at_any_of_its_effects_and_the_rest_is_not_done() -> None
     left = set()
     for seed in range(30):
         offers = tuple(Send("other", Offer(PushId(each, 1))) for each in range(3))
-        pair = Pair(FaultProfile(crash=1.0), Scripted(Started=offers), seed=seed).run(20)
+        pair = TwoNodes(FaultProfile(crash=1.0), ScriptedServer(Started=offers), seed=seed).run(20)
         left.add(len(pair.nobody.left))
         assert pair.one.kinds() == [Started]
     assert left == {0, 1, 2, 3}
 
 
 def test_messages_of_a_durable_node_wait_for_its_disk_but_for_those_that_promise_nothing() -> None:
-    one = Scripted(Started=(Send("other", ACK), Send("other", Heartbeat(None))))
-    pair = Pair(FaultProfile(disk_ps=PS_PER_MS), one, is_durable=True)
+    one = ScriptedServer(Started=(Send("other", ACK), Send("other", Heartbeat(None))))
+    pair = TwoNodes(FaultProfile(disk_ps=PS_PER_MS), one, is_durable=True)
     pair.injector.fill_disks(5 * PS_PER_MS)
     pair.run(4.9)
     assert pair.nobody.left == [Heartbeat(None)]
@@ -194,7 +200,9 @@ def test_messages_of_a_durable_node_wait_for_its_disk_but_for_those_that_promise
 
 def test_a_durable_node_comes_back_as_it_was_and_hears_so() -> None:
     for snapshot in (0.0, 1.0):
-        pair = Pair(FaultProfile(down_ps=PS_PER_MS, snapshot=snapshot), Scripted(), is_durable=True)
+        pair = TwoNodes(
+            FaultProfile(down_ps=PS_PER_MS, snapshot=snapshot), ScriptedServer(), is_durable=True
+        )
         pair.run(1)
         pair.tells(OFFER)
         pair.run(2)
@@ -209,8 +217,8 @@ def test_a_durable_node_comes_back_as_it_was_and_hears_so() -> None:
 
 def test_what_was_not_durable_was_not_said() -> None:
     for seed in range(20):
-        one = Scripted(Received=(Send("other", ACK),))
-        pair = Pair(FaultProfile(disk_ps=PS_PER_MS, down_ps=1), one, is_durable=True, seed=seed)
+        one = ScriptedServer(Received=(Send("other", ACK),))
+        pair = TwoNodes(FaultProfile(disk_ps=PS_PER_MS, down_ps=1), one, is_durable=True, seed=seed)
         pair.run(3)
         pair.tells(OFFER)
         pair.run(3.0001)
@@ -223,7 +231,7 @@ def test_what_was_not_durable_was_not_said() -> None:
 def test_a_frozen_process_hears_later_what_came_and_its_tick_last() -> None:
     """1. `one` has a tick every 100 ms, and is frozen at 150 ms. 2. `other` says something to it at 250 ms.
     3. At 5.03 s it goes on: it hears that first, and then its tick, once. 4. Its clock stood still."""
-    pair = Pair(FaultProfile(), Scripted(Started=(SetTick(100 * PS_PER_MS),)))
+    pair = TwoNodes(FaultProfile(), ScriptedServer(Started=(SetTick(100 * PS_PER_MS),)))
     pair.run(150)
     pair.injector.freeze("one", 5_030 * PS_PER_MS)
     pair.run(250).tells(OFFER)
@@ -235,7 +243,7 @@ def test_a_frozen_process_hears_later_what_came_and_its_tick_last() -> None:
 
 
 def test_nothing_moves_to_or_from_a_frozen_process_and_all_arrives_later() -> None:
-    pair = Pair(FaultProfile(), Scripted(Started=SHIP)).run(1)
+    pair = TwoNodes(FaultProfile(), ScriptedServer(Started=SHIP)).run(1)
     pair.injector.freeze("other", 1_000 * PS_PER_MS)
     pair.run(999)
     assert pair.one.kinds() == [Started]
@@ -245,7 +253,7 @@ def test_nothing_moves_to_or_from_a_frozen_process_and_all_arrives_later() -> No
 
 
 def test_a_frozen_process_that_is_killed_hears_nothing_of_what_came() -> None:
-    pair = Pair(FaultProfile(down_ps=10 * PS_PER_MS), Scripted(), is_durable=True).run(1)
+    pair = TwoNodes(FaultProfile(down_ps=10 * PS_PER_MS), ScriptedServer(), is_durable=True).run(1)
     pair.injector.freeze("one", 1_000 * PS_PER_MS)
     pair.tells(OFFER)
     pair.run(2)

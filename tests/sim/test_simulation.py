@@ -32,8 +32,8 @@ from pelago.core.machine import (
 )
 from pelago.core.names import Lease, Peer, PushId, Version
 from pelago.sim.links import Links
-from pelago.sim.planes import Payload, Plan, Round, TimingPlane
-from pelago.sim.simulation import Node, Simulation
+from pelago.sim.planes import Payload, Round, RoundPlan, TimingPlane
+from pelago.sim.simulation import SimulatedNode, Simulation
 from pelago.sim.trace import Trace
 from pelago.wire.messages import Effect, Event, Heartbeat, Message, Model, Offer, Wait
 
@@ -42,7 +42,7 @@ LEASE = Lease(PushId(1, 1), ((0, 192),), 0)
 MODEL_BYTES = 1_000_000
 
 
-class Scripted:
+class ScriptedNode:
     """Answers each event by the script, and remembers what it heard, and when."""
 
     def __init__(self, script: Callable[[Event], Sequence[Effect]] = lambda event: ()) -> None:
@@ -67,9 +67,9 @@ class Scripted:
 class SteadyTrainer:
     """Three steps of 1 ms, whatever the lease."""
 
-    def begin(self, lease: Lease, payload: Payload) -> Plan:
+    def begin(self, lease: Lease, payload: Payload) -> RoundPlan:
         self.payload = payload
-        return Plan(3, 3 * PS_PER_MS)
+        return RoundPlan(3, 3 * PS_PER_MS)
 
     def finish(self, lease: Lease) -> Round:
         return Round(self.payload, lease.samples, 0.5)
@@ -82,13 +82,13 @@ class SteadyTrainer:
 
 
 def pair(
-    one: Scripted, other: Scripted, latency_ms: float = 0.0, trace: Trace | None = None
+    one: ScriptedNode, other: ScriptedNode, latency_ms: float = 0.0, trace: Trace | None = None
 ) -> Simulation:
     """`one` at place 0 and `other` at place 1, with 1 Gbps there and 2 Gbps back."""
     links = Links(MODEL_BYTES, 2, [[100, 1], [2, 100]], [[0, latency_ms], [latency_ms, 0]])
     simulation = Simulation("a-run", links, check=True, trace=trace)
-    simulation.add(Node("one", 0, one, TimingPlane(), SteadyTrainer()))
-    simulation.add(Node("other", 1, other, TimingPlane()))
+    simulation.add(SimulatedNode("one", 0, one, TimingPlane(), SteadyTrainer()))
+    simulation.add(SimulatedNode("other", 1, other, TimingPlane()))
     return simulation
 
 
@@ -104,8 +104,8 @@ SEND_MODEL = (Pin(1), Send("other", MODEL, 1), Release(1))
 def test_a_payload_takes_its_bytes_at_the_links_rate_and_the_latency(
     latency_ms: float, expected_ms: float
 ) -> None:
-    other = Scripted()
-    simulation = pair(Scripted(on(Started, *SEND_MODEL)), other, latency_ms)
+    other = ScriptedNode()
+    simulation = pair(ScriptedNode(on(Started, *SEND_MODEL)), other, latency_ms)
     simulation.start("one", Started())
     simulation.run(until_ps=PS_PER_MS * 100)
     assert other.heard == [(round(expected_ms * PS_PER_MS), Received("one", MODEL, -1))]
@@ -123,9 +123,9 @@ def test_links_without_a_matrix_take_no_time() -> None:
 
 
 def test_transfers_do_not_share_a_link() -> None:
-    other = Scripted()
+    other = ScriptedNode()
     burst = [effect for _ in range(3) for effect in SEND_MODEL]
-    simulation = pair(Scripted(on(Started, *burst)), other)
+    simulation = pair(ScriptedNode(on(Started, *burst)), other)
     simulation.start("one", Started())
     simulation.run(until_ps=PS_PER_MS * 100)
     assert [now for now, _ in other.heard] == [8 * PS_PER_MS] * 3
@@ -133,10 +133,10 @@ def test_transfers_do_not_share_a_link() -> None:
 
 @pytest.mark.parametrize("latency_ms", [0.0, 30.0])
 def test_control_messages_take_the_latency_alone_and_keep_their_order(latency_ms: float) -> None:
-    other = Scripted()
+    other = ScriptedNode()
     words = [Wait("a"), Offer(PushId(4, 2)), Heartbeat(None)]
     sends = [Send("other", word) for word in words]
-    simulation = pair(Scripted(on(Started, *sends)), other, latency_ms)
+    simulation = pair(ScriptedNode(on(Started, *sends)), other, latency_ms)
     simulation.start("one", Started())
     simulation.run(until_ps=PS_PER_MS * 100)
     at = round(latency_ms * PS_PER_MS)
@@ -144,12 +144,12 @@ def test_control_messages_take_the_latency_alone_and_keep_their_order(latency_ms
 
 
 def test_control_messages_may_be_free_of_the_latency_that_payloads_pay() -> None:
-    other = Scripted()
+    other = ScriptedNode()
     links = Links(MODEL_BYTES, 2, [[100, 1], [2, 100]], [[0, 30.0]] * 2, control_pays=False)
     simulation = Simulation("a-run", links, check=True)
-    one = Scripted(on(Started, Send("other", Wait("a")), *SEND_MODEL))
-    simulation.add(Node("one", 0, one, TimingPlane()))
-    simulation.add(Node("other", 1, other, TimingPlane()))
+    one = ScriptedNode(on(Started, Send("other", Wait("a")), *SEND_MODEL))
+    simulation.add(SimulatedNode("one", 0, one, TimingPlane()))
+    simulation.add(SimulatedNode("other", 1, other, TimingPlane()))
     simulation.start("one", Started())
     simulation.run(until_ps=PS_PER_MS * 100)
     assert other.kinds() == [(0, Received), (38 * PS_PER_MS, Received)]
@@ -167,7 +167,9 @@ def test_the_receiver_hears_of_a_payload_before_the_sender_and_the_answer_comes_
 
         return script
 
-    simulation = pair(Scripted(note("one")), Scripted(note("other", [Send("one", Wait("x"))])))
+    simulation = pair(
+        ScriptedNode(note("one")), ScriptedNode(note("other", [Send("one", Wait("x"))]))
+    )
     simulation.start("one", Started())
     simulation.run(until_ps=PS_PER_MS * 100)
     assert order == ["other Received", "one Delivered", "one Received"]
@@ -175,8 +177,8 @@ def test_the_receiver_hears_of_a_payload_before_the_sender_and_the_answer_comes_
 
 def test_what_follows_at_once_comes_before_what_is_due_at_the_same_instant() -> None:
     """Two facts are due at 5 ms; the conversation that the first starts ends before the second."""
-    one = Scripted(on(StopRequested, Send("other", Wait("x"))))
-    other = Scripted(on(Received, Send("one", Wait("y"))))
+    one = ScriptedNode(on(StopRequested, Send("other", Wait("x"))))
+    other = ScriptedNode(on(Received, Send("one", Wait("y"))))
     simulation = pair(one, other)
     for reason in ("first", "second"):
         simulation.at(5 * PS_PER_MS, "one", StopRequested(reason))
@@ -194,8 +196,8 @@ TRAIN = (Pin(1), Train(LEASE, Version(1, 0), 1, 0), Release(1))
 
 
 def test_training_ends_when_its_plan_says() -> None:
-    one = Scripted(on(Started, *TRAIN))
-    simulation = pair(one, Scripted())
+    one = ScriptedNode(on(Started, *TRAIN))
+    simulation = pair(one, ScriptedNode())
     simulation.start("one", Started())
     simulation.run(until_ps=PS_PER_MS * 100)
     assert one.heard[1:] == [(3 * PS_PER_MS, Trained(LEASE.push, -1, 3, 192, 0.5))]
@@ -213,8 +215,8 @@ def test_cancelled_training_answers_nothing_more() -> None:
             case _:
                 return ()
 
-    one = Scripted(script)
-    simulation = pair(one, Scripted())
+    one = ScriptedNode(script)
+    simulation = pair(one, ScriptedNode())
     simulation.at(2 * PS_PER_MS, "one", StopRequested("enough"))
     simulation.start("one", Started())
     simulation.run(until_ps=PS_PER_MS * 100)
@@ -225,8 +227,8 @@ def test_cancelled_training_answers_nothing_more() -> None:
 
 
 def test_a_payload_to_a_node_that_finished_is_lost_to_its_sender() -> None:
-    one = Scripted(on(Started, *SEND_MODEL))
-    other = Scripted(on(Started, Finish("enough")))
+    one = ScriptedNode(on(Started, *SEND_MODEL))
+    other = ScriptedNode(on(Started, Finish("enough")))
     simulation = pair(one, other)
     simulation.start("one", Started())
     simulation.start("other", Started())
@@ -247,8 +249,8 @@ def test_ticks_come_at_the_interval_last_wished_until_the_node_finishes() -> Non
             case _:
                 return ()
 
-    one = Scripted(script)
-    simulation = pair(one, Scripted())
+    one = ScriptedNode(script)
+    simulation = pair(one, ScriptedNode())
     simulation.at(5 * PS_PER_MS, "one", StopRequested("slower"))
     simulation.at(12 * PS_PER_MS, "one", StopRequested("end"))
     simulation.start("one", Started())
@@ -259,8 +261,8 @@ def test_ticks_come_at_the_interval_last_wished_until_the_node_finishes() -> Non
 
 def test_measurement_and_validation_are_answered_at_once() -> None:
     measure = (Pin(1), Measure(1), Validate(Version(1, 3), 1, export=False), Release(1))
-    one = Scripted(on(Started, *measure))
-    pair(one, Scripted()).start("one", Started())
+    one = ScriptedNode(on(Started, *measure))
+    pair(one, ScriptedNode()).start("one", Started())
     assert one.heard[1:] == [
         (0, Measured(1, 0.0, finite=True)),
         (0, Validated(Version(1, 3), 0.25, 7)),
@@ -271,11 +273,13 @@ def crowd(latency_ms: float, starts_ms: Sequence[float]) -> list[int]:
     """When payloads arrive (in picoseconds) that start at these times on one shared link of 8 ms."""
     links = Links(MODEL_BYTES, 2, [[100, 1], [2, 100]], [[0, latency_ms]] * 2, share=True)
     simulation = Simulation("a-run", links, check=True)
-    other = Scripted()
-    simulation.add(Node("other", 1, other, TimingPlane()))
+    other = ScriptedNode()
+    simulation.add(SimulatedNode("other", 1, other, TimingPlane()))
     for index, start_ms in enumerate(starts_ms):
         simulation.add(
-            Node(f"n{index}", 0, Scripted(on(StopRequested, *SEND_MODEL)), TimingPlane())
+            SimulatedNode(
+                f"n{index}", 0, ScriptedNode(on(StopRequested, *SEND_MODEL)), TimingPlane()
+            )
         )
         simulation.at(round(start_ms * PS_PER_MS), f"n{index}", StopRequested("go"))
     simulation.run(until_ps=PS_PER_MS * 1000)
@@ -314,8 +318,8 @@ def test_a_shared_link_is_never_idle_while_something_waits(starts_ms: list[int])
 
 def test_a_node_that_is_lost_neither_hears_nor_says_anything_more() -> None:
     """What was on its way to it is lost to the sender, what came from it is lost with it."""
-    one = Scripted(on(StopRequested, *SEND_MODEL))
-    other = Scripted(on(StopRequested, Pin(1), Send("one", MODEL, 1), *TRAIN[1:]))
+    one = ScriptedNode(on(StopRequested, *SEND_MODEL))
+    other = ScriptedNode(on(StopRequested, Pin(1), Send("one", MODEL, 1), *TRAIN[1:]))
     simulation = pair(one, other)
     simulation.nodes["other"].trainer = SteadyTrainer()
     for name in ("one", "other"):
@@ -328,14 +332,14 @@ def test_a_node_that_is_lost_neither_hears_nor_says_anything_more() -> None:
 
 def test_a_later_process_takes_over_what_an_earlier_one_served() -> None:
     """Clients go on under the name of the service; others know the two processes apart."""
-    client, stranger = Scripted(), Scripted()
+    client, stranger = ScriptedNode(), ScriptedNode()
     simulation = Simulation("a-run", Links(1, 1), check=True)
-    simulation.add(Node("client", 0, client, TimingPlane(), server="service"))
-    simulation.add(Node("stranger", 0, stranger, TimingPlane()))
+    simulation.add(SimulatedNode("client", 0, client, TimingPlane(), server="service"))
+    simulation.add(SimulatedNode("stranger", 0, stranger, TimingPlane()))
     sends = (Send("client", Wait("x")), Send("stranger", Wait("x")))
     for name in ("first", "second"):
-        server = Scripted(on(Started, *sends))
-        simulation.add(Node(name, 0, server, TimingPlane(), serves="service"))
+        server = ScriptedNode(on(Started, *sends))
+        simulation.add(SimulatedNode(name, 0, server, TimingPlane(), serves="service"))
         simulation.start(name, Started())
         simulation.lose(name) if name == "first" else None
     assert [event.peer for _, event in client.heard if isinstance(event, Received)] == [
@@ -347,7 +351,7 @@ def test_a_later_process_takes_over_what_an_earlier_one_served() -> None:
 
 def test_it_ends_when_every_node_has_finished() -> None:
     simulation = pair(
-        Scripted(on(Started, *TRAIN, Finish("done"))), Scripted(on(Started, Finish("done")))
+        ScriptedNode(on(Started, *TRAIN, Finish("done"))), ScriptedNode(on(Started, Finish("done")))
     )
     simulation.start("one", Started())
     simulation.start("other", Started())
@@ -357,7 +361,7 @@ def test_it_ends_when_every_node_has_finished() -> None:
 
 
 def test_a_simulation_in_which_nothing_is_due_fails_and_tells_its_story() -> None:
-    simulation = pair(Scripted(on(Started, Send("other", Wait("for nothing")))), Scripted())
+    simulation = pair(ScriptedNode(on(Started, Send("other", Wait("for nothing")))), ScriptedNode())
     simulation.start("one", Started())
     with pytest.raises(AssertionError, match="have not finished") as caught:
         simulation.run()
@@ -365,8 +369,8 @@ def test_a_simulation_in_which_nothing_is_due_fails_and_tells_its_story() -> Non
 
 
 def test_a_broken_invariant_fails_at_the_event_that_broke_it() -> None:
-    one = Scripted(on(Started, SetTick(1)))
-    simulation = pair(one, Scripted())
+    one = ScriptedNode(on(Started, SetTick(1)))
+    simulation = pair(one, ScriptedNode())
     simulation.start("one", Started())
     with pytest.raises(AssertionError) as caught:
         simulation.run()
@@ -378,7 +382,7 @@ def test_notes_are_heard_with_their_node_and_time() -> None:
     heard: list[tuple[str, Note, int]] = []
     simulation = Simulation("a-run", Links(1, 1), on_note=lambda *each: heard.append(each))
     note = Note("kind", {"a": 1})
-    simulation.add(Node("one", 0, Scripted(on(StopRequested, note)), TimingPlane()))
+    simulation.add(SimulatedNode("one", 0, ScriptedNode(on(StopRequested, note)), TimingPlane()))
     simulation.at(77, "one", StopRequested(""))
     simulation.run(until_ps=100)
     assert heard == [("one", note, 77)]
@@ -386,7 +390,7 @@ def test_notes_are_heard_with_their_node_and_time() -> None:
 
 def digest(*effects: Effect) -> str:
     trace = Trace()
-    pair(Scripted(on(Started, *effects)), Scripted(), trace=trace).start("one", Started())
+    pair(ScriptedNode(on(Started, *effects)), ScriptedNode(), trace=trace).start("one", Started())
     return trace.digest()
 
 
@@ -421,14 +425,16 @@ def test_a_plane_without_tensors_minds_the_names_of_payloads() -> None:
 
 
 def test_a_message_that_its_limits_forbid_does_not_pass_the_codec() -> None:
-    simulation = pair(Scripted(on(Started, Send("other", Wait("x" * 2000)))), Scripted())  # checked
+    simulation = pair(
+        ScriptedNode(on(Started, Send("other", Wait("x" * 2000)))), ScriptedNode()
+    )  # checked
     with pytest.raises(WireError):
         simulation.start("one", Started())
 
 
 def test_delivered_names_the_receiver_and_the_senders_own_blob() -> None:
-    one = Scripted(on(Started, *SEND_MODEL))
-    simulation = pair(one, Scripted())
+    one = ScriptedNode(on(Started, *SEND_MODEL))
+    simulation = pair(one, ScriptedNode())
     simulation.start("one", Started())
     simulation.run(until_ps=PS_PER_MS * 9)
     assert one.heard[-1] == (8 * PS_PER_MS, Delivered("other", 1))

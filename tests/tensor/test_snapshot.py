@@ -261,8 +261,8 @@ BIG = Manifest((TensorSpec("a", (64, 64)),), 1024)
 
 
 def addresses(plane):
-    cells = (*plane._model, *plane._average, *plane._momentum, *plane._accumulator)
-    return [cell.tensor.data_ptr() for cell in cells]
+    chunks = (*plane._model, *plane._average, *plane._momentum, *plane._accumulator)
+    return [chunk.tensor.data_ptr() for chunk in chunks]
 
 
 def test_a_held_snapshot_costs_each_chunk_once_when_it_is_written():
@@ -274,7 +274,9 @@ def test_a_held_snapshot_costs_each_chunk_once_when_it_is_written():
     assert plane.memory_bytes() == before
     step(plane)  # absorbs nothing, so the momentum is not written
     momentum = snapshot.arenas["momentum"]
-    assert [cell is own for cell, own in zip(momentum, plane._momentum, strict=True)] == [True] * 16
+    assert [chunk is own for chunk, own in zip(momentum, plane._momentum, strict=True)] == [
+        True
+    ] * 16
     places = addresses(plane)
     step(plane)
     changed = [old != new for old, new in zip(places, addresses(plane), strict=True)]

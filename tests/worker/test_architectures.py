@@ -12,7 +12,7 @@ from tests.worker.corpora import write_texts
 from tests.worker.reopened import held_out_loss
 from tests.worker.test_evaluator import of_folder
 from tests.worker.tiny_models import ARCHITECTURES, config_folder
-from worker.evaluator import Evaluator
+from worker.evaluator import HeldOutLoss
 from worker.trainer import Trainer
 
 NAMED = frozenset({"bloom", "gemma2", "gpt_neo", "gpt_oss", "gptj", "mamba", "opt"})
@@ -32,7 +32,7 @@ def test_an_architecture_trains_and_its_export_has_the_loss_that_was_measured(
     """Attention as the library has it, experts, states, and positions of every sort."""
     source = f"text:{write_texts(tmp_path / 'texts')}"
     run = of_folder(source, config_folder(tmp_path / "config", kind))
-    trainer, evaluator = Trainer(run), Evaluator(run)
+    trainer, evaluator = Trainer(run), HeldOutLoss(run)
     start = trainer.initial()
     assert torch.equal(start, evaluator.initial())
     lease = Lease(PushId(1, 0), ((0, 64),), 80)

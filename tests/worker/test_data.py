@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pelago.config import Data
+from pelago.config import DataSection
 from pelago.core.errors import ConfigError
 from tests.worker.corpora import write_texts, write_tokens
 from worker.data import Corpus, open_corpus
@@ -16,11 +16,15 @@ from worker.data.tokens import sampled_digest
 
 
 def texts(folder: Path, **keys: object) -> Corpus:
-    return open_corpus(Data(source=f"text:{folder}", **{"sequence_length": 16, **keys}), seed=1)
+    return open_corpus(
+        DataSection(source=f"text:{folder}", **{"sequence_length": 16, **keys}), seed=1
+    )
 
 
 def tokens(file: Path, **keys: object) -> Corpus:
-    return open_corpus(Data(source=f"tokens:{file}", **{"sequence_length": 16, **keys}), seed=1)
+    return open_corpus(
+        DataSection(source=f"tokens:{file}", **{"sequence_length": 16, **keys}), seed=1
+    )
 
 
 def test_an_epoch_trains_on_every_token_once(tmp_path: Path) -> None:
@@ -43,7 +47,7 @@ def test_a_batch_depends_on_its_samples_alone(tmp_path: Path) -> None:
 
 
 def test_another_seed_is_another_order_of_the_same_corpus(tmp_path: Path) -> None:
-    data = Data(source=f"text:{write_texts(tmp_path)}", sequence_length=16)
+    data = DataSection(source=f"text:{write_texts(tmp_path)}", sequence_length=16)
     one, two = open_corpus(data, 1), open_corpus(data, 2)
     assert not one.batch(range(50)).equal(two.batch(range(50)))
     assert one.digest == two.digest
@@ -116,12 +120,12 @@ def test_the_standard_library_is_a_corpus_of_megabytes() -> None:
     assert [file.path for file in files] == sorted(file.path for file in files)
     assert "argparse.py" in {file.path for file in files}
     assert not any(STDLIB_EXCLUDED & set(file.path.split("/")) for file in files)
-    corpus = open_corpus(Data(), seed=0)
+    corpus = open_corpus(DataSection(), seed=0)
     total = sum(len(file.content) + 1 for file in files)
     assert total == len(corpus.train) + len(corpus.validation) > 5_000_000
     assert len(corpus.validation) == pytest.approx(0.05 * total, rel=0.15)
     assert corpus.vocabulary == 256
-    assert corpus.digest == open_corpus(Data(), seed=5).digest
+    assert corpus.digest == open_corpus(DataSection(), seed=5).digest
 
 
 def test_a_hugging_face_tokenizer_makes_the_tokens(tmp_path: Path) -> None:
@@ -341,5 +345,5 @@ def test_what_is_wrong_is_named(
     Path("torn.idx").write_bytes(b"MMIDIDX")
     Path("float.idx").write_bytes(b"MMIDIDX\x00\x00" + struct.pack("<QB", 1, 7))
     with pytest.raises(ConfigError, match=said) as caught:
-        open_corpus(Data(**data), seed=0)
+        open_corpus(DataSection(**data), seed=0)
     assert "\n" not in str(caught.value)

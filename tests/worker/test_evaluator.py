@@ -13,7 +13,7 @@ from pelago.core.errors import CheckpointError, ConfigError
 from tests.small_disk import fill, small_disk
 from tests.worker.corpora import run_file, write_texts
 from tests.worker.tiny_models import checkpoint_folder, config_folder
-from worker.evaluator import Evaluator, check_export
+from worker.evaluator import HeldOutLoss, check_export
 from worker.trainer import Trainer
 
 
@@ -52,7 +52,7 @@ def noisy(flat: torch.Tensor, seed: int) -> torch.Tensor:
 
 def test_the_loss_depends_on_the_parameters_alone(source: str) -> None:
     """Measuring another version in between, or in another process, changes nothing."""
-    first, second = Evaluator(run_file(source)), Evaluator(run_file(source))
+    first, second = HeldOutLoss(run_file(source)), HeldOutLoss(run_file(source))
     flat = noisy(first.initial(), 1)
     loss, tokens = first.validate(flat)
     assert first.validate(noisy(flat, 2)) != (loss, tokens)
@@ -62,7 +62,7 @@ def test_the_loss_depends_on_the_parameters_alone(source: str) -> None:
 
 def test_the_loss_is_the_mean_over_all_held_out_tokens(source: str) -> None:
     """The batches differ in size, 3 and 3 and 2, and each token counts once."""
-    evaluator = Evaluator(run_file(source, batch_size=3, global_batch_size=3))
+    evaluator = HeldOutLoss(run_file(source, batch_size=3, global_batch_size=3))
     (everything,) = evaluator.corpus.validation_batches(8, 8)
     expected = evaluator.model.loss(everything).item()
     loss, _ = evaluator.validate(evaluator.initial())
@@ -84,7 +84,7 @@ def test_what_a_model_draws_to_be_measured_is_drawn_alike(source: str, tmp_path:
         **{"max_position_embeddings": 64, "is_decoder": True},
     )
     settings.save_pretrained(tmp_path / "reformer")
-    evaluator = Evaluator(of_folder(source, tmp_path / "reformer", sequence_length=64))
+    evaluator = HeldOutLoss(of_folder(source, tmp_path / "reformer", sequence_length=64))
     flat = noisy(evaluator.initial(), 1)
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -95,7 +95,7 @@ def test_what_a_model_draws_to_be_measured_is_drawn_alike(source: str, tmp_path:
 def test_dropout_has_no_part_in_the_loss(source: str, tmp_path: Path) -> None:
     """Equal from call to call and from process to process, whatever mode the model was in."""
     run = of_folder(source, config_folder(tmp_path / "gpt2", "gpt2"))
-    first, second = Evaluator(run), Evaluator(run)
+    first, second = HeldOutLoss(run), HeldOutLoss(run)
     flat = noisy(first.initial(), 1)
     expected = first.validate(flat)
     first.model.module.train()
@@ -106,14 +106,14 @@ def test_dropout_has_no_part_in_the_loss(source: str, tmp_path: Path) -> None:
 def test_worker_and_evaluator_mean_the_same_model(source: str) -> None:
     """Same manifest, same corpus, same initial parameters: what the handshake compares."""
     run = run_file(source)
-    trainer, evaluator = Trainer(run), Evaluator(run)
+    trainer, evaluator = Trainer(run), HeldOutLoss(run)
     assert trainer.manifest() == evaluator.manifest()
     assert trainer.corpus.digest == evaluator.corpus.digest
     assert torch.equal(trainer.initial(), evaluator.initial())
 
 
 def test_an_export_opens_and_has_the_loss_that_was_measured(source: str, tmp_path: Path) -> None:
-    evaluator = Evaluator(run_file(source))
+    evaluator = HeldOutLoss(run_file(source))
     flat = noisy(evaluator.initial(), 3)
     loss, _ = evaluator.validate(flat)
     evaluator.export(flat, tmp_path / "model")
@@ -128,7 +128,7 @@ def test_an_export_opens_and_has_the_loss_that_was_measured(source: str, tmp_pat
 def test_an_export_has_the_modes_of_the_umask_and_replaces_the_one_before(
     source: str, tmp_path: Path
 ) -> None:
-    evaluator = Evaluator(run_file(source))
+    evaluator = HeldOutLoss(run_file(source))
     before = os.umask(0o027)
     try:
         for _ in range(2):
@@ -143,7 +143,7 @@ def test_an_export_has_the_modes_of_the_umask_and_replaces_the_one_before(
 def test_an_export_to_where_none_can_be_is_an_error_of_the_disk(
     source: str, tmp_path: Path
 ) -> None:
-    evaluator = Evaluator(run_file(source))
+    evaluator = HeldOutLoss(run_file(source))
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=r"cannot write the model to .*file/model: "):
         evaluator.export(evaluator.initial(), tmp_path / "file" / "model")
@@ -153,7 +153,7 @@ def test_an_export_without_room_is_an_error_of_the_disk_and_leaves_the_one_befor
     source: str, tmp_path: Path
 ) -> None:
     """A real disk; the library that writes the weights has an error of its own for that."""
-    evaluator = Evaluator(run_file(source))
+    evaluator = HeldOutLoss(run_file(source))
     with small_disk(tmp_path / "disk", 8 << 20) as disk:
         (disk / "model").mkdir()
         (disk / "model" / "before").touch()
@@ -165,7 +165,7 @@ def test_an_export_without_room_is_an_error_of_the_disk_and_leaves_the_one_befor
 
 
 def test_a_damaged_export_is_noticed(source: str, tmp_path: Path) -> None:
-    evaluator = Evaluator(run_file(source))
+    evaluator = HeldOutLoss(run_file(source))
     evaluator.export(evaluator.initial(), tmp_path / "model")
     check_export(evaluator.model, tmp_path / "model")
     evaluator.model.flat[7] += 1
@@ -196,7 +196,7 @@ def test_what_came_with_a_model_travels_into_its_export(source: str, tmp_path: P
     folder = word_tokenizer(checkpoint_folder(tmp_path / "llama", "llama"))
     for name, content in (COMPANIONS | OTHERS).items():
         (folder / name).write_text(content)
-    evaluator = Evaluator(of_folder(source, folder))
+    evaluator = HeldOutLoss(of_folder(source, folder))
     vocabulary = transformers.AutoTokenizer.from_pretrained(folder).get_vocab()
     for each in folder.iterdir():
         each.unlink()
@@ -221,7 +221,7 @@ def test_the_tokenizer_of_the_corpus_takes_the_place_of_the_models_own(
     (tokenizer / "LICENSE").write_text("of the tokenizer")
     (tokenizer / "tokenizer.model").write_text("pieces")
     run = of_folder(source, model, tokenizer=str(tokenizer))
-    evaluator = Evaluator(run)
+    evaluator = HeldOutLoss(run)
     export = tmp_path / "model"
     evaluator.export(evaluator.initial(), export)
     assert len(transformers.AutoTokenizer.from_pretrained(export)) == 200
@@ -233,7 +233,7 @@ def test_the_tokenizer_of_the_corpus_takes_the_place_of_the_models_own(
 def test_an_export_that_is_not_good_leaves_the_one_before(source: str, tmp_path: Path) -> None:
     tokenizer = word_tokenizer(tmp_path / "tokenizer")
     run = of_folder(source, config_folder(tmp_path / "llama", "llama"), tokenizer=str(tokenizer))
-    evaluator = Evaluator(run)
+    evaluator = HeldOutLoss(run)
     export = tmp_path / "model"
     evaluator.export(evaluator.initial(), export)
     before = (export / "model.safetensors").read_bytes()
@@ -253,4 +253,4 @@ def test_a_companion_that_git_lfs_did_not_fetch_is_named(source: str, tmp_path: 
     folder = checkpoint_folder(tmp_path / "llama", "llama")
     (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ConfigError, match=r"tokenizer\.json is a git-lfs pointer"):
-        Evaluator(of_folder(source, folder))
+        HeldOutLoss(of_folder(source, folder))

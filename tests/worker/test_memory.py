@@ -11,7 +11,7 @@ from pelago.core.errors import ConfigError
 from tests.worker.corpora import run_file, write_texts
 from tests.worker.test_trainer import train
 from worker import device as devices
-from worker.evaluator import Evaluator
+from worker.evaluator import HeldOutLoss
 from worker.memory import Step, explained, is_lack
 from worker.trainer import Trainer
 
@@ -70,7 +70,7 @@ def test_a_model_that_runs_out_of_an_accelerators_memory_says_the_same(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    computes = Trainer(run) if part == "train" else Evaluator(run)
+    computes = Trainer(run) if part == "train" else HeldOutLoss(run)
     computes.model.module.register_forward_hook(full)
     flat = computes.initial()
     with pytest.raises(ConfigError, match=r"micro_batch_size = 4: 4 .*; try .* = 2$"):

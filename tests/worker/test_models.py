@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from pelago.config import Model
+from pelago.config import ModelSection
 from pelago.core.errors import ConfigError
 from tests.worker.corpora import TINY
 from tests.worker.tiny_models import ARCHITECTURES, checkpoint_folder, config_folder
@@ -19,7 +19,7 @@ TOKENS = torch.arange(4 * 17).remainder(251).view(4, 17)
 
 
 def tiny(seed: int = 0, **keys: object) -> LanguageModel:
-    return build(Model(overrides=TINY, **keys), 256, seed, CPU)
+    return build(ModelSection(overrides=TINY, **keys), 256, seed, CPU)
 
 
 def loss_of_folder(folder: Path) -> float:
@@ -32,7 +32,7 @@ def loss_of_folder(folder: Path) -> float:
 @pytest.mark.parametrize("preset", ["llama3-tiny", "llama4-tiny"])
 def test_every_parameter_is_a_view_into_the_flat_tensor(preset: str) -> None:
     """Writing the flat tensor changes the model; tied weights appear once."""
-    model = build(Model(preset=preset), 256, 0, CPU)
+    model = build(ModelSection(preset=preset), 256, 0, CPU)
     named = dict(model.module.named_parameters())
     assert {spec.name for spec in model.manifest()} == set(named)
     offset = 0
@@ -116,7 +116,7 @@ def test_a_fresh_model_knows_nothing() -> None:
 
 @pytest.mark.parametrize("preset", ["llama3-tiny", "llama4-tiny"])
 def test_an_exported_model_opens_and_gives_the_same_loss(tmp_path: Path, preset: str) -> None:
-    model = build(Model(preset=preset), 256, 0, CPU)
+    model = build(ModelSection(preset=preset), 256, 0, CPU)
     noise = torch.randn(model.elements, generator=torch.Generator().manual_seed(3))
     flat = model.flat + 0.02 * noise
     folder = tmp_path / "deep" / "model"
@@ -129,11 +129,11 @@ def test_a_checkpoint_folder_gives_its_weights(tmp_path: Path) -> None:
     """Also one stored in bf16: training happens in fp32."""
     original = tiny(seed=9)
     original.export(tmp_path / "fp32", original.flat)
-    loaded = build(Model(preset=str(tmp_path / "fp32")), 256, 0, CPU)
+    loaded = build(ModelSection(preset=str(tmp_path / "fp32")), 256, 0, CPU)
     assert torch.equal(loaded.flat, original.flat)
     assert loaded.manifest() == original.manifest()
     original.module.to(torch.bfloat16).save_pretrained(tmp_path / "bf16")
-    rounded = build(Model(preset=str(tmp_path / "bf16")), 256, 0, CPU)
+    rounded = build(ModelSection(preset=str(tmp_path / "bf16")), 256, 0, CPU)
     assert rounded.flat.dtype == torch.float32
     assert torch.equal(rounded.flat, loaded.flat.bfloat16().float())
 
@@ -144,7 +144,7 @@ def test_a_torn_checkpoint_is_named(tmp_path: Path) -> None:
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ConfigError, match=r"model\.preset = '.*model': model\.safetensors .* torn"):
-        build(Model(preset=str(tmp_path / "model")), 256, 0, CPU)
+        build(ModelSection(preset=str(tmp_path / "model")), 256, 0, CPU)
 
 
 def test_a_config_folder_is_initialised_from_the_seed(tmp_path: Path) -> None:
@@ -152,16 +152,18 @@ def test_a_config_folder_is_initialised_from_the_seed(tmp_path: Path) -> None:
     transformers.GPT2Config(vocab_size=300, n_embd=32, n_layer=3, n_head=2).save_pretrained(
         tmp_path
     )
-    model = build(Model(preset=str(tmp_path)), 256, 4, CPU)
-    smaller = build(Model(preset=str(tmp_path), overrides={"n_layer": 1}), 256, 4, CPU)
+    model = build(ModelSection(preset=str(tmp_path)), 256, 4, CPU)
+    smaller = build(ModelSection(preset=str(tmp_path), overrides={"n_layer": 1}), 256, 4, CPU)
     assert model.vocabulary == 300
     assert model.loss(TOKENS).item() == pytest.approx(5.7, abs=0.2)
     assert smaller.elements < model.elements
 
 
 def test_fewer_layers_of_a_folder_shorten_its_lists_per_layer(tmp_path: Path) -> None:
-    architecture(Model(preset="llama4-tiny"), 256).save_pretrained(tmp_path)
-    model = build(Model(preset=str(tmp_path), overrides={"num_hidden_layers": 2}), 256, 0, CPU)
+    architecture(ModelSection(preset="llama4-tiny"), 256).save_pretrained(tmp_path)
+    model = build(
+        ModelSection(preset=str(tmp_path), overrides={"num_hidden_layers": 2}), 256, 0, CPU
+    )
     names = {spec.name for spec in model.manifest()}
     assert any(".layers.1." in name for name in names)
     assert not any(".layers.2." in name for name in names)
@@ -178,20 +180,22 @@ def test_overrides_reach_the_model_of_texts_inside_one_of_pictures(tmp_path: Pat
     }
     keys = {"text_config": text, "vision_config": pictures, "mm_tokens_per_image": 4}
     transformers.AutoConfig.for_model("gemma3", **keys).save_pretrained(tmp_path)
-    drawn = build(Model(preset=str(tmp_path), overrides={"num_hidden_layers": 1}), 256, 0, CPU)
+    drawn = build(
+        ModelSection(preset=str(tmp_path), overrides={"num_hidden_layers": 1}), 256, 0, CPU
+    )
     assert drawn.module.config.get_text_config().num_hidden_layers == 1
     assert len(drawn.module.config.get_text_config().layer_types) == 1
     assert drawn.module.config.vision_config.num_hidden_layers == 1
     drawn.module.save_pretrained(tmp_path)
 
-    padded = build(Model(preset=str(tmp_path), overrides={"vocab_size": 300}), 256, 0, CPU)
+    padded = build(ModelSection(preset=str(tmp_path), overrides={"vocab_size": 300}), 256, 0, CPU)
     assert padded.vocabulary == 300
     assert "its 256 token ids padded to 300" in padded.origin
     padded.export(tmp_path / "model", padded.flat.clone())
     with torch.no_grad():
         assert loss_of_folder(tmp_path / "model") == pytest.approx(padded.loss(TOKENS).item())
     with pytest.raises(ConfigError, match=r"hidden_sise = 64.*did you mean 'hidden_size'"):
-        build(Model(preset=str(tmp_path), overrides={"hidden_sise": 64}), 256, 0, CPU)
+        build(ModelSection(preset=str(tmp_path), overrides={"hidden_sise": 64}), 256, 0, CPU)
 
 
 @pytest.mark.parametrize(
@@ -208,13 +212,13 @@ def test_presets_have_the_sizes_that_their_names_say(preset: str, parameters: in
     """The last digits are those of Meta's released models; no memory is used."""
     with torch.device("meta"):
         module = transformers.AutoModelForCausalLM.from_config(
-            architecture(Model(preset=preset), 0)
+            architecture(ModelSection(preset=preset), 0)
         )
     assert sum(parameter.numel() for parameter in module.parameters()) == parameters
 
 
 def test_the_embedded_model_is_of_the_llama_3_architecture() -> None:
-    settings = architecture(Model(), 256)
+    settings = architecture(ModelSection(), 256)
     assert settings.model_type == "llama"
     assert settings.num_key_value_heads < settings.num_attention_heads
     assert settings.rope_parameters["rope_theta"] == 500_000.0
@@ -222,7 +226,7 @@ def test_the_embedded_model_is_of_the_llama_3_architecture() -> None:
 
 
 def test_rope_theta_can_be_overridden() -> None:
-    assert architecture(Model(overrides={"rope_theta": 1e4}), 256).rope_parameters == {
+    assert architecture(ModelSection(overrides={"rope_theta": 1e4}), 256).rope_parameters == {
         "rope_type": "default",
         "rope_theta": 1e4,
     }
@@ -237,19 +241,21 @@ def test_attention_is_what_the_library_chooses_for_the_architecture(
 ) -> None:
     folders = (config_folder(tmp_path / "config", kind), checkpoint_folder(tmp_path / "all", kind))
     for folder in folders:
-        model = build(Model(preset=str(folder)), 256, 0, CPU)
+        model = build(ModelSection(preset=str(folder)), 256, 0, CPU)
         assert model.module.config._attn_implementation == chosen
 
 
 def test_overrides_may_choose_the_attention(tmp_path: Path) -> None:
     eager = {"attn_implementation": "eager"}
-    model = build(Model(overrides=TINY | eager), 256, 0, CPU)
+    model = build(ModelSection(overrides=TINY | eager), 256, 0, CPU)
     assert model.module.config._attn_implementation == "eager"
     assert model.loss(TOKENS).item() == pytest.approx(tiny().loss(TOKENS).item(), abs=1e-6)
     folder = checkpoint_folder(tmp_path / "gpt_neo", "gpt_neo")
-    assert build(Model(preset=str(folder), overrides=eager), 256, 0, CPU).elements > 0
+    assert build(ModelSection(preset=str(folder), overrides=eager), 256, 0, CPU).elements > 0
     with pytest.raises(ConfigError, match=r"'attn_implementation': 'sdpa'.*does not support"):
-        build(Model(preset=str(folder), overrides={"attn_implementation": "sdpa"}), 256, 0, CPU)
+        build(
+            ModelSection(preset=str(folder), overrides={"attn_implementation": "sdpa"}), 256, 0, CPU
+        )
 
 
 @pytest.mark.parametrize(
@@ -262,13 +268,13 @@ def test_sequences_beyond_a_models_positions_are_refused_with_both_figures(
 ) -> None:
     """Learned ones, and those of a table."""
     folder = (config_folder if drawn else checkpoint_folder)(tmp_path, kind)
-    assert build(Model(preset=str(folder)), 256, 0, CPU, 64).elements > 0
+    assert build(ModelSection(preset=str(folder)), 256, 0, CPU, 64).elements > 0
     hint = rf"set {named} = 65 in model\.overrides" if drawn else "another model"
     said = rf"data\.sequence_length = 65: .* positions for 64 tokens only \({named} = 64 .*{hint}"
     with pytest.raises(ConfigError, match=said):
-        build(Model(preset=str(folder)), 256, 0, CPU, 65)
+        build(ModelSection(preset=str(folder)), 256, 0, CPU, 65)
     if drawn:
-        longer = Model(preset=str(folder), overrides={named: 65})
+        longer = ModelSection(preset=str(folder), overrides={named: 65})
         assert build(longer, 256, 0, CPU, 65).elements > 0
 
 
@@ -281,7 +287,7 @@ def test_positions_that_are_not_for_tokens_do_not_count(tmp_path: Path, length: 
         **{"num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 64},
     )
     settings.save_pretrained(tmp_path)
-    model = Model(preset=str(tmp_path))
+    model = ModelSection(preset=str(tmp_path))
     with pytest.raises(
         ConfigError, match=rf"sequence_length = {length}: .* use at most 62"
     ) as caught:
@@ -290,7 +296,7 @@ def test_positions_that_are_not_for_tokens_do_not_count(tmp_path: Path, length: 
     if length > 64:
         assert "set max_position_embeddings = 67 in model.overrides" in str(caught.value)
         more = {"max_position_embeddings": 67}
-        longer = Model(preset=str(tmp_path), overrides=more)
+        longer = ModelSection(preset=str(tmp_path), overrides=more)
         assert build(longer, 256, 0, CPU, length).elements > 0
 
 
@@ -299,7 +305,7 @@ def test_models_without_learned_positions_read_any_length(tmp_path: Path, kind: 
     """Rotary, ALiBi, and a state: what their configuration names is no limit."""
     keys = {"max_position_embeddings": 16} if kind == "llama" else {"seq_length": 16}
     folder = config_folder(tmp_path, kind, **keys)
-    assert build(Model(preset=str(folder)), 256, 0, CPU, 100).elements > 0
+    assert build(ModelSection(preset=str(folder)), 256, 0, CPU, 100).elements > 0
 
 
 @pytest.mark.parametrize(
@@ -333,10 +339,10 @@ def test_an_impossible_model_is_named(
         if content is not None:
             Path(name, "config.json").write_text(content)
     with pytest.raises(ConfigError, match=said) as caught:
-        build(Model(**model), 256, 0, CPU)  # type: ignore[arg-type]
+        build(ModelSection(**model), 256, 0, CPU)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 
 def test_every_preset_is_a_known_architecture() -> None:
     for preset in PRESETS:
-        assert architecture(Model(preset=preset), 0).model_type in {"llama", "llama4_text"}
+        assert architecture(ModelSection(preset=preset), 0).model_type in {"llama", "llama4_text"}

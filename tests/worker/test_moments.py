@@ -15,7 +15,7 @@ from pelago.core.names import Lease, PushId, Version
 from pelago.net.tensors.training import Result
 from tests.worker.corpora import run_file, write_texts
 from worker import moments
-from worker.moments import Found, Shelf, Whose
+from worker.moments import MomentsFile, SavedMoments, Whose
 from worker.ports import WorkerPort
 from worker.schedule import begins_late, warmed
 from worker.trainer import Trainer
@@ -127,22 +127,22 @@ def test_a_run_is_late_when_its_warm_up_and_everybodys_first_round_are_over() ->
 
 def put(folder: Path, whose: Whose = WHOSE, clock: int = 5) -> Path:
     """A file of moments."""
-    shelf = Shelf(folder, whose, lambda kind, fields: None)
+    shelf = MomentsFile(folder, whose, lambda kind, fields: None)
     tensors = {"0.0.exp_avg": torch.arange(9.0), "0.0.step": torch.tensor(3.0)}
     shelf.put(tensors, clock, 3)
     shelf.wait()
     return shelf.path
 
 
-def taken(folder: Path, whose: Whose = WHOSE, clock: int = 5) -> Found | str:
+def taken(folder: Path, whose: Whose = WHOSE, clock: int = 5) -> SavedMoments | str:
     """What is there for somebody."""
-    return Shelf(folder, whose, lambda kind, fields: None).take(clock)
+    return MomentsFile(folder, whose, lambda kind, fields: None).take(clock)
 
 
 def test_what_was_put_there_is_found(tmp_path: Path) -> None:
     put(tmp_path)
     found = taken(tmp_path, clock=9)
-    assert isinstance(found, Found)
+    assert isinstance(found, SavedMoments)
     assert torch.equal(found.tensors["0.0.exp_avg"], torch.arange(9.0))
     assert (found.tensors["0.0.step"].shape, found.clock, found.steps) == (torch.Size([]), 5, 3)
 
@@ -161,7 +161,7 @@ def test_moments_of_something_else_are_refused_with_the_reason(
     tmp_path: Path, whose: Whose, clock: int, why: str
 ) -> None:
     path = put(tmp_path)
-    path.rename(Shelf(tmp_path, whose, lambda kind, fields: None).path)
+    path.rename(MomentsFile(tmp_path, whose, lambda kind, fields: None).path)
     found = taken(tmp_path, whose, clock)
     assert isinstance(found, str)
     assert why in found
@@ -214,8 +214,8 @@ def test_a_full_disk_ends_nobody_and_leaves_nothing(
     assert [each.name for each in tmp_path.glob("*moments*")] == ["north-0.moments"]
     assert process.port._shelf.path.read_bytes() == before  # type: ignore[union-attr]
     process.round(LATE + 24)
-    found = Shelf(tmp_path, process.port._shelf._whose, lambda *_: None).take(LATE + 24)  # type: ignore[union-attr]
-    assert isinstance(found, Found)
+    found = MomentsFile(tmp_path, process.port._shelf._whose, lambda *_: None).take(LATE + 24)  # type: ignore[union-attr]
+    assert isinstance(found, SavedMoments)
     assert found.clock == LATE + 24
 
 
@@ -231,7 +231,7 @@ def test_they_are_not_written_all_the_time_nor_by_the_thread_that_trains(
         assert go.wait(30)
 
     monkeypatch.setattr(moments, "_dump", slow)
-    shelf = Shelf(tmp_path, WHOSE, lambda kind, fields: None)
+    shelf = MomentsFile(tmp_path, WHOSE, lambda kind, fields: None)
     assert shelf.due()
     tensor = torch.zeros(3)
     shelf.put({"0.0.exp_avg": tensor}, 1, 1)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pelago.config import Worker, parse
+from pelago.config import WorkerSection, parse
 from worker.schedule import Pace, learning_rate, local_steps
 
 
@@ -13,22 +13,22 @@ from worker.schedule import Pace, learning_rate, local_steps
     [(0, 0.0), (1, 1e-3 / 300), (300, 1e-3), (3222, 5.5e-4), (6144, 1e-4), (10**9, 1e-4)],
 )
 def test_the_learning_rate_has_the_published_unit_values(iteration: int, expected: float) -> None:
-    assert learning_rate(Worker(), iteration) == pytest.approx(expected, rel=1e-12, abs=0)
+    assert learning_rate(WorkerSection(), iteration) == pytest.approx(expected, rel=1e-12, abs=0)
 
 
 def test_the_learning_rate_rises_to_its_peak_and_then_falls() -> None:
-    rates = [learning_rate(Worker(), iteration) for iteration in range(0, 7000, 50)]
+    rates = [learning_rate(WorkerSection(), iteration) for iteration in range(0, 7000, 50)]
     peak = rates.index(max(rates))
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
 
 
 def test_a_run_without_warm_up_starts_at_the_peak() -> None:
-    assert learning_rate(Worker(warmup_iterations=0), 0) == 1e-3
+    assert learning_rate(WorkerSection(warmup_iterations=0), 0) == 1e-3
 
 
 def test_a_warm_up_longer_than_the_run_ends_on_the_lowest_rate() -> None:
-    settings = Worker(warmup_iterations=100, total_iterations=50)
+    settings = WorkerSection(warmup_iterations=100, total_iterations=50)
     assert learning_rate(settings, 99) == pytest.approx(9.9e-4)
     assert learning_rate(settings, 100) == 1e-4
 

@@ -389,7 +389,7 @@ def test_a_model_without_a_lease_or_without_its_payload_starts_nothing(idle: Con
 def test_a_second_welcome_changes_nothing(state: str, request: pytest.FixtureRequest) -> None:
     worker: Conversation = request.getfixturevalue(state)
     assert worker.hears("eu", replace(WELCOME, fence=9)) == []
-    assert worker.machine.uplink.fence == 3  # type: ignore[attr-defined]
+    assert worker.machine.session.fence == 3  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -490,10 +490,10 @@ def test_goodbye_is_said_until_it_is_answered_but_not_for_ever(leaving: Conversa
 def test_the_check_sees_a_broken_worker(training: Conversation) -> None:
     worker = training.machine
     assert isinstance(worker, Worker)
-    worker.uplink.fence = 4
+    worker.session.fence = 4
     with pytest.raises(AssertionError):
         worker.check()
-    worker.uplink.fence, worker.state = 3, "idle"
+    worker.session.fence, worker.state = 3, "idle"
     with pytest.raises(AssertionError):
         worker.check()
     worker.state = "uploading"

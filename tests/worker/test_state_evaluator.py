@@ -283,8 +283,8 @@ def test_a_version_is_exported_at_its_interval_and_whatever_is_newer_is_asked_fo
     assert evaluator.after(59).happens(Tick())[-1] == Send("gps", Pull(0, 30))
     assert evaluator.after(1).happens(Tick())[-1] == Send("gps", Pull(0, 25))
     newer = replace(MODEL, version=Version(1, 4), counted_steps=26)
-    wishes = evaluator.hears("gps", newer, -2)
-    assert Validate(Version(1, 4), -2, export=True) in wishes
+    effects = evaluator.hears("gps", newer, -2)
+    assert Validate(Version(1, 4), -2, export=True) in effects
     effects = evaluator.happens(Validated(Version(1, 4), 2.4, 100, fault="no room"))
     assert Note("export_failed", {"why": "no room"}) in effects
     assert effects[-1] == Send("gps", Pull(0, 30))

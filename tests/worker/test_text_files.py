@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pelago.config import Data
+from pelago.config import DataSection
 from pelago.core.errors import ConfigError
 from worker.data import Corpus, open_corpus
 from worker.data.encodings import PIECE_BYTES, to_utf8
@@ -18,7 +18,7 @@ LATIN = "Grüße und naïve Cafés\n"
 
 
 def texts(folder: Path) -> Corpus:
-    return open_corpus(Data(source=f"text:{folder}", sequence_length=16), seed=1)
+    return open_corpus(DataSection(source=f"text:{folder}", sequence_length=16), seed=1)
 
 
 def account(folder: Path) -> list[str]:

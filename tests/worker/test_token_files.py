@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from pelago.config import Data
+from pelago.config import DataSection
 from pelago.core.errors import ConfigError
 from tests.worker.corpora import write_tokens
 from worker.data import Corpus, open_corpus
@@ -23,7 +23,9 @@ IDS = np.random.default_rng(3).integers(1, 50_000, 6000)
 
 
 def tokens(file: Path, **keys: object) -> Corpus:
-    return open_corpus(Data(source=f"tokens:{file}", **{"sequence_length": 16, **keys}), seed=1)
+    return open_corpus(
+        DataSection(source=f"tokens:{file}", **{"sequence_length": 16, **keys}), seed=1
+    )
 
 
 def everything(corpus: Corpus) -> list[int]:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pelago.config import RunFile, Worker
+from pelago.config import RunFile, WorkerSection
 from pelago.core.errors import ConfigError
 from pelago.core.names import Lease, PushId, Spans
 from pelago.net.tensors.training import Result
@@ -19,7 +19,7 @@ from tests.worker.corpora import TINY, run_file, write_texts, write_tokens
 from tests.worker.tiny_models import config_folder
 from worker.data import open_corpus
 from worker.models import LanguageModel, build
-from worker.optimiser import Optimiser, in_blocks
+from worker.optimiser import WorkerOptimiser, in_blocks
 from worker.schedule import Pace, learning_rate
 from worker.settings import settings
 from worker.trainer import Trainer
@@ -207,7 +207,7 @@ def test_muon_needs_matrices_inside_blocks() -> None:
             self.head = torch.nn.Linear(4, 4)
 
     with pytest.raises(ConfigError, match="no matrices inside blocks"):
-        Optimiser(Worker(optimiser="muon"), LanguageModel(Flat()))
+        WorkerOptimiser(WorkerSection(optimiser="muon"), LanguageModel(Flat()))
 
 
 def test_moments_stay_with_the_worker_from_round_to_round(source: str) -> None:

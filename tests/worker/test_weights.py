@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from pelago.config import Model
+from pelago.config import ModelSection
 from pelago.core.errors import ConfigError
 from tests.worker.tiny_models import (
     checkpoint_folder,
@@ -26,7 +26,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def built(folder: Path, **overrides: int) -> LanguageModel:
-    return build(Model(preset=str(folder), overrides=overrides), 0, 3, CPU)
+    return build(ModelSection(preset=str(folder), overrides=overrides), 0, 3, CPU)
 
 
 def untied(folder: Path) -> Path:
@@ -52,7 +52,7 @@ def test_a_model_says_where_its_parameters_are_from(tmp_path: Path) -> None:
     bare = config_folder(tmp_path / "bare", "llama")
     assert built(full).origin == f"pretrained, 21 tensors from {full}/model.safetensors"
     assert built(bare).origin == "random, drawn from seed 3"
-    assert build(Model(), 256, 3, CPU).origin == "random, drawn from seed 3"
+    assert build(ModelSection(), 256, 3, CPU).origin == "random, drawn from seed 3"
 
 
 def test_shards_and_pytorch_files_give_the_same_weights(tmp_path: Path) -> None:

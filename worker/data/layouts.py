@@ -65,7 +65,7 @@ TAR: Final = slice(257, 262)
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class CorpusLayout:
     """``tokens`` ids of type ``dtype``, from byte ``offset`` on.
 
     ``said_by``: who says so, for messages. ``raw``: nobody but the run file does, so it may be wrong.
@@ -78,7 +78,7 @@ class Layout:
     raw: bool = False
 
 
-def layout_of(path: Path, key: str, token_dtype: str) -> Layout:
+def layout_of(path: Path, key: str, token_dtype: str) -> CorpusLayout:
     """What a token file is. ``token_dtype`` counts if neither the file nor an index says its type.
 
     ``key``: the run file's key and value, for messages. Raises `ConfigError`, `OSError`.
@@ -106,7 +106,7 @@ def layout_of(path: Path, key: str, token_dtype: str) -> Layout:
         raise ConfigError(f"{key}: the file is text, not token ids: use data.source = 'text:DIR'")
     dtype = np.dtype(token_dtype).newbyteorder("<")
     said_by = f"data.token_dtype = {token_dtype!r}"
-    return Layout(dtype, 0, _whole(size, dtype, key, said_by), said_by, raw=True)
+    return CorpusLayout(dtype, 0, _whole(size, dtype, key, said_by), said_by, raw=True)
 
 
 def _whole(size: int, dtype: "np.dtype[Any]", key: str, said_by: str) -> int:
@@ -128,7 +128,7 @@ def _exact(size: int, wanted: int, key: str, said_by: str) -> None:
     raise ConfigError(f"{key}: its {size:,} bytes are {fault}; copy or write it again")
 
 
-def _npy(path: Path, key: str, size: int) -> Layout:
+def _npy(path: Path, key: str, size: int) -> CorpusLayout:
     fix = "write it with numpy.save('FILE.npy', ids), ids of one dimension and an integer type"
     try:
         with path.open("rb") as stream:
@@ -145,10 +145,10 @@ def _npy(path: Path, key: str, size: int) -> Layout:
     if len(shape) != 1 or dtype.kind not in "iu":
         raise ConfigError(f"{key}: a .npy file of shape {shape} and type {dtype}: {fix}")
     _exact(size, offset + shape[0] * dtype.itemsize, key, "its header")
-    return Layout(dtype, offset, shape[0], "its .npy header")
+    return CorpusLayout(dtype, offset, shape[0], "its .npy header")
 
 
-def _llm_c(key: str, size: int, magic: int, version: int, tokens: int) -> Layout:
+def _llm_c(key: str, size: int, magic: int, version: int, tokens: int) -> CorpusLayout:
     name = LLM_C.get((magic, version))
     if name is None or tokens < 0:
         raise ConfigError(
@@ -158,10 +158,10 @@ def _llm_c(key: str, size: int, magic: int, version: int, tokens: int) -> Layout
         )
     dtype = np.dtype(name).newbyteorder("<")
     _exact(size, LLM_C_HEADER_BYTES + tokens * dtype.itemsize, key, "its llm.c header")
-    return Layout(dtype, LLM_C_HEADER_BYTES, tokens, "its llm.c header")
+    return CorpusLayout(dtype, LLM_C_HEADER_BYTES, tokens, "its llm.c header")
 
 
-def _megatron(index: Path, key: str, size: int) -> Layout:
+def _megatron(index: Path, key: str, size: int) -> CorpusLayout:
     with index.open("rb") as stream:
         header = stream.read(MEGATRON_HEADER_BYTES)
     if header.startswith(FAIRSEQ_MAGIC):
@@ -184,7 +184,7 @@ def _megatron(index: Path, key: str, size: int) -> Layout:
     tokens = _megatron_tokens(index, header, key)
     if tokens is not None:
         _exact(size, tokens * dtype.itemsize, key, f"{index} ({tokens:,} tokens of {name})")
-    return Layout(dtype, 0, _whole(size, dtype, key, f"{said_by} says {name!r}"), said_by)
+    return CorpusLayout(dtype, 0, _whole(size, dtype, key, f"{said_by} says {name!r}"), said_by)
 
 
 def _megatron_tokens(index: Path, header: bytes, key: str) -> int | None:

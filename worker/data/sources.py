@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pelago.config import Data
+from pelago.config import DataSection
 from pelago.core.errors import ConfigError
 from worker.data.account import counted, shown
 from worker.data.corpus import Corpus
@@ -22,7 +22,7 @@ FILE_SEPARATOR: Final = 0
 """The byte between two files: it occurs in no text, so the model can learn that a file ended."""
 
 
-def open_corpus(data: Data, seed: int) -> Corpus:
+def open_corpus(data: DataSection, seed: int) -> Corpus:
     """Open what ``data.source`` names; ``seed`` fixes the global order of samples.
 
     Texts are tokenised into memory (for corpora beyond some GB tokenise once and use
@@ -48,7 +48,9 @@ def open_corpus(data: Data, seed: int) -> Corpus:
             )
 
 
-def _from_files(data: Data, files: list[SourceFile], seed: int, account: tuple[str, ...]) -> Corpus:
+def _from_files(
+    data: DataSection, files: list[SourceFile], seed: int, account: tuple[str, ...]
+) -> Corpus:
     encoder = _encoder(data.tokenizer)
     encode, vocabulary = encoder.encode, encoder.vocabulary
     out = held_out(files, data.validation_fraction)
@@ -73,7 +75,7 @@ def _from_files(data: Data, files: list[SourceFile], seed: int, account: tuple[s
     )
 
 
-def _from_tokens(data: Data, place: str, seed: int) -> Corpus:
+def _from_tokens(data: DataSection, place: str, seed: int) -> Corpus:
     file = open_tokens(place, data.token_dtype)
     train, validation = split_tail(file.tokens, data.validation_fraction)
     content = sampled_digest(train) + sampled_digest(validation)

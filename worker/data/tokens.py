@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from pelago.core.errors import ConfigError
-from worker.data.layouts import Layout, layout_of
+from worker.data.layouts import CorpusLayout, layout_of
 
 Tokens: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 """One-dimensional, of an integer type; may be a memory map of a file larger than memory."""
@@ -31,7 +31,7 @@ class TokenFile:
     """A token file that was opened."""
 
     path: Path
-    layout: Layout
+    layout: CorpusLayout
     tokens: Tokens
 
     def place(self, index: int) -> str:

@@ -30,7 +30,11 @@ FAULTS: Final = (
 
 
 def build(
-    model: config.Model, vocabulary: int, seed: int, device: torch.device, sequence_length: int = 0
+    model: config.ModelSection,
+    vocabulary: int,
+    seed: int,
+    device: torch.device,
+    sequence_length: int = 0,
 ) -> LanguageModel:
     """Build the model that ``model.preset`` and ``model.overrides`` name, in fp32, in evaluation mode.
 
@@ -69,7 +73,9 @@ def skeleton(settings: Any) -> Any:
         return transformers().AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
 
 
-def _pretrained(model: config.Model, settings: Any, found: files.Checkpoint) -> tuple[Any, str]:
+def _pretrained(
+    model: config.ModelSection, settings: Any, found: files.Checkpoint
+) -> tuple[Any, str]:
     """The module with a folder's weights, and where they are from."""
     key = _key(model)
     read = files.read(found, key)
@@ -131,7 +137,7 @@ def _is_tied(module: Any) -> bool:
     return head is None or head.weight is embedding.weight
 
 
-def _own_vocabulary(model: config.Model) -> int:
+def _own_vocabulary(model: config.ModelSection) -> int:
     """Token ids that a folder's config.json names, before overrides."""
     plain = architecture(model.model_copy(update={"overrides": {}}), 0)
     vocabulary: int = plain.get_text_config().vocab_size
@@ -166,5 +172,5 @@ class _Complaints(logging.Handler):
                 self.names.add(name.strip())
 
 
-def _key(model: config.Model) -> str:
+def _key(model: config.ModelSection) -> str:
     return f"model.preset = {model.preset!r}"

@@ -23,7 +23,7 @@ import fsspec
 from pelago import reading
 from pelago.core.errors import CheckpointError, ConfigError
 from pelago.net.durability.history import HISTORY, history_until
-from pelago.net.durability.state_folder import Store
+from pelago.net.durability.state_folder import StateFolder
 from pelago.net.telemetry import Telemetry
 
 SNAPSHOT: Final = "snapshot"
@@ -126,7 +126,9 @@ class Copier:
             return False
         return time.monotonic() - self._begun_at >= self._interval_s
 
-    def copy(self, store: Store, index: int, name: str, number: int, telemetry: Telemetry) -> None:
+    def copy(
+        self, store: StateFolder, index: int, name: str, number: int, telemetry: Telemetry
+    ) -> None:
         """Begin to copy a snapshot that was just written, with the history up to its event."""
         self._begun_at = time.monotonic()
         loop = asyncio.get_running_loop()
@@ -154,7 +156,7 @@ class Copier:
 def _job(
     archive: Archive,
     kept: int,
-    store: Store,
+    store: StateFolder,
     name: str,
     number: int,
     snapshot: BinaryIO,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pelago.config import RunFile, Server
+from pelago.config import RunFile, ServerSection
 from pelago.core.errors import ConfigError
 from pelago.net import daemon, disk
 from pelago.net.durability.journal import SNAPSHOT_BYTES, SNAPSHOT_MODELS
@@ -163,12 +163,12 @@ def size(count: int) -> str:
     return f"{count / 1e3:,.1f} kB"
 
 
-def _outer(server: Server) -> int:
+def _outer(server: ServerSection) -> int:
     """Arenas of the outer optimiser: momentum and accumulator."""
     return 0 if server.momentum == 0 else 1 if server.momentum_delay == 1 else 2
 
 
-def _arriving(server: Server, clients: int) -> int:
+def _arriving(server: ServerSection, clients: int) -> int:
     """Payloads of so many clients that a snapshot may find on their way."""
     return min(server.arriving_max, clients)
 

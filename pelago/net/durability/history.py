@@ -21,7 +21,7 @@ BEGUN: Final = "begun"
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class HistoryLine:
     """A line."""
 
     number: int
@@ -30,16 +30,16 @@ class Told:
     fields: dict[str, Any]
 
 
-def history_line(told: Told) -> bytes:
+def history_line(told: HistoryLine) -> bytes:
     """A line as it lies in the file."""
     body = record.pack([told.kind, told.fields])
     return record.head(Kind.HISTORY, told.number, body) + body
 
 
-def read_history(path: Path) -> list[Told]:
+def read_history(path: Path) -> list[HistoryLine]:
     """All lines but one that was being written. Raises `CheckpointError` for damage."""
     view, _ = map_file(path)
-    told: list[Told] = []
+    told: list[HistoryLine] = []
     end = 0
     for each, stop in scan(view):
         told.append(_told(path, each, end))
@@ -81,12 +81,12 @@ def _certain(path: Path, view: memoryview, number: int) -> tuple[int, int]:
     return keep, end
 
 
-def _told(path: Path, found: Record, place: int) -> Told:
+def _told(path: Path, found: Record, place: int) -> HistoryLine:
     try:
         kind, fields = record.unpack(found.body)
     except (CheckpointError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged at byte {place}: {error}") from None
-    return Told(found.head.number, kind, fields)
+    return HistoryLine(found.head.number, kind, fields)
 
 
 def _number_at(view: memoryview, place: int) -> int:

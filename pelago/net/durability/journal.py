@@ -29,10 +29,10 @@ from pelago.core.names import BlobId
 from pelago.durable import record
 from pelago.durable.record import Begun, Header, Kind
 from pelago.net import disk
-from pelago.net.durability.history import Told, history_line
-from pelago.net.durability.state_folder import PART, Store, boot_id
+from pelago.net.durability.history import HistoryLine, history_line
+from pelago.net.durability.state_folder import PART, StateFolder, boot_id
 from pelago.net.files import open_over, sync_file, sync_folder
-from pelago.tensor.payload import Cell
+from pelago.tensor.payload import ChunkBuffer
 from pelago.wire.messages import Event, Heartbeat
 
 BATCH_BYTES: Final = 8 << 20
@@ -87,7 +87,7 @@ class Journal:
 
     def __init__(
         self,
-        store: Store,
+        store: StateFolder,
         durability: Durability,
         header: Header,
         *,
@@ -150,7 +150,7 @@ class Journal:
         """Queue a chunk of a payload; its bytes may not change any more. From any thread."""
         self._put(Kind.CHUNK, body, blob, place, checksum)
 
-    def history(self, line: Told) -> None:
+    def history(self, line: HistoryLine) -> None:
         """Queue a line of the history."""
         self._items.put(_History(history_line(line)))
 
@@ -183,7 +183,7 @@ class Journal:
         now: int,
         image: bytes,
         layout: bytes | None,
-        chunks: Callable[[], Iterator[Cell]],
+        chunks: Callable[[], Iterator[ChunkBuffer]],
         then: Callable[[int, str], None],
     ) -> None:
         """Write the snapshot that belongs to a journal. What is before it goes when the next one is begun.
@@ -331,7 +331,7 @@ class _File:
         if self._descriptor >= 0:
             os.close(self._descriptor)
 
-    def begin(self, store: Store, index: int, header: bytes) -> None:
+    def begin(self, store: StateFolder, index: int, header: bytes) -> None:
         """Go on in another file: an old one that is written over, if there is one. What is left of it behind
         our end has lower numbers, and so is never taken for ours."""
         if self._descriptor >= 0:
@@ -424,27 +424,27 @@ def _snapshot_records(
     now: int,
     image: bytes,
     layout: bytes | None,
-    chunks: Iterable[Cell],
+    chunks: Iterable[ChunkBuffer],
 ) -> Iterator[tuple[bytes, Any]]:
     packed, salt = record.pack_header(header), header.salt
     yield record.head(Kind.HEADER, number, packed), packed
     yield record.head(Kind.STATE, number, image, number, now, salt=salt), image
     if layout is not None:
         yield record.head(Kind.LAYOUT, number, layout, salt=salt), layout
-    for place, cell in enumerate(chunks):
-        body = cell.buffer()
-        yield record.head(Kind.CHUNK, number, body, 0, place, cell.checksum(), salt), body
+    for place, chunk in enumerate(chunks):
+        body = chunk.buffer()
+        yield record.head(Kind.CHUNK, number, body, 0, place, chunk.checksum(), salt), body
     yield record.head(Kind.END, number, b"", salt=salt), b""
 
 
 def begin_with(
-    store: Store,
+    store: StateFolder,
     header: Header,
     number: int,
     now: int,
     image: bytes,
     layout: bytes,
-    chunks: Iterable[Cell],
+    chunks: Iterable[ChunkBuffer],
     history: bytes,
 ) -> None:
     """Begin an empty folder with a snapshot, of the record ``number``, instead of with a first event; all of
@@ -461,12 +461,12 @@ def begin_with(
     _write_snapshot(store, 0, records, needs=0)
 
 
-def _bytes(chunks: Iterable[Cell]) -> int:
-    return sum(cell.bytes for cell in chunks)
+def _bytes(chunks: Iterable[ChunkBuffer]) -> int:
+    return sum(chunk.bytes for chunk in chunks)
 
 
 def _write_snapshot(
-    store: Store, index: int, records: Iterator[tuple[bytes, Any]], needs: int
+    store: StateFolder, index: int, records: Iterator[tuple[bytes, Any]], needs: int
 ) -> int:
     """Write beside, then rename, both to the disk: a snapshot that exists is whole, also after a loss of
     power. Returns its bytes.

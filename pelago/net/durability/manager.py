@@ -19,10 +19,10 @@ from pelago.durable.record import Begun
 from pelago.durable.replay import UNCOMMITTED
 from pelago.net.durability import archive, journal
 from pelago.net.durability.archive import Copier
-from pelago.net.durability.history import BEGUN, Told
+from pelago.net.durability.history import BEGUN, HistoryLine
 from pelago.net.durability.journal import SNAPSHOT_MODELS, Journal
 from pelago.net.durability.restore import HISTORY_KINDS, Restored, state
-from pelago.net.durability.state_folder import Past, Store
+from pelago.net.durability.state_folder import RecoveredState, StateFolder
 from pelago.net.telemetry import Telemetry
 from pelago.net.tensors.lane import Tensors
 from pelago.tensor.snapshot import PlaneSnapshot
@@ -39,7 +39,7 @@ RETRY_MS_MAX: Final = 60_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
+class StateStore:
     """Where a node keeps what it must not forget, and what it finds there.
 
     ``is_read``: others may want to read its newest snapshot while it runs, which is then never old.
@@ -47,17 +47,17 @@ class Memory:
     its snapshots say of it besides. ``copier``: takes snapshots away from this host.
     """
 
-    store: Store
+    store: StateFolder
     durability: Durability
     name: str
     incarnation: int
-    past: Past | None = None
+    recovered: RecoveredState | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
     copier: Copier | None = None
     is_read: bool = False
 
 
-class Keeper:
+class DurabilityManager:
     """Keeps the memory of one node; on the event loop's thread, but `chunk`, which is the staging thread's.
 
     ``arriving`` tells which payloads have arrived in part, and how they began (None: what is whole, and
@@ -66,7 +66,7 @@ class Keeper:
 
     def __init__(
         self,
-        memory: Memory,
+        state_store: StateStore,
         run: str,
         process: Peer,
         machine: Machine[Message],
@@ -86,8 +86,10 @@ class Keeper:
         """Of the record of the event that was handled last."""
         self._settled = asyncio.Event()
         """Set when everything is written."""
-        self._memory = memory
-        self._is_first = tensors.ready and (memory.past is None or memory.past.snapshot is None)
+        self._state_store = state_store
+        self._is_first = tensors.ready and (
+            state_store.recovered is None or state_store.recovered.snapshot is None
+        )
         """A snapshot is due at once, so that no later life must make its first model again."""
         self._failures = 0
         """Snapshots that could not be written since the last one that could."""
@@ -96,7 +98,7 @@ class Keeper:
         """When the last snapshot was begun."""
         self._trouble = ""
         """What the journal's disk said last, as long as it takes nothing."""
-        self.journal = self._begin(memory, restored, on_fault)
+        self.journal = self._begin(state_store, restored, on_fault)
         tensors.keep = self._chunk
 
     def event(self, event: Event, now: int) -> None:
@@ -141,16 +143,16 @@ class Keeper:
     def note(self, kind: str, fields: dict[str, Any]) -> None:
         """What the machine noted belongs into the history, or does not."""
         if kind in HISTORY_KINDS:
-            self.journal.history(Told(self._number, kind, fields))
+            self.journal.history(HistoryLine(self._number, kind, fields))
 
     def snapshot_if_due(self, now: int) -> None:
         """Begin a snapshot if it is time: of this moment, whenever it is written."""
         written, tensors = self.journal, self._tensors
         plane = tensors.plane if tensors.ready else None
-        copier = self._memory.copier
+        copier = self._state_store.copier
         model_bytes = 0 if plane is None else plane.manifest.bytes
         wanted = self._is_first or (copier is not None and copier.due)
-        if self._memory.is_read and now - self._snapshot_at >= FRESH_MS * PS_PER_MS:
+        if self._state_store.is_read and now - self._snapshot_at >= FRESH_MS * PS_PER_MS:
             wanted = wanted or written.bytes >= SNAPSHOT_MODELS * model_bytes > 0
         if self._failures:
             if self._retry_at is None:
@@ -164,7 +166,7 @@ class Keeper:
         self._is_first, self._retry_at, self._snapshot_at = False, None, now
         index, number = written.rotate()
         manifest = None if plane is None else plane.manifest
-        taken = state(self._machine, manifest, tensors.last_blob, self._memory.facts)
+        taken = state(self._machine, manifest, tensors.last_blob, self._state_store.facts)
 
         def then(size: int, trouble: str) -> None:
             self._on_snapshot(size, trouble, index, number)
@@ -176,8 +178,8 @@ class Keeper:
         for blob, begun in self._arriving():
             if begun is not None:
                 written.begin(blob, begun)
-            for place, cell in plane.arrived(blob):
-                written.chunk(blob, place, cell.buffer(), cell.checksum())
+            for place, chunk in plane.arrived(blob):
+                written.chunk(blob, place, chunk.buffer(), chunk.checksum())
         held = frozenset(tensors.held)
 
         def write(found: PlaneSnapshot) -> None:
@@ -189,8 +191,8 @@ class Keeper:
     def close(self) -> None:
         """Write what is queued, and wait for what is being written; not for ever."""
         self.journal.close()
-        if self._memory.copier is not None:
-            self._memory.copier.close()
+        if self._state_store.copier is not None:
+            self._state_store.copier.close()
 
     async def settle(self) -> None:
         """Wait until what the node said last may leave, but not for ever."""
@@ -202,33 +204,38 @@ class Keeper:
         self._on_written(self.journal.durable)
 
     def _begin(
-        self, memory: Memory, restored: Restored | None, on_fault: Callable[[BaseException], None]
+        self,
+        state_store: StateStore,
+        restored: Restored | None,
+        on_fault: Callable[[BaseException], None],
     ) -> Journal:
-        past = memory.past
-        if past is not None:
-            memory.store.cut(past)
-            memory.store.cut_history(0 if past.snapshot is None else past.snapshot.number)
+        recovered = state_store.recovered
+        if recovered is not None:
+            state_store.store.cut(recovered)
+            state_store.store.cut_history(
+                0 if recovered.snapshot is None else recovered.snapshot.number
+            )
         else:
-            memory.store.cut_history(record.NUMBER_MAX)
+            state_store.store.cut_history(record.NUMBER_MAX)
         begun = Journal(
-            memory.store,
-            memory.durability,
+            state_store.store,
+            state_store.durability,
             journal.header(
                 self._run,
-                memory.name,
+                state_store.name,
                 self._process,
-                memory.incarnation,
-                None if past is None else past.header.salt,
+                state_store.incarnation,
+                None if recovered is None else recovered.header.salt,
             ),
-            index=0 if past is None else past.next_index,
-            number=1 if past is None else past.next_number,
-            grown_bytes=0 if past is None else past.bytes,
+            index=0 if recovered is None else recovered.next_index,
+            number=1 if recovered is None else recovered.next_number,
+            grown_bytes=0 if recovered is None else recovered.bytes,
             on_written=self._on_written,
             on_trouble=self._on_trouble,
             on_fault=on_fault,
         )
-        if past is None:
-            begun.history(Told(0, BEGUN, {"process": self._process}))
+        if recovered is None:
+            begun.history(HistoryLine(0, BEGUN, {"process": self._process}))
         for each in () if restored is None else restored.told:
             begun.history(each)
         return begun
@@ -259,7 +266,7 @@ class Keeper:
             return
         self._telemetry.event("snapshot", bytes=size, failed_before=self._failures)
         self._failures = 0
-        copier = self._memory.copier
+        copier = self._state_store.copier
         if copier is not None and copier.due:
-            name = archive.name_of(self._memory.incarnation, number)
-            copier.copy(self._memory.store, index, name, number, self._telemetry)
+            name = archive.name_of(self._state_store.incarnation, number)
+            copier.copy(self._state_store.store, index, name, number, self._telemetry)

@@ -13,9 +13,9 @@ from pelago.core.machine import Machine, Note, Received
 from pelago.core.names import BlobId, Peer
 from pelago.durable import image, record
 from pelago.durable.record import Begun, Head, Kind
-from pelago.durable.replay import tell_again
-from pelago.net.durability.history import Told
-from pelago.net.durability.state_folder import Past, Snapshot
+from pelago.durable.replay import replay_event
+from pelago.net.durability.history import HistoryLine
+from pelago.net.durability.state_folder import RecoveredState, StoredSnapshot
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire.codec import decode_message
@@ -63,14 +63,14 @@ class Restored:
     """The last one that each peer had sent, as far as the journal goes back."""
     events: int = 0
     """That were told again."""
-    told: list[Told] = field(default_factory=list)
+    told: list[HistoryLine] = field(default_factory=list)
     """What of it belongs into the history."""
     seconds: dict[str, float] = field(default_factory=dict)
     """What the parts of it took."""
 
 
 def restore(
-    past: Past,
+    recovered: RecoveredState,
     run: str,
     machine: Machine[Message],
     plane: Plane | None,
@@ -83,10 +83,10 @@ def restore(
     """
     started = time.perf_counter()
     found = Restored(plane)
-    if past.snapshot is not None:
-        _restore_snapshot(past, machine, found, make_plane)
+    if recovered.snapshot is not None:
+        _restore_snapshot(recovered, machine, found, make_plane)
     found.seconds["snapshot"] = time.perf_counter() - started
-    _replay(past, run, machine, found, make_plane)
+    _replay(recovered, run, machine, found, make_plane)
     found.seconds["journal"] = time.perf_counter() - started - found.seconds["snapshot"]
     return found
 
@@ -104,7 +104,7 @@ def state(
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class SnapshotContents:
     """What `state` packed."""
 
     image: Any
@@ -114,7 +114,7 @@ class State:
     """What else the node keeps about itself, so that it need not be found out again."""
 
     @classmethod
-    def of(cls, snapshot: Snapshot) -> Self:
+    def of(cls, snapshot: StoredSnapshot) -> Self:
         """Raises `CheckpointError`."""
         try:
             taken, specs, chunk_bytes, last_blob, facts = snapshot.image
@@ -127,14 +127,14 @@ class State:
 
 
 def _restore_snapshot(
-    past: Past,
+    recovered: RecoveredState,
     machine: Machine[Message],
     found: Restored,
     make_plane: Callable[[Manifest], Plane] | None,
 ) -> None:
-    snapshot = past.snapshot
+    snapshot = recovered.snapshot
     assert snapshot is not None
-    kept = State.of(snapshot)
+    kept = SnapshotContents.of(snapshot)
     image.restore(machine, kept.image)
     found.now, found.last_blob = snapshot.now, kept.last_blob
     if kept.manifest is None or snapshot.layout is None:
@@ -150,14 +150,14 @@ def _manifest(specs: Any, chunk_bytes: int) -> Manifest:
 
 
 def _replay(
-    past: Past,
+    recovered: RecoveredState,
     run: str,
     machine: Machine[Message],
     found: Restored,
     make_plane: Callable[[Manifest], Plane] | None,
 ) -> None:
     bodies: dict[BlobId, dict[int, tuple[memoryview, int]]] = {}
-    for each in past.records:
+    for each in recovered.records:
         head = each.head
         if head.kind is Kind.CHUNK:
             bodies.setdefault(head.first, {})[head.second] = (each.body, head.checksum)
@@ -187,9 +187,9 @@ def _replay(
             elif found.plane is None and isinstance(event.message, Welcome):
                 _meet(found, event.message, make_plane)
         found.now = head.second
-        effects = tell_again(machine, event, head.second, found.plane, found.held)
+        effects = replay_event(machine, event, head.second, found.plane, found.held)
         found.told += [
-            Told(head.number, each.kind, each.fields)
+            HistoryLine(head.number, each.kind, each.fields)
             for each in effects
             if isinstance(each, Note) and each.kind in HISTORY_KINDS
         ]

@@ -55,7 +55,7 @@ def boot_id() -> str:
 
 
 @dataclass(slots=True)
-class Snapshot:
+class StoredSnapshot:
     """A whole snapshot, as it lies in its file."""
 
     header: Header
@@ -77,12 +77,12 @@ class Snapshot:
 
 
 @dataclass(slots=True)
-class Past:
+class RecoveredState:
     """What a node's folder says about its past."""
 
     header: Header
     """Of the newest file that could be read."""
-    snapshot: Snapshot | None
+    snapshot: StoredSnapshot | None
     records: list[Record]
     """Of the journals after the snapshot, in order, without their headers."""
     next_index: int
@@ -97,7 +97,7 @@ class Past:
     maps: list[mmap.mmap] = field(default_factory=list)
 
 
-class Store:
+class StateFolder:
     """The folder of one node, locked; ``run`` None: of any run.
 
     ``read``: to look into what is there, which may be where nobody may write. Raises `ConfigError` if
@@ -226,7 +226,7 @@ class Store:
                 old.rename(path)
             return
 
-    def past(self, *, salvage: bool = False) -> Past | None:
+    def recovered(self, *, salvage: bool = False) -> RecoveredState | None:
         """What the folder holds, verified; None if nothing began here.
 
         If a snapshot is damaged, an older one is taken with all journals since. ``salvage``: up to the first
@@ -253,19 +253,19 @@ class Store:
                 continue
             wanted = [each for each in journals if each >= (first or 0)]
             try:
-                past = self._read_on(snapshot, first or 0, wanted, salvage)
+                recovered = self._read_on(snapshot, first or 0, wanted, salvage)
             except CheckpointError as error:
                 raise faults[0] if faults else error from None
-            if past is None and faults:
+            if recovered is None and faults:
                 break
-            if past is not None:
-                past.passed_over = tuple(map(str, faults))
+            if recovered is not None:
+                recovered.passed_over = tuple(map(str, faults))
             if not salvage:
                 certain_bytes(self.history, 0 if snapshot is None else snapshot.number)
-            return past
+            return recovered
         raise faults[0]
 
-    def newest(self) -> Past | None:
+    def newest(self) -> RecoveredState | None:
         """The newest sound snapshot, without what came after it, also while another process writes here;
         None if there is none. Raises `CheckpointError` if all are damaged."""
         for _ in range(LOOKS_MAX):
@@ -276,7 +276,7 @@ class Store:
                     if held is None:
                         continue
                     self._held.append(held)
-                    found = _past_of(self._read_snapshot(index), index)
+                    found = _recovered_from(self._read_snapshot(index), index)
                 except BlockingIOError:
                     continue  # It is being written over, so there is a newer one by now.
                 except CheckpointError as error:
@@ -304,17 +304,17 @@ class Store:
         if self.history.exists():
             os.truncate(self.history, keep)
 
-    def cut(self, past: Past) -> None:
+    def cut(self, recovered: RecoveredState) -> None:
         """Remove what was being written: the torn end of the last journal, so that the next one can
         follow, and snapshots that never got their name; and those that are damaged."""
-        good = -1 if past.snapshot is None else past.snapshot.index
+        good = -1 if recovered.snapshot is None else recovered.snapshot.index
         damaged = [self.snapshot(each) for each in self._numbers("snapshot") if each > good]
         parts = [path for path in self._files() if path.name.endswith(PART)]
         for path in (*damaged, *parts):
             path.unlink()
-        if past.torn_bytes and not self.journal(past.next_index).exists():
-            with self.journal(past.next_index - 1).open("r+b") as file:
-                file.truncate(file.seek(0, os.SEEK_END) - past.torn_bytes)
+        if recovered.torn_bytes and not self.journal(recovered.next_index).exists():
+            with self.journal(recovered.next_index - 1).open("r+b") as file:
+                file.truncate(file.seek(0, os.SEEK_END) - recovered.torn_bytes)
                 os.fsync(file.fileno())  # Before a journal after it makes a torn end a damage.
 
     def _files(self) -> list[Path]:
@@ -336,17 +336,17 @@ class Store:
         return found
 
     def _read_on(
-        self, snapshot: Snapshot | None, first: int, wanted: list[int], salvage: bool
-    ) -> Past | None:
+        self, snapshot: StoredSnapshot | None, first: int, wanted: list[int], salvage: bool
+    ) -> RecoveredState | None:
         """What follows a snapshot, or the beginning, in the journals from ``first`` on."""
-        past: Past | None = None
+        recovered: RecoveredState | None = None
         number = 0
         if snapshot is not None:
             number = snapshot.number
         if salvage:
             wanted = [each for place, each in enumerate(wanted, first) if each == place]
             if snapshot is not None:
-                past = _past_of(snapshot, first)
+                recovered = _recovered_from(snapshot, first)
         elif wanted != list(range(first, first + len(wanted))) or not wanted:
             raise CheckpointError(f"{self.folder}: journal {first} or one after it is missing")
         for index in wanted:
@@ -368,22 +368,22 @@ class Store:
                 raise CheckpointError(f"{path}: has no header")
             if header is None:
                 # Killed while this journal was begun: nothing in it was acknowledged.
-                if past is None and snapshot is None:
+                if recovered is None and snapshot is None:
                     return None
-                header = past.header if past is not None else _header_of(snapshot)
+                header = recovered.header if recovered is not None else _header_of(snapshot)
             number += len(records)
-            earlier = past.records if past is not None else []
-            past = Past(
+            earlier = recovered.records if recovered is not None else []
+            recovered = RecoveredState(
                 header=header,
                 snapshot=snapshot,
                 records=[*earlier, *records],
                 next_index=index + begun,
                 next_number=number + 1,
-                bytes=end + (past.bytes if past is not None else 0),
+                bytes=end + (recovered.bytes if recovered is not None else 0),
                 torn_bytes=len(view) - end,
-                maps=[*(past.maps if past is not None else []), *mapped],
+                maps=[*(recovered.maps if recovered is not None else []), *mapped],
             )
-        return past
+        return recovered
 
     def _read_journal(
         self, path: Path, view: memoryview, number: int, salvage: bool
@@ -446,7 +446,7 @@ class Store:
             )
         return header
 
-    def _read_snapshot(self, index: int) -> Snapshot:
+    def _read_snapshot(self, index: int) -> StoredSnapshot:
         path = self.snapshot(index)
         view, _ = map_file(path)
         self._mapped.add(path)
@@ -467,7 +467,7 @@ class Store:
         state = found[0]
         layout = [record.unpack(each.body) for each in found if each.head.kind is Kind.LAYOUT]
         chunks = [each.body for each in found if each.head.kind is Kind.CHUNK]
-        return Snapshot(
+        return StoredSnapshot(
             header=header,
             index=index,
             number=state.head.first,
@@ -486,11 +486,11 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _header_of(snapshot: Snapshot | None) -> Header:
+def _header_of(snapshot: StoredSnapshot | None) -> Header:
     assert snapshot is not None
     return snapshot.header
 
 
-def _past_of(snapshot: Snapshot, index: int) -> Past:
+def _recovered_from(snapshot: StoredSnapshot, index: int) -> RecoveredState:
     """A past that ends with its snapshot."""
-    return Past(snapshot.header, snapshot, [], index + 1, snapshot.number + 1, 0, 0)
+    return RecoveredState(snapshot.header, snapshot, [], index + 1, snapshot.number + 1, 0, 0)

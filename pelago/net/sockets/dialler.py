@@ -18,8 +18,8 @@ from pelago.core.machine import PS_PER_MS
 from pelago.net.limits import Patience
 from pelago.net.sockets.blocked import Blocked
 from pelago.net.sockets.lookup import Lookup
-from pelago.net.sockets.pair import LABELS, Connect, Side
-from pelago.net.sockets.silence import Silence
+from pelago.net.sockets.pair import LABELS, Connect, SocketPair
+from pelago.net.sockets.silence import SilenceTimer
 from pelago.net.telemetry import Telemetry
 
 LOOKUP_MS: Final = 2_000
@@ -31,7 +31,7 @@ class Dialler:
     def __init__(
         self,
         connect: Connect,
-        side: Side,
+        side: SocketPair,
         patience: Patience,
         telemetry: Telemetry,
         clock: Callable[[], int],
@@ -40,8 +40,8 @@ class Dialler:
         self._channels = (side.control, side.bulk)
         self._telemetry = telemetry
         self._clock = clock
-        self._control = Silence(patience.lost_after_ms)
-        self._bulk = Silence(patience.bulk_silent_ms)
+        self._control = SilenceTimer(patience.lost_after_ms)
+        self._bulk = SilenceTimer(patience.bulk_silent_ms)
         self._blocked = Blocked()
         self._addresses: list[str] = []
         self._place = 0

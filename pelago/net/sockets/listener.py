@@ -6,7 +6,7 @@ from typing import Final
 
 from pelago.core.machine import PS_PER_MS
 from pelago.net.sockets.blocked import Blocked
-from pelago.net.sockets.pair import LABELS, Bind, Side
+from pelago.net.sockets.pair import LABELS, Bind, SocketPair
 from pelago.net.telemetry import Telemetry
 
 LOOK_MS: Final = 1_000
@@ -20,7 +20,7 @@ class Listener:
     """Of one server side. ``clock``: picoseconds."""
 
     def __init__(
-        self, bind: Bind, side: Side, telemetry: Telemetry, clock: Callable[[], int]
+        self, bind: Bind, side: SocketPair, telemetry: Telemetry, clock: Callable[[], int]
     ) -> None:
         self._bind = bind
         self._channels = (side.control, side.bulk)

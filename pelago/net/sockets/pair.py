@@ -68,7 +68,7 @@ class Connect:
         return f"{self.peer} at {address.join(self.host, self.port)}"
 
 
-class Side:
+class SocketPair:
     """Control and bulk of one direction: the server side of a node, or its client side."""
 
     def __init__(self, control: Channel, bulk: Channel) -> None:
@@ -89,7 +89,7 @@ def serve(
     on_link: LinkHandler,
     patience: Patience,
     telemetry: Telemetry,
-) -> Side:
+) -> SocketPair:
     """Bind the two ROUTERs. Raises `ConfigError` if the host or a port cannot be had."""
     hosts = own_addresses(bind.host, bind.key, address.join(bind.host, bind.port))
     bound: list[zmq.Socket[bytes]] = []
@@ -114,7 +114,7 @@ def serve(
             taken = error.errno == errno.EADDRINUSE
             reason = "address already in use" if taken else error.strerror
             raise ConfigError(f"{where}{which}: {reason}") from None
-    return Side(
+    return SocketPair(
         Channel(bound[0], "control", None, on_control, telemetry, on_link),
         Channel(bound[1], "bulk", None, on_bulk, telemetry, on_link),
     )
@@ -129,7 +129,7 @@ def client(
     on_link: LinkHandler,
     patience: Patience,
     telemetry: Telemetry,
-) -> Side:
+) -> SocketPair:
     """Two DEALERs, called ``name``, to the server ``peer``; `pelago.net.sockets.dialler` connects them.
 
     Raises `ConfigError` for a name that no server would take.
@@ -147,7 +147,7 @@ def client(
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
         socket.setsockopt(zmq.CONNECT_TIMEOUT, patience.connect_ms)
         channels.append(Channel(socket, label, peer, handler, telemetry, on_link))
-    return Side(*channels)
+    return SocketPair(*channels)
 
 
 def _configure(socket: "zmq.Socket[bytes]", label: str, patience: Patience) -> None:

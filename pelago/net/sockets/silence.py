@@ -13,7 +13,7 @@ LOOKS_MIN: Final = 4
 PATIENCE_PS_MAX: Final = 300_000 * PS_PER_MS
 
 
-class Silence:
+class SilenceTimer:
     """Of one connection. ``patience_ms``: how long it may last at first."""
 
     def __init__(self, patience_ms: int) -> None:

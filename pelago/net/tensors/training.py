@@ -63,7 +63,7 @@ class TrainerPort(Protocol):
         ...
 
 
-class Training:
+class TrainingThread:
     """Runs `Train` and `Validate` one after the other; ``post`` takes the facts that follow."""
 
     def __init__(

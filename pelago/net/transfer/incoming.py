@@ -18,7 +18,7 @@ from pelago.core.errors import WireError
 from pelago.core.machine import Received
 from pelago.core.names import BlobId, Peer, Span
 from pelago.durable.record import Begun
-from pelago.net.durability.manager import Keeper
+from pelago.net.durability.manager import DurabilityManager
 from pelago.net.durability.restore import Arriving, Restored
 from pelago.net.limits import Limits
 from pelago.net.telemetry import Telemetry
@@ -50,7 +50,7 @@ class _Transfer:
 class Incoming:
     """All payloads on their way into a node; see `pelago.net.transfer.outgoing.Outgoing` for the arguments.
 
-    ``throttle(on)`` stops and restarts the bulk sockets, when staging falls behind; ``keeper`` is a
+    ``throttle(on)`` stops and restarts the bulk sockets, when staging falls behind; ``durability`` is a
     durable node's; ``expects(peer, message)`` says whether the machine wants a payload.
     """
 
@@ -64,7 +64,7 @@ class Incoming:
         throttle: Callable[[bool], None],
         telemetry: Telemetry,
         clock: Callable[[], int],
-        keeper: Keeper | None,
+        durability: DurabilityManager | None,
         expects: Callable[[Peer, Message], bool],
     ) -> None:
         self._run_id = run_id
@@ -75,7 +75,7 @@ class Incoming:
         self._throttle = throttle
         self._telemetry = telemetry
         self._clock = clock
-        self._keeper = keeper
+        self._durability = durability
         self._expects = expects
         self._transfers: dict[Peer, _Transfer] = {}
         self._finished: OrderedDict[Peer, _Transfer] = OrderedDict()
@@ -212,8 +212,8 @@ class Incoming:
         self._tensors.created(blob)
         self._tensors.plane.open(blob)
         begun = Begun(peer, frame.transfer, frame.message)
-        if self._keeper is not None:
-            self._keeper.begin(blob, begun)
+        if self._durability is not None:
+            self._durability.begin(blob, begun)
         one = self._know(Arriving(blob, begun, message))
         self._transfers[peer] = one
         return one
@@ -263,10 +263,10 @@ class Incoming:
         intact: list[bool],
     ) -> None:
         one.staging = False
-        wishes: list[transfer.ReceiverWish] = []
+        effects: list[transfer.ReceiverEffect] = []
         for each, sound in zip(batch, intact, strict=True):
             if isinstance(each, Begin):
-                wishes += one.receiver.begin(each.query)
+                effects += one.receiver.begin(each.query)
                 continue
             chunk, payload = each
             self._stored(payload.nbytes)
@@ -274,31 +274,31 @@ class Incoming:
             self._telemetry.counters["bulk_bytes_received"] += payload.nbytes
             if not sound:
                 self._telemetry.drop("checksum", one.peer, f"chunk {chunk.index} is damaged")
-            wishes += one.receiver.chunk(chunk.index, sound)
+            effects += one.receiver.chunk(chunk.index, sound)
         if one.over:
             self._tensors.drop(one.blob)
             return
-        self._obey(one, wishes)
+        self._obey(one, effects)
         self._stage(one)
 
-    def _obey(self, one: _Transfer, wishes: list[transfer.ReceiverWish]) -> None:
+    def _obey(self, one: _Transfer, effects: list[transfer.ReceiverEffect]) -> None:
         have: transfer.SendHave | None = None
         completed = False
-        for wish in wishes:
-            match wish:
+        for effect in effects:
+            match effect:
                 case transfer.SendHave():
                     # The last one of a batch says all that the ones before it said.
-                    have = wish
+                    have = effect
                 case transfer.Completed():
                     completed = True
                 case _:
-                    assert_never(wish)
+                    assert_never(effect)
         if have is not None:
             frame = Have(one.number, have.query, have.through, have.beyond)
-            if self._keeper is None:
+            if self._durability is None:
                 self._send_frame(one.peer, frame)
             else:
-                self._keeper.acknowledge(lambda: self._send_frame(one.peer, frame))
+                self._durability.acknowledge(lambda: self._send_frame(one.peer, frame))
         if completed:
             self._complete(one)
 
@@ -324,8 +324,8 @@ class Incoming:
             self._tensors.drop(one.blob)
 
     def _journal_end(self, blob: BlobId) -> None:
-        if self._keeper is not None:
-            self._keeper.abort(blob)
+        if self._durability is not None:
+            self._durability.abort(blob)
 
     def _discard(self, one: _Transfer) -> None:
         waiting, one.waiting = one.waiting, []

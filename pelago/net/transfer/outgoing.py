@@ -35,7 +35,7 @@ class _Transfer:
     blob: BlobId
     message: bytes
     sender: transfer.Sender
-    wishes: deque[transfer.SendBegin | transfer.SendChunk] = field(default_factory=deque)
+    effects: deque[transfer.SendBegin | transfer.SendChunk] = field(default_factory=deque)
     reading: bool = False
     stalled: bool = False
     """The peer has no bulk connection at the moment: try again on the next tick."""
@@ -164,38 +164,40 @@ class Outgoing:
             return None
         return one
 
-    def _obey(self, one: _Transfer, wishes: list[transfer.SenderWish]) -> None:
-        for wish in wishes:
-            match wish:
+    def _obey(self, one: _Transfer, effects: list[transfer.SenderEffect]) -> None:
+        for effect in effects:
+            match effect:
                 case transfer.SendBegin() | transfer.SendChunk():
-                    one.wishes.append(wish)
-                case transfer.Delivered():
+                    one.effects.append(effect)
+                case transfer.PayloadDelivered():
                     self._end(one)
                     self._post(Delivered(one.peer, one.blob))
-                case transfer.Failed(reason):
+                case transfer.TransferFailed(reason):
                     self._fail(one, reason)
                 case _:
-                    assert_never(wish)
+                    assert_never(effect)
         self._read(one)
 
     def _read(self, one: _Transfer) -> None:
-        if one.reading or one.stalled or one.over or not one.wishes:
+        if one.reading or one.stalled or one.over or not one.effects:
             return
-        batch = [one.wishes.popleft() for _ in range(min(READ_CHUNKS_MAX, len(one.wishes)))]
+        batch = [one.effects.popleft() for _ in range(min(READ_CHUNKS_MAX, len(one.effects)))]
         one.reading = True
         self._tensors.reading.submit(
-            lambda: [self._prepare(one, wish) for wish in batch],
+            lambda: [self._prepare(one, effect) for effect in batch],
             lambda prepared: self._leave(one, batch, prepared),
         )
 
-    def _prepare(self, one: _Transfer, wish: transfer.SendBegin | transfer.SendChunk) -> list[Any]:
+    def _prepare(
+        self, one: _Transfer, effect: transfer.SendBegin | transfer.SendChunk
+    ) -> list[Any]:
         """In the reading thread: the parts of one ZeroMQ message."""
-        if isinstance(wish, transfer.SendBegin):
+        if isinstance(effect, transfer.SendBegin):
             payload_bytes = self._tensors.plane.manifest.bytes
-            begin = Begin(one.number, wish.query, one.message, len(self._sizes), payload_bytes)
+            begin = Begin(one.number, effect.query, one.message, len(self._sizes), payload_bytes)
             return [encode(self._run_id, begin)]
-        buffer, checksum = self._tensors.plane.read(one.blob, wish.index)
-        return [encode(self._run_id, Chunk(one.number, wish.index, checksum)), buffer]
+        buffer, checksum = self._tensors.plane.read(one.blob, effect.index)
+        return [encode(self._run_id, Chunk(one.number, effect.index, checksum)), buffer]
 
     def _leave(
         self,
@@ -211,7 +213,7 @@ class Outgoing:
         for place, parts in enumerate(prepared):
             if not self._send_bulk(one.peer, parts):
                 one.stalled = True
-                one.wishes.extendleft(reversed(batch[place:]))
+                one.effects.extendleft(reversed(batch[place:]))
                 break
             if len(parts) == 2:
                 counters["chunks_sent"] += 1

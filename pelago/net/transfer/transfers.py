@@ -13,7 +13,7 @@ import zmq
 from pelago.core.errors import WireError
 from pelago.core.machine import Delivered, PeerLost, Received
 from pelago.core.names import BlobId, Peer
-from pelago.net.durability.manager import Keeper
+from pelago.net.durability.manager import DurabilityManager
 from pelago.net.limits import Limits
 from pelago.net.telemetry import Telemetry
 from pelago.net.tensors.lane import Tensors
@@ -28,7 +28,7 @@ class Transfers:
 
     ``send_control`` and ``send_bulk`` put parts on a peer's sockets, ``post`` takes facts for the
     machine, ``throttle(on)`` stops and restarts reading bulk, ``clock`` gives picoseconds; ``expects``
-    says which payloads the machine wants; ``keeper`` is a durable node's.
+    says which payloads the machine wants; ``durability`` is a durable node's.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Transfers:
         telemetry: Telemetry,
         clock: Callable[[], int],
         expects: Callable[[Peer, Message], bool],
-        keeper: Keeper | None = None,
+        durability: DurabilityManager | None = None,
     ) -> None:
         self._run_id = run_id
         self._tensors = tensors
@@ -56,7 +56,16 @@ class Transfers:
             run_id, tensors, limits, send_bulk, send_frame, post, telemetry, clock
         )
         self.incoming = Incoming(
-            run_id, tensors, limits, send_frame, post, throttle, telemetry, clock, keeper, expects
+            run_id,
+            tensors,
+            limits,
+            send_frame,
+            post,
+            throttle,
+            telemetry,
+            clock,
+            durability,
+            expects,
         )
 
     def send(self, peer: Peer, envelope: bytes, blob: BlobId) -> None:

@@ -37,8 +37,8 @@ from pelago.durable import image
 from pelago.net import node as nodes
 from pelago.net.durability import journal
 from pelago.net.durability.journal import Journal
-from pelago.net.durability.manager import Memory
-from pelago.net.durability.state_folder import Store
+from pelago.net.durability.manager import StateStore
+from pelago.net.durability.state_folder import StateFolder
 from pelago.net.limits import Limits
 from pelago.net.node import Node, NodeSettings
 from pelago.net.sockets import pair
@@ -50,7 +50,7 @@ from pelago.wire.codec import decode_frame, decode_message
 from tests.net.arrivals import (
     MANIFEST,
     START,
-    Region,
+    GoldenRegion,
     empty_plane,
     global_digest,
     global_plane,
@@ -69,7 +69,7 @@ LATE_S: Final = 0.15
 """Enough for what was given to a socket to arrive."""
 
 
-class Case(NamedTuple):
+class CrashCase(NamedTuple):
     """Where each life but the last is killed."""
 
     lives: tuple[tuple[str, int], ...]
@@ -81,17 +81,17 @@ class Case(NamedTuple):
         return f"{lives}:{self.durability}"
 
 
-def parse(text: str) -> Case:
-    """What `Case.__str__` says."""
+def parse(text: str) -> CrashCase:
+    """What `CrashCase.__str__` says."""
     lives, _, durability = text.partition(":")
     assert durability in ("process", "host")
     found = [each.partition("@") for each in lives.split(",")]
-    return Case(tuple((point, int(passage)) for point, _, passage in found), durability)  # type: ignore[arg-type]
+    return CrashCase(tuple((point, int(passage)) for point, _, passage in found), durability)  # type: ignore[arg-type]
 
 
-def cases() -> list[Case]:
+def cases() -> list[CrashCase]:
     """All of them."""
-    found: list[Case] = []
+    found: list[CrashCase] = []
 
     def add(points: str, passages: tuple[int, ...], only: str = "", before: str = "") -> None:
         """``before``: where the life before was killed; these are points of a recovery."""
@@ -100,7 +100,7 @@ def cases() -> list[Case]:
                 for passage in passages:
                     if only in ("", durability):
                         lives = (*parse(f"{before}:host").lives,) if before else ()
-                        found.append(Case((*lives, (point, passage)), durability))  # type: ignore[arg-type]
+                        found.append(CrashCase((*lives, (point, passage)), durability))  # type: ignore[arg-type]
 
     add("write.before write.half write.after", (1, 2, 5, 10, 18))
     add("write.late", (4, 9, 15))
@@ -244,8 +244,8 @@ def arm(fuse: Fuse) -> None:
     around(fuse, Plane, "apply", lambda _, operation, *__: "apply" if operation == "step" else "")
     around(fuse, Plane, "restore", "plane")
     around(fuse, image, "restore", "image")
-    around(fuse, Store, "past", "past")
-    around(fuse, Store, "cut", "cut")
+    around(fuse, StateFolder, "recovered", "recovered")
+    around(fuse, StateFolder, "cut", "cut")
     around(fuse, Node, "_send_now", sent, late=True)
     around(fuse, Node, "_send_control", said, late=True)
     around(fuse, Incoming, "_complete", "whole")
@@ -269,8 +269,8 @@ async def serve(
 ) -> None:
     """A life of the server; ``stop``: a pipe whose other end is closed when the run is over. ``plane``: as
     it is at the first start, if it is not the golden one."""
-    store = Store(folder / "state", RUN, "gps")
-    past = store.past()
+    store = StateFolder(folder / "state", RUN, "gps")
+    recovered = store.recovered()
     plane = global_plane() if plane is None else plane
     gps = Gps(replace(gps_settings(), fingerprint=plane.manifest.fingerprint))
     node = Node(
@@ -288,7 +288,9 @@ async def serve(
         Telemetry("gps", folder / "events.jsonl", console=None),
         plane=plane,
         plane_factory=empty_plane,
-        memory=Memory(store=store, durability=durability, name="gps", incarnation=1, past=past),
+        state_store=StateStore(
+            store=store, durability=durability, name="gps", incarnation=1, recovered=recovered
+        ),
     )
     loop = asyncio.get_running_loop()
     task = loop.create_task(node.run())
@@ -298,7 +300,7 @@ async def serve(
     loop.remove_reader(stop)
     if not task.done():
         await eventually(
-            lambda: (node.keeper is not None and node.keeper._number > 0) or task.done()
+            lambda: (node.durability is not None and node.durability._number > 0) or task.done()
         )
         await settled(node)
         node.post(StopRequested("all is acknowledged"))
@@ -314,7 +316,7 @@ async def serve(
 
 async def push(folder: Path, port: int) -> None:
     """The region."""
-    region = Region(ARRIVALS, leaves=True)
+    region = GoldenRegion(ARRIVALS, leaves=True)
     machine = Script(region)
     node = Node(
         machine,
@@ -377,7 +379,7 @@ def wait_for(children: list[int], deadline: float) -> tuple[int, int]:
         signal.sigtimedwait({signal.SIGCHLD}, left)
 
 
-def run_case(case: Case, folder: Path) -> str:
+def run_case(case: CrashCase, folder: Path) -> str:
     """What was wrong, in words; empty: nothing."""
     (port,) = pairs(1)
     stop, running = os.pipe()

@@ -6,15 +6,15 @@ from pelago.core.machine import PeerLost
 from pelago.durable import record
 from pelago.durable.record import Header, Kind
 from pelago.net.durability import journal
-from pelago.net.durability.state_folder import Past, Store
+from pelago.net.durability.state_folder import RecoveredState, StateFolder
 from pelago.wire.messages import Event
 
 RUN = "run-0123456789ab"
 NODE = "gps"
 
 
-def a_store(folder: Path, run: str = RUN, node: str = NODE) -> Store:
-    return Store(folder, run, node)
+def a_store(folder: Path, run: str = RUN, node: str = NODE) -> StateFolder:
+    return StateFolder(folder, run, node)
 
 
 def a_header(run: str = RUN, node: str = NODE) -> Header:
@@ -59,24 +59,24 @@ def snapshot_pieces(number: int, chunks: int = 2) -> list[bytes]:
     ]
 
 
-def past_of(store: Store) -> Past:
-    past = store.past()
-    assert past is not None
-    return past
+def past_of(store: StateFolder) -> RecoveredState:
+    recovered = store.recovered()
+    assert recovered is not None
+    return recovered
 
 
-def numbers(past: Past) -> list[int]:
-    return [each.head.number for each in past.records]
+def numbers(recovered: RecoveredState) -> list[int]:
+    return [each.head.number for each in recovered.records]
 
 
-def assert_reads(past: Past, last: int, first: int = 1) -> None:
+def assert_reads(recovered: RecoveredState, last: int, first: int = 1) -> None:
     """All events of these numbers are there, as they were written, and nothing else is."""
-    assert numbers(past) == list(range(first, last + 1))
-    for each in past.records:
+    assert numbers(recovered) == list(range(first, last + 1))
+    for each in recovered.records:
         assert each.head.kind is Kind.EVENT
         assert record.unpack_event(RUN, each.body) == an_event(each.head.number)
         assert each.head.second == 1000 + each.head.number
-    assert past.next_number == last + 1
+    assert recovered.next_number == last + 1
 
 
 def names(folder: Path) -> list[str]:

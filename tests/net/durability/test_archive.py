@@ -10,8 +10,8 @@ import pytest
 from pelago.core.errors import ConfigError
 from pelago.net.disk import free_bytes
 from pelago.net.durability.archive import Archive, Copier, name_of
-from pelago.net.durability.history import HISTORY, Told, history_line
-from pelago.net.durability.state_folder import Store
+from pelago.net.durability.history import HISTORY, HistoryLine, history_line
+from pelago.net.durability.state_folder import StateFolder
 from pelago.net.telemetry import Telemetry
 from tests.net.nodes import eventually
 from tests.small_disk import small_disk
@@ -45,18 +45,22 @@ def test_whether_it_can_be_written_is_tried_without_a_trace(tmp_path: Path) -> N
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
+def store(tmp_path: Path) -> Iterator[StateFolder]:
     """With snapshot 3 of event 5, and a history that goes on."""
-    store = Store(tmp_path / "state", "run", "gps")
+    store = StateFolder(tmp_path / "state", "run", "gps")
     store.snapshot(3).write_bytes(b"snapshot three")
-    lines = [Told(0, "begun", {}), Told(5, "arrival", {}), Told(6, "arrival", {})]
+    lines = [
+        HistoryLine(0, "begun", {}),
+        HistoryLine(5, "arrival", {}),
+        HistoryLine(6, "arrival", {}),
+    ]
     store.history.write_bytes(b"".join(map(history_line, lines)))
     yield store
     store.close()
 
 
 async def test_a_snapshot_is_copied_with_its_history_and_its_bytes_stay(
-    tmp_path: Path, store: Store
+    tmp_path: Path, store: StateFolder
 ) -> None:
     """The node writes the next snapshot meanwhile, and may not write over this one."""
     log = Telemetry("gps", tmp_path / "events.jsonl")
@@ -71,13 +75,13 @@ async def test_a_snapshot_is_copied_with_its_history_and_its_bytes_stay(
     copied = tmp_path / "far" / name_of(7, 5)
     assert (copied / "snapshot").read_bytes() == b"snapshot three"
     assert (copied / HISTORY).read_bytes() == b"".join(
-        map(history_line, [Told(0, "begun", {}), Told(5, "arrival", {})])
+        map(history_line, [HistoryLine(0, "begun", {}), HistoryLine(5, "arrival", {})])
     )
     log.close()
 
 
 async def test_an_archive_that_takes_nothing_is_told_of_and_waited_for_by_nobody(
-    tmp_path: Path, store: Store
+    tmp_path: Path, store: StateFolder
 ) -> None:
     (tmp_path / "far").write_text("a file, where a folder should be")
     log = Telemetry("gps", tmp_path / "events.jsonl")
@@ -90,7 +94,7 @@ async def test_an_archive_that_takes_nothing_is_told_of_and_waited_for_by_nobody
 
 
 async def test_a_copy_for_which_there_is_no_room_leaves_nothing_behind(
-    tmp_path: Path, store: Store
+    tmp_path: Path, store: StateFolder
 ) -> None:
     """Its place is a real small disk, where each attempt would leave less room for the next."""
     store.snapshot(3).write_bytes(bytes(1 << 20))

@@ -37,7 +37,7 @@ from tests.net.arrivals import (
     LEASED,
     MANIFEST,
     START,
-    Region,
+    GoldenRegion,
     a_push,
     empty_plane,
     global_digest,
@@ -47,78 +47,83 @@ from tests.net.arrivals import (
     updates,
 )
 from tests.net.durability.test_journal import files_end_at
-from tests.net.nodes import RUN, House, Script, a_model, eventually, raw_client, settled
+from tests.net.nodes import RUN, Nodes, Script, a_model, eventually, raw_client, settled
 
 
 @pytest.fixture(autouse=True)
-async def all_is_killed_at_the_end(house: House) -> AsyncIterator[None]:
+async def all_is_killed_at_the_end(nodes: Nodes) -> AsyncIterator[None]:
     """A GPS would wait for its region to leave."""
     torch.set_num_threads(1)
     yield
-    for name in list(house.nodes):
-        await house.kill(name)
+    for name in list(nodes.nodes):
+        await nodes.kill(name)
 
 
-async def a_gps(house: House, durability: Durability = "process", **more: Any) -> Node:
+async def a_gps(nodes: Nodes, durability: Durability = "process", **more: Any) -> Node:
     """The golden GPS, at its first start or a later one; it has heard of that."""
-    node = house.start(
+    node = nodes.start(
         Gps(gps_settings()),
         "gps",
-        server=house.bind(),
+        server=nodes.bind(),
         plane=global_plane(),
         plane_factory=empty_plane,
         loaded=START,
-        memory=house.memory("gps", durability),
+        state_store=nodes.state_store("gps", durability),
         **more,
     )
-    _, task = house.nodes["gps"]
-    await eventually(lambda: (node.keeper is not None and node.keeper._number > 0) or task.done())
+    _, task = nodes.nodes["gps"]
+    await eventually(
+        lambda: (node.durability is not None and node.durability._number > 0) or task.done()
+    )
     return node
 
 
-async def test_a_second_life_needs_no_model_to_begin_with(house: House) -> None:
+async def test_a_second_life_needs_no_model_to_begin_with(nodes: Nodes) -> None:
     """The first snapshot is made before anything arrived."""
-    await a_gps(house)
-    await eventually(lambda: newest(house.folder, "snapshot") == 1)
-    await house.kill("gps")
-    server = house.start(
-        Gps(gps_settings()), "gps", plane_factory=empty_plane, memory=house.memory("gps", "process")
+    await a_gps(nodes)
+    await eventually(lambda: newest(nodes.folder, "snapshot") == 1)
+    await nodes.kill("gps")
+    server = nodes.start(
+        Gps(gps_settings()),
+        "gps",
+        plane_factory=empty_plane,
+        state_store=nodes.state_store("gps", "process"),
     )
-    await eventually(lambda: server.keeper is not None)
+    await eventually(lambda: server.durability is not None)
     await settled(server)
     assert server.tensors.plane.digest() == global_digest(0)
 
 
-async def test_the_clock_stands_still_while_there_is_no_server(house: House) -> None:
+async def test_the_clock_stands_still_while_there_is_no_server(nodes: Nodes) -> None:
     """1. A server is killed. Its files say that it was an hour ago, or the wall's clock was set meanwhile.
     2. The next one goes on from the time of the last event: a budget of minutes loses nothing by it."""
-    server = await a_gps(house)
-    await house.kill("gps")
+    server = await a_gps(nodes)
+    await nodes.kill("gps")
     killed_at = server.clock()
-    for path in (house.folder / "gps" / "state").iterdir():
+    for path in (nodes.folder / "gps" / "state").iterdir():
         os.utime(path, (path.stat().st_mtime - 3600,) * 2)
     started_at = time.monotonic_ns()
-    server = await a_gps(house)
+    server = await a_gps(nodes)
     lived_ps = (time.monotonic_ns() - started_at) * 1000
     assert server.clock() <= killed_at + lived_ps + PS_PER_S
 
 
 async def test_a_server_serves_on_a_host_that_has_been_up_for_years(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A journal has room for 213 days of its server's clock."""
     up_ns, read = 1000 * 24 * 3600 * 10**9, time.monotonic_ns
     monkeypatch.setattr(time, "monotonic_ns", lambda: up_ns + read())
-    server = await a_gps(house)
+    server = await a_gps(nodes)
     await settled(server)
     assert server.clock() < 24 * 3600 * PS_PER_S
-    assert not house.nodes["gps"][1].done()
+    assert not nodes.nodes["gps"][1].done()
 
 
-async def a_region(house: House, region: Region) -> Script:
+async def a_region(nodes: Nodes, region: GoldenRegion) -> Script:
     """A region that sends the golden updates."""
     machine = Script(region)
-    client = house.client(machine, plane=sender_plane())
+    client = nodes.client(machine, plane=sender_plane())
     await machine.hears(Started)
     for number in range(1, 8):
         client.tensors.created(number)
@@ -133,31 +138,31 @@ def newest(folder: Path, kind: str) -> int:
 
 @pytest.mark.parametrize("durability", ["process", "host"])
 async def test_arrivals_at_a_server_that_is_killed_again_and_again_give_the_golden_bits(
-    house: House, durability: Durability, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, durability: Durability, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1. The server is killed after each arrival and started again; snapshots happen all the time.
     2. Its client never notices: one fence, nothing lost, nothing applied twice.
     3. Parameters and momenta are those of an uninterrupted run, to the bit."""
     monkeypatch.setattr(journal, "SNAPSHOT_EVENTS", 4)
-    server = await a_gps(house, durability)
-    region = Region()
-    machine = await a_region(house, region)
+    server = await a_gps(nodes, durability)
+    region = GoldenRegion()
+    machine = await a_region(nodes, region)
     for number in range(1, 8):
         await machine.until(lambda number=number: number in region.outcomes)  # type: ignore[misc]
-        await house.kill("gps")
-        server = await a_gps(house, durability)
+        await nodes.kill("gps")
+        server = await a_gps(nodes, durability)
     await machine.hears(Heartbeat, len(machine.messages(Heartbeat)) + 2)
     await settled(server)
     assert server.tensors.plane.digest() == global_digest()
     assert server.machine.version.counter == 7  # type: ignore[attr-defined]
     assert region.outcomes == {number: {"applied"} for number in range(1, 8)}
     assert (region.fences, region.rejoins) == ({1}, 0)
-    assert newest(house.folder, "snapshot") >= 3
-    assert newest(house.folder, "journal") >= 8
+    assert newest(nodes.folder, "snapshot") >= 3
+    assert newest(nodes.folder, "journal") >= 8
 
 
 async def test_a_disk_that_takes_nothing_holds_back_what_promises_something(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1. The disk is full during the third update. The server stays alive for its client, and tells it
     nothing that rests on what is not written. 2. There is space: everything is told after all."""
@@ -168,79 +173,79 @@ async def test_a_disk_that_takes_nothing_holds_back_what_promises_something(
 
     full = int(2.5 * MANIFEST.bytes)
     with files_end_at(full) as space_returns:
-        server = await a_gps(house)
-        region = Region()
-        machine = await a_region(house, region)
+        server = await a_gps(nodes)
+        region = GoldenRegion()
+        machine = await a_region(nodes, region)
         # The first journal ended with the snapshot that is made at once.
-        path = house.folder / "gps" / "state" / "journal-00000001"
-        await eventually(lambda: bool(server.keeper.held) and path.stat().st_size == full)
+        path = nodes.folder / "gps" / "state" / "journal-00000001"
+        await eventually(lambda: bool(server.durability.held) and path.stat().st_size == full)
         # What rests on what is written may still be on its way.
         await eventually(lambda: server.transfers.outgoing.active == 0)
         await machine.hears(Heartbeat, len(machine.messages(Heartbeat)) + 3)
         told = promises(machine)
         assert len(region.outcomes) == 2
-        durable = server.keeper.journal.durable  # type: ignore[union-attr]
+        durable = server.durability.journal.durable  # type: ignore[union-attr]
         await machine.hears(Heartbeat, len(machine.messages(Heartbeat)) + 10)
         assert promises(machine) == told
-        assert server.keeper.held
-        assert server.keeper.journal.durable == durable  # type: ignore[union-attr]
+        assert server.durability.held
+        assert server.durability.journal.durable == durable  # type: ignore[union-attr]
         space_returns()
         await machine.until(lambda: len(region.outcomes) == 7)
-    await eventually(lambda: not server.keeper.held)  # type: ignore[union-attr]
-    await house.kill("gps")
-    server = await a_gps(house)
+    await eventually(lambda: not server.durability.held)  # type: ignore[union-attr]
+    await nodes.kill("gps")
+    server = await a_gps(nodes)
     await machine.hears(Heartbeat, len(machine.messages(Heartbeat)) + 2)
     await settled(server)
     assert server.tensors.plane.digest() == global_digest()
 
 
 async def test_a_snapshot_that_failed_is_tried_again_in_time(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1. There is no room for the snapshot with which a GPS begins: it serves all the same, and says so once,
     however often it tries. 2. There is room, and nothing happens in the run but heartbeats: it is written."""
     monkeypatch.setattr(manager, "RETRY_MS_MIN", 20)
     monkeypatch.setattr(manager, "RETRY_MS_MAX", 40)
     with files_end_at(MANIFEST.bytes // 2) as space_returns:
-        server = await a_gps(house)
-        await eventually(lambda: server.keeper._failures >= 3)  # type: ignore[union-attr]
-        assert newest(house.folder, "snapshot") == -1
+        server = await a_gps(nodes)
+        await eventually(lambda: server.durability._failures >= 3)  # type: ignore[union-attr]
+        assert newest(nodes.folder, "snapshot") == -1
         space_returns()
-    await eventually(lambda: newest(house.folder, "snapshot") >= 1)
-    await eventually(lambda: server.keeper._failures == 0)  # type: ignore[union-attr]
+    await eventually(lambda: newest(nodes.folder, "snapshot") >= 1)
+    await eventually(lambda: server.durability._failures == 0)  # type: ignore[union-attr]
     server.telemetry.close()
-    told = (house.folder / "gps.jsonl").read_text(encoding="utf-8")
+    told = (nodes.folder / "gps.jsonl").read_text(encoding="utf-8")
     assert told.count('"snapshot_failed"') == 1
 
 
 async def test_a_snapshot_that_others_read_is_never_old(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Far from so much has come that one is due; but two models have, and time has passed."""
     monkeypatch.setattr(manager, "FRESH_MS", 0)
-    await a_gps(house)
-    region = Region()
-    machine = await a_region(house, region)
+    await a_gps(nodes)
+    region = GoldenRegion()
+    machine = await a_region(nodes, region)
     await machine.until(lambda: len(region.outcomes) == 7)
-    await eventually(lambda: newest(house.folder, "snapshot") >= 3)
+    await eventually(lambda: newest(nodes.folder, "snapshot") >= 3)
 
 
 async def test_what_waits_for_the_disk_is_not_overtaken(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk has a record before the event loop hears of it: what came first still goes first."""
     machine = Script()
-    server = house.server(machine, memory=house.memory())
+    server = nodes.server(machine, state_store=nodes.state_store())
     await machine.hears(Started)
-    written = server.keeper.journal
+    written = server.durability.journal
     assert written is not None
     await eventually(lambda: written.durable == written.last)
     sent: list[str] = []
-    server.keeper.held.append((written.last, lambda: sent.append("first")))
+    server.durability.held.append((written.last, lambda: sent.append("first")))
     monkeypatch.setattr(server, "_send_now", lambda *_: sent.append("second"))
     server._send("lps-1", a_model(), None)
     assert sent == []
-    server.keeper._on_written(written.last)
+    server.durability._on_written(written.last)
     assert sent == ["first", "second"]
 
 
@@ -292,17 +297,17 @@ class RawRegion:
 
 
 @contextmanager
-def raw_region(house: House) -> Iterator[RawRegion]:
-    port = house.ports[0]
+def raw_region(nodes: Nodes) -> Iterator[RawRegion]:
+    port = nodes.ports[0]
     with raw_client(port, b"lps-eu") as control, raw_client(port + 1, b"lps-eu") as bulk:
         yield RawRegion(control, bulk)
 
 
-async def assert_the_first_update_survives(house: House, *, measured: bool = True) -> None:
+async def assert_the_first_update_survives(nodes: Nodes, *, measured: bool = True) -> None:
     """Kill the server, start it again: it has the model after one update, at once or, if it was not
     ``measured`` yet, after that."""
-    await house.kill("gps")
-    server = await a_gps(house)
+    await nodes.kill("gps")
+    server = await a_gps(nodes)
     if not measured:
         await eventually(lambda: server.machine.version.counter == 1)  # type: ignore[attr-defined]
     assert server.machine.version.counter == 1  # type: ignore[attr-defined]
@@ -311,12 +316,12 @@ async def assert_the_first_update_survives(house: House, *, measured: bool = Tru
 
 
 async def test_a_payload_that_arrives_while_the_journal_rotates_survives(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1. Five of its chunks arrive; a snapshot is made, and the journal with these chunks goes.
     2. The others arrive, and the update is acknowledged. 3. The server is killed."""
-    server = await a_gps(house)
-    with raw_region(house) as region:
+    server = await a_gps(nodes)
+    with raw_region(nodes) as region:
         await region.joins_and_is_granted()
         region.begins()
         for index in range(5):
@@ -324,44 +329,44 @@ async def test_a_payload_that_arrives_while_the_journal_rotates_survives(
         await eventually(lambda: server.telemetry.counters["chunks_received"] == 5)
         monkeypatch.setattr(journal, "SNAPSHOT_QUIET_EVENTS", 1)
         region.says(Heartbeat(None))
-        await eventually(lambda: newest(house.folder, "snapshot") == 1)
+        await eventually(lambda: newest(nodes.folder, "snapshot") == 1)
         monkeypatch.undo()
         for index in range(5, len(MANIFEST.chunks)):
             region.sends(index)
         assert (await region.hears(Ack)).outcome == "applied"
-        (house.folder / "gps" / "state" / "journal-00000000").unlink()
-        await assert_the_first_update_survives(house)
+        (nodes.folder / "gps" / "state" / "journal-00000000").unlink()
+        await assert_the_first_update_survives(nodes)
 
 
-async def test_half_a_payload_at_the_kill_is_sent_again(house: House) -> None:
+async def test_half_a_payload_at_the_kill_is_sent_again(nodes: Nodes) -> None:
     """1. Some chunks arrive, the server is killed. 2. All of them come to the next life."""
-    server = await a_gps(house)
-    with raw_region(house) as region:
+    server = await a_gps(nodes)
+    with raw_region(nodes) as region:
         await region.joins_and_is_granted()
         region.begins()
         for index in range(5):
             region.sends(index)
         await eventually(lambda: server.telemetry.counters["chunks_received"] == 5)
-        await house.kill("gps")
-        await a_gps(house)
-    with raw_region(house) as region:
+        await nodes.kill("gps")
+        await a_gps(nodes)
+    with raw_region(nodes) as region:
         region.says(HELLO)
         assert (await region.hears(Welcome)).fence == 1
         region.begins()
         for index in range(len(MANIFEST.chunks)):
             region.sends(index)
         assert (await region.hears(Ack)).outcome == "applied"
-        await assert_the_first_update_survives(house)
+        await assert_the_first_update_survives(nodes)
 
 
 @pytest.mark.parametrize("claims", ["the right checksum", "a wrong checksum"])
 async def test_a_chunk_that_comes_again_with_other_bytes_does_no_harm(
-    house: House, claims: str
+    nodes: Nodes, claims: str
 ) -> None:
     """1. A peer repeats a chunk, with other bytes than before. The server goes on with the first.
     2. So does the next life: the journal has what the plane had, and is sound."""
-    server = await a_gps(house)
-    with raw_region(house) as region:
+    server = await a_gps(nodes)
+    with raw_region(nodes) as region:
         await region.joins_and_is_granted()
         region.begins()
         region.sends(0)
@@ -372,18 +377,18 @@ async def test_a_chunk_that_comes_again_with_other_bytes_does_no_harm(
         for index in range(1, len(MANIFEST.chunks)):
             region.sends(index)
         assert (await region.hears(Ack)).outcome == "applied"
-        await assert_the_first_update_survives(house)
+        await assert_the_first_update_survives(nodes)
 
 
 async def test_a_payload_that_nobody_granted_is_turned_away_and_not_journalled(
-    house: House,
+    nodes: Nodes,
 ) -> None:
     """1. A region that was granted one update begins another; so does a stranger: nothing of it is kept.
     2. What was granted arrives all the same."""
-    server = await a_gps(house)
-    with raw_region(house) as region, raw_client(house.ports[0] + 1, b"stranger") as stranger:
+    server = await a_gps(nodes)
+    with raw_region(nodes) as region, raw_client(nodes.ports[0] + 1, b"stranger") as stranger:
         await region.joins_and_is_granted()
-        written = server.keeper.journal.last  # type: ignore[union-attr]
+        written = server.durability.journal.last  # type: ignore[union-attr]
         other = encode(RUN, a_push(2, 1))
         begin = encode(RUN, Begin(1, 1, other, len(MANIFEST.chunks), MANIFEST.bytes))
         region._bulk.send(begin)
@@ -396,7 +401,7 @@ async def test_a_payload_that_nobody_granted_is_turned_away_and_not_journalled(
         region.sends(0)
         await eventually(lambda: server.telemetry.counters["late_chunks"] == 1)
         assert server.transfers.incoming.active == 0
-        assert server.keeper.journal.last == written  # type: ignore[union-attr]
+        assert server.durability.journal.last == written  # type: ignore[union-attr]
         region.begins()
         for index in range(len(MANIFEST.chunks)):
             region.sends(index)
@@ -404,7 +409,7 @@ async def test_a_payload_that_nobody_granted_is_turned_away_and_not_journalled(
 
 
 async def test_a_server_without_a_snapshot_is_told_its_whole_journal_again(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is no room for a snapshot: the third life begins with the model of the first start."""
 
@@ -412,14 +417,14 @@ async def test_a_server_without_a_snapshot_is_told_its_whole_journal_again(
         raise OSError(errno.ENOSPC, "no room")
 
     monkeypatch.setattr(journal, "_write_snapshot", full)
-    region = Region(3)
-    await a_gps(house)
-    machine = await a_region(house, region)
+    region = GoldenRegion(3)
+    await a_gps(nodes)
+    machine = await a_region(nodes, region)
     for number in (1, 2):
         await machine.until(lambda number=number: number in region.outcomes)  # type: ignore[misc]
-        await house.kill("gps")
-        server = await a_gps(house)
+        await nodes.kill("gps")
+        server = await a_gps(nodes)
     await machine.until(lambda: len(region.outcomes) == 3)
     await settled(server)
     assert server.tensors.plane.digest() == global_digest(3)
-    assert newest(house.folder, "snapshot") == -1
+    assert newest(nodes.folder, "snapshot") == -1

@@ -19,8 +19,8 @@ from pelago.durable import record
 from pelago.durable.record import Begun, Kind
 from pelago.net.durability import journal
 from pelago.net.durability.journal import Journal
-from pelago.net.durability.state_folder import Store
-from pelago.tensor.payload import Cell
+from pelago.net.durability.state_folder import StateFolder
+from pelago.tensor.payload import ChunkBuffer
 from pelago.wire.messages import Heartbeat
 from tests.net.durability.sample_ledger import (
     RUN,
@@ -40,10 +40,10 @@ DEADLINE_S = 20.0
 class Desk:
     """A journal, and what it told."""
 
-    def __init__(self, store: Store, durability: Durability = "process") -> None:
-        past = store.past()
-        if past is not None:
-            store.cut(past)
+    def __init__(self, store: StateFolder, durability: Durability = "process") -> None:
+        recovered = store.recovered()
+        if recovered is not None:
+            store.cut(recovered)
         self.store = store
         self.written: list[int] = []
         self.troubles: list[str] = []
@@ -55,9 +55,9 @@ class Desk:
             store,
             durability,
             a_header(),
-            index=0 if past is None else past.next_index,
-            number=1 if past is None else past.next_number,
-            grown_bytes=0 if past is None else past.bytes,
+            index=0 if recovered is None else recovered.next_index,
+            number=1 if recovered is None else recovered.next_number,
+            grown_bytes=0 if recovered is None else recovered.bytes,
             on_written=self._note(self.written),
             on_trouble=self._note(self.troubles),
             on_fault=self._note(self.faults),
@@ -92,7 +92,7 @@ class Desk:
         rewritten()
         image = record.pack(["image", number])
         layout = record.pack({"payloads": []})
-        cells = [Cell(torch.full((2,), float(place))) for place in range(chunks)]
+        chunks = [ChunkBuffer(torch.full((2,), float(place))) for place in range(chunks)]
         note = self._note(self.snapshots)
         self.journal.snapshot(
             index,
@@ -100,7 +100,7 @@ class Desk:
             1000 + number,
             image,
             layout,
-            lambda: iter(cells),
+            lambda: iter(chunks),
             lambda size, trouble: note((size, trouble)),
         )
         return index, number
@@ -178,9 +178,9 @@ async def test_chunks_and_events_of_two_threads_have_one_order(tmp_path: Path) -
             desk.journal.event(RUN, an_event(number), number)
         thread.join()
         await desk.durable(80)
-        past = past_of(desk.store)
-    assert numbers(past) == list(range(1, 81))
-    chunks = [each for each in past.records if each.head.kind is Kind.CHUNK]
+        recovered = past_of(desk.store)
+    assert numbers(recovered) == list(range(1, 81))
+    chunks = [each for each in recovered.records if each.head.kind is Kind.CHUNK]
     assert [(each.head.first, each.head.second) for each in chunks] == [(-1, i) for i in range(40)]
     assert [bytes(each.body) for each in chunks] == bodies
 
@@ -257,17 +257,17 @@ async def test_a_snapshot_takes_the_place_of_what_is_before_it(
         assert left == [
             f"{kind}-0000000{each}" for kind in ("journal", "snapshot") for each in (2, 3)
         ]
-        past = past_of(desk.store)
-        assert_reads(past, 17, first=16)
-        assert past.snapshot is not None
-        assert (past.snapshot.number, past.snapshot.now, past.snapshot.image) == (
+        recovered = past_of(desk.store)
+        assert_reads(recovered, 17, first=16)
+        assert recovered.snapshot is not None
+        assert (recovered.snapshot.number, recovered.snapshot.now, recovered.snapshot.image) == (
             15,
             1015,
             ["image", 15],
         )
         wanted = [torch.full((2,), float(i)).numpy().tobytes() for i in range(3)]
-        assert [bytes(chunk) for chunk in past.snapshot.chunks] == wanted
-        assert desk.snapshots[-1] == (past.snapshot.bytes, "")
+        assert [bytes(chunk) for chunk in recovered.snapshot.chunks] == wanted
+        assert desk.snapshots[-1] == (recovered.snapshot.bytes, "")
         assert (desk.troubles, desk.faults) == ([], [])
 
 
@@ -335,8 +335,8 @@ async def test_a_chunk_that_looks_like_records_does_no_harm_when_its_file_is_wri
             desk.snapshot()
             await desk.until(lambda turn=turn: len(desk.snapshots) == turn + 1)  # type: ignore[misc]
         assert forged in desk.store.journal(2).read_bytes()
-        past = past_of(desk.store)
-        assert (past.snapshot is not None, past.records) == (True, [])
+        recovered = past_of(desk.store)
+        assert (recovered.snapshot is not None, recovered.records) == (True, [])
 
 
 def counts(name: str) -> bool:
@@ -354,9 +354,9 @@ async def test_killed_between_rotation_and_snapshot_both_journals_are_read(tmp_p
         assert_reads(past_of(desk.store), 7)
         await desk.until(lambda: True)
     store = a_store(tmp_path)
-    past = past_of(store)
-    assert_reads(past, 7)
-    assert past.next_index == 3
+    recovered = past_of(store)
+    assert_reads(recovered, 7)
+    assert recovered.next_index == 3
     store.close()
 
 
@@ -388,9 +388,9 @@ async def test_no_snapshot_is_without_its_journal(
         assert not desk.store.snapshot(1).exists()
         goes_on.set()
         await desk.until(lambda: bool(desk.snapshots))
-        past = past_of(desk.store)
-        assert past.snapshot is not None
-        assert (past.snapshot.number, past.next_number) == (6, 7)
+        recovered = past_of(desk.store)
+        assert recovered.snapshot is not None
+        assert (recovered.snapshot.number, recovered.next_number) == (6, 7)
 
 
 async def test_no_journal_goes_before_what_is_to_outlive_it_is_written_again(
@@ -538,8 +538,8 @@ async def test_killed_while_the_disk_is_full_the_torn_record_is_cut(
             await desk.until(lambda: bool(desk.troubles))
             desk.journal.close()
     async with a_desk(tmp_path) as desk:
-        past = past_of(desk.store)
-        assert past.next_number == 11
+        recovered = past_of(desk.store)
+        assert recovered.next_number == 11
         desk.events(11, 12)
         await desk.durable(12)
         assert_reads(past_of(desk.store), 12)
@@ -557,9 +557,9 @@ async def test_a_disk_that_is_full_at_the_next_journal_is_waited_for(
             desk.events(4, 6)
             await desk.until(lambda: len(desk.troubles) >= 2)
             assert is_about(desk.troubles[0], desk.store.journal(1))
-            past = past_of(desk.store)
-            assert_reads(past, 3)
-            assert past.next_index == 1
+            recovered = past_of(desk.store)
+            assert_reads(recovered, 3)
+            assert recovered.next_index == 1
             space_returns()
             await desk.durable(6)
         assert_reads(past_of(desk.store), 6)
@@ -628,7 +628,7 @@ async def test_a_snapshot_that_finds_no_space_is_given_up_and_the_journals_stay(
         desk.events(4, 5)
         desk.snapshot(chunks=1000)
         await desk.until(lambda: len(desk.snapshots) == 2)
-        past = past_of(desk.store)
-        assert past.snapshot is not None
-        assert past.snapshot.number == 5
-        assert len(past.snapshot.chunks) == 1000
+        recovered = past_of(desk.store)
+        assert recovered.snapshot is not None
+        assert recovered.snapshot.number == 5
+        assert len(recovered.snapshot.chunks) == 1000

@@ -16,7 +16,7 @@ from pelago.core.errors import CheckpointError, ConfigError
 from pelago.durable import record
 from pelago.durable.record import FORMAT, HEAD_BYTES, Kind
 from pelago.net.durability.history import read_history
-from pelago.net.durability.state_folder import Store
+from pelago.net.durability.state_folder import StateFolder
 from pelago.net.files import open_over
 from tests.net.durability.sample_ledger import (
     NODE,
@@ -36,16 +36,16 @@ from tests.unprivileged import as_nobody
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
+def store(tmp_path: Path) -> Iterator[StateFolder]:
     found = a_store(tmp_path / "state")
     yield found
     found.close()
 
 
-def refused(store: Store, path: Path, words: str = "") -> str:
+def refused(store: StateFolder, path: Path, words: str = "") -> str:
     """The text of the refusal, which is one line and names the file."""
     with pytest.raises(CheckpointError, match=words) as refusal:
-        store.past()
+        store.recovered()
     text = str(refusal.value)
     assert str(path) in text
     assert "\n" not in text
@@ -64,7 +64,7 @@ def edges(pieces: list[bytes]) -> list[int]:
 
 
 def test_forgetting_that_was_interrupted_is_gone_on_with(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: StateFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1. Killed after one of two files. 2. The next process finds nothing, instead of half of something."""
     for index in (0, 1):
@@ -77,7 +77,7 @@ def test_forgetting_that_was_interrupted_is_gone_on_with(
     assert "journal-00000001" in names(store.folder)
     store.close()
     again = a_store(store.folder)
-    assert again.past() is None
+    assert again.recovered() is None
     again.close()
 
 
@@ -96,75 +96,77 @@ def _once(action: Callable[[Path], None]) -> Callable[[Path], None]:
 # --- what is whole -------------------------------------------------------------------------------
 
 
-def test_an_empty_folder_has_no_past(store: Store) -> None:
-    assert store.past() is None
+def test_an_empty_folder_has_no_past(store: StateFolder) -> None:
+    assert store.recovered() is None
 
 
-def test_a_journal_is_read_back(store: Store) -> None:
+def test_a_journal_is_read_back(store: StateFolder) -> None:
     store.journal(0).write_bytes(b"".join(journal_pieces(1, 5)))
-    past = past_of(store)
-    assert_reads(past, 5)
-    assert (past.header.process, past.header.incarnation) == ("gps@here:1:abc", 7)
-    assert (past.next_index, past.torn_bytes, past.snapshot) == (1, 0, None)
-    assert past.bytes == store.journal(0).stat().st_size
+    recovered = past_of(store)
+    assert_reads(recovered, 5)
+    assert (recovered.header.process, recovered.header.incarnation) == ("gps@here:1:abc", 7)
+    assert (recovered.next_index, recovered.torn_bytes, recovered.snapshot) == (1, 0, None)
+    assert recovered.bytes == store.journal(0).stat().st_size
 
 
-def test_a_snapshot_and_the_journals_after_it_are_read_back(store: Store) -> None:
+def test_a_snapshot_and_the_journals_after_it_are_read_back(store: StateFolder) -> None:
     """Older files are of no interest, not even whether they are sound."""
     store.journal(1).write_bytes(b"damaged")
     store.snapshot(1).write_bytes(b"damaged")
     store.snapshot(2).write_bytes(b"".join(snapshot_pieces(40, chunks=3)))
     store.journal(2).write_bytes(b"".join(journal_pieces(41, 43)))
     store.journal(3).write_bytes(b"".join(journal_pieces(44, 47)))
-    past = past_of(store)
-    assert_reads(past, 47, first=41)
-    assert past.snapshot is not None
-    assert (past.snapshot.number, past.snapshot.now) == (40, 1040)
-    assert past.snapshot.image == ["image", 40]
-    assert past.snapshot.layout == {"payloads": []}
-    assert [bytes(chunk) for chunk in past.snapshot.chunks] == [bytes([i]) * 8 for i in range(3)]
-    assert past.next_index == 4
+    recovered = past_of(store)
+    assert_reads(recovered, 47, first=41)
+    assert recovered.snapshot is not None
+    assert (recovered.snapshot.number, recovered.snapshot.now) == (40, 1040)
+    assert recovered.snapshot.image == ["image", 40]
+    assert recovered.snapshot.layout == {"payloads": []}
+    assert [bytes(chunk) for chunk in recovered.snapshot.chunks] == [
+        bytes([i]) * 8 for i in range(3)
+    ]
+    assert recovered.next_index == 4
 
 
-def test_a_snapshot_before_the_tensors_has_no_layout(store: Store) -> None:
+def test_a_snapshot_before_the_tensors_has_no_layout(store: StateFolder) -> None:
     header, state, *_, end = snapshot_pieces(4)
     store.snapshot(1).write_bytes(header + state + end)
     store.journal(1).write_bytes(header_piece(4))
-    past = past_of(store)
-    assert past.snapshot is not None
-    assert past.snapshot.layout is None
-    assert past.snapshot.chunks == []
-    assert past.next_number == 5
+    recovered = past_of(store)
+    assert recovered.snapshot is not None
+    assert recovered.snapshot.layout is None
+    assert recovered.snapshot.chunks == []
+    assert recovered.next_number == 5
 
 
-def test_what_was_read_stays_readable_when_the_files_are_gone(store: Store) -> None:
+def test_what_was_read_stays_readable_when_the_files_are_gone(store: StateFolder) -> None:
     store.journal(0).write_bytes(b"".join(journal_pieces(1, 5)))
-    past = past_of(store)
+    recovered = past_of(store)
     store.clear()
-    assert store.past() is None
-    assert_reads(past, 5)
+    assert store.recovered() is None
+    assert_reads(recovered, 5)
 
 
 # --- what was being written ----------------------------------------------------------------------
 
 
-def test_a_record_torn_at_any_byte_is_cut_and_the_next_journal_follows(store: Store) -> None:
+def test_a_record_torn_at_any_byte_is_cut_and_the_next_journal_follows(store: StateFolder) -> None:
     """1. The last record ends after each number of its bytes in turn: what is before it is there.
     2. The torn end is cut, another journal follows, and both are read."""
     *whole, last = journal_pieces(1, 4)
     for taken in range(len(last)):
         store.clear()
         store.journal(0).write_bytes(b"".join(whole) + last[:taken])
-        past = past_of(store)
-        assert_reads(past, 3)
-        assert (past.torn_bytes, past.next_index) == (taken, 1)
-        store.cut(past)
+        recovered = past_of(store)
+        assert_reads(recovered, 3)
+        assert (recovered.torn_bytes, recovered.next_index) == (taken, 1)
+        store.cut(recovered)
         assert store.journal(0).read_bytes() == b"".join(whole)
         store.journal(1).write_bytes(b"".join(journal_pieces(4, 6)))
         assert_reads(past_of(store), 6)
 
 
-def test_a_journal_torn_in_its_header_has_not_begun(store: Store) -> None:
+def test_a_journal_torn_in_its_header_has_not_begun(store: StateFolder) -> None:
     """1. A second journal ends at each byte of its header, the file that was just made included.
     2. The first one stays as it is, and the second is begun anew."""
     first = b"".join(journal_pieces(1, 3))
@@ -172,71 +174,75 @@ def test_a_journal_torn_in_its_header_has_not_begun(store: Store) -> None:
     for taken in range(len(header)):
         store.journal(0).write_bytes(first)
         store.journal(1).write_bytes(header[:taken])
-        past = past_of(store)
-        assert_reads(past, 3)
-        assert (past.torn_bytes, past.next_index) == (taken, 1)
-        store.cut(past)
+        recovered = past_of(store)
+        assert_reads(recovered, 3)
+        assert (recovered.torn_bytes, recovered.next_index) == (taken, 1)
+        store.cut(recovered)
         assert store.journal(0).read_bytes() == first
         store.journal(1).write_bytes(b"".join(journal_pieces(4, 6)))
         assert_reads(past_of(store), 6)
 
 
-def test_a_journal_torn_in_its_header_after_a_snapshot_has_not_begun(store: Store) -> None:
+def test_a_journal_torn_in_its_header_after_a_snapshot_has_not_begun(store: StateFolder) -> None:
     """The journal before it, which the snapshot has made needless, may still be there."""
     before = b"".join(journal_pieces(1, 8))
     for taken in (0, 1, 60, len(header_piece()) - 1):
         store.journal(0).write_bytes(before)
         store.snapshot(1).write_bytes(b"".join(snapshot_pieces(8)))
         store.journal(1).write_bytes(header_piece(8)[:taken])
-        past = past_of(store)
-        assert (past.header, past.records, past.next_number) == (past.header, [], 9)
-        assert past.next_index == 1
-        store.cut(past)
+        recovered = past_of(store)
+        assert (recovered.header, recovered.records, recovered.next_number) == (
+            recovered.header,
+            [],
+            9,
+        )
+        assert recovered.next_index == 1
+        store.cut(recovered)
         assert store.journal(0).read_bytes() == before
 
 
-def test_the_first_journal_torn_in_its_header_is_no_past(store: Store) -> None:
+def test_the_first_journal_torn_in_its_header_is_no_past(store: StateFolder) -> None:
     for taken in range(len(header_piece())):
         store.journal(0).write_bytes(header_piece()[:taken])
-        assert store.past() is None
+        assert store.recovered() is None
 
 
-def test_a_torn_record_may_hold_what_looks_like_records(store: Store) -> None:
+def test_a_torn_record_may_hold_what_looks_like_records(store: StateFolder) -> None:
     """A peer chose the bytes of a chunk; what is in its body says nothing about the disk."""
     whole = journal_pieces(1, 3)
     body = b"".join(event_piece(number) for number in range(4, 40))
     torn = a_piece(Kind.CHUNK, 4, body, -1, 0)
     for taken in (len(torn) // 2, len(torn) - 1):
         store.journal(0).write_bytes(b"".join(whole) + torn[:taken])
-        past = past_of(store)
-        assert_reads(past, 3)
-        assert past.torn_bytes == taken
+        recovered = past_of(store)
+        assert_reads(recovered, 3)
+        assert recovered.torn_bytes == taken
 
 
-def test_records_of_another_time_are_not_taken_for_the_next_ones(store: Store) -> None:
+def test_records_of_another_time_are_not_taken_for_the_next_ones(store: StateFolder) -> None:
     old = event_piece(2) + event_piece(3)
     store.journal(0).write_bytes(b"".join(journal_pieces(1, 3)) + old)
-    past = past_of(store)
-    assert_reads(past, 3)
-    assert past.torn_bytes == len(old)
-    store.cut(past)
+    recovered = past_of(store)
+    assert_reads(recovered, 3)
+    assert recovered.torn_bytes == len(old)
+    store.cut(recovered)
     store.journal(1).write_bytes(b"".join(journal_pieces(4, 5)))
     assert_reads(past_of(store), 5)
 
 
-def test_a_snapshot_that_was_being_written_is_ignored_and_removed(store: Store) -> None:
+def test_a_snapshot_that_was_being_written_is_ignored_and_removed(store: StateFolder) -> None:
     store.journal(0).write_bytes(b"".join(journal_pieces(1, 3)))
     store.journal(1).write_bytes(b"".join(journal_pieces(4, 5)))
     part = store.folder / (store.snapshot(1).name + ".part")
     part.write_bytes(b"".join(snapshot_pieces(3))[:-1])
-    past = past_of(store)
-    assert_reads(past, 5)
-    assert past.snapshot is None
-    store.cut(past)
+    recovered = past_of(store)
+    assert_reads(recovered, 5)
+    assert recovered.snapshot is None
+    store.cut(recovered)
     assert names(store.folder) == ["journal-00000000", "journal-00000001", "lock"]
 
 
-def test_killed_before_the_old_files_were_removed(store: Store) -> None:
+def test_killed_before_the_old_files_were_removed(store: StateFolder) -> None:
     """1. Both snapshots and all journals are there: the newest snapshot counts.
     2. Removing goes on later, and leaves what is not the store's."""
     for index, number in ((1, 3), (2, 6)):
@@ -245,10 +251,10 @@ def test_killed_before_the_old_files_were_removed(store: Store) -> None:
         pieces = journal_pieces(1 + 3 * index, 3 + 3 * index)
         store.journal(index).write_bytes(b"".join(pieces))
     (store.folder / "notes.txt").write_text("mine")
-    past = past_of(store)
-    assert past.snapshot is not None
-    assert past.snapshot.number == 6
-    assert_reads(past, 9, first=7)
+    recovered = past_of(store)
+    assert recovered.snapshot is not None
+    assert recovered.snapshot.number == 6
+    assert_reads(recovered, 9, first=7)
     store.drop_old()
     left = [name for name in names(store.folder) if not name.startswith("spare-")]
     assert left == ["journal-00000002", "lock", "notes.txt", "snapshot-00000002"]
@@ -273,31 +279,33 @@ def test_an_old_file_is_written_over_and_nothing_of_it_is_taken_for_new(tmp_path
         assert store.journal(1).read_bytes() == old
         with store.journal(1).open("r+b") as file:
             file.write(new[:taken])
-        past = past_of(store)
+        recovered = past_of(store)
         whole = 8 if taken == len(new) else 7 if taken >= last else 6
-        assert_reads(past, whole, first=7)
-        store.cut(past)
-        assert store.journal(past.next_index).exists() == (
+        assert_reads(recovered, whole, first=7)
+        store.cut(recovered)
+        assert store.journal(recovered.next_index).exists() == (
             taken < HEAD_BYTES
         )  # All but its number is as it was.
-        store.journal(past.next_index).write_bytes(b"".join(journal_pieces(whole + 1, 9)))
+        store.journal(recovered.next_index).write_bytes(b"".join(journal_pieces(whole + 1, 9)))
         assert_reads(past_of(store), 9, first=7)
         store.close()
 
 
-def test_a_file_that_was_read_is_never_written_over(store: Store) -> None:
+def test_a_file_that_was_read_is_never_written_over(store: StateFolder) -> None:
     """Its bytes are the memory of the plane that was made of it."""
     store.snapshot(1).write_bytes(b"".join(snapshot_pieces(3, chunks=2)))
     store.journal(1).write_bytes(b"".join(journal_pieces(4, 6)))
-    past = past_of(store)
+    recovered = past_of(store)
     store.snapshot(2).write_bytes(b"the next one")
     store.drop_old()
     for path in (store.journal(2), store.snapshot(2)):
         store.spare(path)
         path.write_bytes(bytes(4096))
-    assert past.snapshot is not None
-    assert [bytes(chunk) for chunk in past.snapshot.chunks] == [bytes([i]) * 8 for i in range(2)]
-    assert_reads(past, 6, first=4)
+    assert recovered.snapshot is not None
+    assert [bytes(chunk) for chunk in recovered.snapshot.chunks] == [
+        bytes([i]) * 8 for i in range(2)
+    ]
+    assert_reads(recovered, 6, first=4)
 
 
 FORGED = b"".join(
@@ -310,7 +318,7 @@ FORGED = b"".join(
 
 @pytest.mark.parametrize("ahead", range(0, 200, 7))
 def test_records_that_a_peer_made_up_are_no_damage_where_an_old_file_is_written_over(
-    store: Store, ahead: int
+    store: StateFolder, ahead: int
 ) -> None:
     """The new journal ends anywhere in the old one, also in the middle of the chunk that holds them."""
     old = header_piece() + a_piece(Kind.CHUNK, 1, bytes(ahead) + FORGED * 3 + bytes(400), -1, 0)
@@ -319,15 +327,15 @@ def test_records_that_a_peer_made_up_are_no_damage_where_an_old_file_is_written_
     assert len(new) < len(old)
     for taken in (0, 1, HEAD_BYTES + 1, len(new) - 1, len(new)):
         store.journal(1).write_bytes(new[:taken] + old[taken:])
-        past = past_of(store)
-        assert past.next_number in (4, 5, 6)
-        assert past.next_number == (6 if taken == len(new) else past.next_number)
+        recovered = past_of(store)
+        assert recovered.next_number in (4, 5, 6)
+        assert recovered.next_number == (6 if taken == len(new) else recovered.next_number)
 
 
 # --- what is damaged -----------------------------------------------------------------------------
 
 
-def test_a_flipped_byte_before_a_sound_record_is_refused(store: Store) -> None:
+def test_a_flipped_byte_before_a_sound_record_is_refused(store: StateFolder) -> None:
     """At every byte of every record but the last: nothing that was acknowledged is ever dropped."""
     pieces = journal_pieces(1, 3)
     starts, whole, path = edges(pieces), b"".join(pieces), store.journal(0)
@@ -340,7 +348,7 @@ def test_a_flipped_byte_before_a_sound_record_is_refused(store: Store) -> None:
             assert re.search(r"sound again at byte (\d+)$", text)
 
 
-def test_a_torn_journal_before_one_that_counts_on_more_is_refused(store: Store) -> None:
+def test_a_torn_journal_before_one_that_counts_on_more_is_refused(store: StateFolder) -> None:
     *whole, last = journal_pieces(1, 3)
     for taken in (0, 1, len(last) - 1):
         store.journal(0).write_bytes(b"".join(whole) + last[:taken])
@@ -348,13 +356,13 @@ def test_a_torn_journal_before_one_that_counts_on_more_is_refused(store: Store) 
         refused(store, store.journal(1), "begins after record 3, and what is before .* ends with 2")
 
 
-def test_an_empty_journal_before_another_one_is_refused(store: Store) -> None:
+def test_an_empty_journal_before_another_one_is_refused(store: StateFolder) -> None:
     store.journal(0).write_bytes(b"")
     store.journal(1).write_bytes(b"".join(journal_pieces(1, 2)))
     refused(store, store.journal(0), "has no header")
 
 
-def test_a_flipped_byte_in_a_snapshot_is_refused(store: Store) -> None:
+def test_a_flipped_byte_in_a_snapshot_is_refused(store: StateFolder) -> None:
     pieces = snapshot_pieces(3)
     whole, path = b"".join(pieces), store.snapshot(1)
     store.journal(1).write_bytes(b"".join(journal_pieces(4, 5)))
@@ -378,7 +386,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 """What a loss of power, or a disk that lies, makes of a file."""
 
 
-def two_generations(store: Store) -> None:
+def two_generations(store: StateFolder) -> None:
     """Snapshot 1 of event 3, journal 1 to event 6, snapshot 2, journal 2 to event 9."""
     for index, number in ((1, 3), (2, 6)):
         store.snapshot(index).write_bytes(b"".join(snapshot_pieces(number)))
@@ -388,48 +396,48 @@ def two_generations(store: Store) -> None:
 @pytest.mark.parametrize("salvage", [False, True])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_in_the_place_of_a_damaged_snapshot_the_one_before_it_is_taken(
-    store: Store, damage: str, salvage: bool
+    store: StateFolder, damage: str, salvage: bool
 ) -> None:
     """1. It leads to the same event, and it is said which was passed over. 2. That one goes."""
     two_generations(store)
     newest = store.snapshot(2)
     newest.write_bytes(DAMAGES[damage](newest.read_bytes()))
-    past = store.past(salvage=salvage)
-    assert past is not None
-    assert past.snapshot is not None
-    assert (past.snapshot.number, past.snapshot.name) == (3, "snapshot-00000001")
-    assert_reads(past, 9, first=4)
-    (told,) = past.passed_over
+    recovered = store.recovered(salvage=salvage)
+    assert recovered is not None
+    assert recovered.snapshot is not None
+    assert (recovered.snapshot.number, recovered.snapshot.name) == (3, "snapshot-00000001")
+    assert_reads(recovered, 9, first=4)
+    (told,) = recovered.passed_over
     assert f"{newest}: damaged at byte" in told
-    store.cut(past)
+    store.cut(recovered)
     assert not newest.exists()
     assert past_of(store).passed_over == ()
     store.drop_old()
     assert_reads(past_of(store), 9, first=4)
 
 
-def test_an_older_snapshot_without_all_journals_since_is_only_salvaged(store: Store) -> None:
+def test_an_older_snapshot_without_all_journals_since_is_only_salvaged(store: StateFolder) -> None:
     two_generations(store)
     store.snapshot(2).write_bytes(b"")
     whole = b"".join(journal_pieces(4, 6))
     store.journal(1).write_bytes(whole[:-1])
     refused(store, store.snapshot(2), "damaged at byte 0")
-    past = store.past(salvage=True)
-    assert past is not None
-    assert_reads(past, 5, first=4)
+    recovered = store.recovered(salvage=True)
+    assert recovered is not None
+    assert_reads(recovered, 5, first=4)
 
 
-def test_the_first_snapshot_is_damaged_and_the_journal_says_all(store: Store) -> None:
+def test_the_first_snapshot_is_damaged_and_the_journal_says_all(store: StateFolder) -> None:
     store.journal(0).write_bytes(b"".join(journal_pieces(1, 3)))
     store.snapshot(1).write_bytes(b"")
     store.journal(1).write_bytes(b"".join(journal_pieces(4, 5)))
-    past = past_of(store)
-    assert past.snapshot is None
-    assert_reads(past, 5)
-    assert len(past.passed_over) == 1
+    recovered = past_of(store)
+    assert recovered.snapshot is None
+    assert_reads(recovered, 5)
+    assert len(recovered.passed_over) == 1
 
 
-def test_a_snapshot_without_its_end_is_refused(store: Store) -> None:
+def test_a_snapshot_without_its_end_is_refused(store: StateFolder) -> None:
     whole, path = b"".join(snapshot_pieces(3)), store.snapshot(1)
     store.journal(1).write_bytes(b"".join(journal_pieces(4, 5)))
     for taken in range(len(whole)):
@@ -438,20 +446,20 @@ def test_a_snapshot_without_its_end_is_refused(store: Store) -> None:
 
 
 @pytest.mark.parametrize("there", [[], [0], [1, 3]])
-def test_a_missing_journal_is_refused(store: Store, there: list[int]) -> None:
+def test_a_missing_journal_is_refused(store: StateFolder, there: list[int]) -> None:
     store.snapshot(1).write_bytes(b"".join(snapshot_pieces(3)))
     for index in there:
         store.journal(index).write_bytes(b"".join(journal_pieces(4, 5)))
     refused(store, store.folder, "journal 1 or one after it is missing")
 
 
-def test_a_journal_that_begins_without_a_header_is_refused(store: Store) -> None:
+def test_a_journal_that_begins_without_a_header_is_refused(store: StateFolder) -> None:
     store.journal(0).write_bytes(event_piece(1) + event_piece(2))
     refused(store, store.journal(0), "damaged at byte 0, where record 1 should begin")
 
 
 @pytest.mark.parametrize("file", ["journal", "snapshot"])
-def test_files_of_another_format_are_refused(store: Store, file: str) -> None:
+def test_files_of_another_format_are_refused(store: StateFolder, file: str) -> None:
     header = header_piece(0, replace(a_header(), format=FORMAT + 1))
     store.journal(1).write_bytes(b"".join(journal_pieces(4, 5)))
     store.snapshot(1).write_bytes(b"".join(snapshot_pieces(3)))
@@ -463,7 +471,7 @@ def test_files_of_another_format_are_refused(store: Store, file: str) -> None:
 
 @pytest.mark.parametrize(("run", "node"), [("run-other", NODE), (RUN, "lps-eu")])
 @pytest.mark.parametrize("file", ["journal", "snapshot"])
-def test_another_runs_folder_is_refused(store: Store, run: str, node: str, file: str) -> None:
+def test_another_runs_folder_is_refused(store: StateFolder, run: str, node: str, file: str) -> None:
     header = header_piece(0, a_header(run, node))
     store.journal(1).write_bytes(b"".join(journal_pieces(4, 5)))
     store.snapshot(1).write_bytes(b"".join(snapshot_pieces(3)))
@@ -479,9 +487,9 @@ HOLDER = f"""
 import sys
 from pathlib import Path
 from pelago.core.errors import ConfigError
-from pelago.net.durability.state_folder import Store
+from pelago.net.durability.state_folder import StateFolder
 try:
-    store = Store(Path(sys.argv[1]), "{RUN}", "{NODE}")
+    store = StateFolder(Path(sys.argv[1]), "{RUN}", "{NODE}")
 except ConfigError as error:
     sys.exit(str(error))
 print("held", flush=True)
@@ -527,7 +535,7 @@ def test_a_read_only_folder_is_named(tmp_path: Path, there: bool) -> None:
     assert as_nobody(folder, attempt) == 0
 
 
-def test_a_folder_that_is_gone_has_nothing_to_give_up(store: Store) -> None:
+def test_a_folder_that_is_gone_has_nothing_to_give_up(store: StateFolder) -> None:
     shutil.rmtree(store.folder)
     store.drop_old()
     assert not store.give_up_spares()
@@ -558,7 +566,7 @@ def test_old_files_that_cannot_be_removed_stay_for_another_time(tmp_path: Path) 
 # --- the history ---------------------------------------------------------------------------------
 
 
-def write_history(store: Store, *lines: tuple[int, str]) -> list[int]:
+def write_history(store: StateFolder, *lines: tuple[int, str]) -> list[int]:
     """Returns where the lines end."""
     ends = []
     with store.history.open("wb") as file:
@@ -569,7 +577,7 @@ def write_history(store: Store, *lines: tuple[int, str]) -> list[int]:
     return ends
 
 
-def history(store: Store) -> list[tuple[int, str]]:
+def history(store: StateFolder) -> list[tuple[int, str]]:
     return [(each.number, each.kind) for each in read_history(store.history)]
 
 
@@ -578,7 +586,7 @@ LIVES = [(0, "begun"), (4, "update"), (9, "update"), (0, "begun"), (3, "update")
 
 @pytest.mark.parametrize(("number", "kept"), [(0, 4), (2, 4), (3, 5), (6, 5), (7, 6)])
 def test_of_a_history_stays_what_a_snapshot_stands_for(
-    store: Store, number: int, kept: int
+    store: StateFolder, number: int, kept: int
 ) -> None:
     """And all of the lives before; the journal tells the rest again."""
     write_history(store, *LIVES)
@@ -586,7 +594,7 @@ def test_of_a_history_stays_what_a_snapshot_stands_for(
     assert history(store) == LIVES[:kept]
 
 
-def test_a_history_without_a_past_loses_a_torn_line_only(store: Store) -> None:
+def test_a_history_without_a_past_loses_a_torn_line_only(store: StateFolder) -> None:
     ends = write_history(store, *LIVES)
     os.truncate(store.history, ends[-1] - 1)
     store.cut_history(record.NUMBER_MAX)
@@ -596,7 +604,7 @@ def test_a_history_without_a_past_loses_a_torn_line_only(store: Store) -> None:
     assert not store.history.exists()
 
 
-def test_damage_to_a_history_is_refused_where_nothing_tells_it_again(store: Store) -> None:
+def test_damage_to_a_history_is_refused_where_nothing_tells_it_again(store: StateFolder) -> None:
     ends = write_history(store, *LIVES)
     data = bytearray(store.history.read_bytes())
     data[ends[3] + 5] ^= 1
@@ -607,7 +615,7 @@ def test_damage_to_a_history_is_refused_where_nothing_tells_it_again(store: Stor
     assert history(store) == LIVES[:4]
 
 
-def test_a_torn_line_may_hold_what_looks_like_lines(store: Store) -> None:
+def test_a_torn_line_may_hold_what_looks_like_lines(store: StateFolder) -> None:
     """A peer chose the words in it."""
     write_history(store, *LIVES)
     body = record.pack(["worker_left", {"why": record.head(Kind.HISTORY, 1, b"?") + b"?"}])
@@ -618,7 +626,9 @@ def test_a_torn_line_may_hold_what_looks_like_lines(store: Store) -> None:
     assert history(store) == LIVES
 
 
-def test_of_a_damaged_history_the_beginning_stays_when_the_past_is_forgotten(store: Store) -> None:
+def test_of_a_damaged_history_the_beginning_stays_when_the_past_is_forgotten(
+    store: StateFolder,
+) -> None:
     """And all of it is kept aside."""
     ends = write_history(store, *LIVES)
     damaged = bytearray(store.history.read_bytes())
@@ -629,40 +639,44 @@ def test_of_a_damaged_history_the_beginning_stays_when_the_past_is_forgotten(sto
     store.clear()
     assert history(store) == LIVES[:2]
     assert (store.folder / "history-damaged").read_bytes() == damaged
-    assert store.past() is None
+    assert store.recovered() is None
 
 
 # --- read while another process writes -----------------------------------------------------------
 
 
-def test_the_newest_sound_snapshot_is_read_beside_the_process_that_writes(store: Store) -> None:
+def test_the_newest_sound_snapshot_is_read_beside_the_process_that_writes(
+    store: StateFolder,
+) -> None:
     """1. The newest is damaged: the one before it is taken, and the damage told. 2. While it is read its file
     is not written over, however often the other one makes snapshots."""
     store.snapshot(1).write_bytes(b"".join(snapshot_pieces(3, chunks=2)))
     store.journal(1).write_bytes(b"".join(journal_pieces(4, 6)))
     store.snapshot(2).write_bytes(b"".join(snapshot_pieces(6, chunks=2))[:-10])
     store.journal(2).write_bytes(b"".join(journal_pieces(7, 8)))
-    reader = Store(store.folder, None, NODE, read=True, beside=True)
-    past = reader.newest()
+    reader = StateFolder(store.folder, None, NODE, read=True, beside=True)
+    recovered = reader.newest()
     assert reader.is_running
-    assert past is not None
-    assert past.snapshot is not None
-    assert (past.snapshot.number, past.records) == (3, [])
-    assert "snapshot-00000002: damaged" in past.passed_over[0]
+    assert recovered is not None
+    assert recovered.snapshot is not None
+    assert (recovered.snapshot.number, recovered.records) == (3, [])
+    assert "snapshot-00000002: damaged" in recovered.passed_over[0]
     store.drop_old()
     part = store.snapshot(3)
     store.spare(part)
     descriptor = open_over(part)
     os.write(descriptor, bytes(1 << 14))
     os.close(descriptor)
-    assert [bytes(chunk) for chunk in past.snapshot.chunks] == [bytes([i]) * 8 for i in range(2)]
+    assert [bytes(chunk) for chunk in recovered.snapshot.chunks] == [
+        bytes([i]) * 8 for i in range(2)
+    ]
     reader.close()
 
 
-def test_a_snapshot_that_is_being_written_over_is_not_read(store: Store) -> None:
+def test_a_snapshot_that_is_being_written_over_is_not_read(store: StateFolder) -> None:
     store.snapshot(1).write_bytes(b"".join(snapshot_pieces(3)))
     descriptor = open_over(store.snapshot(1))
-    reader = Store(store.folder, None, NODE, read=True, beside=True)
+    reader = StateFolder(store.folder, None, NODE, read=True, beside=True)
     assert reader.newest() is None
     os.close(descriptor)
     assert reader.newest() is not None
@@ -671,15 +685,15 @@ def test_a_snapshot_that_is_being_written_over_is_not_read(store: Store) -> None
 
 def test_whoever_reads_beside_it_keeps_nobody_from_starting(tmp_path: Path) -> None:
     a_store(tmp_path).close()
-    reader = Store(tmp_path, None, NODE, read=True, beside=True)
+    reader = StateFolder(tmp_path, None, NODE, read=True, beside=True)
     assert not reader.is_running
     a_store(tmp_path).close()
     reader.close()
 
 
-def test_damage_everywhere_is_told_to_whoever_reads_beside(store: Store) -> None:
+def test_damage_everywhere_is_told_to_whoever_reads_beside(store: StateFolder) -> None:
     store.snapshot(1).write_bytes(b"".join(snapshot_pieces(3))[:-10])
-    reader = Store(store.folder, None, NODE, read=True, beside=True)
+    reader = StateFolder(store.folder, None, NODE, read=True, beside=True)
     with pytest.raises(CheckpointError, match="snapshot-00000001: damaged"):
         reader.newest()
     reader.close()

@@ -32,7 +32,7 @@ from pelago.net.sockets.tcp_ports import require_free
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire.messages import Event, Model, Pull, Push, TensorSpec, Wait
-from tests.net.nodes import House, Script, a_model, a_push, eventually
+from tests.net.nodes import Nodes, Script, a_model, a_push, eventually
 
 MS_PS = 10**9
 GBPS = 1e9 / 8
@@ -108,67 +108,67 @@ def listening(node: Node) -> io.StringIO:
 
 
 async def test_a_name_that_is_not_known_yet_is_awaited_and_people_are_told(
-    house: House, names: dict[str, list[str]]
+    nodes: Nodes, names: dict[str, list[str]]
 ) -> None:
     client = asking()
-    node = house.start(client, "lps-1", client=Connect("gps.test", house.ports[0], "gps"))
+    node = nodes.start(client, "lps-1", client=Connect("gps.test", nodes.ports[0], "gps"))
     said = listening(node)
     await eventually(lambda: "the name 'gps.test' is not known" in said.getvalue())
     assert "Name or service not known" in said.getvalue()
-    house.server(answering())
+    nodes.server(answering())
     names["gps.test"] = ["127.0.0.1"]
     await client.hears(Wait)
 
 
 async def test_a_server_that_is_found_at_another_address_is_followed(
-    house: House, names: dict[str, list[str]]
+    nodes: Nodes, names: dict[str, list[str]]
 ) -> None:
-    client, port = asking(), house.ports[0]
+    client, port = asking(), nodes.ports[0]
     names["gps.test"] = ["127.0.0.1"]
-    house.start(client, "lps-1", client=Connect("gps.test", port, "gps"))
-    house.start(answering("first"), "gps", server=Bind("127.0.0.1", port))
+    nodes.start(client, "lps-1", client=Connect("gps.test", port, "gps"))
+    nodes.start(answering("first"), "gps", server=Bind("127.0.0.1", port))
     await client.hears(Wait)
-    await house.stop("gps")
+    await nodes.stop("gps")
     names["gps.test"] = ["127.0.0.2"]
-    house.start(answering("second"), "gps", server=Bind("127.0.0.2", port))
+    nodes.start(answering("second"), "gps", server=Bind("127.0.0.2", port))
     await client.until(lambda: Wait("second") in [each.message for each in client.messages(Wait)])
 
 
 @pytest.mark.parametrize("bind", ["::1", "*", "::", "ip6.test"])
 async def test_a_server_listens_and_is_found_by_ipv6(
-    house: House, ipv6: None, names: dict[str, list[str]], bind: str
+    nodes: Nodes, ipv6: None, names: dict[str, list[str]], bind: str
 ) -> None:
     names |= {"gps.test": ["::1"], "ip6.test": ["::1"]}
-    port = house.ports[0]
+    port = nodes.ports[0]
     require_free(bind, port, "gps.bind")
-    house.start(answering(), "gps", server=Bind(bind, port))
+    nodes.start(answering(), "gps", server=Bind(bind, port))
     hosts = ["::1", "gps.test"] + ["127.0.0.1"] * (bind in ("*", "::"))
     for number, host in enumerate(hosts):
         client = asking()
-        house.start(client, f"lps-{number}", client=Connect(host, port, "gps"))
+        nodes.start(client, f"lps-{number}", client=Connect(host, port, "gps"))
         await client.hears(Wait)
     with pytest.raises(ConfigError, match=rf"gps\.bind = .*port {port} is taken"):
         require_free(bind, port, "gps.bind")
 
 
 async def test_of_several_addresses_the_one_that_answers_is_found(
-    house: House, ipv6: None, names: dict[str, list[str]]
+    nodes: Nodes, ipv6: None, names: dict[str, list[str]]
 ) -> None:
     names["gps.test"] = ["::1", "127.0.0.3", "127.0.0.1"]
     client = asking()
-    house.start(client, "lps-1", client=Connect("gps.test", house.ports[0], "gps"))
-    house.server(answering())
+    nodes.start(client, "lps-1", client=Connect("gps.test", nodes.ports[0], "gps"))
+    nodes.server(answering())
     await client.hears(Wait)
 
 
 async def test_a_server_listens_on_those_of_its_addresses_that_the_machine_has(
-    house: House, names: dict[str, list[str]]
+    nodes: Nodes, names: dict[str, list[str]]
 ) -> None:
     # As in containers whose table of hosts has an IPv6 address for localhost, and which have no IPv6.
     names["gps.test"] = ["192.0.2.7", "127.0.0.1"]
     client = asking()
-    house.start(answering(), "gps", server=Bind("gps.test", house.ports[0]))
-    house.client(client)
+    nodes.start(answering(), "gps", server=Bind("gps.test", nodes.ports[0]))
+    nodes.client(client)
     await client.hears(Wait)
 
 
@@ -180,13 +180,13 @@ def test_an_address_of_another_machine_is_no_port_that_is_taken() -> None:
 
 
 async def test_a_server_named_by_several_addresses_listens_on_all(
-    house: House, ipv6: None, names: dict[str, list[str]]
+    nodes: Nodes, ipv6: None, names: dict[str, list[str]]
 ) -> None:
     names["gps.test"] = ["::1", "127.0.0.1"]
-    house.start(answering(), "gps", server=Bind("gps.test", house.ports[0]))
+    nodes.start(answering(), "gps", server=Bind("gps.test", nodes.ports[0]))
     for number, host in enumerate(("::1", "127.0.0.1")):
         client = asking()
-        house.start(client, f"lps-{number}", client=Connect(host, house.ports[0], "gps"))
+        nodes.start(client, f"lps-{number}", client=Connect(host, nodes.ports[0], "gps"))
         await client.hears(Wait)
 
 
@@ -195,12 +195,12 @@ async def test_a_server_named_by_several_addresses_listens_on_all(
 
 @pytest.mark.parametrize("open_place", [0, 1])
 async def test_both_sides_name_the_port_that_is_blocked_and_go_on_trying(
-    house: House, hasty: None, open_place: int
+    nodes: Nodes, hasty: None, open_place: int
 ) -> None:
-    server_port, front = house.ports[:2]
-    server = house.start(answering(), "gps", server=Bind("127.0.0.1", server_port))
+    server_port, front = nodes.ports[:2]
+    server = nodes.start(answering(), "gps", server=Bind("127.0.0.1", server_port))
     client = asking()
-    node = house.start(client, "lps-1", client=Connect("127.0.0.1", front, "gps"))
+    node = nodes.start(client, "lps-1", client=Connect("127.0.0.1", front, "gps"))
     server_said, said = listening(server), listening(node)
     labels = ("control", "bulk")
     shut, shut_port = labels[1 - open_place], front + 1 - open_place
@@ -233,9 +233,9 @@ async def test_both_sides_name_the_port_that_is_blocked_and_go_on_trying(
 class Lines:
     """What stands between a client and its server: a proxy for each port, over one link a direction."""
 
-    def __init__(self, house: House, mbps: float = 1000.0) -> None:
+    def __init__(self, nodes: Nodes, mbps: float = 1000.0) -> None:
         up, down = Link(mbps * 1e6 / 8, 1), Link(mbps * 1e6 / 8, 1)
-        target, self.port = house.ports[:2]
+        target, self.port = nodes.ports[:2]
         self.proxies = [
             WanProxy("127.0.0.1", self.port + place, "127.0.0.1", target + place, up, down)
             for place in (0, 1)
@@ -251,8 +251,8 @@ class Lines:
 
 
 @asynccontextmanager
-async def between(house: House, mbps: float = 1000.0) -> AsyncIterator[Lines]:
-    lines = Lines(house, mbps)
+async def between(nodes: Nodes, mbps: float = 1000.0) -> AsyncIterator[Lines]:
+    lines = Lines(nodes, mbps)
     async with AsyncExitStack() as stack:
         for proxy in lines.proxies:
             await stack.enter_async_context(proxy)
@@ -260,12 +260,12 @@ async def between(house: House, mbps: float = 1000.0) -> AsyncIterator[Lines]:
 
 
 async def test_a_line_that_swallows_everything_is_given_up_and_healed_is_used_again(
-    house: House,
+    nodes: Nodes,
 ) -> None:
     server, client = answering(), asking()
-    house.server(server, patience=PATIENCE)
-    async with between(house) as lines:
-        node = house.client(client, port=lines.port, patience=PATIENCE)
+    nodes.server(server, patience=PATIENCE)
+    async with between(nodes) as lines:
+        node = nodes.client(client, port=lines.port, patience=PATIENCE)
         await client.hears(Wait)
         lines.swallow(0, 1)
         counters = node.telemetry.counters
@@ -280,10 +280,10 @@ async def test_a_line_that_swallows_everything_is_given_up_and_healed_is_used_ag
         assert counters["renewed_control"] == 1
 
 
-def of_size(house: House, numel: int, chunk_bytes: int) -> Manifest:
+def of_size(nodes: Nodes, numel: int, chunk_bytes: int) -> Manifest:
     """Another model for this test."""
-    house.manifest = Manifest((TensorSpec("w", (numel,)),), chunk_bytes=chunk_bytes)
-    return house.manifest
+    nodes.manifest = Manifest((TensorSpec("w", (numel,)),), chunk_bytes=chunk_bytes)
+    return nodes.manifest
 
 
 def uploading() -> Script:
@@ -303,10 +303,10 @@ def uploading() -> Script:
     return machine
 
 
-async def giving(house: House, client: Script, node: Node) -> torch.Tensor:
+async def giving(nodes: Nodes, client: Script, node: Node) -> torch.Tensor:
     """Put into a node that starts what it is to send; returns that."""
     await client.hears(Started)
-    sent = house.flat(7)
+    sent = nodes.flat(7)
     node.tensors.created(OURS)
     node.tensors.plane.adopt(OURS, sent.clone())
     return sent
@@ -314,19 +314,19 @@ async def giving(house: House, client: Script, node: Node) -> torch.Tensor:
 
 @pytest.mark.parametrize("places", [(0, 1), (1,)])
 async def test_a_payload_whose_line_fell_silent_arrives_once_over_the_next(
-    house: House, monkeypatch: pytest.MonkeyPatch, places: tuple[int, ...]
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch, places: tuple[int, ...]
 ) -> None:
     monkeypatch.setattr(limits, "BULK_SILENT_MS_MIN", 400)
-    manifest = of_size(house, 1 << 17, 1 << 14)
+    manifest = of_size(nodes, 1 << 17, 1 << 14)
     server = answering()
     client = uploading()
-    there = house.server(server, plane=house.plane(), patience=PATIENCE)
+    there = nodes.server(server, plane=nodes.plane(), patience=PATIENCE)
     # 512 KiB at 4 Mbps: some of it is there when the line falls silent.
-    async with between(house, mbps=4) as lines:
-        node = house.client(
+    async with between(nodes, mbps=4) as lines:
+        node = nodes.client(
             client, port=lines.port, plane=Plane(manifest, None, exchanges=False), patience=PATIENCE
         )
-        sent = await giving(house, client, node)
+        sent = await giving(nodes, client, node)
         await eventually(lambda: there.telemetry.counters["chunks_received"] >= 8)
         lines.swallow(*places)
         counters = node.telemetry.counters
@@ -338,8 +338,8 @@ async def test_a_payload_whose_line_fell_silent_arrives_once_over_the_next(
     assert not client.of(PeerLost)
 
 
-async def test_what_a_server_was_sending_goes_on_when_its_client_is_back(house: House) -> None:
-    of_size(house, 1 << 17, 1 << 14)
+async def test_what_a_server_was_sending_goes_on_when_its_client_is_back(nodes: Nodes) -> None:
+    of_size(nodes, 1 << 17, 1 << 14)
 
     def answer(event: Event) -> list[object]:
         match event:
@@ -350,17 +350,17 @@ async def test_what_a_server_was_sending_goes_on_when_its_client_is_back(house: 
         return []
 
     server, client = Script(answer), asking()
-    there = house.server(server, plane=house.plane(), patience=PATIENCE)
-    async with between(house, mbps=4) as lines:
-        house.client(
+    there = nodes.server(server, plane=nodes.plane(), patience=PATIENCE)
+    async with between(nodes, mbps=4) as lines:
+        nodes.client(
             client,
             port=lines.port,
-            plane=Plane(house.manifest, None, exchanges=False),
+            plane=Plane(nodes.manifest, None, exchanges=False),
             patience=PATIENCE,
         )
         await eventually(lambda: there.telemetry.counters["chunks_sent"] >= 8)
         lines.swallow(0, 1)
-        node, _ = house.nodes["lps-1"]
+        node, _ = nodes.nodes["lps-1"]
         await eventually(lambda: node.telemetry.counters["renewed_control"] == 1)
         lines.heal()
         await server.hears(Delivered)
@@ -368,17 +368,17 @@ async def test_what_a_server_was_sending_goes_on_when_its_client_is_back(house: 
     assert not server.of(PeerLost)
 
 
-async def test_a_slow_line_that_is_busy_for_long_is_cut_by_no_heartbeat(house: House) -> None:
+async def test_a_slow_line_that_is_busy_for_long_is_cut_by_no_heartbeat(nodes: Nodes) -> None:
     # Chunks of 4 MiB take 3.4 s at 10 Mbps, eight times as long as a peer may be silent.
-    manifest = of_size(house, 5 << 18, 4 << 20)
+    manifest = of_size(nodes, 5 << 18, 4 << 20)
     server = answering()
     client = uploading()
-    there = house.server(server, plane=house.plane(), patience=PATIENCE)
-    async with between(house, mbps=10) as lines:
-        node = house.client(
+    there = nodes.server(server, plane=nodes.plane(), patience=PATIENCE)
+    async with between(nodes, mbps=10) as lines:
+        node = nodes.client(
             client, port=lines.port, plane=Plane(manifest, None, exchanges=False), patience=PATIENCE
         )
-        await giving(house, client, node)
+        await giving(nodes, client, node)
         await client.hears(Delivered)
         for each in (node, there):
             counted = {key for key, count in each.telemetry.counters.items() if count}

@@ -2,13 +2,13 @@
 
 from pelago.core.machine import PS_PER_MS
 from pelago.net.sockets.blocked import BLOCKED_MS, Blocked
-from pelago.net.sockets.silence import Silence
+from pelago.net.sockets.silence import SilenceTimer
 
 STEP_MS = 250
 
 
 def given_up(
-    silence: Silence, start_ms: int, stop_ms: int, *, owed: bool = True, signs: int = 0
+    silence: SilenceTimer, start_ms: int, stop_ms: int, *, owed: bool = True, signs: int = 0
 ) -> list[int]:
     """At which looks, four a second, it has lasted too long."""
     looks = range(start_ms, stop_ms, STEP_MS)
@@ -16,30 +16,30 @@ def given_up(
 
 
 def test_a_silence_is_too_long_after_its_patience_and_then_after_twice_of_it() -> None:
-    assert given_up(Silence(1_000), 0, 8_000) == [1_000, 3_000, 7_000]
+    assert given_up(SilenceTimer(1_000), 0, 8_000) == [1_000, 3_000, 7_000]
 
 
 def test_a_sign_of_life_ends_a_silence() -> None:
-    silence = Silence(1_000)
+    silence = SilenceTimer(1_000)
     for count in range(20):
         assert given_up(silence, count * 750, (count + 1) * 750, signs=count) == []
 
 
 def test_where_nothing_is_owed_there_is_no_silence() -> None:
-    silence = Silence(1_000)
+    silence = SilenceTimer(1_000)
     assert given_up(silence, 0, 60_000, owed=False) == []
     assert given_up(silence, 60_000, 60_750) == []
 
 
 def test_time_in_which_nobody_looked_is_no_silence() -> None:
-    silence = Silence(1_000)
+    silence = SilenceTimer(1_000)
     assert not silence.look(0, owed=True, signs=0)
     assert not silence.look(65_000 * PS_PER_MS, owed=True, signs=0)
     assert given_up(silence, 65_250, 66_500) == [65_750]
 
 
 def test_patience_that_was_too_short_for_a_slow_line_is_longer_while_the_line_is_slow() -> None:
-    silence = Silence(1_000)
+    silence = SilenceTimer(1_000)
     assert given_up(silence, 0, 3_000) == [1_000]
     # The second answer needs what the first had: it is waited for.
     assert given_up(silence, 3_000, 4_750, signs=1) == []

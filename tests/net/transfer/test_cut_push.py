@@ -30,7 +30,7 @@ from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire.codec import decode_frame, encode
 from pelago.wire.messages import Abort, Ack, Begin, Frame, Have, Heartbeat, Offer, TensorSpec
-from tests.net.arrivals import HELLO, MANIFEST, Region, a_push, empty_plane
+from tests.net.arrivals import HELLO, MANIFEST, GoldenRegion, a_push, empty_plane
 from tests.net.durability.crash_points import serve
 from tests.net.durability.test_durable_node import (
     RawRegion,
@@ -39,7 +39,7 @@ from tests.net.durability.test_durable_node import (
     newest,
 )
 from tests.net.durability.test_journal import files_end_at
-from tests.net.nodes import RUN, House, Script, eventually, raw_client
+from tests.net.nodes import RUN, Nodes, Script, eventually, raw_client
 
 ROOT: Final = Path(__file__).parents[3]
 CHUNKS: Final = len(MANIFEST.chunks)
@@ -53,12 +53,12 @@ PROCESS_S: Final = 50.0
 
 
 @pytest.fixture(autouse=True)
-async def all_is_killed_at_the_end(house: House) -> AsyncIterator[None]:
+async def all_is_killed_at_the_end(nodes: Nodes) -> AsyncIterator[None]:
     """A GPS would wait for its region to leave."""
     torch.set_num_threads(1)
     yield
-    for name in list(house.nodes):
-        await house.kill(name)
+    for name in list(nodes.nodes):
+        await nodes.kill(name)
 
 
 # --- processes -----------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def big_plane() -> Plane:
     return plane
 
 
-class Server:
+class ServerProcess:
     """A process that serves until it is killed or told to end."""
 
     def __init__(self, folder: Path, port: int) -> None:
@@ -100,15 +100,15 @@ class Server:
 
 
 @pytest.mark.timeout(180)
-async def test_a_push_that_is_cut_by_kill_9_is_not_begun_anew(house: House) -> None:
+async def test_a_push_that_is_cut_by_kill_9_is_not_begun_anew(nodes: Nodes) -> None:
     """1. A server is killed when more than half of a push has arrived over a slow link, and started again.
     2. The push completes and is applied once. 3. No more went over the link again than was in flight."""
-    folder = house.folder / "gps"
+    folder = nodes.folder / "gps"
     folder.mkdir()
-    lower, upper = house.ports[:2]
-    server = Server(folder, lower)
+    lower, upper = nodes.ports[:2]
+    server = ServerProcess(folder, lower)
     fast, slow = Link(1e9, 0.0), Link(4e5, 0.0)
-    region = Region(1, leaves=True)
+    region = GoldenRegion(1, leaves=True)
     machine = Script(region)
     plane = Plane(BIG, None, exchanges=False)
     update = torch.randn(BIG.numel, generator=torch.Generator().manual_seed(2))
@@ -119,17 +119,17 @@ async def test_a_push_that_is_cut_by_kill_9_is_not_begun_anew(house: House) -> N
             WanProxy("127.0.0.1", upper + 1, "127.0.0.1", lower + 1, slow, Link(1e9, 0.0)),
         ):
             limits = Limits(retry_ms=500, window_bytes=WINDOW * BIG.chunk_bytes)
-            client = house.client(machine, "lps-eu", port=upper, plane=plane, limits=limits)
+            client = nodes.client(machine, "lps-eu", port=upper, plane=plane, limits=limits)
             await eventually(lambda: hasattr(client, "tensors"))
             client.tensors.created(1)
             sent = client.telemetry.counters
             await eventually(lambda: sent["chunks_sent"] >= SENT_AT_THE_KILL, PROCESS_S)
             server.kill()
             assert not region.outcomes
-            server = Server(folder, lower)
-            _, life = house.nodes["lps-eu"]
+            server = ServerProcess(folder, lower)
+            _, life = nodes.nodes["lps-eu"]
             await eventually(life.done, PROCESS_S)
-            assert (await house.finish("lps-eu")).reason == "all is acknowledged"
+            assert (await nodes.finish("lps-eu")).reason == "all is acknowledged"
             found = await server.end()
             total = slow.bytes_carried
     finally:
@@ -148,7 +148,7 @@ async def test_a_push_that_is_cut_by_kill_9_is_not_begun_anew(house: House) -> N
 # --- conversations -------------------------------------------------------------------------------
 
 
-class Sender(RawRegion):
+class SenderProcess(RawRegion):
     """A region that pushes the first golden update by hand, and hears what the server has of it."""
 
     def __init__(self, control: "zmq.Socket[bytes]", bulk: "zmq.Socket[bytes]") -> None:
@@ -185,13 +185,13 @@ class Sender(RawRegion):
 
 
 @contextmanager
-def a_sender(house: House, name: bytes = b"lps-eu") -> Iterator[Sender]:
-    port = house.ports[0]
+def a_sender(nodes: Nodes, name: bytes = b"lps-eu") -> Iterator[SenderProcess]:
+    port = nodes.ports[0]
     with raw_client(port, name) as control, raw_client(port + 1, name) as bulk:
-        yield Sender(control, bulk)
+        yield SenderProcess(control, bulk)
 
 
-async def half_arrives(server: Node, region: Sender) -> None:
+async def half_arrives(server: Node, region: SenderProcess) -> None:
     """Five chunks, with a hole among them, and the server says so."""
     await region.joins_and_is_granted()
     region.begins()
@@ -205,7 +205,7 @@ async def half_arrives(server: Node, region: Sender) -> None:
 @pytest.mark.parametrize("rotates", [False, True])
 @pytest.mark.parametrize("kills", [1, 2])
 async def test_the_next_life_has_what_the_one_before_said_it_had(
-    house: House,
+    nodes: Nodes,
     durability: Durability,
     rotates: bool,
     kills: int,
@@ -214,20 +214,20 @@ async def test_the_next_life_has_what_the_one_before_said_it_had(
     """1. Half of an update arrives; with ``rotates`` a snapshot takes the place of the journal that has it.
     2. The server is killed, more than once perhaps. 3. Asked, it says that it has that half, and with the
     other one the update is applied."""
-    server = await a_gps(house, durability)
-    with a_sender(house) as region:
+    server = await a_gps(nodes, durability)
+    with a_sender(nodes) as region:
         await half_arrives(server, region)
         if rotates:
-            before = newest(house.folder, "snapshot")
+            before = newest(nodes.folder, "snapshot")
             monkeypatch.setattr(journal, "SNAPSHOT_QUIET_EVENTS", 1)
             region.says(Heartbeat(None))
-            await eventually(lambda: newest(house.folder, "snapshot") > before)
+            await eventually(lambda: newest(nodes.folder, "snapshot") > before)
             monkeypatch.undo()
         for _ in range(kills):
-            await house.kill("gps")
-            server = await a_gps(house, durability)
+            await nodes.kill("gps")
+            server = await a_gps(nodes, durability)
         assert server.transfers.incoming.active == 1
-    with a_sender(house) as region:
+    with a_sender(nodes) as region:
         await region.joins_again()
         assert await region.is_told(3) == Have(1, 3, 3, ((4, 6),))
         for index in (3, *range(6, CHUNKS)):
@@ -237,19 +237,19 @@ async def test_the_next_life_has_what_the_one_before_said_it_had(
         assert server.transfers.incoming.active == 0
         # What is left is the model that answers it, which nobody fetches.
         await eventually(lambda: all(blob > 0 for blob in server.tensors._uses))
-        await assert_the_first_update_survives(house)
+        await assert_the_first_update_survives(nodes)
 
 
-async def test_nobody_is_told_of_a_chunk_that_a_full_disk_has_not_taken(house: House) -> None:
+async def test_nobody_is_told_of_a_chunk_that_a_full_disk_has_not_taken(nodes: Nodes) -> None:
     """1. The disk takes two and a half of five chunks: the sender is told of none of the five.
     2. The server is killed. The next life says that it has two."""
-    server = await a_gps(house)
-    await eventually(lambda: newest(house.folder, "snapshot") == 1)
-    with a_sender(house) as region:
+    server = await a_gps(nodes)
+    await eventually(lambda: newest(nodes.folder, "snapshot") == 1)
+    with a_sender(nodes) as region:
         await region.joins_and_is_granted()
         region.begins()
         assert await region.is_told(2) == Have(1, 2, 0, ())
-        path = house.folder / "gps" / "state" / "journal-00000001"
+        path = nodes.folder / "gps" / "state" / "journal-00000001"
         full = path.stat().st_size + int(2.5 * MANIFEST.chunk_bytes)
         with files_end_at(full):
             for index in range(5):
@@ -259,94 +259,94 @@ async def test_nobody_is_told_of_a_chunk_that_a_full_disk_has_not_taken(house: H
             region.asks(3)
             region.says(Heartbeat(None))
             await region.hears(Heartbeat)
-            await eventually(lambda: len(server.keeper.held) > 0)  # type: ignore[union-attr]
+            await eventually(lambda: len(server.durability.held) > 0)  # type: ignore[union-attr]
             region.listens()
             assert all(each.through == 0 for each in region.frames if isinstance(each, Have))
-            await house.kill("gps")
-    server = await a_gps(house)
-    with a_sender(house) as region:
+            await nodes.kill("gps")
+    server = await a_gps(nodes)
+    with a_sender(nodes) as region:
         await region.joins_again()
         assert await region.is_told(4) == Have(1, 4, 2, ())
 
 
 async def test_what_was_whole_but_not_told_is_told_by_the_next_life(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1. All chunks are in the journal, and the sender knows; the server is killed before its machine
     hears of them. 2. The next life applies the update without a word from its sender."""
-    server = await a_gps(house)
-    with a_sender(house) as region:
+    server = await a_gps(nodes)
+    with a_sender(nodes) as region:
         await region.joins_and_is_granted()
         monkeypatch.setattr(server.transfers.incoming, "_complete", lambda _: None)
         region.begins()
         for index in range(CHUNKS):
             region.sends(index)
         assert await region.is_told(2) == Have(1, 2, CHUNKS, ())
-        await assert_the_first_update_survives(house, measured=False)
-    with a_sender(house) as region:
+        await assert_the_first_update_survives(nodes, measured=False)
+    with a_sender(nodes) as region:
         region.says(Offer(PushId(1, 1)))
         assert (await region.hears(Ack)).outcome == "applied"
 
 
-async def test_a_question_about_what_was_whole_is_answered_by_the_next_life(house: House) -> None:
+async def test_a_question_about_what_was_whole_is_answered_by_the_next_life(nodes: Nodes) -> None:
     """The last acknowledgement was lost with the server: nothing is sent again."""
-    await a_gps(house)
-    with a_sender(house) as region:
+    await a_gps(nodes)
+    with a_sender(nodes) as region:
         await region.joins_and_is_granted()
         region.begins()
         for index in range(CHUNKS):
             region.sends(index)
         await region.hears(Ack)
-        await assert_the_first_update_survives(house)
-    with a_sender(house) as region:
+        await assert_the_first_update_survives(nodes)
+    with a_sender(nodes) as region:
         await region.joins_again()
         assert await region.is_told(2) == Have(1, 2, CHUNKS, ())
-    assert house.nodes["gps"][0].transfers.incoming.active == 0
+    assert nodes.nodes["gps"][0].transfers.incoming.active == 0
 
 
-async def test_what_its_sender_gave_up_is_not_taken_up_again(house: House) -> None:
+async def test_what_its_sender_gave_up_is_not_taken_up_again(nodes: Nodes) -> None:
     """1. Half of an update arrives, and its sender wants no more of it. 2. The next life keeps no place."""
-    server = await a_gps(house)
-    with a_sender(house) as region:
+    server = await a_gps(nodes)
+    with a_sender(nodes) as region:
         await half_arrives(server, region)
         region._control.send_multipart([encode(RUN, Abort(1, "superseded")), b""])
         await eventually(lambda: server.transfers.incoming.active == 0)
         region.says(Heartbeat(None))
         await region.hears(Heartbeat)
-        written = server.keeper.journal  # type: ignore[union-attr]
+        written = server.durability.journal  # type: ignore[union-attr]
         await eventually(lambda: written.durable == written.last)
-        await house.kill("gps")
-    server = await a_gps(house)
+        await nodes.kill("gps")
+    server = await a_gps(nodes)
     assert (server.transfers.incoming.active, server.tensors.payloads) == (0, 0)
-    with a_sender(house) as region:
+    with a_sender(nodes) as region:
         await region.joins_again()
         assert await region.is_told(3) == Abort(1, UNKNOWN)
 
 
 async def test_no_more_payloads_are_taken_up_than_have_places(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1. Three peers, whoever granted them that, are sending when the server is killed. 2. The next life may
     have two at a time: it goes on with those that began last, and a later one goes on with the same."""
     monkeypatch.setattr(Gps, "expects", lambda *_: True)
-    server = await a_gps(house)
+    server = await a_gps(nodes)
     for number, name in enumerate((b"one", b"two", b"three"), start=1):
-        with a_sender(house, name) as region:
+        with a_sender(nodes, name) as region:
             region.begins()
             region.sends(number)
             await eventually(
                 lambda n=number: server.telemetry.counters["chunks_received"] == n  # type: ignore[misc]
             )
-    written = server.keeper.journal  # type: ignore[union-attr]
+    written = server.durability.journal  # type: ignore[union-attr]
     await eventually(lambda: written.durable == written.last)
-    await house.kill("gps")
-    server = await a_gps(house, limits=Limits(incoming_max=2))
+    await nodes.kill("gps")
+    server = await a_gps(nodes, limits=Limits(incoming_max=2))
     assert sorted(server.transfers.incoming._transfers) == ["three", "two"]
     assert server.tensors.payloads == 2
-    given_up = server.keeper.journal  # type: ignore[union-attr]
+    given_up = server.durability.journal  # type: ignore[union-attr]
     await eventually(lambda: given_up.durable == given_up.last)
-    await house.kill("gps")
-    server = await a_gps(house)
+    await nodes.kill("gps")
+    server = await a_gps(nodes)
     assert sorted(server.transfers.incoming._transfers) == ["three", "two"]
 
 

@@ -40,7 +40,7 @@ from pelago.wire.messages import (
     Wait,
     Welcome,
 )
-from tests.net.nodes import RUN, House, Script, a_model, a_push, eventually, raw_client, settled
+from tests.net.nodes import RUN, Nodes, Script, a_model, a_push, eventually, raw_client, settled
 
 MS_PS = 10**9
 OURS = -900_000
@@ -112,10 +112,10 @@ def welcoming(then: Any = None) -> Script:
 
 
 @asynccontextmanager
-async def relayed(house: House, rate: float = 1e9) -> AsyncIterator[tuple[WanProxy, WanProxy]]:
+async def relayed(nodes: Nodes, rate: float = 1e9) -> AsyncIterator[tuple[WanProxy, WanProxy]]:
     """Control and bulk through proxies at the second pair of ports, the bulk one at a rate."""
     fast, slow = Link(1e9, 0.0), Link(rate, 0.0)
-    below, above = house.ports[0], house.ports[1]
+    below, above = nodes.ports[0], nodes.ports[1]
     async with (
         WanProxy("127.0.0.1", above, "127.0.0.1", below, fast, fast) as control,
         WanProxy("127.0.0.1", above + 1, "127.0.0.1", below + 1, slow, slow) as bulk,
@@ -123,11 +123,11 @@ async def relayed(house: House, rate: float = 1e9) -> AsyncIterator[tuple[WanPro
         yield control, bulk
 
 
-async def test_a_model_arrives_bit_equal_and_both_sides_hear_of_it(house: House) -> None:
+async def test_a_model_arrives_bit_equal_and_both_sides_hear_of_it(nodes: Nodes) -> None:
     server, client = modelling(), pulling()
-    plane = house.plane(seed=3)
-    above = house.server(server, plane=plane)
-    below = house.client(client, plane=Plane(house.manifest, None))
+    plane = nodes.plane(seed=3)
+    above = nodes.server(server, plane=plane)
+    below = nodes.client(client, plane=Plane(nodes.manifest, None))
     received = await client.hears(Model)
     assert received.message == a_model(1)
     assert torch.equal(below.tensors.plane.flat(received.blob), plane.model())
@@ -137,7 +137,7 @@ async def test_a_model_arrives_bit_equal_and_both_sides_hear_of_it(house: House)
     assert below.tensors.payloads == 1
 
 
-async def test_a_pin_of_the_mean_is_the_mean(house: House) -> None:
+async def test_a_pin_of_the_mean_is_the_mean(nodes: Nodes) -> None:
     """After a step the two differ, and a peer gets the one that the machine named."""
 
     def answer(event: Event) -> list[object]:
@@ -149,9 +149,9 @@ async def test_a_pin_of_the_mean_is_the_mean(house: House) -> None:
         return []
 
     server, client = Script(answer), pulling()
-    plane = house.plane(seed=3, average=0.9)
-    house.server(server, plane=plane)
-    below = house.client(client, plane=Plane(house.manifest, None))
+    plane = nodes.plane(seed=3, average=0.9)
+    nodes.server(server, plane=plane)
+    below = nodes.client(client, plane=Plane(nodes.manifest, None))
     received = await client.hears(Model)
     found = below.tensors.plane.flat(received.blob)
     assert torch.equal(found, plane.average())
@@ -159,7 +159,7 @@ async def test_a_pin_of_the_mean_is_the_mean(house: House) -> None:
 
 
 async def test_an_update_is_measured_and_applied_and_the_next_model_contains_it(
-    house: House,
+    nodes: Nodes,
 ) -> None:
     def then(event: Event) -> list[object]:
         match event:
@@ -177,12 +177,12 @@ async def test_an_update_is_measured_and_applied_and_the_next_model_contains_it(
         return []
 
     server, client = welcoming(then), pushing()
-    above = house.server(server, plane=house.plane(seed=1))
-    below = house.client(client, plane=Plane(house.manifest, None))
+    above = nodes.server(server, plane=nodes.plane(seed=1))
+    below = nodes.client(client, plane=Plane(nodes.manifest, None))
     await client.hears(Started)
-    update = house.flat(2) * 0.01
+    update = nodes.flat(2) * 0.01
     give(below, update)
-    expected = house.plane(seed=1)
+    expected = nodes.plane(seed=1)
     expected.adopt(5, update.clone())
     expected.apply("step", 5)
     model = await client.hears(Model)
@@ -195,7 +195,7 @@ async def test_an_update_is_measured_and_applied_and_the_next_model_contains_it(
 
 
 async def test_a_difference_is_taken_before_it_is_sent_however_busy_the_lane_is(
-    house: House,
+    nodes: Nodes,
 ) -> None:
     def then(event: Event) -> list[object]:
         match event:
@@ -205,12 +205,12 @@ async def test_a_difference_is_taken_before_it_is_sent_however_busy_the_lane_is(
         return []
 
     server, client = welcoming(then), pushing()
-    house.server(server, plane=house.plane(seed=1))
-    below = house.client(client, plane=Plane(house.manifest, None))
+    nodes.server(server, plane=nodes.plane(seed=1))
+    below = nodes.client(client, plane=Plane(nodes.manifest, None))
     await client.hears(Started)
-    update = house.flat(2) * 0.01
+    update = nodes.flat(2) * 0.01
     give(below, update)
-    expected = house.plane(seed=1)
+    expected = nodes.plane(seed=1)
     expected.adopt(5, update.clone())
     for _ in range(50):
         expected.apply("step", 5)
@@ -219,13 +219,13 @@ async def test_a_difference_is_taken_before_it_is_sent_however_busy_the_lane_is(
     assert torch.equal(below.tensors.plane.flat(model.blob), expected.flat(6))
 
 
-async def test_the_plane_is_made_from_the_manifest_in_the_welcome(house: House) -> None:
+async def test_the_plane_is_made_from_the_manifest_in_the_welcome(nodes: Nodes) -> None:
     welcome = Welcome(
         incarnation=1,
         fence=0,
         group=-1,
-        manifest=house.manifest.specs,
-        fingerprint=house.manifest.fingerprint,
+        manifest=nodes.manifest.specs,
+        fingerprint=nodes.manifest.fingerprint,
         corpus="c",
     )
 
@@ -250,26 +250,26 @@ async def test_the_plane_is_made_from_the_manifest_in_the_welcome(house: House) 
         return []
 
     server, client = Script(server_answer), Script(client_answer)
-    plane = house.plane(seed=4)
-    house.server(server, plane=plane)
+    plane = nodes.plane(seed=4)
+    nodes.server(server, plane=plane)
     made: list[Manifest] = []
 
     def factory(manifest: Manifest) -> Plane:
         made.append(manifest)
-        return Plane(Manifest(manifest.specs, house.manifest.chunk_bytes), None)
+        return Plane(Manifest(manifest.specs, nodes.manifest.chunk_bytes), None)
 
-    node = house.client(client, plane_factory=factory)
+    node = nodes.client(client, plane_factory=factory)
     await client.hears(Model)
     await settled(node)
     assert node.tensors.payloads == 0
-    assert [manifest.fingerprint for manifest in made] == [house.manifest.fingerprint]
+    assert [manifest.fingerprint for manifest in made] == [nodes.manifest.fingerprint]
     assert torch.equal(node.tensors.plane.model(), plane.model())
 
 
 async def test_a_transfer_through_a_cut_connection_resumes_with_the_missing_chunks_only(
-    house: House,
+    nodes: Nodes,
 ) -> None:
-    big = House(house.folder, house.nodes, house.ports, _large())
+    big = Nodes(nodes.folder, nodes.nodes, nodes.ports, _large())
     server, client = welcoming(), pushing()
     above = big.server(server, plane=Plane(big.manifest, None))
     # A window of 8 chunks, 1 MB/s: a cut loses what is in flight, and no more.
@@ -299,8 +299,8 @@ async def test_a_transfer_through_a_cut_connection_resumes_with_the_missing_chun
         await big.stop("lps-1")
 
 
-async def test_heartbeats_pass_while_bulk_is_saturated_through_a_slow_relay(house: House) -> None:
-    big = House(house.folder, house.nodes, house.ports, _large())
+async def test_heartbeats_pass_while_bulk_is_saturated_through_a_slow_relay(nodes: Nodes) -> None:
+    big = Nodes(nodes.folder, nodes.nodes, nodes.ports, _large())
 
     def then(event: Event) -> list[object]:
         match event:
@@ -317,7 +317,7 @@ async def test_heartbeats_pass_while_bulk_is_saturated_through_a_slow_relay(hous
         return [*beat, *effects]
 
     server, client = welcoming(then), Script(answer)
-    house.nodes = big.nodes
+    nodes.nodes = big.nodes
     above = big.server(server, plane=Plane(big.manifest, None))
     async with relayed(big, rate=1e5) as (_, bulk):
         below = big.client(client, port=big.ports[1], plane=Plane(big.manifest, None))
@@ -334,8 +334,8 @@ async def test_heartbeats_pass_while_bulk_is_saturated_through_a_slow_relay(hous
         await big.stop("lps-1")
 
 
-async def test_a_newer_payload_takes_the_place_of_an_older_one(house: House) -> None:
-    big = House(house.folder, house.nodes, house.ports, _large())
+async def test_a_newer_payload_takes_the_place_of_an_older_one(nodes: Nodes) -> None:
+    big = Nodes(nodes.folder, nodes.nodes, nodes.ports, _large())
 
     def answer(event: Event) -> list[object]:
         match event:
@@ -365,11 +365,11 @@ async def test_a_newer_payload_takes_the_place_of_an_older_one(house: House) -> 
         await big.stop("lps-1")
 
 
-async def test_a_payload_of_another_model_is_refused_and_the_sender_hears_it(house: House) -> None:
+async def test_a_payload_of_another_model_is_refused_and_the_sender_hears_it(nodes: Nodes) -> None:
     server, client = welcoming(), pushing()
-    above = house.server(server, plane=house.plane())
+    above = nodes.server(server, plane=nodes.plane())
     other = Manifest((TensorSpec("a", (77,)),))
-    below = house.client(client, plane=Plane(other, None))
+    below = nodes.client(client, plane=Plane(other, None))
     await client.hears(Started)
     give(below, torch.ones(77))
     lost = await client.hears(PeerLost)
@@ -380,33 +380,33 @@ async def test_a_payload_of_another_model_is_refused_and_the_sender_hears_it(hou
     assert not server.messages(Push)
 
 
-async def test_one_payload_too_many_is_refused(house: House) -> None:
+async def test_one_payload_too_many_is_refused(nodes: Nodes) -> None:
     server, client = welcoming(), pushing()
-    above = house.server(server, plane=house.plane(), limits=Limits(incoming_max=1))
+    above = nodes.server(server, plane=nodes.plane(), limits=Limits(incoming_max=1))
     await server.hears(Started)
-    pieces = len(house.manifest.chunks)
-    with raw_client(house.ports[0] + 1, b"slow-worker") as bulk:
-        bulk.send(encode(RUN, Begin(9, 1, encode(RUN, a_push()), pieces, house.manifest.bytes)))
+    pieces = len(nodes.manifest.chunks)
+    with raw_client(nodes.ports[0] + 1, b"slow-worker") as bulk:
+        bulk.send(encode(RUN, Begin(9, 1, encode(RUN, a_push()), pieces, nodes.manifest.bytes)))
         await eventually(lambda: above.transfers.incoming.active == 1)
-        below = house.client(client, plane=Plane(house.manifest, None))
+        below = nodes.client(client, plane=Plane(nodes.manifest, None))
         await client.hears(Started)
-        give(below, house.flat(1))
+        give(below, nodes.flat(1))
         lost = await client.hears(PeerLost)
         assert lost.reason == "too many payloads under way"
     assert above.tensors.payloads == 1
 
 
-async def test_a_payload_that_stopped_arriving_makes_room_for_another(house: House) -> None:
+async def test_a_payload_that_stopped_arriving_makes_room_for_another(nodes: Nodes) -> None:
     server, client = welcoming(), pushing()
-    above = house.server(server, plane=house.plane(), limits=Limits(incoming_max=1, idle_ms=0))
+    above = nodes.server(server, plane=nodes.plane(), limits=Limits(incoming_max=1, idle_ms=0))
     await server.hears(Started)
-    pieces = len(house.manifest.chunks)
-    with raw_client(house.ports[0] + 1, b"dead-worker") as bulk:
-        bulk.send(encode(RUN, Begin(9, 1, encode(RUN, a_push()), pieces, house.manifest.bytes)))
+    pieces = len(nodes.manifest.chunks)
+    with raw_client(nodes.ports[0] + 1, b"dead-worker") as bulk:
+        bulk.send(encode(RUN, Begin(9, 1, encode(RUN, a_push()), pieces, nodes.manifest.bytes)))
         await eventually(lambda: above.transfers.incoming.active == 1)
-    below = house.client(client, plane=Plane(house.manifest, None))
+    below = nodes.client(client, plane=Plane(nodes.manifest, None))
     await client.hears(Started)
-    flat = house.flat(1)
+    flat = nodes.flat(1)
     give(below, flat)
     received = await server.hears(Push)
     assert received.peer == "lps-1"
@@ -414,20 +414,20 @@ async def test_a_payload_that_stopped_arriving_makes_room_for_another(house: Hou
     assert above.tensors.payloads == 1
 
 
-async def test_a_sender_without_an_answer_gives_up_and_says_so(house: House) -> None:
+async def test_a_sender_without_an_answer_gives_up_and_says_so(nodes: Nodes) -> None:
     client = Script()
     limits = Limits(retry_ms=50, give_up_ms=300)
-    below = house.client(client, plane=Plane(house.manifest, None), limits=limits)
+    below = nodes.client(client, plane=Plane(nodes.manifest, None), limits=limits)
     await client.hears(Started)
-    give(below, house.flat(1))
+    give(below, nodes.flat(1))
     below._execute(Send("gps", a_push(), OURS))
     lost = await client.hears(PeerLost)
     assert "no answer" in lost.reason
     assert below.transfers.outgoing.active == 0
 
 
-async def test_a_server_that_restarts_during_a_transfer_gets_all_of_it(house: House) -> None:
-    big = House(house.folder, house.nodes, house.ports, _large())
+async def test_a_server_that_restarts_during_a_transfer_gets_all_of_it(nodes: Nodes) -> None:
+    big = Nodes(nodes.folder, nodes.nodes, nodes.ports, _large())
     first, second, client = welcoming(), welcoming(), pushing()
     above = big.server(first, plane=Plane(big.manifest, None))
     limits = Limits(retry_ms=100, window_bytes=8 << 14)
@@ -447,8 +447,8 @@ async def test_a_server_that_restarts_during_a_transfer_gets_all_of_it(house: Ho
         await big.stop("lps-1")
 
 
-async def test_bulk_is_left_to_tcp_while_staging_is_behind(house: House) -> None:
-    big = House(house.folder, house.nodes, house.ports, _large())
+async def test_bulk_is_left_to_tcp_while_staging_is_behind(nodes: Nodes) -> None:
+    big = Nodes(nodes.folder, nodes.nodes, nodes.ports, _large())
     server, client = welcoming(), pushing()
     above = big.server(server, plane=Plane(big.manifest, None), limits=Limits(staging_bytes_max=1))
     below = big.client(client, plane=Plane(big.manifest, None))
@@ -459,7 +459,7 @@ async def test_bulk_is_left_to_tcp_while_staging_is_behind(house: House) -> None
     assert torch.equal(above.tensors.plane.flat(received.blob), flat)
 
 
-async def test_both_directions_at_once_between_three_nodes(house: House) -> None:
+async def test_both_directions_at_once_between_three_nodes(nodes: Nodes) -> None:
     """A node with a server side and a client side serves below while it is served from above."""
 
     def middle_answer(event: Event) -> list[object]:
@@ -477,16 +477,16 @@ async def test_both_directions_at_once_between_three_nodes(house: House) -> None
         return []
 
     top, middle, bottom = modelling(), Script(middle_answer), pulling()
-    plane = house.plane(seed=5)
-    house.server(top, plane=plane)
-    house.start(
+    plane = nodes.plane(seed=5)
+    nodes.server(top, plane=plane)
+    nodes.start(
         middle,
         "lps-1",
-        server=house.bind(house.ports[1]),
-        client=house.connect(house.ports[0]),
-        plane=Plane(house.manifest, None),
+        server=nodes.bind(nodes.ports[1]),
+        client=nodes.connect(nodes.ports[0]),
+        plane=Plane(nodes.manifest, None),
     )
-    node = house.client(bottom, "worker-1", port=house.ports[1], plane=Plane(house.manifest, None))
+    node = nodes.client(bottom, "worker-1", port=nodes.ports[1], plane=Plane(nodes.manifest, None))
     received = await bottom.hears(Model)
     assert torch.equal(node.tensors.plane.flat(received.blob), plane.model())
 
@@ -496,20 +496,20 @@ def _large() -> Manifest:
     return Manifest((TensorSpec("w", (1 << 18,)),), chunk_bytes=1 << 14)
 
 
-async def test_nothing_is_sent_twice_when_bulk_connects_later_than_control(house: House) -> None:
+async def test_nothing_is_sent_twice_when_bulk_connects_later_than_control(nodes: Nodes) -> None:
     server, client = modelling(), pulling()
-    above = house.server(server, plane=house.plane(seed=3))
-    async with relayed(house) as (_, bulk):
+    above = nodes.server(server, plane=nodes.plane(seed=3))
+    async with relayed(nodes) as (_, bulk):
         bulk.cut()
-        house.client(client, port=house.ports[1], plane=Plane(house.manifest, None))
+        nodes.client(client, port=nodes.ports[1], plane=Plane(nodes.manifest, None))
         await server.hears(Pull)
         await eventually(lambda: above.telemetry.counters["unsent_bulk"] >= 1)
         assert above.telemetry.counters["chunks_sent"] == 0
         bulk.heal()
         await client.hears(Model)
         await server.hears(Delivered)
-        assert above.telemetry.counters["chunks_sent"] == len(house.manifest.chunks)
-        await house.stop("lps-1")
+        assert above.telemetry.counters["chunks_sent"] == len(nodes.manifest.chunks)
+        await nodes.stop("lps-1")
 
 
 @pytest.mark.parametrize(
@@ -518,7 +518,7 @@ async def test_nothing_is_sent_twice_when_bulk_connects_later_than_control(house
     ids=["empty tensor", "a name twice", "larger than the limit"],
 )
 async def test_a_welcome_with_an_impossible_model_is_dropped_and_counted(
-    house: House, specs: tuple[TensorSpec, ...]
+    nodes: Nodes, specs: tuple[TensorSpec, ...]
 ) -> None:
     welcome = Welcome(1, 0, -1, specs, "f", "c")
     client = pulling()
@@ -529,9 +529,9 @@ async def test_a_welcome_with_an_impossible_model_is_dropped_and_counted(
                 return [Send(peer, welcome)]
         return []
 
-    house.server(Script(answer))
+    nodes.server(Script(answer))
     limits = Limits(model_bytes_max=1 << 40)
-    node = house.client(client, plane_factory=lambda each: Plane(each, None), limits=limits)
+    node = nodes.client(client, plane_factory=lambda each: Plane(each, None), limits=limits)
     await eventually(lambda: node.telemetry.counters["dropped_manifest"] >= 1)
     assert not node.tensors.ready
     assert not client.messages(Welcome)
