@@ -25,10 +25,11 @@ from gps.state import Gps
 from lps.state import Lps
 from pelago.config import RunFile, SimulatedEvent
 from pelago.core.errors import ConfigError
-from pelago.core.machine import PS_PER_MS, Loaded, Note, Started, StopRequested
+from pelago.core.machine import PS_PER_MS, Note, Started, StopRequested
 from pelago.core.names import Lease, Version
 from pelago.core.prng import derive
 from pelago.core.spans import SpanSet
+from pelago.core.tensor_effects import Loaded
 from pelago.sim.planes import Payload, PlanePort, Round, RoundPlan
 from pelago.sim.simulation import SimulatedNode, Simulation
 from pelago.sim.trace import Trace

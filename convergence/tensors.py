@@ -5,8 +5,8 @@ from collections.abc import Callable, Collection
 import torch
 
 from pelago.config import GpsSection, InFlight, ServerSection
-from pelago.core.machine import Operation
 from pelago.core.names import BlobId
+from pelago.core.tensor_effects import Operation
 from pelago.sim.planes import Payload
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov

@@ -14,28 +14,22 @@ from pelago.core.durable import durable
 from pelago.core.leases import SampleLedger
 from pelago.core.machine import (
     PS_PER_MS,
-    Apply,
     Delivered,
     Finish,
-    Loaded,
-    Measured,
     Note,
     PeerLost,
-    Pin,
-    Progress,
     Received,
-    Release,
     Restarted,
     Send,
     SetTick,
     Started,
     StopRequested,
     Tick,
-    Trained,
-    Validated,
 )
 from pelago.core.names import BlobId, Peer, PushId, Version, samples_of
 from pelago.core.refusals import Client, Refusals, Verdict, hopeless, update_fault
+from pelago.core.tensor_effects import Apply, Loaded, Measured, Pin, Release
+from pelago.core.training_effects import Progress, Trained, Validated
 from pelago.protocol.update_admission import UpdateAdmission
 from pelago.wire.messages import (
     PROTOCOL_VERSION,

@@ -16,9 +16,9 @@ from typing import Literal, TypeAlias, assert_never
 
 from pelago.core.dedupe import Outcome
 from pelago.core.durable import durable
-from pelago.core.machine import Difference, Operation
 from pelago.core.names import BlobId, PushId, Spans, Version
 from pelago.core.spans import SpanSet
+from pelago.core.tensor_effects import Difference, Operation
 from pelago.wire.messages import Push
 
 InFlight: TypeAlias = Literal["drop", "carry", "replay"]

@@ -16,28 +16,22 @@ from pelago.core.durable import durable
 from pelago.core.leases import LeaseTable
 from pelago.core.machine import (
     PS_PER_MS,
-    Apply,
     Delivered,
     Finish,
-    Loaded,
-    Measured,
     Note,
     PeerLost,
-    Pin,
-    Progress,
     Received,
-    Release,
     Restarted,
     Send,
     SetTick,
     Started,
     StopRequested,
     Tick,
-    Trained,
-    Validated,
 )
 from pelago.core.names import Address, BlobId, Lease, Peer, PushId, Version
 from pelago.core.refusals import Client, Refusals, hopeless, update_fault
+from pelago.core.tensor_effects import Apply, Loaded, Measured, Pin, Release
+from pelago.core.training_effects import Progress, Trained, Validated
 from pelago.protocol.client_session import GIVE_UP_AFTER_PS, ClientSession
 from pelago.protocol.update_admission import UpdateAdmission
 from pelago.wire.messages import (

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from pelago.config import RunFile
-from pelago.core.machine import Train
+from pelago.core.training_effects import Train
 from pelago.net.tensors.training import Result
 from pelago.tensor.manifest import Manifest
 from worker.evaluator import HeldOutLoss

@@ -13,28 +13,21 @@ from typing import Literal, assert_never
 from pelago.core.machine import (
     FAILED,
     PS_PER_MS,
-    Cancel,
     Delivered,
     Finish,
-    Loaded,
-    Measured,
     Note,
     PeerLost,
-    Progress,
     Received,
-    Release,
     Restarted,
     Send,
     SetTick,
     Started,
     StopRequested,
     Tick,
-    Train,
-    Trained,
-    Validate,
-    Validated,
 )
 from pelago.core.names import Address, BlobId, Lease, Peer, PushId, Version
+from pelago.core.tensor_effects import Loaded, Measured, Release
+from pelago.core.training_effects import Cancel, Progress, Train, Trained, Validate, Validated
 from pelago.core.watchdog import Watchdog
 from pelago.protocol.client_session import GIVE_UP_AFTER_PS, ClientSession
 from pelago.wire.messages import (

@@ -18,8 +18,9 @@ import torch
 import uvloop
 
 from pelago.config import RunFile, load
-from pelago.core.machine import Received, Train, Trained
+from pelago.core.machine import Received
 from pelago.core.names import Peer
+from pelago.core.training_effects import Train, Trained
 from pelago.net import daemon
 from pelago.net.node import Node, NodeSettings
 from pelago.net.sockets.pair import Connect

@@ -29,18 +29,10 @@ from convergence.fuzz.ledgers import KEPT, GlobalLedger, LedgerEntry, LocalLedge
 from convergence.fuzz.silence import Silences
 from gps.state import Gps
 from lps.state import Lps
-from pelago.core.machine import (
-    Apply,
-    Difference,
-    Finish,
-    Machine,
-    Note,
-    Operation,
-    Received,
-    Send,
-    Trained,
-)
+from pelago.core.machine import Finish, Machine, Note, Received, Send
 from pelago.core.names import Lease, PushId, Version
+from pelago.core.tensor_effects import Apply, Difference, Operation
+from pelago.core.training_effects import Trained
 from pelago.protocol.client_session import UNANSWERED
 from pelago.sim.fault_injector import ProcessState
 from pelago.sim.planes import DurablePlane, Payload, PlanePort, TimingPlane

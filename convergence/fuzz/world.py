@@ -20,17 +20,10 @@ from convergence.problems import Job, Part, build
 from gps.state import Gps
 from lps.state import Lps
 from pelago import config
-from pelago.core.machine import (
-    PS_PER_MS,
-    PS_PER_S,
-    Loaded,
-    Machine,
-    Restarted,
-    Started,
-    StopRequested,
-)
+from pelago.core.machine import PS_PER_MS, PS_PER_S, Machine, Restarted, Started, StopRequested
 from pelago.core.names import Lease, Version
 from pelago.core.prng import derive
+from pelago.core.tensor_effects import Loaded
 from pelago.durable import image
 from pelago.sim.disk import Disk
 from pelago.sim.fault_injector import DOWN, FaultInjector, SimulatedStore

@@ -8,10 +8,12 @@ the order in which they were emitted; nothing in this vocabulary carries a tenso
 ``M`` is the union of messages (`pelago.wire.messages.Message`), which lies one layer up.
 """
 
-from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar, Union
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar, Union
 
 from pelago.core.frozen import frozen
-from pelago.core.names import BlobId, Lease, Peer, PushId, Version
+from pelago.core.names import BlobId, Peer
+from pelago.core.tensor_effects import Apply, Difference, Loaded, Measure, Measured, Pin, Release
+from pelago.core.training_effects import Cancel, Progress, Train, Trained, Validate, Validated
 
 PS_PER_MS = 10**9
 """Picoseconds in a millisecond."""
@@ -19,9 +21,6 @@ PS_PER_S = 1000 * PS_PER_MS
 """Picoseconds in a second."""
 
 M = TypeVar("M")
-
-Operation = Literal["step", "load", "merge", "merge_carry", "merge_replay"]
-"""What `Apply` does with the parameters."""
 
 
 # --- events: facts -------------------------------------------------------------------------------
@@ -36,13 +35,6 @@ class Started:
 class Restarted:
     """The process was gone and another one has its state, bit for bit; first event of a machine that
     was restored. What was on its way to and from it is lost, and so is the time in between."""
-
-
-@frozen
-class Loaded:
-    """The parameters are in the arena already (made from a seed, or read from a file)."""
-
-    version: Version
 
 
 @frozen
@@ -71,52 +63,8 @@ class PeerLost:
 
 
 @frozen
-class Measured:
-    """Facts about a staged payload, computed on this node from the bytes themselves."""
-
-    blob: BlobId
-    norm: float
-    finite: bool
-
-
-@frozen
 class Tick:
     """The one periodic timer of a machine fired."""
-
-
-@frozen
-class Progress:
-    """The trainer goes on: it has finished so many local steps of a lease, and perhaps a part of the next;
-    several may be told of at once. ``skipped``: of how many the gradient was not finite, so that they changed
-    nothing. ``push`` None: it measures, and has done so many batches of that."""
-
-    push: PushId | None
-    steps: int
-    skipped: int = 0
-
-
-@frozen
-class Trained:
-    """The trainer finished a lease; ``blob`` is the pseudo-gradient, start minus end. ``skipped``: steps
-    among ``steps`` that changed nothing, since their gradient was not finite."""
-
-    push: PushId
-    blob: BlobId
-    steps: int
-    tokens: int
-    loss: float
-    skipped: int = 0
-
-
-@frozen
-class Validated:
-    """The evaluator measured the held-out loss (nats per token) of a version. ``fault``: why it could not
-    be exported, if that was wished and failed."""
-
-    version: Version
-    loss: float
-    tokens: int
-    fault: str = ""
 
 
 @frozen
@@ -160,84 +108,6 @@ class SetTick:
     """Fire `Tick` every so many picoseconds from now on."""
 
     interval_ps: int
-
-
-@frozen
-class Measure:
-    """Answer with `Measured` for a staged payload."""
-
-    blob: BlobId
-
-
-@frozen
-class Apply:
-    """Change the parameters with a staged payload, in the order of emission.
-
-    ``step``: one step of the server's outer optimiser along ``weight * blob``.
-    ``load``: model and snapshot become the blob.
-    ``merge``: model <- (1 - weight) * model + weight * blob; snapshot <- model.
-    ``merge_carry``: as ``merge``, then snapshot <- model + (model at the last `Difference` - model just
-    before the merge), so that the next `Difference` contains the movement made in between.
-    ``merge_replay``: the merge is made at the send point, and the movement made since is replayed on
-    it: snapshot <- (1 - weight) * sent + weight * blob, model <- snapshot + (model - sent), where sent
-    is the model at the last `Difference`. So the next `Difference` contains that movement too.
-    """
-
-    operation: Operation
-    blob: BlobId
-    weight: float = 1.0
-
-
-@frozen
-class Pin:
-    """Name the parameters as they are now ``blob``; later changes do not touch it.
-
-    ``average``: name their running mean instead, if the driver's plane keeps one.
-    """
-
-    blob: BlobId
-    average: bool = False
-
-
-@frozen
-class Difference:
-    """Name ``snapshot - model`` as it is now ``blob``: the pseudo-gradient of an exchange."""
-
-    blob: BlobId
-
-
-@frozen
-class Release:
-    """The machine needs this payload no more; it is freed when no send uses it."""
-
-    blob: BlobId
-
-
-@frozen
-class Train:
-    """Train from the parameters ``blob`` on a lease: the one long effect. Answers `Progress`, `Trained`.
-    ``group``: for which group of the region."""
-
-    lease: Lease
-    version: Version
-    blob: BlobId
-    group: int
-
-
-@frozen
-class Cancel:
-    """Stop training on a lease; nothing is answered for it any more."""
-
-    push: PushId
-
-
-@frozen
-class Validate:
-    """Measure the held-out loss of ``blob``, and export it too if ``export``. Answers `Validated`."""
-
-    version: Version
-    blob: BlobId
-    export: bool
 
 
 @frozen

@@ -8,7 +8,7 @@ clients how many came to nothing since the last one that was accepted, and gives
 from typing import Literal, TypeAlias
 
 from pelago.core.durable import durable
-from pelago.core.machine import Measured
+from pelago.core.tensor_effects import Measured
 
 Client: TypeAlias = int | str
 """A group of a region at its LPS, a region at the GPS: a process that comes back counts on."""

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, assert_never
 
-from pelago.core.machine import Apply, Difference, Machine, Operation, Pin, Release
+from pelago.core.machine import Machine
 from pelago.core.names import BlobId
+from pelago.core.tensor_effects import Apply, Difference, Operation, Pin, Release
 from pelago.durable import record
 from pelago.durable.record import HEAD_BYTES, Head
 from pelago.wire.messages import Busy, Effect, Event, Heartbeat, Message, Refuse, Wait

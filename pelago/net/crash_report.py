@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from pelago.core import machine as vocabulary
-from pelago.core import names
+from pelago.core import machine, names, tensor_effects, training_effects
 from pelago.core.errors import CheckpointError
 from pelago.core.machine import Machine, Started
 from pelago.net import atomic_files
@@ -149,7 +148,7 @@ def parse(text: str) -> Event:
 
 _KINDS: Final[dict[str, type]] = {
     name: kind
-    for module in (vocabulary, names, messages)
+    for module in (machine, tensor_effects, training_effects, names, messages)
     for name, kind in vars(module).items()
     if isinstance(kind, type) and kind.__module__ == module.__name__
 }

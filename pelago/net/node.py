@@ -24,28 +24,21 @@ from pelago.core.listening import Listening
 from pelago.core.machine import (
     FAILED,
     PS_PER_S,
-    Apply,
-    Cancel,
-    Difference,
     Finish,
-    Loaded,
     Machine,
-    Measure,
     Note,
     PeerLost,
-    Pin,
     Received,
-    Release,
     Restarted,
     Send,
     SetTick,
     Started,
     StopRequested,
     Tick,
-    Train,
-    Validate,
 )
 from pelago.core.names import BlobId, Peer, Version
+from pelago.core.tensor_effects import Apply, Difference, Loaded, Measure, Pin, Release
+from pelago.core.training_effects import Cancel, Train, Validate
 from pelago.durable.record import Begun
 from pelago.net.command import EXIT_FAILED
 from pelago.net.crash_report import RecentEvents
@@ -64,13 +57,7 @@ from pelago.protocol.client_session import UNANSWERED
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire.codec import decode_message, encode, encode_refusal, peek_hello
-from pelago.wire.messages import (
-    PROTOCOL_VERSION,
-    Effect,
-    Event,
-    Message,
-    Welcome,
-)
+from pelago.wire.messages import PROTOCOL_VERSION, Effect, Event, Message, Welcome
 
 EXIT_CRASHED: Final = 70
 FAREWELL_S: Final = 0.5

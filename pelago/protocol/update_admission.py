@@ -7,8 +7,9 @@ decides what an update is worth. Every message may come again: an update that is
 from collections.abc import Container
 
 from pelago.core.durable import durable
-from pelago.core.machine import PS_PER_MS, Measure, Release, Send
+from pelago.core.machine import PS_PER_MS, Send
 from pelago.core.names import BlobId, Peer, PushId
+from pelago.core.tensor_effects import Measure, Release
 from pelago.protocol.staging import Staging
 from pelago.wire.messages import Ack, Busy, Effect, Grant, Outcome, Push
 

@@ -23,21 +23,17 @@ from typing import Final, Protocol
 from pelago.core.errors import CheckpointError
 from pelago.core.machine import (
     Delivered,
-    Difference,
     Finish,
     Machine,
-    Measure,
-    Measured,
     PeerLost,
-    Pin,
     Received,
-    Release,
     Restarted,
     Send,
     SetTick,
     Tick,
 )
 from pelago.core.names import BlobId, Peer
+from pelago.core.tensor_effects import Difference, Measure, Measured, Pin, Release
 from pelago.durable import image
 from pelago.durable.replay import UNCOMMITTED
 from pelago.sim.disk import Disk

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pelago.core.frozen import frozen
-from pelago.core.machine import Operation
 from pelago.core.names import BlobId, Lease
+from pelago.core.tensor_effects import Operation
 
 Payload = object
 """Immutable: a plane that lent one never changes it."""

@@ -25,28 +25,19 @@ from heapq import heappop, heappush
 from typing import Any, Final, Protocol, TypeAlias, Union, assert_never
 
 from pelago.core.machine import (
-    Apply,
-    Cancel,
     Delivered,
-    Difference,
     Finish,
     Machine,
-    Measure,
-    Measured,
     Note,
     PeerLost,
-    Pin,
     Received,
-    Release,
     Send,
     SetTick,
     Tick,
-    Train,
-    Trained,
-    Validate,
-    Validated,
 )
 from pelago.core.names import BlobId, Peer
+from pelago.core.tensor_effects import Apply, Difference, Measure, Measured, Pin, Release
+from pelago.core.training_effects import Cancel, Train, Trained, Validate, Validated
 from pelago.sim.links import Links, SharedLink
 from pelago.sim.planes import Payload, PlanePort, VirtualTrainer
 from pelago.sim.trace import Trace

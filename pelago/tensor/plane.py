@@ -23,8 +23,8 @@ import torch
 import xxhash
 
 from pelago.core.errors import CheckpointError
-from pelago.core.machine import Operation
 from pelago.core.names import BlobId
+from pelago.core.tensor_effects import Operation
 from pelago.tensor.checksum import Bytes, checksum
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov, Slots, merge
@@ -182,7 +182,7 @@ class Plane:
         blob: BlobId,
         weight: float = 1.0,
     ) -> None:
-        """Change the parameters with a complete payload, as `pelago.core.machine.Apply` says.
+        """Change the parameters with a complete payload, as `pelago.core.tensor_effects.Apply` says.
 
         ``load`` also forgets what was remembered, and ``merge_carry`` and ``merge_replay`` before a
         `difference` keep nothing. Raises `KeyError` for an unknown blob.

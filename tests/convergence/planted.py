@@ -26,8 +26,9 @@ from pelago.children import end_with
 from pelago.core import durable
 from pelago.core.leases import LeaseTable, SampleLedger
 from pelago.core.listening import Listening
-from pelago.core.machine import Measure, Send
+from pelago.core.machine import Send
 from pelago.core.refusals import Refusals
+from pelago.core.tensor_effects import Measure
 from pelago.durable import record
 from pelago.protocol.client_session import ClientSession
 from pelago.protocol.staging import Staging

@@ -18,8 +18,9 @@ from lps.state import Lps
 from pelago import config
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError
-from pelago.core.machine import PS_PER_MS, Loaded, Started
+from pelago.core.machine import PS_PER_MS, Started
 from pelago.core.names import Lease, PushId, Version
+from pelago.core.tensor_effects import Loaded
 from pelago.sim.links import Links
 from pelago.sim.planes import TimingPlane
 from pelago.sim.simulation import SimulatedNode, Simulation

@@ -1,7 +1,7 @@
 """Who has nothing accepted any more, and whether others do better."""
 
-from pelago.core.machine import Measured
 from pelago.core.refusals import Client, Refusals, hopeless, update_fault
+from pelago.core.tensor_effects import Measured
 from pelago.durable import image
 
 BOTH: list[Client] = [0, 1]

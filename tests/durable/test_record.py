@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from pelago.core import machine
 from pelago.core.errors import CheckpointError, WireError
-from pelago.core.machine import Measured, PeerLost, Received, Started
+from pelago.core.machine import PeerLost, Received, Started
+from pelago.core.tensor_effects import Measured
 from pelago.durable import record
 from pelago.durable.record import (
     FORMAT,

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from pelago.core.machine import Operation
+from pelago.core.tensor_effects import Operation
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
 from pelago.tensor.plane import Plane

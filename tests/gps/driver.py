@@ -1,8 +1,9 @@
 """A GPS with two regions, and the ways into its phases."""
 
 from gps.state import Gps, GpsSettings
-from pelago.core.machine import PS_PER_MS, Loaded, Measured, Note, Send, SetTick, Started
+from pelago.core.machine import PS_PER_MS, Note, Send, SetTick, Started
 from pelago.core.names import Address, BlobId, PushId, Spans, Version
+from pelago.core.tensor_effects import Loaded, Measured
 from pelago.wire.messages import (
     PROTOCOL_VERSION,
     Effect,

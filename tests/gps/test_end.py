@@ -8,20 +8,16 @@ from gps import state
 from pelago.core.leases import LedgerTotals
 from pelago.core.machine import (
     PS_PER_MS,
-    Apply,
     Delivered,
     Finish,
-    Loaded,
-    Measured,
     Note,
     PeerLost,
-    Pin,
-    Release,
     Send,
     StopRequested,
     Tick,
 )
 from pelago.core.names import PushId, Version
+from pelago.core.tensor_effects import Apply, Loaded, Measured, Pin, Release
 from pelago.wire.messages import (
     Ack,
     Effect,

@@ -4,19 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from pelago.core.machine import (
-    Apply,
-    Delivered,
-    Measure,
-    Measured,
-    Note,
-    PeerLost,
-    Pin,
-    Release,
-    Send,
-    Tick,
-)
+from pelago.core.machine import Delivered, Note, PeerLost, Send, Tick
 from pelago.core.names import PushId, Version
+from pelago.core.tensor_effects import Apply, Measure, Measured, Pin, Release
 from pelago.wire.messages import (
     Ack,
     Busy,

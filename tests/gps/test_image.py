@@ -6,8 +6,9 @@ import pytest
 
 from gps.state import Gps
 from pelago.core.errors import CheckpointError
-from pelago.core.machine import Measured, Note, Received, Send
+from pelago.core.machine import Note, Received, Send
 from pelago.core.names import PushId
+from pelago.core.tensor_effects import Measured
 from pelago.durable.image import restore, take
 from pelago.wire.messages import Heartbeat, Offer, Refuse, Stop
 from tests.gps.driver import REPORT, SETTINGS, GpsDriver, hello, update, welcome

@@ -5,19 +5,10 @@ from dataclasses import replace
 import pytest
 
 from gps.state import Gps
-from pelago.core.machine import (
-    Event,
-    Loaded,
-    Note,
-    Progress,
-    Release,
-    Send,
-    Started,
-    Tick,
-    Trained,
-    Validated,
-)
+from pelago.core.machine import Event, Note, Send, Started, Tick
 from pelago.core.names import PushId, Version
+from pelago.core.tensor_effects import Loaded, Release
+from pelago.core.training_effects import Progress, Trained, Validated
 from pelago.wire.messages import (
     Ack,
     Evaluated,

@@ -7,8 +7,9 @@ import pytest
 from gps.result import result
 from gps.state import Gps
 from pelago.config import RunFile
-from pelago.core.machine import Finish, Measured, Note, Restarted, Send
+from pelago.core.machine import Finish, Note, Restarted, Send
 from pelago.core.names import PushId
+from pelago.core.tensor_effects import Measured
 from pelago.durable.image import restore, take
 from pelago.wire.messages import Effect, Goodbye, LeaseRequest, Leave, Model, Refuse, Stop
 from tests.gps.driver import SETTINGS, GpsDriver, hello, update

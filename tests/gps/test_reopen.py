@@ -10,16 +10,7 @@ from pelago.config import RunFile
 from pelago.core.machine import PS_PER_MS, Note, Received, Restarted, Send, StopRequested
 from pelago.core.names import PushId, Version
 from pelago.durable.image import restore, take
-from pelago.wire.messages import (
-    Ack,
-    Heartbeat,
-    LeaseRequest,
-    Leave,
-    Offer,
-    Pull,
-    Rejoin,
-    Welcome,
-)
+from pelago.wire.messages import Ack, Heartbeat, LeaseRequest, Leave, Offer, Pull, Rejoin, Welcome
 from tests.gps.driver import SETTINGS, GpsDriver, hello, update
 
 E1 = PushId(1, 1)

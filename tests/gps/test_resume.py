@@ -12,8 +12,9 @@ from gps.state import Gps
 from pelago import config
 from pelago.config import RunFile
 from pelago.core.errors import CheckpointError, ConfigError, ForeignState
-from pelago.core.machine import Loaded, Started
+from pelago.core.machine import Started
 from pelago.core.names import Version
+from pelago.core.tensor_effects import Loaded
 from pelago.durable import image, record
 from pelago.durable.replay import at
 from pelago.net import daemon

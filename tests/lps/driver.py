@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 from lps.state import Lps, LpsSettings
-from pelago.core.machine import PS_PER_MS, Measured, Note, Send, SetTick, Started
+from pelago.core.machine import PS_PER_MS, Note, Send, SetTick, Started
 from pelago.core.names import Address, BlobId, Lease, Peer, PushId, Spans, Version
+from pelago.core.tensor_effects import Measured
 from pelago.wire.messages import (
     PROTOCOL_VERSION,
     Effect,

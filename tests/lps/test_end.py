@@ -5,22 +5,10 @@ import pytest
 from lps.exchange import InFlight
 from lps.state import Lps
 from pelago.core.dedupe import Outcome
-from pelago.core.machine import (
-    Event,
-    Finish,
-    Loaded,
-    Measured,
-    Note,
-    Progress,
-    Release,
-    Restarted,
-    Send,
-    StopRequested,
-    Tick,
-    Trained,
-    Validated,
-)
+from pelago.core.machine import Event, Finish, Note, Restarted, Send, StopRequested, Tick
 from pelago.core.names import PushId, Spans, Version
+from pelago.core.tensor_effects import Loaded, Measured, Release
+from pelago.core.training_effects import Progress, Trained, Validated
 from pelago.protocol.client_session import GIVE_UP_AFTER_PS, LEAVE_TICKS_MAX, UNANSWERED
 from pelago.wire.messages import (
     Ack,

@@ -5,19 +5,9 @@ from dataclasses import replace
 import pytest
 
 from lps.exchange import Exchanges, InFlight
-from pelago.core.machine import (
-    Apply,
-    Delivered,
-    Difference,
-    Measured,
-    Note,
-    Operation,
-    PeerLost,
-    Release,
-    Send,
-    Tick,
-)
+from pelago.core.machine import Delivered, Note, PeerLost, Send, Tick
 from pelago.core.names import PushId, Spans, Version
+from pelago.core.tensor_effects import Apply, Difference, Measured, Operation, Release
 from pelago.wire.messages import (
     Ack,
     Busy,

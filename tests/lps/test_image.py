@@ -9,8 +9,9 @@ import pytest
 from lps.exchange import InFlight
 from lps.state import Lps
 from pelago.core.errors import CheckpointError
-from pelago.core.machine import Apply, Loaded, Received, StopRequested, Tick
+from pelago.core.machine import Received, StopRequested, Tick
 from pelago.core.names import PushId, Version
+from pelago.core.tensor_effects import Apply, Loaded
 from pelago.durable.image import Plain, restore, take
 from pelago.wire.messages import Ack, Heartbeat, Offer, Pull
 from tests.lps.driver import REPORT, SETTINGS, LpsDriver, global_model, hello, update

@@ -5,20 +5,12 @@ from dataclasses import replace
 import pytest
 
 from lps.state import Lps
-from pelago.core.machine import Finish, Measured, Note, Restarted, Send, Tick
+from pelago.core.machine import Finish, Note, Restarted, Send, Tick
 from pelago.core.names import Lease
+from pelago.core.tensor_effects import Measured
 from pelago.durable.image import restore, take
 from pelago.protocol.client_session import LEAVE_TICKS_MAX
-from pelago.wire.messages import (
-    Ack,
-    Effect,
-    Failed,
-    Goodbye,
-    Leave,
-    Refuse,
-    Stop,
-    WorkerReport,
-)
+from pelago.wire.messages import Ack, Effect, Failed, Goodbye, Leave, Refuse, Stop, WorkerReport
 from tests.lps.driver import GPS_HELLO, SETTINGS, LpsDriver, update
 
 

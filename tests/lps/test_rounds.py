@@ -4,29 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from pelago.core.machine import (
-    PS_PER_MS,
-    Apply,
-    Delivered,
-    Measure,
-    Measured,
-    Note,
-    PeerLost,
-    Pin,
-    Release,
-    Send,
-    Tick,
-)
+from pelago.core.machine import PS_PER_MS, Delivered, Note, PeerLost, Send, Tick
 from pelago.core.names import PushId
-from pelago.wire.messages import (
-    Ack,
-    Busy,
-    Grant,
-    LeaseRequest,
-    Leave,
-    Offer,
-    Pull,
-)
+from pelago.core.tensor_effects import Apply, Measure, Measured, Pin, Release
+from pelago.wire.messages import Ack, Busy, Grant, LeaseRequest, Leave, Offer, Pull
 from tests.lps.driver import LpsDriver, global_model, gps_welcome, lease, reply, update
 
 L1, L2 = lease(1, ((0, 4),)), lease(2, ((4, 8),))

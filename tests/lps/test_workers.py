@@ -6,18 +6,9 @@ import pytest
 
 from lps.members import PAST_MAX
 from lps.state import WORKERS_NAMED_EVERY, WORKERS_NAMED_MAX
-from pelago.core.machine import (
-    PS_PER_MS,
-    Delivered,
-    Measured,
-    Note,
-    PeerLost,
-    Pin,
-    Release,
-    Send,
-    Tick,
-)
+from pelago.core.machine import PS_PER_MS, Delivered, Note, PeerLost, Send, Tick
 from pelago.core.names import Address, Lease, Version
+from pelago.core.tensor_effects import Measured, Pin, Release
 from pelago.wire.messages import (
     Ack,
     Evaluated,

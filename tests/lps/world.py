@@ -14,31 +14,20 @@ from lps.exchange import InFlight
 from lps.state import Lps, LpsSettings
 from pelago.core.machine import (
     PS_PER_MS,
-    Apply,
-    Cancel,
     Delivered,
-    Difference,
     Finish,
-    Loaded,
-    Measure,
-    Measured,
     Note,
     PeerLost,
-    Pin,
-    Progress,
     Received,
-    Release,
     Send,
     SetTick,
     Started,
     Tick,
-    Train,
-    Trained,
-    Validate,
-    Validated,
 )
 from pelago.core.names import Address, BlobId, Lease, Peer, Version
 from pelago.core.spans import SpanSet
+from pelago.core.tensor_effects import Apply, Difference, Loaded, Measure, Measured, Pin, Release
+from pelago.core.training_effects import Cancel, Progress, Train, Trained, Validate, Validated
 from pelago.wire.codec import decode_message, encode
 from pelago.wire.messages import Effect, Event
 from worker.state import Evaluator, Worker, WorkerSettings

@@ -15,13 +15,13 @@ from pelago.core.machine import (
     Finish,
     PeerLost,
     Received,
-    Release,
     Send,
     SetTick,
     Started,
     Tick,
 )
 from pelago.core.names import Address, PushId, Version
+from pelago.core.tensor_effects import Release
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire.messages import (

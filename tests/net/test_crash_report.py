@@ -16,18 +16,9 @@ from lps.exchange import Exchanges
 from lps.state import Lps, LpsSettings
 from pelago.core.errors import CheckpointError
 from pelago.core.leases import SampleLedger
-from pelago.core.machine import (
-    PS_PER_MS,
-    Measured,
-    PeerLost,
-    Pin,
-    Received,
-    Release,
-    Send,
-    Started,
-    Tick,
-)
+from pelago.core.machine import PS_PER_MS, PeerLost, Received, Send, Started, Tick
 from pelago.core.names import Version
+from pelago.core.tensor_effects import Measured, Pin, Release
 from pelago.net import crash_report
 from pelago.net.crash_report import RecentEvents, parse, read, replay, summarise
 from pelago.net.durability import journal

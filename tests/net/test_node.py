@@ -11,27 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pelago.core.machine import (
-    Cancel,
-    Difference,
-    Finish,
-    Loaded,
-    Measure,
-    Measured,
-    Note,
-    Pin,
-    Progress,
-    Release,
-    SetTick,
-    Started,
-    StopRequested,
-    Tick,
-    Train,
-    Trained,
-    Validate,
-    Validated,
-)
+from pelago.core.machine import Finish, Note, SetTick, Started, StopRequested, Tick
 from pelago.core.names import Version
+from pelago.core.tensor_effects import Difference, Loaded, Measure, Measured, Pin, Release
+from pelago.core.training_effects import Cancel, Progress, Train, Trained, Validate, Validated
 from pelago.net.command import EXIT_FAILED
 from pelago.net.node import CRASHED, EXIT_CRASHED, exit_code
 from pelago.net.tensors.training import Result

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from pelago.core.machine import FAILED, PS_PER_MS, Pin, Received, Release, Send, Train
+from pelago.core.machine import FAILED, PS_PER_MS, Received, Send
 from pelago.core.names import Address, Lease, PushId, Version
+from pelago.core.tensor_effects import Pin, Release
+from pelago.core.training_effects import Train
 from pelago.net.tensors import lane
 from pelago.tensor.plane import Plane
 from pelago.wire.messages import (

@@ -9,9 +9,7 @@ from pelago.core.machine import (
     Machine,
     Note,
     PeerLost,
-    Pin,
     Received,
-    Release,
     Restarted,
     Send,
     SetTick,
@@ -19,6 +17,7 @@ from pelago.core.machine import (
     Tick,
 )
 from pelago.core.names import Peer, PushId, Version
+from pelago.core.tensor_effects import Pin, Release
 from pelago.sim.disk import Disk
 from pelago.sim.fault_injector import FaultInjector, SimulatedStore
 from pelago.sim.fault_profile import Clock, FaultProfile

@@ -9,28 +9,20 @@ from hypothesis import strategies as st
 from pelago.core.errors import WireError
 from pelago.core.machine import (
     PS_PER_MS,
-    Cancel,
     Delivered,
-    Difference,
     Finish,
-    Measure,
-    Measured,
     Note,
     PeerLost,
-    Pin,
     Received,
-    Release,
     Send,
     SetTick,
     Started,
     StopRequested,
     Tick,
-    Train,
-    Trained,
-    Validate,
-    Validated,
 )
 from pelago.core.names import Lease, Peer, PushId, Version
+from pelago.core.tensor_effects import Difference, Measure, Measured, Pin, Release
+from pelago.core.training_effects import Cancel, Train, Trained, Validate, Validated
 from pelago.sim.links import Links
 from pelago.sim.planes import Payload, Round, RoundPlan, TimingPlane
 from pelago.sim.simulation import SimulatedNode, Simulation

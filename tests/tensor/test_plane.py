@@ -166,7 +166,7 @@ def test_huge_numbers_are_finite(dtype):
 
 @dataclass
 class Reference:
-    """What `pelago.core.machine.Apply`, `Pin` and `Difference` say, word by word, in numpy."""
+    """What `pelago.core.tensor_effects.Apply`, `Pin` and `Difference` say, word by word, in numpy."""
 
     outer: DelayedNesterov
     model: np.ndarray

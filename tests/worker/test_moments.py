@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pelago.config import RunFile
-from pelago.core.machine import Train
 from pelago.core.names import Lease, PushId, Version
+from pelago.core.training_effects import Train
 from pelago.net.tensors.training import Result
 from tests.worker.corpora import run_file, write_texts
 from worker import moments

@@ -6,26 +6,20 @@ import pytest
 
 from pelago.core.machine import (
     PS_PER_MS,
-    Cancel,
     Delivered,
     Event,
     Finish,
-    Loaded,
-    Measured,
     Note,
     PeerLost,
-    Progress,
-    Release,
     Send,
     SetTick,
     Started,
     StopRequested,
     Tick,
-    Train,
-    Trained,
-    Validated,
 )
 from pelago.core.names import Address, Lease, PushId, Version
+from pelago.core.tensor_effects import Loaded, Measured, Release
+from pelago.core.training_effects import Cancel, Progress, Train, Trained, Validated
 from pelago.protocol.client_session import GIVE_UP_AFTER_PS, LEAVE_TICKS_MAX, UNANSWERED
 from pelago.wire.messages import (
     PROTOCOL_VERSION,

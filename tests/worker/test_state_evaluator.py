@@ -9,22 +9,17 @@ from pelago.core.machine import (
     Delivered,
     Event,
     Finish,
-    Loaded,
-    Measured,
     Note,
     PeerLost,
-    Progress,
-    Release,
     Send,
     SetTick,
     Started,
     StopRequested,
     Tick,
-    Trained,
-    Validate,
-    Validated,
 )
 from pelago.core.names import Address, PushId, Version
+from pelago.core.tensor_effects import Loaded, Measured, Release
+from pelago.core.training_effects import Progress, Trained, Validate, Validated
 from pelago.protocol.client_session import GIVE_UP_AFTER_PS, LEAVE_TICKS_MAX, UNANSWERED
 from pelago.wire.messages import (
     PROTOCOL_VERSION,

@@ -14,8 +14,8 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Any, Final, TypeVar, assert_never
 
-from pelago.core.machine import Apply, Difference, Measure, Measured, Pin, Release
 from pelago.core.names import BlobId
+from pelago.core.tensor_effects import Apply, Difference, Measure, Measured, Pin, Release
 from pelago.durable.replay import perform
 from pelago.tensor.plane import Plane
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pelago.core.errors import CheckpointError
-from pelago.core.machine import Progress, Train, Trained, Validate, Validated
 from pelago.core.names import PushId
+from pelago.core.training_effects import Progress, Train, Trained, Validate, Validated
 from pelago.net.tensors.lane import Lane, Tensors
 
 

@@ -10,17 +10,8 @@ import pytest
 import torch
 
 from pelago.core.errors import ConfigError
-from pelago.core.machine import (
-    Delivered,
-    PeerLost,
-    Pin,
-    Received,
-    Release,
-    Send,
-    SetTick,
-    Started,
-    Tick,
-)
+from pelago.core.machine import Delivered, PeerLost, Received, Send, SetTick, Started, Tick
+from pelago.core.tensor_effects import Pin, Release
 from pelago.emulate.link import Link
 from pelago.emulate.wan import WanProxy
 from pelago.net import limits

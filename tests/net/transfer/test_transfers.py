@@ -7,21 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from pelago.core.machine import (
-    Apply,
-    Delivered,
-    Difference,
-    Measure,
-    Measured,
-    PeerLost,
-    Pin,
-    Received,
-    Release,
-    Send,
-    SetTick,
-    Started,
-    Tick,
-)
+from pelago.core.machine import Delivered, PeerLost, Received, Send, SetTick, Started, Tick
+from pelago.core.tensor_effects import Apply, Difference, Measure, Measured, Pin, Release
 from pelago.emulate.link import Link
 from pelago.emulate.wan import WanProxy
 from pelago.net.limits import Limits

@@ -1,0 +1,66 @@
+"""The events and effects of workers and of the evaluator: training on a lease, and measuring the held-out loss."""
+
+from pelago.core.frozen import frozen
+from pelago.core.names import BlobId, Lease, PushId, Version
+
+
+@frozen
+class Progress:
+    """The trainer goes on: it has finished so many local steps of a lease, and perhaps a part of the next;
+    several may be told of at once. ``skipped``: of how many the gradient was not finite, so that they changed
+    nothing. ``push`` None: it measures, and has done so many batches of that."""
+
+    push: PushId | None
+    steps: int
+    skipped: int = 0
+
+
+@frozen
+class Trained:
+    """The trainer finished a lease; ``blob`` is the pseudo-gradient, start minus end. ``skipped``: steps
+    among ``steps`` that changed nothing, since their gradient was not finite."""
+
+    push: PushId
+    blob: BlobId
+    steps: int
+    tokens: int
+    loss: float
+    skipped: int = 0
+
+
+@frozen
+class Validated:
+    """The evaluator measured the held-out loss (nats per token) of a version. ``fault``: why it could not
+    be exported, if that was wished and failed."""
+
+    version: Version
+    loss: float
+    tokens: int
+    fault: str = ""
+
+
+@frozen
+class Train:
+    """Train from the parameters ``blob`` on a lease: the one long effect. Answers `Progress`, `Trained`.
+    ``group``: for which group of the region."""
+
+    lease: Lease
+    version: Version
+    blob: BlobId
+    group: int
+
+
+@frozen
+class Cancel:
+    """Stop training on a lease; nothing is answered for it any more."""
+
+    push: PushId
+
+
+@frozen
+class Validate:
+    """Measure the held-out loss of ``blob``, and export it too if ``export``. Answers `Validated`."""
+
+    version: Version
+    blob: BlobId
+    export: bool
