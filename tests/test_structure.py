@@ -1,0 +1,47 @@
+"""The shape of the tree: names that occur once, and files that can be read in one sitting."""
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).parents[1]
+PRODUCT: Final = ("pelago", "gps", "lps", "worker", "convergence", "experiments")
+EVERYTHING: Final = (*PRODUCT, "bench", "tests")
+LINES_MAX: Final = 500
+
+
+def modules(*folders: str) -> Iterator[Path]:
+    """Every Python file below some folders."""
+    for folder in folders:
+        yield from sorted((ROOT / folder).rglob("*.py"))
+
+
+def classes(path: Path) -> Iterator[ast.ClassDef]:
+    """Every class of a file, nested ones included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef):
+            yield node
+
+
+def test_a_public_class_name_occurs_once_in_the_whole_tree() -> None:
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for path in modules(*EVERYTHING):
+        for each in classes(path):
+            if not each.name.startswith("_"):
+                found[each.name].append(f"{path.relative_to(ROOT)}:{each.lineno}")
+    assert len(found) > 300
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}
+
+
+@pytest.mark.parametrize("folder", ["pelago", "gps", "lps", "worker"])
+def test_no_file_is_longer_than_a_reader_can_hold(folder: str) -> None:
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in modules(folder)
+    }
+    assert lengths
+    assert {name: lines for name, lines in lengths.items() if lines > LINES_MAX} == {}
