@@ -15,7 +15,7 @@ import torch
 from pelago import config
 from pelago.config import RunFile
 from pelago.core.names import Lease, PushId
-from worker.evaluator import HeldOutLoss
+from worker.evaluator.held_out_loss import HeldOutLoss
 from worker.trainer import Trainer
 
 DEMO = Path(__file__).parents[1] / "demo.toml"

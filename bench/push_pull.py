@@ -20,7 +20,7 @@ from parts.machine import describe, summary, usage
 from pelago.config import RunFile, dump, parse
 from pelago.net.sockets.tcp_ports import free_pairs
 from pelago.tensor.manifest import Manifest
-from worker.evaluator import HeldOutLoss
+from worker.evaluator.held_out_loss import HeldOutLoss
 
 PARTS = Path(__file__).parent / "parts"
 KINDS = ("blocked", "whole", "nothing")

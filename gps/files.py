@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias
 
 import torch
 
-from pelago.net import atomic_files
+from pelago import atomic_files
 from pelago.tensor import model_file
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.snapshot import PlaneSnapshot

@@ -10,7 +10,7 @@ from pelago.config import RunFile
 from pelago.core.training_effects import Train
 from pelago.net.tensors.training import Result
 from pelago.tensor.manifest import Manifest
-from worker.evaluator import HeldOutLoss
+from worker.evaluator.held_out_loss import HeldOutLoss
 from worker.moments import MomentsFile, SavedMoments, Tell, Whose
 from worker.schedule import begins_late
 from worker.trainer import Trainer

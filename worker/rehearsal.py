@@ -20,7 +20,7 @@ from pelago.core.prng import derive
 from worker import device as devices
 from worker import memory
 from worker.data import Corpus, open_corpus
-from worker.evaluator import HeldOutLoss
+from worker.evaluator.held_out_loss import HeldOutLoss
 from worker.models import LanguageModel, weights
 from worker.models.architecture import architecture, first_line, named
 from worker.models.build import FAULTS, skeleton

@@ -19,7 +19,7 @@ from pelago.tensor import model_file
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from worker import device as devices
-from worker.evaluator import HeldOutLoss
+from worker.evaluator.held_out_loss import HeldOutLoss
 from worker.ports import EvaluatorPort, WorkerPort
 from worker.rehearsal import describe
 from worker.schedule import Pace

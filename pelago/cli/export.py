@@ -54,7 +54,7 @@ def _said(found: FoundState) -> str:
 
 
 def _export_model(found: FoundState, run: config.RunFile, folder: Path) -> None:
-    from worker.evaluator import HeldOutLoss
+    from worker.evaluator.held_out_loss import HeldOutLoss
 
     # A worker of the run may have the accelerator to itself.
     worker = run.worker.model_copy(update={"device": "cpu"})

@@ -17,12 +17,11 @@ from typing import Any
 
 import uvloop
 
-from pelago import children, config
+from pelago import atomic_files, children, config
 from pelago.cli.progress import ProgressDisplay
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError, PelagoError
 from pelago.emulate.wan import Link, WanProxy
-from pelago.net import atomic_files
 from pelago.net.command import EXIT_FAILED, EXIT_USER
 from pelago.net.files import lock_to_read
 from pelago.net.signals import listen

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from pelago import atomic_files
 from pelago.core import machine, names, tensor_effects, training_effects
 from pelago.core.errors import CheckpointError
 from pelago.core.machine import Machine, Started
-from pelago.net import atomic_files
 from pelago.wire import messages
 from pelago.wire.messages import Effect, Event, Message
 

@@ -25,7 +25,7 @@ from pelago.wire.messages import TensorSpec
 from tests.worker.corpora import TINY, write_texts, write_tokens
 from worker import models
 from worker.data import open_corpus
-from worker.evaluator import HeldOutLoss
+from worker.evaluator.held_out_loss import HeldOutLoss
 from worker.models.architecture import architecture
 from worker.trainer import Trainer
 

@@ -9,10 +9,10 @@ import torch
 from pelago.core.names import Lease, PushId
 from pelago.net.tensors.training import Result
 from tests.worker.corpora import write_texts
+from tests.worker.evaluator.test_held_out_loss import of_folder
 from tests.worker.reopened import held_out_loss
-from tests.worker.test_evaluator import of_folder
 from tests.worker.tiny_models import ARCHITECTURES, config_folder
-from worker.evaluator import HeldOutLoss
+from worker.evaluator.held_out_loss import HeldOutLoss
 from worker.trainer import Trainer
 
 NAMED = frozenset({"bloom", "gemma2", "gpt_neo", "gpt_oss", "gptj", "mamba", "opt"})

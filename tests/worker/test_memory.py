@@ -11,7 +11,7 @@ from pelago.core.errors import ConfigError
 from tests.worker.corpora import run_file, write_texts
 from tests.worker.test_trainer import train
 from worker import device as devices
-from worker.evaluator import HeldOutLoss
+from worker.evaluator.held_out_loss import HeldOutLoss
 from worker.memory import Step, explained, is_lack
 from worker.trainer import Trainer
 

@@ -8,7 +8,7 @@ import torch
 from pelago.config import RunFile
 from pelago.core.errors import ConfigError
 from tests.worker.corpora import run_file, write_texts, write_tokens
-from tests.worker.test_evaluator import of_folder, word_tokenizer
+from tests.worker.evaluator.test_held_out_loss import of_folder, word_tokenizer
 from tests.worker.tiny_models import checkpoint_folder, config_folder, tensors_of, write_tensors
 from worker import device as devices
 from worker.models.architecture import architecture

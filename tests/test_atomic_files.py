@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pelago.net import atomic_files
+from pelago import atomic_files
 
 
 def test_a_folder_takes_the_place_of_a_folder_a_file_or_nothing(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pelago.core.errors import CheckpointError, ConfigError
 from tests.small_disk import fill, small_disk
 from tests.worker.corpora import run_file, write_texts
 from tests.worker.tiny_models import checkpoint_folder, config_folder
-from worker.evaluator import HeldOutLoss, check_export
+from worker.evaluator.held_out_loss import HeldOutLoss, check_export
 from worker.trainer import Trainer
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
+from pelago import atomic_files
 from pelago.config import RunFile
 from pelago.core.errors import CheckpointError
-from pelago.net import atomic_files
 from pelago.wire.messages import TensorSpec
 from worker import device as devices
 from worker import memory
