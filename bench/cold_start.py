@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from pelago import config
-from pelago.config import RunFile
+from pelago.config import run_toml
+from pelago.config.run_file import RunFile
 from pelago.core.names import Lease, PushId
 from worker.evaluator.held_out_loss import HeldOutLoss
 from worker.trainer import Trainer
@@ -28,7 +28,7 @@ WARM_UPS = (0, 10, 20, 40, 80)
 
 def run_file(seed: int, cold_start_steps: int, optimiser: str) -> RunFile:
     """The demo's, with a clock that ticks once a step of this one worker."""
-    tables = config.load(DEMO).model_dump(mode="json")
+    tables = run_toml.load(DEMO).model_dump(mode="json")
     tables["run"]["seed"] = seed
     tables["worker"] |= {
         "cold_start_steps": cold_start_steps,

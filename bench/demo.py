@@ -16,8 +16,8 @@ from typing import Any
 
 from parts.machine import describe
 
-from pelago import config
-from pelago.config import RunFile
+from pelago.config import run_toml
+from pelago.config.run_file import RunFile
 
 DEMO = Path(__file__).parent.parent / "demo.toml"
 LOSS_MAX = 2.0
@@ -40,7 +40,7 @@ def trained(run: RunFile, folder: Path) -> dict[str, Any]:
     """Run it; the figures of its result."""
     folder.mkdir()
     path = folder / "run.toml"
-    path.write_text(config.dump(run), encoding="utf-8")
+    path.write_text(run_toml.dump(run), encoding="utf-8")
     out = folder / "out"
     command = [sys.executable, "-m", "pelago.cli.main", "local", str(path), "--out", str(out)]
     subprocess.run([*command, "--plain"], check=True)
@@ -60,7 +60,7 @@ def trained(run: RunFile, folder: Path) -> dict[str, Any]:
 
 def main() -> int:
     """Measure and print; 1 if the demo misses what it promises."""
-    run = config.load(DEMO)
+    run = run_toml.load(DEMO)
     with tempfile.TemporaryDirectory() as folder:
         demo = trained(run, Path(folder) / "demo")
         alone = trained(one_region(run), Path(folder) / "alone")

@@ -20,7 +20,7 @@ from parts.machine import describe
 
 from convergence.lm.problem import LanguageModelling
 from convergence.problems import Job, Part
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 from pelago.core.names import Lease, PushId
 from worker.trainer import Trainer
 

@@ -21,8 +21,9 @@ from typing import Any
 from parts.machine import describe
 
 from convergence.cluster import Cluster
-from pelago import config
-from pelago.config import RunFile, SimulatedEvent, SimulationSection
+from pelago.config import run_toml
+from pelago.config.run_file import RunFile
+from pelago.config.simulation import SimulatedEvent, SimulationSection
 
 
 def with_links(run: RunFile, mbps: float, steps: int) -> RunFile:
@@ -77,7 +78,7 @@ def compare(run: RunFile) -> dict[str, Any]:
     """Run for real, simulate, and put the two beside each other."""
     with tempfile.TemporaryDirectory() as folder:
         out, path = Path(folder) / "out", Path(folder) / "run.toml"
-        path.write_text(config.dump(run), encoding="utf-8")
+        path.write_text(run_toml.dump(run), encoding="utf-8")
         command = [sys.executable, "-m", "pelago.cli.main", "local", str(path), "--out", str(out)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         real: dict[str, Any] = json.loads((out / "result.json").read_text(encoding="utf-8"))
@@ -119,7 +120,7 @@ def main() -> None:
     parser.add_argument("--mbps", type=float, nargs="+", default=[10.0, 50.0, 500.0])
     parser.add_argument("--steps", type=int, default=2400, help="local steps of each run")
     options = parser.parse_args()
-    run = config.load(options.run)
+    run = run_toml.load(options.run)
     rows = []
     for mbps in options.mbps:
         rows.append(compare(with_links(run, mbps, options.steps)))

@@ -17,7 +17,8 @@ from typing import Any
 
 from parts.machine import describe, summary, usage
 
-from pelago.config import RunFile, dump, parse
+from pelago.config.run_file import RunFile
+from pelago.config.run_toml import dump, parse
 from pelago.net.sockets.tcp_ports import free_pairs
 from pelago.tensor.manifest import Manifest
 from worker.evaluator.held_out_loss import HeldOutLoss

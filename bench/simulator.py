@@ -16,8 +16,8 @@ from typing import Any
 from parts.machine import describe, summary
 
 from convergence.cluster import Arrival, Cluster
-from pelago import config
-from pelago.config import RunFile
+from pelago.config import run_toml
+from pelago.config.run_file import RunFile
 
 PAPER = Path(__file__).parents[1] / "experiments" / "halos_paper.toml"
 LOOP = compile("x = 0\nfor i in range(10**7): x += i", "loop", "exec")
@@ -36,7 +36,7 @@ def seconds(job: Callable[[], object]) -> float:
 
 def measure(rounds: int) -> dict[str, Any]:
     """Loop, run, loop, run, ..., loop: each run is compared with the loops before and after it."""
-    run = config.load(PAPER)
+    run = run_toml.load(PAPER)
     runs: list[float] = []
     loops = [seconds(lambda: exec(LOOP, {}))]
     events = 0
@@ -59,7 +59,7 @@ def measure(rounds: int) -> dict[str, Any]:
 
 def measure_memory() -> dict[str, Any]:
     """Resident megabytes after each tenth of a run of ten million events."""
-    paper = config.load(PAPER)
+    paper = run_toml.load(PAPER)
     budget = paper.run.budget_local_steps * LONGER
     run: RunFile = paper.model_copy(
         update={"run": paper.run.model_copy(update={"budget_local_steps": budget})}

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from parts.machine import describe
 
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 from pelago.core.names import Lease, PushId
 from worker.models.language import LanguageModel
 from worker.trainer import Trainer

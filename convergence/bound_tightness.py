@@ -16,7 +16,7 @@ from convergence.nonconvex import START, Nonconvex
 from convergence.sgd import Vector
 from convergence.tensors import TensorPlane
 from convergence.theory import Bound, bound, conditions, lag_estimate, scaled, statistics
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 
 
 @dataclass(frozen=True, slots=True)

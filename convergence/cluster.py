@@ -23,7 +23,8 @@ from convergence.rounds import Rounds
 from gps.result import result
 from gps.state import Gps
 from lps.state import Lps
-from pelago.config import RunFile, SimulatedEvent
+from pelago.config.run_file import RunFile
+from pelago.config.simulation import SimulatedEvent
 from pelago.core.errors import ConfigError
 from pelago.core.machine import PS_PER_MS, Note, Started, StopRequested
 from pelago.core.names import Lease, Version

@@ -28,8 +28,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, assert_never
 
-from pelago import config
-from pelago.config import RunFile, SimulationSection
+from pelago.config.run_file import RunFile
+from pelago.config.simulation import SimulationSection
+from pelago.config.topology import RegionSection
 from pelago.core.errors import ConfigError
 from pelago.core.machine import PS_PER_MS
 from pelago.sim.links import Links
@@ -249,7 +250,7 @@ def _one_level(run: RunFile, units: list[WorkerUnit]) -> ClusterLayout:
     )
     seen = run.model_copy(
         update={
-            "region": (config.RegionSection(name=ONE_SERVER, worker_speeds=(1.0,) * len(units)),),
+            "region": (RegionSection(name=ONE_SERVER, worker_speeds=(1.0,) * len(units)),),
             "lps": lps,
             "gps": run.gps.model_copy(update={**plain, "region": ONE_SERVER}),
         }

@@ -20,7 +20,9 @@ from convergence import tensors
 from convergence.problems import Job
 from convergence.sgd import Noise, Vector, descend, numbers
 from convergence.tensors import TensorPlane
-from pelago.config import InFlight, RunFile, ServerSection
+from pelago.config.fields import InFlight
+from pelago.config.run_file import RunFile
+from pelago.config.servers import ServerSection
 from pelago.core.errors import ConfigError
 from pelago.sim.planes import Payload, PlanePort, Round
 from pelago.tensor.manifest import Manifest

@@ -10,7 +10,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, assert_never, runtime_checkable
 
-from pelago.config import InFlight, RunFile, ServerSection
+from pelago.config.fields import InFlight
+from pelago.config.run_file import RunFile
+from pelago.config.servers import ServerSection
 from pelago.core.frozen import frozen
 from pelago.core.names import Spans
 from pelago.sim.planes import Payload, PlanePort, Round, TimingPlane

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from convergence.problems import Job
-from pelago.config import RunFile, WorkerSection
+from pelago.config.run_file import RunFile
+from pelago.config.training import WorkerSection
 from pelago.core.prng import derive
 from worker.schedule import learning_rate
 

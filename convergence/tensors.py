@@ -4,7 +4,8 @@ from collections.abc import Callable, Collection
 
 import torch
 
-from pelago.config import GpsSection, InFlight, ServerSection
+from pelago.config.fields import InFlight
+from pelago.config.servers import GpsSection, ServerSection
 from pelago.core.names import BlobId
 from pelago.core.tensor_effects import Operation
 from pelago.sim.planes import Payload

@@ -5,6 +5,5 @@ catalogue.py   finds the run files and studies that lie in this folder
 replay.py      runs one run file and writes its results
 study/         many runs of one question: planned, run, measured, compared
 report/        one page of tables and plots
-toml.py        writes TOML
 LOG.md         what was measured, with verdicts; negative results are kept
 """

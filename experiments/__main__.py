@@ -13,7 +13,7 @@ from pelago.net.telemetry import say
 from pelago.reading import expanded
 
 if TYPE_CHECKING:
-    from pelago.config import RunFile
+    from pelago.config.run_file import RunFile
 
 
 def parser() -> argparse.ArgumentParser:

@@ -18,8 +18,8 @@ from typing import Any, Final
 
 from convergence.batch_trainer import BatchTrainer
 from convergence.cluster import Arrival, Cluster
-from pelago import config
-from pelago.config import RunFile
+from pelago.config import run_toml
+from pelago.config.run_file import RunFile
 from pelago.core.errors import ConfigError
 from pelago.core.machine import PS_PER_MS
 
@@ -41,7 +41,7 @@ class Replayed:
 
 def load(path: Path) -> RunFile:
     """Read a run file that has a [simulation]. Raises `ConfigError`."""
-    run = config.load(path)
+    run = run_toml.load(path)
     if run.simulation is None:
         raise ConfigError(
             f"{path}: simulation: this table is missing, so there is nothing to replay"
@@ -107,7 +107,7 @@ def files(run: RunFile, replayed: Replayed) -> dict[str, str]:
         for behind, count in sorted(counts.items())
     ]
     return {
-        "run.toml": config.dump(run),
+        "run.toml": run_toml.dump(run),
         "result.json": json.dumps(finite(replayed.result), indent=1, allow_nan=False) + "\n",
         "arrivals.csv": _csv(("time_ms", "region", "counted_steps", "cumulative_steps"), arrivals),
         "staleness.csv": _csv(("level", "staleness", "count"), staleness),

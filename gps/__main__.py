@@ -8,7 +8,7 @@ from pelago import reading
 from pelago.net import command
 
 if TYPE_CHECKING:
-    from pelago.config import RunFile
+    from pelago.config.run_file import RunFile
 
 
 def parser() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ from typing import Any
 from gps import files
 from gps.result import result
 from gps.state import SETTLED, Gps
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 from pelago.net.node import Node
 from pelago.net.telemetry import Telemetry
 

@@ -8,7 +8,7 @@ import torch
 
 from gps.resume import NODE, local_state, restored_state
 from gps.state import Gps
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 from pelago.core.errors import CheckpointError, ConfigError
 from pelago.net.durability.state_folder import StateFolder
 from pelago.tensor.manifest import Manifest

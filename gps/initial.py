@@ -14,7 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from pelago import children
-from pelago.config import RunFile, dump
+from pelago.config.run_file import RunFile
+from pelago.config.run_toml import dump
 from pelago.core.errors import CheckpointError, ConfigError
 from pelago.tensor.manifest import Manifest
 from pelago.wire.messages import TensorSpec

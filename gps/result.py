@@ -22,7 +22,7 @@ Both drivers make it here, so the same keys mean the same thing under both clock
 from typing import Any, Literal
 
 from gps.state import Gps
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 from pelago.core.machine import PS_PER_MS
 from pelago.wire.messages import RegionReport, WorkerReport
 

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from gps.settings import PS_PER_MINUTE, settings
 from gps.state import Gps
-from pelago import config
-from pelago.config import RunFile
+from pelago.config import run_toml
+from pelago.config.run_file import RunFile
 from pelago.core.errors import CheckpointError, ConfigError, ForeignState
 from pelago.durable import image, record
 from pelago.net import daemon
@@ -50,7 +50,7 @@ def plane_of(run: RunFile, manifest: Manifest) -> Plane:
 
 def facts_of(run: RunFile, corpus: str) -> dict[str, str]:
     """What a GPS's snapshots say of it besides its state."""
-    return {"run": config.dump(run), "corpus": corpus}
+    return {"run": run_toml.dump(run), "corpus": corpus}
 
 
 def machine_of(run: RunFile, incarnation: int, manifest: Manifest, corpus: str) -> Gps:
@@ -213,7 +213,7 @@ def restored_state(
     kept = SnapshotContents.of(snapshot)
     if kept.manifest is None or not kept.facts.keys() >= {"run", "corpus"}:
         raise CheckpointError(f"{source}: the snapshot is not of a GPS")
-    run = config.parse(kept.facts["run"], f"run file in {source}")
+    run = run_toml.parse(kept.facts["run"], f"run file in {source}")
     machine = machine_of(run, recovered.header.incarnation, kept.manifest, kept.facts["corpus"])
     restored = restore(recovered, recovered.header.run, machine, None, lambda m: plane_of(run, m))
     return kept, run, machine, restored

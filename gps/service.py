@@ -15,7 +15,7 @@ from gps.result import result
 from gps.resume import NODE, facts_of, machine_of, open_state, plane_of
 from gps.state import Gps
 from pelago import address
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 from pelago.core.errors import ConfigError
 from pelago.core.machine import Finish
 from pelago.core.names import Peer, Version

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pelago.net import command
 
 if TYPE_CHECKING:
-    from pelago.config import RunFile
+    from pelago.config.run_file import RunFile
 
 
 def parser() -> argparse.ArgumentParser:

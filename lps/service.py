@@ -9,7 +9,8 @@ import uvloop
 from lps.settings import settings
 from lps.state import Lps
 from pelago import address
-from pelago.config import Durability, RunFile
+from pelago.config.fields import Durability
+from pelago.config.run_file import RunFile
 from pelago.core.errors import CheckpointError, ForeignState
 from pelago.core.names import Peer
 from pelago.net import command, daemon

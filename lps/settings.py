@@ -3,7 +3,7 @@
 from typing import Final
 
 from lps.state import LpsSettings
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 from pelago.core.machine import PS_PER_MS
 from pelago.core.names import Peer
 from pelago.core.watchdog import longest_ps

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pelago import config
 from pelago.cli.check import _check_ports, _doubts
+from pelago.config import run_toml
 from pelago.core.errors import ConfigError
 
 REGION = '[[region]]\nname = "eu"\nworker_speeds = [1]\n'
@@ -21,7 +21,7 @@ REGION = '[[region]]\nname = "eu"\nworker_speeds = [1]\n'
     ],
 )
 def test_check_warns_of_addresses_that_may_lead_nowhere(keys: str, said: list[str]) -> None:
-    doubts = list(_doubts(config.parse(f"[gps]\n{keys}\n{REGION}")))
+    doubts = list(_doubts(run_toml.parse(f"[gps]\n{keys}\n{REGION}")))
     assert len(doubts) == len(said)
     for doubt, part in zip(doubts, said, strict=True):
         assert doubt.startswith("gps: connect = ")
@@ -48,7 +48,7 @@ def test_servers_of_this_machine_may_not_want_a_port_of_one_address(
 ) -> None:
     """However the address is written. Each server takes two ports."""
     monkeypatch.setattr("pelago.cli.check.require_free", lambda *_: None)
-    run = config.parse(f'[gps]\nbind = "{gps}"\n{REGION}bind = "{region}"\n')
+    run = run_toml.parse(f'[gps]\nbind = "{gps}"\n{REGION}bind = "{region}"\n')
     if not taken:
         _check_ports(run)
         return
@@ -61,6 +61,6 @@ def test_servers_of_this_machine_may_not_want_a_port_of_one_address(
 
 def test_servers_of_other_hosts_may_have_the_same_ports() -> None:
     text = '[gps]\nconnect = "a.example:7700"\n' + REGION + 'bind = "0.0.0.0:7700"\n'
-    _check_ports(config.parse(text + 'connect = "b.example:7700"\n'))
+    _check_ports(run_toml.parse(text + 'connect = "b.example:7700"\n'))
     with pytest.raises(ConfigError, match=r"port 7700 is used by gps\.bind too"):
-        _check_ports(config.parse(text + 'connect = "a.example:7800"\n'))
+        _check_ports(run_toml.parse(text + 'connect = "a.example:7800"\n'))

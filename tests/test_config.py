@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pelago import config
+from pelago.config import run_toml
+from pelago.config.run_file import RunFile
 from pelago.core.errors import ConfigError
 
 REGIONS = '[[region]]\nname = "eu"\nworker_speeds = [1, 0.5]\n[[region]]\nname = "us"\nworker_speeds = [2]\n'
@@ -15,13 +16,13 @@ REGIONS = '[[region]]\nname = "eu"\nworker_speeds = [1, 0.5]\n[[region]]\nname =
 def fault(text: str) -> str:
     """What is said about a run file that is wrong."""
     with pytest.raises(ConfigError) as refused:
-        config.parse(text + REGIONS)
+        run_toml.parse(text + REGIONS)
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
 
 def test_two_regions_are_all_that_must_be_said() -> None:
-    run = config.parse(REGIONS)
+    run = run_toml.parse(REGIONS)
     assert run.gps_region == "eu"
     assert run.lps.updates_per_exchange == 32
     assert run.gps_connect() == ("127.0.0.1", 7700)
@@ -89,7 +90,7 @@ def test_regions_need_names_of_their_own() -> None:
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Any) -> None:
     with pytest.raises(ConfigError, match=r"cannot read the run file .*nothing\.toml"):
-        config.load(tmp_path / "nothing.toml")
+        run_toml.load(tmp_path / "nothing.toml")
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
@@ -99,11 +100,11 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=2
     out=texts, overrides=st.dictionaries(texts, st.one_of(st.booleans(), st.integers(-9, 9), texts))
 )
 def test_what_is_dumped_is_parsed_back_unchanged(out: str, overrides: dict[str, Any]) -> None:
-    tables = config.parse(REGIONS).model_dump()
+    tables = run_toml.parse(REGIONS).model_dump()
     tables["run"]["out"] = out
     tables["model"]["overrides"] = overrides
-    run = config.RunFile.model_validate(tables)
-    assert config.parse(config.dump(run)) == run
+    run = RunFile.model_validate(tables)
+    assert run_toml.parse(run_toml.dump(run)) == run
 
 
 def test_the_events_of_a_simulation_survive_a_dump() -> None:
@@ -111,28 +112,28 @@ def test_the_events_of_a_simulation_survive_a_dump() -> None:
         f'[[simulation.event]]\nat_ms = {at}\nnode = "eu/0"\nkind = "{kind}"\n'
         for at, kind in ((5, "lose"), (7.5, "join"))
     )
-    run = config.parse(events + REGIONS)
+    run = run_toml.parse(events + REGIONS)
     assert run.simulation is not None
     assert [each.kind for each in run.simulation.event] == ["lose", "join"]
-    assert config.parse(config.dump(run)) == run
+    assert run_toml.parse(run_toml.dump(run)) == run
 
 
 def test_hosts_may_differ_in_addresses_and_paths_but_in_nothing_else() -> None:
-    here = config.parse(REGIONS)
+    here = run_toml.parse(REGIONS)
     same = '[run]\nout = "/elsewhere"\n[gps]\nconnect = "gps.example:7700"\n[data]\nsource = "text:/data"\n'
-    assert config.parse(same + REGIONS).run_id == here.run_id
+    assert run_toml.parse(same + REGIONS).run_id == here.run_id
     for other in ("[lps]\nmomentum = 0.8\n", "[run]\nseed = 1\n", "[run]\nname = 'x'\n"):
-        assert config.parse(other + REGIONS).run_id != here.run_id
+        assert run_toml.parse(other + REGIONS).run_id != here.run_id
 
 
 def test_speeds_may_be_in_any_unit() -> None:
     """Operations a second, say: only their ratios count."""
-    run = config.parse('[[region]]\nname = "eu"\nworker_speeds = [989e12, 312e12]\n')
+    run = run_toml.parse('[[region]]\nname = "eu"\nworker_speeds = [989e12, 312e12]\n')
     assert run.relative_speed(0, 1) == pytest.approx(312 / 989)
 
 
 def test_speeds_are_relative_to_the_fastest_of_the_whole_file() -> None:
-    run = config.parse(REGIONS)
+    run = run_toml.parse(REGIONS)
     assert [run.relative_speed(0, 0), run.relative_speed(0, 1), run.relative_speed(1, 0)] == [
         0.5,
         0.25,

@@ -12,11 +12,14 @@ import gps.__main__
 import lps.__main__
 import worker.__main__
 from experiments import __main__ as experiments
-from experiments import toml
 from experiments.study import study_file
-from pelago import config, reading
+from pelago import reading
 from pelago.cli import main as cli
-from pelago.config import RunFile, Section, SimulationSection
+from pelago.config import run_toml, toml_writer
+from pelago.config.fields import Section
+from pelago.config.run_file import RunFile
+from pelago.config.simulation import SimulationSection
+from pelago.config.topology import RegionSection
 from pelago.core.errors import ConfigError
 from pelago.net import daemon
 from pelago.net.durability.archive import Archive
@@ -34,7 +37,7 @@ JARGON = re.compile(
 def test_a_byte_order_mark_is_no_part_of_a_run_file(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text(RUN, encoding="utf-8-sig")
-    assert config.load(path) == config.parse(RUN)
+    assert run_toml.load(path) == run_toml.parse(RUN)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
@@ -42,14 +45,14 @@ def test_a_run_file_in_utf_16_is_called_so(encoding: str, tmp_path: Path) -> Non
     path = tmp_path / "run.toml"
     path.write_text(RUN, encoding=encoding)
     with pytest.raises(ConfigError, match=r"run\.toml: it is UTF-16, and must be UTF-8"):
-        config.load(path)
+        run_toml.load(path)
 
 
 def test_a_byte_that_is_not_utf_8_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text("# one\n# São Paulo\n" + RUN, encoding="latin-1")
     with pytest.raises(ConfigError, match=r"line 2 has the byte 0xe3, which is not UTF-8"):
-        config.load(path)
+        run_toml.load(path)
 
 
 def test_a_study_with_a_byte_order_mark_is_a_study(tmp_path: Path) -> None:
@@ -66,7 +69,7 @@ def test_the_users_folder_is_found_in_every_path_of_a_run_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
-    run = config.parse(
+    run = run_toml.parse(
         '[run]\nout = "~/runs"\n[model]\npreset = "~/llama"\n'
         '[data]\nsource = "text:~/corpus"\ntokenizer = "~/llama"\n[gps]\nsnapshots = "~/far"\n'
         + RUN
@@ -75,9 +78,9 @@ def test_the_users_folder_is_found_in_every_path_of_a_run_file(
     assert run.model.preset == run.data.tokenizer == "/home/ada/llama"
     assert run.data.source == "text:/home/ada/corpus"
     assert run.gps.snapshots == "/home/ada/far"
-    tokens = config.parse('[data]\nsource = "tokens:~/a.bin"\n' + RUN)
+    tokens = run_toml.parse('[data]\nsource = "tokens:~/a.bin"\n' + RUN)
     assert tokens.data.source == "tokens:/home/ada/a.bin"
-    assert config.parse('[gps]\nsnapshots = "s3://~b/x"\n' + RUN).gps.snapshots == "s3://~b/x"
+    assert run_toml.parse('[gps]\nsnapshots = "s3://~b/x"\n' + RUN).gps.snapshots == "s3://~b/x"
 
 
 @pytest.mark.parametrize("path", ["~no-such-user", "~no-such-user/runs"])
@@ -86,7 +89,7 @@ def test_the_folder_of_a_user_who_is_not_known_is_not_made_here(
 ) -> None:
     """Another host that reads the same file may know him, so it is refused where it would be written to."""
     monkeypatch.chdir(tmp_path)
-    run = config.parse(f'[run]\nout = "{path}"\n[gps]\nsnapshots = "{path}"\n' + RUN)
+    run = run_toml.parse(f'[run]\nout = "{path}"\n[gps]\nsnapshots = "{path}"\n' + RUN)
     said = "= '~no-such-user.*': no folder of a user is known here as ~no-such-user"
     with pytest.raises(ConfigError, match=f"^run.out {said}"):
         daemon.out_folder(run, None)
@@ -139,8 +142,8 @@ def _tables() -> Iterator[tuple[str, type[Section], str]]:
         if isinstance(model, type) and issubclass(model, Section):
             for key in model.model_fields:
                 yield name, model, key
-    for key in config.RegionSection.model_fields:
-        yield "region", config.RegionSection, key
+    for key in RegionSection.model_fields:
+        yield "region", RegionSection, key
 
 
 @pytest.mark.parametrize(("table", "key"), [(table, key) for table, _, key in _tables()])
@@ -152,7 +155,7 @@ def test_what_is_said_of_a_wrong_value_is_plain_english(table: str, key: str) ->
         else:
             tables[table] = {key: value}
         try:
-            config.parse(toml.text(tables))
+            run_toml.parse(toml_writer.text(tables))
         except ConfigError as error:
             assert not JARGON.search(str(error)), error
             assert "\n" not in str(error)
@@ -178,7 +181,7 @@ def test_what_is_said_of_a_wrong_value_is_plain_english(table: str, key: str) ->
 )
 def test_the_sentence_about_a_wrong_value(text: str, said: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        config.parse(text)
+        run_toml.parse(text)
     assert said in str(refused.value)
 
 
@@ -187,7 +190,7 @@ def test_the_sentence_about_a_wrong_value(text: str, said: str) -> None:
 )
 def test_a_list_with_an_entry_that_is_wrong_is_not_called_too_short(region: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        config.parse(f"[[region]]\n{region}\n")
+        run_toml.parse(f"[[region]]\n{region}\n")
     assert "region.0." in str(refused.value)
     assert "at least 1 entry" not in str(refused.value)
 
@@ -208,7 +211,7 @@ def test_a_name_that_cannot_be_taken_is_refused_with_the_letters_that_can(
 ) -> None:
     for text in (RUN.replace("eu", name), f'[run]\nname = "{name}"\n' + RUN):
         with pytest.raises(ConfigError) as refused:
-            config.parse(text)
+            run_toml.parse(text)
         said = str(refused.value)
         assert (
             f"name = {name!r}: a name has letters from a to z and A to Z, digits, '.', '_' and '-'"
@@ -218,14 +221,14 @@ def test_a_name_that_cannot_be_taken_is_refused_with_the_letters_that_can(
 
 
 def test_addresses_of_every_kind_stand_in_a_run_file() -> None:
-    run = config.parse(
+    run = run_toml.parse(
         '[gps]\nbind = "[::1]:7700"\n[[region]]\nname = "eu"\nworker_speeds = [1]\n'
         'bind = "*:7710"\nconnect = "bücher.example:7711"\n'
     )
     assert run.gps_bind() == run.gps_connect() == ("::1", 7700)
     assert run.lps_bind(0) == ("*", 7710)
     assert run.lps_connect(0) == ("xn--bcher-kva.example", 7711)
-    assert config.parse(config.dump(run)) == run
+    assert run_toml.parse(run_toml.dump(run)) == run
 
 
 @pytest.mark.parametrize("key", ["bind", "connect"])
@@ -235,4 +238,4 @@ def test_an_address_that_is_none_is_refused_under_its_key(key: str) -> None:
         (RUN + f'{key} = "x"\n', "region.0"),
     ):
         with pytest.raises(ConfigError, match=rf"{where}\.{key} = 'x': must be HOST:PORT"):
-            config.parse(text)
+            run_toml.parse(text)

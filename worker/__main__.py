@@ -9,7 +9,7 @@ from pelago.core.errors import ConfigError
 from pelago.net import command
 
 if TYPE_CHECKING:
-    from pelago.config import RunFile
+    from pelago.config.run_file import RunFile
 
 
 def parser() -> argparse.ArgumentParser:

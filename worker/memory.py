@@ -8,7 +8,7 @@ from typing import Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import torch
 
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 from pelago.core.errors import ConfigError
 from worker import device as devices
 

@@ -13,7 +13,7 @@ from typing import Final, assert_never
 
 import torch
 
-from pelago.config import WorkerSection
+from pelago.config.training import WorkerSection
 from pelago.core.errors import ConfigError
 from worker.models import LanguageModel
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 from pelago.core.training_effects import Train
 from pelago.net.tensors.training import Result
 from pelago.tensor.manifest import Manifest

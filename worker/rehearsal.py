@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import torch
 
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 from pelago.core.errors import ConfigError
 from pelago.core.prng import derive
 from worker import device as devices

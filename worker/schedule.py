@@ -6,7 +6,8 @@ Source of the first two: Kim et al., "HALoS", arXiv 2506.04531, and its released
 import math
 from dataclasses import dataclass
 
-from pelago.config import RunFile, WorkerSection
+from pelago.config.run_file import RunFile
+from pelago.config.training import WorkerSection
 
 
 def local_steps(steps: int, speed: float, rescale: bool) -> int:

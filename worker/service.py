@@ -8,7 +8,7 @@ import torch
 import uvloop
 
 from pelago import address
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 from pelago.core.errors import CheckpointError
 from pelago.net import command, daemon
 from pelago.net.durability import disk_needs

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 from pelago.core.machine import PS_PER_MS
 from pelago.core.names import Address, Peer
 from worker.schedule import local_steps

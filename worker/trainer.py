@@ -9,7 +9,8 @@ from itertools import chain
 
 import torch
 
-from pelago.config import RunFile, WorkerSection
+from pelago.config.run_file import RunFile
+from pelago.config.training import WorkerSection
 from pelago.core.names import Lease
 from pelago.core.prng import derive
 from pelago.net.tensors.training import Result

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import zmq
 
-from pelago.config import LpsSection
+from pelago.config.servers import LpsSection
 from pelago.tensor.checksum import checksum
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov, OptimiserState, Slots

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 import uvloop
 
-from pelago.config import RunFile, load
+from pelago.config.run_file import RunFile
+from pelago.config.run_toml import load
 from pelago.core.machine import Received
 from pelago.core.names import Peer
 from pelago.core.training_effects import Train, Trained

@@ -19,7 +19,7 @@ from convergence.fuzz.ledgers import GlobalLedger
 from convergence.problems import Job, Part, build
 from gps.state import Gps
 from lps.state import Lps
-from pelago import config
+from pelago.config import run_toml
 from pelago.core.machine import PS_PER_MS, PS_PER_S, Machine, Restarted, Started, StopRequested
 from pelago.core.names import Lease, Version
 from pelago.core.prng import derive
@@ -97,7 +97,7 @@ class World:
 
     def __init__(self, drawn: Draw, trace: bool = False) -> None:
         self.drawn = drawn
-        self.run = config.parse(drawn.toml)
+        self.run = run_toml.parse(drawn.toml)
         self.problem = build(self.run, sum(drawn.workers))
         self.random = Random(derive("world", drawn.seed))
         self._failures = Random(derive("failures", drawn.seed))

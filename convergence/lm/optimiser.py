@@ -17,7 +17,7 @@ from typing import Final
 import torch
 
 from convergence.lm.shape import Shape
-from pelago.config import WorkerSection
+from pelago.config.training import WorkerSection
 
 MUON_MOMENTUM: Final = 0.95
 NEWTON_SCHULZ_STEPS: Final = 5

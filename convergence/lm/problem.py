@@ -18,7 +18,10 @@ from convergence.lm.samples import Integers, Samples
 from convergence.lm.shape import check_layout, shape_of
 from convergence.lm.stacked import Stacked
 from convergence.problems import Job
-from pelago.config import DataSection, InFlight, ModelSection, RunFile, ServerSection
+from pelago.config.fields import InFlight
+from pelago.config.run_file import RunFile
+from pelago.config.servers import ServerSection
+from pelago.config.training import DataSection, ModelSection
 from pelago.sim.planes import Payload, PlanePort, Round
 from pelago.tensor.manifest import Manifest
 from worker import device as devices

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import torch
 
-from pelago import config
+from pelago.config.training import ModelSection
 from pelago.core.errors import ConfigError
 from pelago.wire.messages import TensorSpec
 
@@ -148,7 +148,7 @@ class Shape:
         )
 
 
-def shape_of(model: config.ModelSection, architecture: Any) -> Shape:
+def shape_of(model: ModelSection, architecture: Any) -> Shape:
     """The sizes of a `transformers` configuration (``worker.models.build.architecture``).
 
     Raises `ConfigError` naming the first key that makes it more than a plain Llama.
@@ -187,7 +187,7 @@ def shape_of(model: config.ModelSection, architecture: Any) -> Shape:
     return shape
 
 
-def check_layout(model: config.ModelSection, shape: Shape, specs: tuple[TensorSpec, ...]) -> None:
+def check_layout(model: ModelSection, shape: Shape, specs: tuple[TensorSpec, ...]) -> None:
     """Whether ``specs``, those of the built model, are what ``shape`` promises.
 
     Raises `ConfigError` naming the first tensor that differs: the configuration then has a feature
@@ -201,7 +201,7 @@ def check_layout(model: config.ModelSection, shape: Shape, specs: tuple[TensorSp
     raise ConfigError(_refusal(model, odd.name, odd.shape, "is not a tensor of a plain Llama"))
 
 
-def _refusal(model: config.ModelSection, key: str, value: object, wanted: str) -> str:
+def _refusal(model: ModelSection, key: str, value: object, wanted: str) -> str:
     overrides = f" with overrides {model.overrides}" if model.overrides else ""
     return (
         f"model.preset = {model.preset!r}{overrides}: simulation.problem = 'lm' trains plain Llama"

@@ -10,8 +10,8 @@ from experiments.study.compare import RunRow
 from experiments.study.measure import measure
 from experiments.study.plan import Case
 from experiments.study.study_file import Study, Variant
-from pelago import config
-from pelago.config import RunFile
+from pelago.config import run_toml
+from pelago.config.run_file import RunFile
 from pelago.core.errors import ConfigError, PelagoError
 
 
@@ -77,7 +77,7 @@ def _found(study: Study, rows: Sequence[RunRow], path: Path | None) -> ReportSec
 def _run(path: Path) -> RunFile | None:
     """A run file that another version may have written: a report goes without what it cannot read."""
     try:
-        return config.load(path)
+        return run_toml.load(path)
     except PelagoError:
         return None
 

@@ -5,13 +5,13 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from experiments import toml
 from experiments.report.canvas import COLOURS, Plot, figure, legend, logarithmic
 from experiments.report.formatting import NOTHING, Column
 from experiments.report.reading import ReportSection
 from experiments.study import compare, table
 from experiments.study.compare import Group
 from experiments.study.plan import Case
+from pelago.config import toml_writer
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
@@ -34,7 +34,7 @@ def settings(found: ReportSection) -> list[Column]:
     for case in cases:
         drawn = best[case].rows[0].drawn if case in best else {}
         losses = _losses(every, case)
-        cells = [toml.value(drawn[key]) if key in drawn else NOTHING for key in keys]
+        cells = [toml_writer.value(drawn[key]) if key in drawn else NOTHING for key in keys]
         cells += [
             str(best[case].trial) if case in best else NOTHING,
             _loss(losses, min),

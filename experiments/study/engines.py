@@ -19,8 +19,8 @@ from multiprocessing.context import SpawnProcess
 from typing import Final
 
 from convergence.batch_trainer import BatchTrainer
-from pelago import config
 from pelago.children import end_with
+from pelago.config import run_toml
 from pelago.core.errors import PelagoError
 
 END_S: Final = 5.0
@@ -65,7 +65,7 @@ def execute(task: Task, batch_trainer: BatchTrainer | None = None) -> Finished:
     # A sum has one order on one thread, so the results do not depend on how many cores there are.
     torch.set_num_threads(1)
     try:
-        run = config.parse(task.text, task.name)
+        run = run_toml.parse(task.text, task.name)
         files = replay.files(run, replay.replay(run, check=task.check, batch_trainer=batch_trainer))
     except PelagoError as error:
         return Finished(task.name, error=_one_line(str(error)))

@@ -11,7 +11,10 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from pelago.config import RegionSection, RunFile, Section, SimulationSection
+from pelago.config.fields import Section
+from pelago.config.run_file import RunFile
+from pelago.config.simulation import SimulationSection
+from pelago.config.topology import RegionSection
 from pelago.core.errors import ConfigError
 
 REGIONS: Final = "regions"

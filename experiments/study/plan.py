@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from experiments import catalogue, toml
+from experiments import catalogue
 from experiments.study import overrides
 from experiments.study.study_file import RUNS_MAX, Confirm, Search, Space, Study, Variant, is_study
-from pelago import config
-from pelago.config import RunFile
+from pelago.config import run_toml, toml_writer
+from pelago.config.run_file import RunFile
 from pelago.core.errors import ConfigError
 
 Stage = Literal["run", "search", "confirm"]
@@ -160,7 +160,7 @@ class StudyPlan:
             raise ConfigError(f"{label}: {error}") from None
         tables["run"]["seed"] = seed
         tables["run"]["out"] = ""
-        text = config.dump(_parse(tables, label))
+        text = run_toml.dump(_parse(tables, label))
         return Planned(index, stage, case, trial, drawn, name, seed, text)
 
 
@@ -194,11 +194,11 @@ def _base(study: Study, path: Path) -> RunFile:
         raise ConfigError(
             f"{path}: study.base = {study.base!r}: is a study itself; name a run file"
         )
-    return config.load(found)
+    return run_toml.load(found)
 
 
 def _parse(tables: Mapping[str, Any], label: str) -> RunFile:
-    run = config.parse(toml.text(tables), label)
+    run = run_toml.parse(toml_writer.text(tables), label)
     if run.simulation is None:
         raise ConfigError(f"{label}: simulation: this table is missing, so there is nothing to run")
     return run

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments.study.measure import RunFigures
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 from pelago.net.telemetry import say
 
 SPEED_OVER_S: Final = 3600.0

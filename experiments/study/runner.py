@@ -25,7 +25,7 @@ from experiments.study.engines import Engine, Finished, Task
 from experiments.study.measure import measure
 from experiments.study.plan import Planned, StudyPlan
 from experiments.study.progress import Watch
-from pelago import config
+from pelago.config import run_toml
 from pelago.core.errors import CheckpointError, ConfigError
 
 PARTIAL: Final = ".part-"
@@ -44,7 +44,7 @@ class StudyRunner:
         replay.prepare(out / "runs")
         with _writing(out):
             base = plan.study.model_copy(update={"base": "base.toml"})
-            (out / "base.toml").write_text(config.dump(plan.base), encoding="utf-8")
+            (out / "base.toml").write_text(run_toml.dump(plan.base), encoding="utf-8")
             (out / "study.toml").write_text(studies.dump(base), encoding="utf-8")
 
     @property

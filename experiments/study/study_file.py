@@ -27,18 +27,16 @@ keys that are not plain ones of the run file. Frozen models; unknown keys are re
 fault is one line with file, key and value.
 """
 
-import difflib
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from experiments import toml
 from experiments.study import overrides
 from pelago import reading
-from pelago.config import Natural, Positive, Section, UserPath
+from pelago.config import toml_writer
+from pelago.config.fields import Natural, Positive, Section, UserPath
+from pelago.config.validation import validate
 from pelago.core.errors import ConfigError
 
 RUNS_MAX: Final = 20_000
@@ -58,7 +56,7 @@ Seeds = Annotated[tuple[Natural, ...], Field(min_length=1)]
 def _known_keys(settings: dict[str, Any]) -> dict[str, Any]:
     for key, value in settings.items():
         if fault := overrides.fault(key):
-            raise ValueError(f"{key} = {toml.value(value)}: {fault}")
+            raise ValueError(f"{key} = {toml_writer.value(value)}: {fault}")
     return settings
 
 
@@ -132,9 +130,9 @@ class Axis(Section):
     def _consistent(self) -> Self:
         if fault := overrides.fault(self.key):
             raise ValueError(f"key = {self.key!r}: {fault}")
-        texts = [toml.value(each) for each in self.values]
+        texts = [toml_writer.value(each) for each in self.values]
         if len(set(texts)) != len(texts):
-            raise ValueError(f"values = {toml.value(self.values)}: values must differ")
+            raise ValueError(f"values = {toml_writer.value(self.values)}: values must differ")
         if self.names and len(self.names) != len(self.values):
             raise ValueError(
                 f"names = {list(self.names)}: must be {len(self.values)}, one for each value"
@@ -153,7 +151,7 @@ class Axis(Section):
         if self.names:
             return self.names[place]
         value = self.values[place]
-        return value if isinstance(value, str) else toml.value(value)
+        return value if isinstance(value, str) else toml_writer.value(value)
 
 
 class Search(Section):
@@ -257,11 +255,7 @@ def load(path: Path) -> Study:
     """Read a study file, name and description filled in. Raises `ConfigError`."""
     text = reading.text(path, "the study")
     tables = reading.tables(text, str(path))
-    try:
-        study = _File.model_validate_json(json.dumps(tables, default=str), strict=True).study
-    except ValidationError as error:
-        faults = "; ".join(_fault(detail) for detail in reading.faults(error))
-        raise ConfigError(f"{path}: {faults}") from None
+    study = validate(_File, tables, str(path), root="study").study
     first = text.partition("\n")[0]
     said = first.lstrip("#").strip() if first.startswith("#") else ""
     return study.model_copy(
@@ -276,35 +270,7 @@ def dump(study: Study) -> str:
     """A study as TOML, every key spelled out but the empty ones."""
     tables = study.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     # The description is the first line as well, so that the file tells about itself wherever it lies.
-    return f"# {study.description}\n\n" + toml.text({"study": tables})
-
-
-_MODELS: Final[dict[str, type[Section]]] = {
-    "study": Study,
-    "variant": Variant,
-    "axis": Axis,
-    "search": Search,
-    "space": Space,
-    "confirm": Confirm,
-    "sets": ConfirmSet,
-}
-
-
-def _fault(detail: Mapping[str, Any]) -> str:
-    path = detail["loc"]
-    key = ".".join(str(part) for part in path) or "study"
-    if detail["type"] == "extra_forbidden":
-        known = [_MODELS[part] for part in path[:-1] if part in _MODELS]
-        if not known:
-            return f"{key}: no such key; a study file has the table [study] and no other"
-        fields = list(known[-1].model_fields)
-        near = difflib.get_close_matches(str(path[-1]), fields, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {sorted(fields)}"
-        return f"{key} = {detail['input']!r}: no such key; {hint}"
-    message = reading.said(detail)
-    if detail["type"] in ("missing", "value_error"):
-        return f"{key}: {message}"
-    return f"{key} = {detail['input']!r}: {message}"
+    return f"# {study.description}\n\n" + toml_writer.text({"study": tables})
 
 
 def _differ(key: str, values: Any) -> None:

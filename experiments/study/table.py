@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from experiments import toml
 from experiments.study import compare
 from experiments.study.compare import RunRow
 from experiments.study.measure import RunFigures, mean_and_most, measure
 from experiments.study.plan import Case
 from experiments.study.study_file import Study
+from pelago.config import toml_writer
 from pelago.core.errors import CheckpointError, ConfigError
 
 IDENTITY: Final = ("folder", "stage", "variant", "set", "trial", "seed")
@@ -135,4 +135,4 @@ def describe(study: Study, case: Case) -> str:
 
 def settings(drawn: dict[str, Any]) -> str:
     """What a search drew, in one line."""
-    return ", ".join(f"{key} = {toml.value(value)}" for key, value in drawn.items())
+    return ", ".join(f"{key} = {toml_writer.value(value)}" for key, value in drawn.items())

@@ -11,8 +11,9 @@ from typing import Final
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from pelago import address, children, config, reading
-from pelago.config import RunFile
+from pelago import address, children, reading
+from pelago.config import run_toml
+from pelago.config.run_file import RunFile
 from pelago.core.errors import ConfigError
 from pelago.net.durability.archive import Archive
 from pelago.net.sockets.lookup import addresses
@@ -184,7 +185,7 @@ def _describe_model(run: RunFile, step: bool) -> tuple[str, int]:
             return True
 
         flags = ("--run", "/dev/stdin", "--describe", *(() if step else ("--no-step",)))
-        described = children.ask("worker", *flags, told=config.dump(run), heard=heard).strip()
+        described = children.ask("worker", *flags, told=run_toml.dump(run), heard=heard).strip()
     return described, model_bytes
 
 

@@ -6,7 +6,8 @@ import torch
 
 from gps import files
 from gps.export import FoundState, find
-from pelago import config
+from pelago.config import run_toml
+from pelago.config.run_file import RunFile
 from pelago.core.errors import CheckpointError, PelagoError
 from pelago.net.telemetry import say
 from pelago.tensor.manifest import Manifest
@@ -18,7 +19,7 @@ def export(source: Path, out: Path | None, run_file: str | None) -> int:
 
     ``run_file``: where the model and the corpus are, if not where the GPS found them.
     """
-    other = None if run_file is None else config.load(run_file)
+    other = None if run_file is None else run_toml.load(run_file)
     found = find(source)
     folder = found.folder if out is None else out
     say(_said(found))
@@ -53,7 +54,7 @@ def _said(found: FoundState) -> str:
     return said + (f"; passed over: {'; '.join(found.passed_over)}" if found.passed_over else "")
 
 
-def _export_model(found: FoundState, run: config.RunFile, folder: Path) -> None:
+def _export_model(found: FoundState, run: RunFile, folder: Path) -> None:
     from worker.evaluator.held_out_loss import HeldOutLoss
 
     # A worker of the run may have the accelerator to itself.

@@ -17,9 +17,11 @@ from typing import Any
 
 import uvloop
 
-from pelago import atomic_files, children, config
+from pelago import atomic_files, children
 from pelago.cli.progress import ProgressDisplay
-from pelago.config import RunFile
+from pelago.config import run_toml
+from pelago.config.run_file import RunFile
+from pelago.config.servers import ServerSection
 from pelago.core.errors import ConfigError, PelagoError
 from pelago.emulate.wan import Link, WanProxy
 from pelago.net.command import EXIT_FAILED, EXIT_USER
@@ -201,7 +203,7 @@ class _Topology:
             stack.callback(listen(asyncio.get_running_loop(), self._on_signal))
             path = self.out / "run.toml"
             try:
-                atomic_files.write_text(path, config.dump(self.run_file))
+                atomic_files.write_text(path, run_toml.dump(self.run_file))
             except OSError as error:
                 raise ConfigError(f"cannot write {path}: {error}") from None
             stack.callback(self._kill_all)
@@ -263,7 +265,7 @@ class _Topology:
                 yield name, ["worker", *flags, *slots[name]], False, False
 
     @staticmethod
-    def _lasting(server: config.ServerSection) -> bool:
+    def _lasting(server: ServerSection) -> bool:
         return server.durability != "none"
 
     def _start(self, name: str, command: list[str], *, vital: bool, lasting: bool) -> None:

@@ -135,9 +135,9 @@ def _run(options: argparse.Namespace) -> int:
             from pelago.cli.export import export
 
             return export(Path(options.source), out, options.run)
-        from pelago import config
+        from pelago.config import run_toml
 
-        run = config.load(options.run)
+        run = run_toml.load(options.run)
         if options.command == "check":
             from pelago.cli.check import check
 

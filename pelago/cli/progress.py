@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 
 PLAIN_INTERVAL_S = 5.0
 DISK_KINDS = ("disk_short", "disk_trouble", "disk_well", "snapshot_failed", "not_written")

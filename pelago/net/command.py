@@ -13,12 +13,13 @@ from typing import IO, TYPE_CHECKING, Final, TypeAlias
 
 import pelago
 from pelago import children, reading
-from pelago.core.errors import PeerRefused, PeerSilent, PelagoError, RunFailed
+from pelago.address import split
+from pelago.core.errors import ConfigError, PeerRefused, PeerSilent, PelagoError, RunFailed
 from pelago.net.telemetry import say
 from pelago.net.tensors.malloc import keep_what_is_freed
 
 if TYPE_CHECKING:
-    from pelago.config import RunFile
+    from pelago.config.run_file import RunFile
 
 EXIT_FAILED: Final = 1
 """The node could do its part no more, the run came to nothing, or a result could not be written."""
@@ -58,10 +59,13 @@ def flags(role: str, description: str) -> argparse.ArgumentParser:
 
 
 def address(flag: str | None, default: tuple[str, int], key: str) -> tuple[str, int]:
-    """The address of a flag, or else the run file's. Raises `ConfigError`."""
-    from pelago.config import endpoint
-
-    return default if flag is None else endpoint(flag, key)
+    """Host and control port of a flag, or else the run file's. Raises `ConfigError` that names the flag."""
+    if flag is None:
+        return default
+    try:
+        return split(flag, listens=key.endswith("bind"))
+    except ValueError as error:
+        raise ConfigError(f"{key} = {flag!r}: {error}") from None
 
 
 def require_out(flag: str | None, run: "RunFile") -> None:
@@ -120,7 +124,7 @@ def _run(
     imported: Callable[[], Role],
 ) -> int:
     try:
-        from pelago.config import load
+        from pelago.config.run_toml import load
 
         run = load(options.run)
         check(options, run)

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 from pelago import reading
-from pelago.config import Durability, RunFile
+from pelago.config.fields import Durability
+from pelago.config.run_file import RunFile
 from pelago.core.errors import ConfigError, PeerRefused, PeerSilent, PelagoError, RunFailed
 from pelago.core.machine import FAILED, Finish
 from pelago.net.durability.state_folder import RecoveredState, StateFolder, boot_id

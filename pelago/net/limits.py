@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final, Self
 
-from pelago.config import NetworkSection
+from pelago.config.topology import NetworkSection
 from pelago.core.machine import PS_PER_MS
 
 CONNECT_MS_MIN: Final = 2_000

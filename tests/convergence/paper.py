@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from pelago import config
-from pelago.config import RunFile
+from pelago.config import run_toml
+from pelago.config.run_file import RunFile
 from tests.convergence.reference import Setting
 
 SHIPPED = Path(__file__).parents[2] / "experiments"
@@ -58,4 +58,4 @@ def run_file(setting: Setting, problem: str = "scalar", **run: Any) -> RunFile:
 
 def shipped(name: str) -> RunFile:
     """A run file of the experiments folder."""
-    return config.load(SHIPPED / f"{name}.toml")
+    return run_toml.load(SHIPPED / f"{name}.toml")

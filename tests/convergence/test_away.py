@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 
 from convergence.cluster import Cluster, HandedOut
-from pelago import config
-from pelago.config import RunFile
+from pelago.config import run_toml
+from pelago.config.run_file import RunFile
 from pelago.core.machine import PS_PER_MS, Machine, Restarted
 from pelago.wire.messages import Effect, Event, Message
 
@@ -40,7 +40,7 @@ class Away:
 
 def run(round_s: float, minutes: float, speeds: str = "1.0" + ", 1.0" * 7) -> RunFile:
     """Two regions with the daemons' defaults: the first with eight equal workers, or with ``speeds``."""
-    return config.parse(f"""
+    return run_toml.parse(f"""
 [run]
 budget_local_steps = {round(2 * 8 * minutes * 60 / round_s * 4)}
 [worker]

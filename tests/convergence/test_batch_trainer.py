@@ -13,7 +13,7 @@ from convergence.batch_trainer import BatchTrainer
 from convergence.cluster import Cluster
 from convergence.lm.problem import LanguageModelling
 from convergence.problems import Job, build
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 from pelago.sim.planes import Round
 from tests.convergence.paper import PAPER, run_file
 from tests.worker.corpora import TINY, write_texts

@@ -15,8 +15,8 @@ from convergence.problems import Timing
 from gps.result import result
 from gps.state import Gps
 from lps.state import Lps
-from pelago import config
-from pelago.config import RunFile
+from pelago.config import run_toml
+from pelago.config.run_file import RunFile
 from pelago.core.errors import ConfigError
 from pelago.core.machine import PS_PER_MS, Started
 from pelago.core.names import Lease, PushId, Version
@@ -32,8 +32,8 @@ ROOT = Path(__file__).parents[2]
 
 DIGEST = """
 from convergence.cluster import Cluster
-from pelago import config
-run = config.parse(open(0).read())
+from pelago.config import run_toml
+run = run_toml.parse(open(0).read())
 cluster = Cluster(run, trace=True)
 cluster.replay()
 print(cluster.trace.digest(), cluster.simulation.events)
@@ -41,7 +41,7 @@ print(cluster.trace.digest(), cluster.simulation.events)
 
 
 def test_one_seed_gives_one_trace_whatever_the_hash_seed() -> None:
-    text = config.dump(run_file(SHORT, "timing"))
+    text = run_toml.dump(run_file(SHORT, "timing"))
     seen = {
         subprocess.run(
             [sys.executable, "-c", DIGEST],
@@ -182,7 +182,7 @@ def test_the_machines_as_the_daemons_set_them_up_run_whatever_the_order_of_start
 
     Workers start first, then regions and evaluator, at last the GPS; regions pull the model.
     """
-    run = config.parse(DAEMONS)
+    run = run_toml.parse(DAEMONS)
     assert run.simulation is not None
     problem = Timing(run)
     cluster = Cluster(run)

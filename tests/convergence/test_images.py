@@ -5,7 +5,7 @@ import pytest
 from convergence.cluster import Cluster
 from gps.state import Gps
 from lps.state import Lps
-from pelago import config
+from pelago.config import run_toml
 from tests.restored_doubles import Doubles
 
 RUN = """
@@ -54,7 +54,7 @@ def test_servers_restored_in_the_middle_act_as_the_originals(
     steps: int, rest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     doubles = [Doubles(monkeypatch, kind, 5, chance=0.05) for kind in (Gps, Lps)]
-    found = Cluster(config.parse(RUN.format(steps) + rest)).replay()
+    found = Cluster(run_toml.parse(RUN.format(steps) + rest)).replay()
     assert found["counted_steps"] >= steps
     for each in doubles:
         each.assert_all_are_alike()

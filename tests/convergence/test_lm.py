@@ -15,7 +15,8 @@ from convergence.lm.samples import Samples, mixed, permuted
 from convergence.lm.shape import Shape, check_layout, shape_of
 from convergence.lm.stacked import Stacked
 from convergence.problems import Job, Part, build
-from pelago.config import RunFile, WorkerSection
+from pelago.config.run_file import RunFile
+from pelago.config.training import WorkerSection
 from pelago.core.errors import ConfigError
 from pelago.core.names import Lease, PushId, Spans
 from pelago.core.prng import GlobalOrder, Permutation, mix

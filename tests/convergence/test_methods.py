@@ -10,8 +10,8 @@ import torch
 
 from convergence.cluster import Arrival, Cluster
 from convergence.methods import all_reduce_ps, layout, ring_of_regions
-from pelago import config
-from pelago.config import RunFile
+from pelago.config import run_toml
+from pelago.config.run_file import RunFile
 from pelago.core.errors import ConfigError
 from pelago.core.machine import PS_PER_MS
 from tests.convergence import reference
@@ -311,7 +311,7 @@ def event(at_ms: float, node: str, kind: str) -> str:
     ids=["worker lost", "worker back", "LPS back", "LPS lost", "late worker", "restarts"],
 )
 def test_a_run_with_losses_and_joins_ends_and_its_ledger_balances(events: str) -> None:
-    cluster = Cluster(config.parse(LOSSES + events), check=True)
+    cluster = Cluster(run_toml.parse(LOSSES + events), check=True)
     clocks: dict[int, list[int]] = {}
     cluster.on_lease = lambda each: clocks.setdefault(each.worker, []).append(each.lease.clock)
     found = cluster.replay()
@@ -325,16 +325,16 @@ def test_a_run_with_losses_and_joins_ends_and_its_ledger_balances(events: str) -
 
 def test_an_event_of_an_unknown_node_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"simulation\.event\.node = 'eu/7': no such node"):
-        Cluster(config.parse(LOSSES + event(5, "eu/7", "lose")))
+        Cluster(run_toml.parse(LOSSES + event(5, "eu/7", "lose")))
 
 
 def test_a_run_that_nobody_starts_is_refused() -> None:
     names = ("eu/0", "eu/1", "us/0", "us/1")
     with pytest.raises(ConfigError, match="nobody starts the run"):
-        Cluster(config.parse(LOSSES + "".join(event(5, name, "join") for name in names)))
+        Cluster(run_toml.parse(LOSSES + "".join(event(5, name, "join") for name in names)))
 
 
 def test_events_need_the_daemons_heartbeats() -> None:
     text = LOSSES.replace("daemons = true", "daemons = false") + event(5, "eu/0", "lose")
     with pytest.raises(ConfigError, match="daemons = true"):
-        config.parse(text)
+        run_toml.parse(text)

@@ -8,7 +8,7 @@ import torch
 
 from convergence.nonconvex import START, Nonconvex
 from convergence.problems import Job, Part
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 from pelago.core.errors import ConfigError
 
 

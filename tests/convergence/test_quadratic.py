@@ -10,7 +10,7 @@ from convergence.cluster import Cluster
 from convergence.problems import Job, Part
 from convergence.quadratic import Quadratic
 from convergence.sgd import Noise, steps
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 from pelago.core.errors import ConfigError
 from worker.schedule import learning_rate
 

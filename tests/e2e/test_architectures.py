@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pelago import config
+from pelago.config import run_toml
 from tests.e2e.topology import assert_books_balance, run_file
 from tests.worker.reopened import held_out_loss
 from tests.worker.tiny_models import ARCHITECTURES, checkpoint_folder
@@ -45,7 +45,7 @@ def test_an_architecture_passes_check_and_a_run_and_its_export_has_the_loss_of_t
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
     assert_books_balance(result)
     measured = result["validation"][-1][-1]
-    reopened = held_out_loss(config.load(out / "run.toml"), out / "model")
+    reopened = held_out_loss(run_toml.load(out / "run.toml"), out / "model")
     untrained = re.search(r"step .* loss (\S+)", checked)
     assert untrained is not None
     first = float(untrained[1])

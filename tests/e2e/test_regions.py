@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pelago import config
 from pelago.cli.audit import audit
+from pelago.config import run_toml
 from pelago.core.machine import Received
 from pelago.core.spans import SpanSet
 from pelago.durable import record
@@ -154,7 +154,7 @@ def assert_all_end_well(daemons: Daemons, *nodes: str) -> None:
 def inheritance(daemons: Daemons, gone: str) -> SpanSet:
     """What was lent to a region that is gone and is in no exchange of its: the GPS lends it again. The GPS
     logged all of its exchanges before it noted that it left."""
-    run, node = config.load(daemons.path), f"lps-{gone}"
+    run, node = run_toml.load(daemons.path), f"lps-{gone}"
     held = SpanSet()
     store = StateFolder(daemons.out / node / "state", run.run_id, node)
     recovered = store.recovered()

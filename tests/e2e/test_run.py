@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pelago import config
+from pelago.config import run_toml
 from pelago.core.spans import SpanSet
 from tests.e2e.topology import Daemons, assert_books_balance, run_file
 from tests.worker.reopened import held_out_loss
@@ -48,7 +48,7 @@ def test_a_model_trains_across_two_regions_and_the_export_has_the_loss_of_the_la
     ):
         assert (out / name).stat().st_size > 0, name
 
-    run = config.load(out / "run.toml")
+    run = run_toml.load(out / "run.toml")
     assert abs(held_out_loss(run, out / "model") - losses[-1]) < 1e-5
 
     again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

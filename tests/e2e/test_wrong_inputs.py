@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from pelago import config
+from pelago.config import run_toml
 from pelago.core.names import Address
 from pelago.net.files import lock
 from pelago.wire.codec import decode_message, encode
@@ -85,7 +85,7 @@ def test_a_missing_corpus_is_named(tmp_path: Path) -> None:
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
     path = run_file(tmp_path)
-    host, port = config.load(path).gps_bind()
+    host, port = run_toml.load(path).gps_bind()
     with socket.socket() as taken:
         taken.bind((host, port))
         taken.listen()
@@ -137,7 +137,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemons]:
 
 def ports(daemons: Daemons) -> dict[str, int]:
     """The four ports: control and bulk of each server."""
-    run = config.load(daemons.path)
+    run = run_toml.load(daemons.path)
     gps, lps = run.gps_bind()[1], run.lps_bind(0)[1]
     return {"gps": gps, "gps bulk": gps + 1, "lps-eu": lps, "lps-eu bulk": lps + 1}
 
@@ -176,7 +176,7 @@ def answer(
     daemons: Daemons, node: str, message: Message, run_id: str | None = None
 ) -> Message | None:
     """What a server answers to a message on its control port."""
-    run = run_id or config.load(daemons.path).run_id
+    run = run_id or run_toml.load(daemons.path).run_id
     name = f"test-{abs(hash((node, message, run))) % 10**9}".encode()
     parts = ask(ports(daemons)[node], [encode(run, message)], name)
     return decode_message(run, parts[0]) if parts else None
@@ -233,7 +233,7 @@ def test_another_runs_id_is_refused(servers: Daemons) -> None:
 def test_a_truncated_frame_is_counted_and_dropped(servers: Daemons, where: str) -> None:
     node = where.split()[0]
     before = dropped(servers, node)
-    whole = encode(config.load(servers.path).run_id, Heartbeat(None))
+    whole = encode(run_toml.load(servers.path).run_id, Heartbeat(None))
     ask(ports(servers)[where], [whole[:-2]], b"truncating")
     servers.until("the drop is counted", lambda: dropped(servers, node) > before)
 
@@ -287,7 +287,7 @@ def assert_alive(daemons: Daemons, node: str) -> None:
 def test_nodes_that_nobody_serves_end_and_say_where_nobody_answered(tmp_path: Path) -> None:
     """A worker, an evaluator and an LPS of a run that is over: no node waits for ever."""
     path = run_file(tmp_path, network="give_up_after_ms = 2000")
-    run = config.load(path)
+    run = run_toml.load(path)
     with Daemons(path, tmp_path / "out") as daemons:
         daemons.start("lps", "lps", "--region", "eu")
         daemons.start("worker", "worker", "--region", "us")

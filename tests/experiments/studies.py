@@ -5,7 +5,7 @@ from pathlib import Path
 
 from experiments.study import study_file
 from experiments.study.plan import StudyPlan
-from pelago import config
+from pelago.config import run_toml
 from tests.convergence.paper import PAPER, run_file
 
 SCALAR = run_file(replace(PAPER, budget=1_000), name="short")
@@ -26,7 +26,7 @@ QUADRATIC = """
 def write(folder: Path, text: str, name: str = "study.toml") -> Path:
     """A study file beside its base, base.toml, which gives no losses."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "base.toml").write_text(config.dump(SCALAR), encoding="utf-8")
+    (folder / "base.toml").write_text(run_toml.dump(SCALAR), encoding="utf-8")
     path = folder / name
     path.write_text(text, encoding="utf-8")
     return path

@@ -12,7 +12,7 @@ from experiments.__main__ import main
 from experiments.replay import FILES, decimal_ms, finite
 from experiments.study import study_file
 from experiments.study.plan import StudyPlan
-from pelago import config
+from pelago.config import run_toml
 from tests.convergence.paper import PAPER, SHIPPED, run_file
 
 SHORT = run_file(replace(PAPER, budget=1_000))
@@ -21,7 +21,7 @@ SHORT = run_file(replace(PAPER, budget=1_000))
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "short.toml"
-    path.write_text(config.dump(SHORT), encoding="utf-8")
+    path.write_text(run_toml.dump(SHORT), encoding="utf-8")
     return path
 
 
@@ -36,7 +36,7 @@ def test_replay_writes_the_resolved_run_file_the_result_and_the_arrivals(
         "run.toml",
         "staleness.csv",
     ]
-    assert config.load(out / "run.toml") == SHORT
+    assert run_toml.load(out / "run.toml") == SHORT
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
     assert list(result) == [
         "method",

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments import toml
 from experiments.__main__ import main
 from experiments.study import study_file
 from experiments.study.plan import Case, StudyPlan, draw
 from experiments.study.study_file import Space
-from pelago import config
-from pelago.config import RunFile
+from pelago.config import run_toml, toml_writer
+from pelago.config.run_file import RunFile
 from tests.experiments.studies import plan, write
 
 BASE = '[study]\nbase = "base.toml"\n'
@@ -31,7 +30,7 @@ seed = 7
 
 
 def resolved(found: StudyPlan) -> list[RunFile]:
-    return [config.parse(run.text) for run in found.runs]
+    return [run_toml.parse(run.text) for run in found.runs]
 
 
 def test_a_study_is_the_product_of_variants_axes_and_seeds(tmp_path: Path) -> None:
@@ -82,7 +81,7 @@ def test_without_variants_and_seeds_there_is_the_base_alone(tmp_path: Path) -> N
     found = plan(tmp_path, BASE)
     (run,) = found.runs
     assert run.case == Case("short")
-    assert run.text == config.dump(found.base)
+    assert run.text == run_toml.dump(found.base)
 
 
 def test_a_shipped_run_file_can_be_the_base(tmp_path: Path) -> None:
@@ -181,7 +180,7 @@ def test_confirmations_keep_their_places_whatever_is_best(tmp_path: Path) -> Non
     assert len(both) == 8
     assert all(run.folder in both for run in alone)
     assert [run.index for run in alone] == [12, 13, 14, 15]
-    last = config.parse(alone[-1].text)
+    last = run_toml.parse(alone[-1].text)
     assert (last.run.seed, last.worker.clip_norm, last.worker.max_lr) == (11, 2.0, 0.5)
 
 
@@ -190,7 +189,7 @@ def test_what_is_written_beside_the_results_resolves_to_the_same_runs(tmp_path: 
     assert found.study.description == "A line."
     again = tmp_path / "again"
     again.mkdir()
-    (again / "base.toml").write_text(config.dump(found.base), encoding="utf-8")
+    (again / "base.toml").write_text(run_toml.dump(found.base), encoding="utf-8")
     (again / "copy.toml").write_text(study_file.dump(found.study), encoding="utf-8")
     other = StudyPlan(study_file.load(again / "copy.toml"), again / "copy.toml")
     assert other.study == found.study
@@ -205,7 +204,7 @@ def test_toml_gives_back_what_was_written() -> None:
         "many": [{"name": "x", "set": {"k": {"l": {"m": 1}}}}, {"name": "y"}],
         "empty": {},
     }
-    assert tomllib.loads(toml.text(tables)) == tables
+    assert tomllib.loads(toml_writer.text(tables)) == tables
 
 
 @pytest.mark.parametrize(
@@ -237,7 +236,7 @@ def test_toml_gives_back_what_was_written() -> None:
         (BASE + 'search = {trials = 2, space = {"lps.lr" = {lo = 0.0, high = 1.0}}}\n', "did you mean 'low'?"),
         (BASE + "search = {trials = 2}\nconfirm = {seeds = [0, 1]}\n", "study.confirm.seeds = [0]: the search"),
         (BASE + "search = {trials = 20001}\n", "20,001 runs, and at most 20,000"),
-        (BASE + "[run]\nseed = 1\n", "run: no such key; a study file has the table [study]"),
+        (BASE + "[run]\nseed = 1\n", "run: no such key; there are ['study']"),
     ],
 )  # fmt: skip
 def test_a_wrong_study_gets_one_clear_line(

@@ -6,7 +6,7 @@ import pytest
 
 from gps.result import result
 from gps.state import Gps
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 from pelago.core.machine import Finish, Note, Restarted, Send
 from pelago.core.names import PushId
 from pelago.core.tensor_effects import Measured

@@ -6,7 +6,7 @@ import pytest
 
 from gps.result import result
 from gps.state import Gps, GpsSettings
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 from pelago.core.machine import PS_PER_MS, Note, Received, Restarted, Send, StopRequested
 from pelago.core.names import PushId, Version
 from pelago.durable.image import restore, take

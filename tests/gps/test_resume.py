@@ -9,8 +9,8 @@ import torch
 
 from gps.resume import NODE, RESUMED, facts_of, machine_of, open_state, plane_of
 from gps.state import Gps
-from pelago import config
-from pelago.config import RunFile
+from pelago.config import run_toml
+from pelago.config.run_file import RunFile
 from pelago.core.errors import CheckpointError, ConfigError, ForeignState
 from pelago.core.machine import Started
 from pelago.core.names import Version
@@ -47,7 +47,7 @@ def a_run(*changes: tuple[str, str]) -> RunFile:
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
-    return config.parse(text, "run.toml")
+    return run_toml.parse(text, "run.toml")
 
 
 def a_gps(run: RunFile, incarnation: int = 5) -> tuple[Gps, Plane]:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lps.service import open_state_store
-from pelago import config
-from pelago.config import RunFile
+from pelago.config import run_toml
+from pelago.config.run_file import RunFile
 from pelago.core.errors import CheckpointError, ForeignState
 from pelago.core.machine import PeerLost
 from pelago.durable import record
@@ -39,7 +39,7 @@ def a_run(*changes: tuple[str, str]) -> RunFile:
     text = TEXT
     for old, new in changes:
         text = text.replace(old, new)
-    return config.parse(text, "run.toml")
+    return run_toml.parse(text, "run.toml")
 
 
 def write(out: Path, run: RunFile, events: int = 200) -> Path:

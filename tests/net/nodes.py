@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import zmq
 
-from pelago.config import Durability
+from pelago.config.fields import Durability
 from pelago.core.machine import Finish, Machine, Received, StopRequested
 from pelago.core.names import Lease, Peer, PushId, Version
 from pelago.net.durability.manager import StateStore

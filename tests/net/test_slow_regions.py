@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gps.state import Gps
-from pelago.config import LpsSection
+from pelago.config.servers import LpsSection
 from pelago.core.machine import PS_PER_MS
 from pelago.emulate.link import Link
 from pelago.emulate.wan import WanProxy

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 
 TINY = {
     "hidden_size": 32,

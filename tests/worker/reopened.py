@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 from worker.data import open_corpus
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pelago.config import DataSection
+from pelago.config.training import DataSection
 from pelago.core.errors import ConfigError
 from tests.worker.corpora import write_texts, write_tokens
 from worker.data import Corpus, open_corpus

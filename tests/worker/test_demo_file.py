@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from pelago.config import RunFile, load
+from pelago.config.run_file import RunFile
+from pelago.config.run_toml import load
 from worker.schedule import local_steps
 
 DEMO = Path(__file__).parents[2] / "demo.toml"

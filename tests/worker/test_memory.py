@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pelago.config import run_toml
 from pelago.core.errors import ConfigError
 from tests.worker.corpora import run_file, write_texts
 from tests.worker.test_trainer import train
@@ -18,11 +19,11 @@ from worker.trainer import Trainer
 LIMITED = """
 import resource, sys, threading
 from pathlib import Path
-from pelago import config
+from pelago.config import run_toml
 from pelago.core.errors import ConfigError
 from pelago.core.names import Lease, PushId
 from worker.trainer import Trainer
-trainer = Trainer(config.load(sys.argv[1]))
+trainer = Trainer(run_toml.load(sys.argv[1]))
 flat = trainer.initial()
 small = trainer.train(Lease(PushId(1, 0), ((0, 8),), 0), flat, lambda *_: None, threading.Event())
 assert small is not None
@@ -45,10 +46,8 @@ def test_a_step_for_which_there_is_no_memory_names_the_key_and_a_better_value(
     tmp_path: Path, source: str
 ) -> None:
     """A real process that may not have more memory, and a real allocation that fails in a step."""
-    from pelago import config
-
     run = run_file(source, batch_size=8192, micro_batch_size=4096)
-    (tmp_path / "run.toml").write_text(config.dump(run), encoding="utf-8")
+    (tmp_path / "run.toml").write_text(run_toml.dump(run), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(tmp_path / "run.toml")],
         capture_output=True,

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from pelago.config import ModelSection
+from pelago.config.training import ModelSection
 from pelago.core.errors import ConfigError
 from tests.worker.corpora import TINY
 from tests.worker.tiny_models import ARCHITECTURES, checkpoint_folder, config_folder

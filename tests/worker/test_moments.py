@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 from pelago.core.names import Lease, PushId, Version
 from pelago.core.training_effects import Train
 from pelago.net.tensors.training import Result

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 from pelago.core.errors import ConfigError
 from tests.worker.corpora import run_file, write_texts, write_tokens
 from tests.worker.evaluator.test_held_out_loss import of_folder, word_tokenizer

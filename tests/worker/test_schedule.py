@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pelago.config import WorkerSection, parse
+from pelago.config.run_toml import parse
+from pelago.config.training import WorkerSection
 from worker.schedule import Pace, learning_rate, local_steps
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pelago.config import DataSection
+from pelago.config.training import DataSection
 from pelago.core.errors import ConfigError
 from worker.data import Corpus, open_corpus
 from worker.data.encodings import PIECE_BYTES, to_utf8

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from pelago.config import DataSection
+from pelago.config.training import DataSection
 from pelago.core.errors import ConfigError
 from tests.worker.corpora import write_tokens
 from worker.data import Corpus, open_corpus

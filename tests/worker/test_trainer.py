@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pelago.config import RunFile, WorkerSection
+from pelago.config.run_file import RunFile
+from pelago.config.training import WorkerSection
 from pelago.core.errors import ConfigError
 from pelago.core.names import Lease, PushId, Spans
 from pelago.net.tensors.training import Result

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from pelago.config import ModelSection
+from pelago.config.training import ModelSection
 from pelago.core.errors import ConfigError
 from tests.worker.tiny_models import (
     checkpoint_folder,

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pelago.config import DataSection
+from pelago.config.training import DataSection
 from pelago.core.errors import ConfigError
 from worker.data.account import counted, shown
 from worker.data.corpus import Corpus

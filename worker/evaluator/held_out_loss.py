@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from pelago import atomic_files
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 from pelago.core.errors import CheckpointError
 from pelago.wire.messages import TensorSpec
 from worker import device as devices

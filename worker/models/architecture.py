@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from pelago import config
+from pelago.config.training import ModelSection
 from pelago.core.errors import ConfigError
 from worker.models.presets import PRESETS
 from worker.models.weights import require_no_pointer, some
@@ -27,7 +27,7 @@ def transformers() -> Any:
     return library
 
 
-def named(model: config.ModelSection) -> str:
+def named(model: ModelSection) -> str:
     """How errors name a model."""
     overrides = f" with overrides {model.overrides}" if model.overrides else ""
     return f"model.preset = {model.preset!r}{overrides}"
@@ -41,7 +41,7 @@ def first_line(error: Exception) -> str:
     return " ".join(lines[:count]) or type(error).__name__
 
 
-def architecture(model: config.ModelSection, vocabulary: int) -> Any:
+def architecture(model: ModelSection, vocabulary: int) -> Any:
     """A run's model as a `transformers` configuration, overrides applied. Raises `ConfigError`.
 
     ``vocabulary``: of the corpus, 0 if it does not tell; presets take it as their own.
@@ -65,7 +65,7 @@ def architecture(model: config.ModelSection, vocabulary: int) -> Any:
     return settings
 
 
-def _from_preset(keys: dict[str, Any], model: config.ModelSection, vocabulary: int) -> Any:
+def _from_preset(keys: dict[str, Any], model: ModelSection, vocabulary: int) -> Any:
     kind = keys.pop("model_type")
     keys["vocab_size"] = vocabulary or keys["vocab_size"]
     keys["rope_parameters"] = {"rope_type": "default", "rope_theta": keys.pop("rope_theta")}
@@ -75,7 +75,7 @@ def _from_preset(keys: dict[str, Any], model: config.ModelSection, vocabulary: i
     return make(kind, **keys)
 
 
-def _from_folder(model: config.ModelSection) -> Any:
+def _from_folder(model: ModelSection) -> Any:
     folder = Path(model.preset)
     _require_readable(folder, model.preset)
     settings = transformers().AutoConfig.from_pretrained(
@@ -95,7 +95,7 @@ def _from_folder(model: config.ModelSection) -> Any:
     return settings
 
 
-def _overridden(settings: Any, model: config.ModelSection) -> Any:
+def _overridden(settings: Any, model: ModelSection) -> Any:
     """A configuration with the overrides applied. Raises `ConfigError`."""
     keys = settings.to_dict()
     overrides = _checked_overrides(keys, model)
@@ -152,7 +152,7 @@ def _require_readable(folder: Path, preset: str) -> None:
         )
 
 
-def _checked_overrides(keys: dict[str, Any], model: config.ModelSection) -> dict[str, Any]:
+def _checked_overrides(keys: dict[str, Any], model: ModelSection) -> dict[str, Any]:
     """The overrides as keys of the configuration. Raises `ConfigError` for one that it lacks."""
     checked: dict[str, Any] = {}
     for key, value in model.overrides.items():

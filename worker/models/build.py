@@ -7,7 +7,7 @@ from typing import Any, Final
 import torch
 from safetensors import SafetensorError
 
-from pelago import config
+from pelago.config.training import ModelSection
 from pelago.core.errors import ConfigError
 from pelago.core.prng import derive
 from worker.models import weights as files
@@ -30,7 +30,7 @@ FAULTS: Final = (
 
 
 def build(
-    model: config.ModelSection,
+    model: ModelSection,
     vocabulary: int,
     seed: int,
     device: torch.device,
@@ -73,9 +73,7 @@ def skeleton(settings: Any) -> Any:
         return transformers().AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
 
 
-def _pretrained(
-    model: config.ModelSection, settings: Any, found: files.Checkpoint
-) -> tuple[Any, str]:
+def _pretrained(model: ModelSection, settings: Any, found: files.Checkpoint) -> tuple[Any, str]:
     """The module with a folder's weights, and where they are from."""
     key = _key(model)
     read = files.read(found, key)
@@ -137,7 +135,7 @@ def _is_tied(module: Any) -> bool:
     return head is None or head.weight is embedding.weight
 
 
-def _own_vocabulary(model: config.ModelSection) -> int:
+def _own_vocabulary(model: ModelSection) -> int:
     """Token ids that a folder's config.json names, before overrides."""
     plain = architecture(model.model_copy(update={"overrides": {}}), 0)
     vocabulary: int = plain.get_text_config().vocab_size
@@ -172,5 +170,5 @@ class _Complaints(logging.Handler):
                 self.names.add(name.strip())
 
 
-def _key(model: config.ModelSection) -> str:
+def _key(model: ModelSection) -> str:
     return f"model.preset = {model.preset!r}"

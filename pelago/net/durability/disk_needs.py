@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pelago.config import RunFile, ServerSection
+from pelago.config.run_file import RunFile
+from pelago.config.servers import ServerSection
 from pelago.core.errors import ConfigError
 from pelago.net import daemon, disk
 from pelago.net.durability.journal import SNAPSHOT_BYTES, SNAPSHOT_MODELS

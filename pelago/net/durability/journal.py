@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pelago.config import Durability
+from pelago.config.fields import Durability
 from pelago.core.errors import CheckpointError
 from pelago.core.machine import Received, Tick
 from pelago.core.names import BlobId

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pelago.config import Durability
+from pelago.config.fields import Durability
 from pelago.core.machine import PS_PER_MS, Machine
 from pelago.core.names import BlobId, Peer
 from pelago.durable import record

@@ -31,7 +31,7 @@ import torch
 import uvloop
 
 from gps.state import Gps
-from pelago.config import Durability
+from pelago.config.fields import Durability
 from pelago.core.machine import Finish, Started, StopRequested
 from pelago.durable import image
 from pelago.net import node as nodes

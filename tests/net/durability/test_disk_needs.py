@@ -3,7 +3,7 @@
 import io
 from pathlib import Path
 
-from pelago import config
+from pelago.config import run_toml
 from pelago.net.durability import disk_needs
 from pelago.net.durability.disk_needs import Need
 from pelago.net.telemetry import Telemetry
@@ -20,7 +20,7 @@ name = "us"
 worker_speeds = [1.0]
 connect = "us.example.org:7720"
 """
-RUN = config.parse(TEXT, "run.toml")
+RUN = run_toml.parse(TEXT, "run.toml")
 MODEL_BYTES = 1_000_000_000
 
 
@@ -63,7 +63,7 @@ def test_an_lps_needs_room_for_what_its_settings_keep(tmp_path: Path) -> None:
     """The model, the last exchange's, the exchange, the GPS's answer, momentum, accumulator, a worker's update."""
     [state] = disk_needs.of_lps(RUN, 0, "lps-eu", MODEL_BYTES, tmp_path)
     assert state.bytes == (2 * 7 + 2 * 3) * MODEL_BYTES + disk_needs.LOG_BYTES
-    plain = config.parse(f'{TEXT}[lps]\nmomentum = 0.0\nin_flight = "carry"\n', "run.toml")
+    plain = run_toml.parse(f'{TEXT}[lps]\nmomentum = 0.0\nin_flight = "carry"\n', "run.toml")
     [state] = disk_needs.of_lps(plain, 0, "lps-eu", MODEL_BYTES, tmp_path)
     assert state.bytes == (2 * 6 + 2 * 3) * MODEL_BYTES + disk_needs.LOG_BYTES
 
@@ -80,14 +80,14 @@ def test_a_worker_needs_room_for_its_moments_and_those_that_take_their_place(
     """Two models with AdamW, unless they are not to be kept."""
     [kept] = disk_needs.of_worker(RUN, "worker-eu-0", MODEL_BYTES, tmp_path)
     assert kept.bytes == 4 * MODEL_BYTES + disk_needs.LOG_BYTES
-    plain = config.parse(f"{TEXT}[worker]\nkeep_optimiser = false\n", "run.toml")
+    plain = run_toml.parse(f"{TEXT}[worker]\nkeep_optimiser = false\n", "run.toml")
     [log] = disk_needs.of_worker(plain, "worker-eu-0", MODEL_BYTES, tmp_path)
     assert log.bytes == disk_needs.LOG_BYTES
 
 
 def test_a_server_that_keeps_nothing_needs_no_room_for_it(tmp_path: Path) -> None:
     text = TEXT.replace("[gps]\n", '[lps]\ndurability = "none"\n[gps]\ndurability = "none"\n')
-    run = config.parse(text, "run.toml")
+    run = run_toml.parse(text, "run.toml")
     assert (
         sum(each.bytes for each in disk_needs.of_lps(run, 0, "lps-eu", MODEL_BYTES, tmp_path))
         < 10**8

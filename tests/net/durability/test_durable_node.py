@@ -13,7 +13,7 @@ import torch
 import zmq
 
 from gps.state import Gps
-from pelago.config import Durability
+from pelago.config.fields import Durability
 from pelago.core.machine import Started
 from pelago.core.names import PushId
 from pelago.net.durability import journal, manager

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from pelago.config import Durability
+from pelago.config.fields import Durability
 from pelago.core.machine import Received, Tick
 from pelago.durable import record
 from pelago.durable.record import Begun, Kind

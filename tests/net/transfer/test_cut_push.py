@@ -18,7 +18,7 @@ import uvloop
 import zmq
 
 from gps.state import Gps
-from pelago.config import Durability
+from pelago.config.fields import Durability
 from pelago.core.names import PushId
 from pelago.emulate.link import Link
 from pelago.emulate.wan import WanProxy

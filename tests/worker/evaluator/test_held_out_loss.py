@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from pelago.config import RunFile
+from pelago.config.run_file import RunFile
 from pelago.core.errors import CheckpointError, ConfigError
 from tests.small_disk import fill, small_disk
 from tests.worker.corpora import run_file, write_texts
