@@ -26,6 +26,7 @@ from pelago.core.errors import CheckpointError
 from pelago.core.names import BlobId
 from pelago.core.tensor_effects import Operation
 from pelago.tensor.checksum import Bytes, checksum
+from pelago.tensor.encoding import Encoding
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov, Slots, merge
 from pelago.tensor.payload import BufferPool, ChunkBuffer, Payload, tensor_over
@@ -104,12 +105,20 @@ class Plane:
         """Expect a payload from a peer; `stage` fills it."""
         self._name(blob, Payload([None] * len(self.manifest.chunks)))
 
-    def stage(self, blob: BlobId, chunk_index: int, buffer: Bytes, expected: int) -> bool:
-        """Keep a received chunk, whose XXH3-64 the sender says is ``expected``.
+    def stage(
+        self,
+        blob: BlobId,
+        chunk_index: int,
+        buffer: Bytes,
+        expected: int,
+        encoding: Encoding | None = None,
+    ) -> bool:
+        """Keep a received chunk. ``expected``: XXH3-64 of ``buffer``, as its sender computed it.
 
-        The buffer itself becomes the staged memory and may not change any more. False, and nothing
-        kept, if it is not that chunk: wrong index, length or checksum, or the blob is not expected
-        (any more). A chunk that is already here is left as it is.
+        ``encoding``: what the bytes are; None: those of the plane's memory. Where they are that, the buffer
+        itself becomes the staged memory and may not change any more. False, and nothing kept, if this is not
+        that chunk: wrong index, length or checksum, or the blob is not expected (any more). A chunk that is
+        already here is left as it is.
         """
         payload = self._payloads.get(blob)
         if payload is None or not 0 <= chunk_index < len(payload.chunks):
@@ -117,11 +126,16 @@ class Plane:
         if payload.chunks[chunk_index] is not None:
             return True
         start, stop = self.manifest.chunks[chunk_index]
-        if memoryview(buffer).nbytes != (stop - start) * self.dtype.itemsize:
+        elements = stop - start
+        in_memory = elements * self.dtype.itemsize
+        size = in_memory if encoding is None else encoding.chunk_bytes(elements)
+        if memoryview(buffer).nbytes != size or checksum(buffer) != expected:
             return False
-        if checksum(buffer) != expected:
-            return False
-        chunk = ChunkBuffer(tensor_over(buffer, self.dtype), expected)
+        if encoding is None or encoding.is_memory:
+            chunk = ChunkBuffer(tensor_over(buffer, self.dtype), expected)
+        else:
+            chunk = ChunkBuffer(encoding.decode(buffer))
+            assert (chunk.tensor.dtype, chunk.tensor.shape) == (self.dtype, (elements,))
         if self._outer is not None:
             # A server measures what it is sent, and this thread has the bytes in its cache. What a
             # worker is sent is the model, which nobody measures.
@@ -150,14 +164,20 @@ class Plane:
         facts = [chunk.facts() for chunk in self._payloads[blob].complete_chunks()]
         return math.hypot(*(norm for norm, _ in facts)), all(finite for _, finite in facts)
 
-    def read(self, blob: BlobId, chunk_index: int) -> tuple[memoryview, int]:
-        """The bytes of a chunk and their XXH3-64. Raises `KeyError` for an unknown blob.
+    def read(
+        self, blob: BlobId, chunk_index: int, encoding: Encoding | None = None
+    ) -> tuple[memoryview, int]:
+        """The bytes of a chunk in an encoding, and their XXH3-64. Raises `KeyError` for an unknown blob.
 
-        The view is read-only, not a copy, and stays as it is for as long as somebody holds it.
+        ``encoding`` None: the bytes of the plane's memory. Those are not copied; the view is read-only and
+        stays as it is for as long as somebody holds it.
         """
         chunk = self._payloads[blob].chunks[chunk_index]
         assert chunk is not None, f"chunk {chunk_index} of blob {blob} has not arrived"
-        return chunk.buffer(), chunk.checksum()
+        if encoding is None or encoding.is_memory:
+            return chunk.buffer(), chunk.checksum()
+        encoded = memoryview(encoding.encode(chunk.tensor))
+        return encoded, checksum(encoded)
 
     def flat(self, blob: BlobId) -> torch.Tensor:
         """A complete payload as one tensor, shape [numel]; a copy if it is in pieces.
