@@ -51,7 +51,7 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
             run_id=run.run_id,
             name=process,
             server=Bind(host, port, f"region {options.region}: bind"),
-            client=Connect(gps_host, gps_port, "gps", "--connect"),
+            upstreams=(Connect(gps_host, gps_port, "gps", "--connect"),),
             # One more place than workers' updates: the global model arrives beside them.
             limits=Limits(incoming_max=run.lps.arriving_max + 1),
             patience=Patience.of(run.network),

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from pelago.net.durability import disk_needs
 from pelago.net.limits import Patience
 from pelago.net.node import Node, NodeSettings
 from pelago.net.sockets.pair import Connect
+from pelago.net.tensors.training import TrainingThread
 from pelago.tensor import model_file
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
@@ -88,13 +90,13 @@ def _train(options: argparse.Namespace, run: RunFile) -> int:
         NodeSettings(
             run_id=run.run_id,
             name=daemon.process_name(f"worker-{options.region}", bits),
-            client=Connect(host, port, "lps", "--connect"),
+            upstreams=(Connect(host, port, "lps", "--connect"),),
             patience=Patience.of(run.network),
+            parts=(partial(TrainingThread, WorkerPort(trainer, run, options.region, keep)),),
             crash_file=out / name / "crash.json",
         ),
         log,
         plane=Plane(manifest, None, exchanges=False),
-        trainer=WorkerPort(trainer, run, options.region, keep),
     )
     log.event("device", device=devices.told(trainer.model.device))
     log.event("model", origin=trainer.model.origin)
@@ -125,13 +127,13 @@ def _evaluate(options: argparse.Namespace, run: RunFile) -> int:
         NodeSettings(
             run_id=run.run_id,
             name=daemon.process_name("evaluator", daemon.random_bits()),
-            client=Connect(host, port, "gps", "--connect"),
+            upstreams=(Connect(host, port, "gps", "--connect"),),
             patience=Patience.of(run.network),
+            parts=(partial(TrainingThread, EvaluatorPort(measure, out / "model")),),
             crash_file=out / "evaluator" / "crash.json",
         ),
         log,
         plane=Plane(manifest, None, exchanges=False),
-        trainer=EvaluatorPort(measure, out / "model"),
     )
     disk_needs.tell(log, disk_needs.of_evaluator(manifest.bytes, out))
     log.event("device", device=devices.told(measure.model.device))

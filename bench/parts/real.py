@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from pelago.net import daemon
 from pelago.net.node import Node, NodeSettings
 from pelago.net.sockets.pair import Connect
 from pelago.net.tensors.malloc import keep_what_is_freed
-from pelago.net.tensors.training import Result
+from pelago.net.tensors.training import Result, TrainingThread
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire.messages import Ack, Effect, Event, Message, Model, TensorSpec
@@ -122,12 +123,12 @@ async def work(run: RunFile, model: dict[str, Any], out: Path) -> None:
         NodeSettings(
             run_id=run.run_id,
             name=daemon.process_name("worker-bench", daemon.random_bits()),
-            client=Connect(host, port, "lps"),
+            upstreams=(Connect(host, port, "lps"),),
+            parts=(partial(TrainingThread, Instant(manifest.numel, run.worker.local_steps)),),
             crash_file=out / "worker-bench" / "crash.json",
         ),
         daemon.telemetry(out, "worker-bench"),
         plane=Plane(manifest, None),
-        trainer=Instant(manifest.numel, run.worker.local_steps),
     )
     finish = await node.run()
     if finish.error:

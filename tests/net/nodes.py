@@ -143,7 +143,7 @@ class Nodes:
         self, machine: Machine[Any], name: str = "lps-1", port: int | None = None, **more: Any
     ) -> Node:
         """Start a node that connects to the server, or to what stands at ``port``."""
-        return self.start(machine, name, client=self.connect(port or self.ports[0]), **more)
+        return self.start(machine, name, upstreams=(self.connect(port or self.ports[0]),), **more)
 
     def bind(self, port: int | None = None) -> Bind:
         return Bind("127.0.0.1", port or self.ports[0], "gps.bind")
@@ -153,7 +153,7 @@ class Nodes:
 
     def start(self, machine: Machine[Any], name: str, **more: Any) -> Node:
         """Start a node; what `Node` does not take itself is a setting."""
-        taken = ("plane", "plane_factory", "trainer", "state_store")
+        taken = ("plane", "plane_factory", "state_store")
         own = {key: more.pop(key) for key in taken if key in more}
         settings = NodeSettings(
             run_id=RUN,

@@ -132,7 +132,9 @@ async def test_a_node_of_another_run_hears_the_refusal(nodes: Nodes) -> None:
 async def test_a_client_cannot_take_the_name_of_its_servers_own_server(nodes: Nodes) -> None:
     machine = Script()
     own, upstream = nodes.ports[1], nodes.ports[2]
-    node = nodes.start(machine, "lps-1", server=nodes.bind(own), client=nodes.connect(upstream))
+    node = nodes.start(
+        machine, "lps-1", server=nodes.bind(own), upstreams=(nodes.connect(upstream),)
+    )
     await machine.hears(Started)
     with raw_client(own, b"gps") as dealer:
         dealer.send(encode(RUN, Goodbye()))
@@ -150,7 +152,7 @@ async def test_a_client_that_names_itself_as_its_servers_own_server_sends_it_no_
         machine,
         "lps-1",
         server=nodes.bind(own),
-        client=nodes.connect(upstream),
+        upstreams=(nodes.connect(upstream),),
         plane=nodes.plane(),
     )
     await machine.hears(Started)

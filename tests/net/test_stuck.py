@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from pelago.core.names import Address, Lease, PushId, Version
 from pelago.core.tensor_effects import Pin, Release
 from pelago.core.training_effects import Train
 from pelago.net.tensors import lane
+from pelago.net.tensors.training import TrainingThread
 from pelago.tensor.plane import Plane
 from pelago.wire.messages import (
     Effect,
@@ -93,7 +95,7 @@ async def test_a_thread_that_hangs_ends_its_node_and_nobody_waits_for_it(
     gps, hanging = Script(server), Hanging()
     nodes.server(gps, plane=nodes.plane())
     client = Plane(nodes.manifest, None, exchanges=False)
-    nodes.client(machine, "worker", plane=client, trainer=hanging)
+    nodes.client(machine, "worker", plane=client, parts=(partial(TrainingThread, hanging),))
     leave = await gps.hears(Leave)
     finish = await nodes.finish("worker")
     hanging.back.set()

@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pelago.config.fields import Durability
-from pelago.core.machine import PS_PER_MS, Machine
-from pelago.core.names import BlobId, Peer
+from pelago.core.machine import PS_PER_MS
+from pelago.core.names import BlobId
 from pelago.durable import record
 from pelago.durable.record import Begun
 from pelago.durable.replay import UNCOMMITTED
+from pelago.net.context import NodeContext
 from pelago.net.durability import archive, journal
 from pelago.net.durability.archive import Copier
 from pelago.net.durability.history import BEGUN, HistoryLine
 from pelago.net.durability.journal import SNAPSHOT_MODELS, Journal
 from pelago.net.durability.restore import HISTORY_KINDS, Restored, state
 from pelago.net.durability.state_folder import RecoveredState, StateFolder
-from pelago.net.telemetry import Telemetry
 from pelago.net.tensors.lane import Tensors
 from pelago.tensor.snapshot import PlaneSnapshot
 from pelago.wire.messages import Event, Message
@@ -58,30 +58,26 @@ class StateStore:
 
 
 class DurabilityManager:
-    """Keeps the memory of one node; on the event loop's thread, but `chunk`, which is the staging thread's.
+    """Keeps the state of one node; on the event loop's thread, but `_chunk`, which is the staging thread's.
 
-    ``arriving`` tells which payloads have arrived in part, and how they began (None: what is whole, and
-    still to be told to the machine); ``on_fault`` takes what ends the node.
+    ``arriving`` returns the payloads that have arrived in part, and how they began (None: it is whole, and its
+    event waits for the machine).
     """
 
     def __init__(
         self,
+        context: NodeContext,
         state_store: StateStore,
-        run: str,
-        process: Peer,
-        machine: Machine[Message],
         tensors: Tensors,
         restored: Restored | None,
         arriving: Callable[[], list[tuple[BlobId, Begun | None]]],
-        telemetry: Telemetry,
-        on_fault: Callable[[BaseException], None],
     ) -> None:
         self.held: deque[tuple[int, Callable[[], object]]] = deque()
         """What waits for the journal: (number of the record, how to send it)."""
-        self._run, self._process = run, process
-        self._machine, self._tensors = machine, tensors
+        self._context = context
+        self._tensors = tensors
         self._arriving = arriving
-        self._telemetry = telemetry
+        self._telemetry = context.telemetry
         self._number = 0
         """Of the record of the event that was handled last."""
         self._settled = asyncio.Event()
@@ -98,14 +94,14 @@ class DurabilityManager:
         """When the last snapshot was begun."""
         self._trouble = ""
         """What the journal's disk said last, as long as it takes nothing."""
-        self.journal = self._begin(state_store, restored, on_fault)
+        self.journal = self._begin(state_store, restored)
         tensors.keep = self._chunk
 
     def event(self, event: Event, now: int) -> None:
         """The machine has handled an event; nothing of what it wished has been done."""
         # After the machine, so that an event that breaks it is not told to it again for ever; before
         # anything leaves.
-        self._number = self.journal.event(self._run, event, now)
+        self._number = self.journal.event(self._context.run_id, event, now)
 
     def commit(self, message: Message, blob: BlobId | None, send: Callable[[], None]) -> None:
         """Send a message of the event that was handled last, as soon as that is durable."""
@@ -166,7 +162,7 @@ class DurabilityManager:
         self._is_first, self._retry_at, self._snapshot_at = False, None, now
         index, number = written.rotate()
         manifest = None if plane is None else plane.manifest
-        taken = state(self._machine, manifest, tensors.last_blob, self._state_store.facts)
+        taken = state(self._context.machine, manifest, tensors.last_blob, self._state_store.facts)
 
         def then(size: int, trouble: str) -> None:
             self._on_snapshot(size, trouble, index, number)
@@ -203,12 +199,7 @@ class DurabilityManager:
                     await self._settled.wait()
         self._on_written(self.journal.durable)
 
-    def _begin(
-        self,
-        state_store: StateStore,
-        restored: Restored | None,
-        on_fault: Callable[[BaseException], None],
-    ) -> Journal:
+    def _begin(self, state_store: StateStore, restored: Restored | None) -> Journal:
         recovered = state_store.recovered
         if recovered is not None:
             state_store.store.cut(recovered)
@@ -221,9 +212,9 @@ class DurabilityManager:
             state_store.store,
             state_store.durability,
             journal.header(
-                self._run,
+                self._context.run_id,
                 state_store.name,
-                self._process,
+                self._context.name,
                 state_store.incarnation,
                 None if recovered is None else recovered.header.salt,
             ),
@@ -232,10 +223,10 @@ class DurabilityManager:
             grown_bytes=0 if recovered is None else recovered.bytes,
             on_written=self._on_written,
             on_trouble=self._on_trouble,
-            on_fault=on_fault,
+            on_fault=self._context.on_fault,
         )
         if recovered is None:
-            begun.history(HistoryLine(0, BEGUN, {"process": self._process}))
+            begun.history(HistoryLine(0, BEGUN, {"process": self._context.name}))
         for each in () if restored is None else restored.told:
             begun.history(each)
         return begun

@@ -16,6 +16,7 @@ from pelago.durable.record import Begun, Head, Kind
 from pelago.durable.replay import replay_event
 from pelago.net.durability.history import HistoryLine
 from pelago.net.durability.state_folder import RecoveredState, StoredSnapshot
+from pelago.net.telemetry import Telemetry
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire.codec import decode_message
@@ -89,6 +90,23 @@ def restore(
     _replay(recovered, run, machine, found, make_plane)
     found.seconds["journal"] = time.perf_counter() - started - found.seconds["snapshot"]
     return found
+
+
+def log_restored(telemetry: Telemetry, recovered: RecoveredState, restored: Restored) -> None:
+    """Log from what a node was restored, and which damaged snapshots were passed over."""
+    snapshot = recovered.snapshot
+    instead = "the journal from its beginning" if snapshot is None else snapshot.name
+    for fault in recovered.passed_over:
+        telemetry.event("snapshot_damaged", why=fault, instead=instead)
+    telemetry.event(
+        "restored",
+        events=restored.events,
+        snapshot_bytes=0 if snapshot is None else snapshot.bytes,
+        journal_bytes=recovered.bytes,
+        torn_bytes=recovered.torn_bytes,
+        arriving=len(restored.arriving),
+        **{f"{part}_s": round(seconds, 4) for part, seconds in restored.seconds.items()},
+    )
 
 
 def state(

@@ -18,10 +18,10 @@ import zmq
 from pelago import address
 from pelago.core.errors import ConfigError
 from pelago.core.names import Peer
+from pelago.net.context import NodeContext
 from pelago.net.limits import Patience
 from pelago.net.sockets.channel import IDENTITY_BYTES_MAX, Channel, Handler, LinkHandler, name_of
 from pelago.net.sockets.lookup import own_addresses
-from pelago.net.telemetry import Telemetry
 from pelago.wire.messages import CHUNK_BYTES_MAX, HEADER_BYTES_MAX
 
 LABELS: Final = ("control", "bulk")
@@ -68,6 +68,15 @@ class Connect:
         return f"{self.peer} at {address.join(self.host, self.port)}"
 
 
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    """What takes the messages of a pair of sockets, and hears of connections made and lost."""
+
+    control: Handler
+    bulk: Handler
+    link: LinkHandler
+
+
 class SocketPair:
     """Control and bulk of one direction: the server side of a node, or its client side."""
 
@@ -82,21 +91,18 @@ class SocketPair:
 
 
 def serve(
-    context: "zmq.Context[zmq.Socket[bytes]]",
+    zmq_context: "zmq.Context[zmq.Socket[bytes]]",
     bind: Bind,
-    on_control: Handler,
-    on_bulk: Handler,
-    on_link: LinkHandler,
-    patience: Patience,
-    telemetry: Telemetry,
+    handlers: Handlers,
+    context: NodeContext,
 ) -> SocketPair:
     """Bind the two ROUTERs. Raises `ConfigError` if the host or a port cannot be had."""
     hosts = own_addresses(bind.host, bind.key, address.join(bind.host, bind.port))
     bound: list[zmq.Socket[bytes]] = []
     for offset, label in enumerate(LABELS):
-        socket = context.socket(zmq.ROUTER)
+        socket = zmq_context.socket(zmq.ROUTER)
         bound.append(socket)
-        _configure(socket, label, patience)
+        _configure(socket, label, context.patience)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         # With a domain set, peers older than ZMTP 3 are turned away, so that stray bytes on the
@@ -115,30 +121,28 @@ def serve(
             reason = "address already in use" if taken else error.strerror
             raise ConfigError(f"{where}{which}: {reason}") from None
     return SocketPair(
-        Channel(bound[0], "control", None, on_control, telemetry, on_link),
-        Channel(bound[1], "bulk", None, on_bulk, telemetry, on_link),
+        Channel(bound[0], "control", None, handlers.control, context.telemetry, handlers.link),
+        Channel(bound[1], "bulk", None, handlers.bulk, context.telemetry, handlers.link),
     )
 
 
 def client(
-    context: "zmq.Context[zmq.Socket[bytes]]",
+    zmq_context: "zmq.Context[zmq.Socket[bytes]]",
     peer: Peer,
-    name: Peer,
-    on_control: Handler,
-    on_bulk: Handler,
-    on_link: LinkHandler,
-    patience: Patience,
-    telemetry: Telemetry,
+    handlers: Handlers,
+    context: NodeContext,
 ) -> SocketPair:
-    """Two DEALERs, called ``name``, to the server ``peer``; `pelago.net.sockets.dialler` connects them.
+    """Two DEALERs to the server ``peer``, which knows them by the node's name; `pelago.net.sockets.dialler`
+    connects them.
 
     Raises `ConfigError` for a name that no server would take.
     """
+    name, patience = context.name, context.patience
     if name_of(name.encode()) is None:
         raise ConfigError(f"name {name!r} must be 1 to {IDENTITY_BYTES_MAX} printable characters")
     channels = []
-    for label, handler in zip(LABELS, (on_control, on_bulk), strict=True):
-        socket = context.socket(zmq.DEALER)
+    for label, handler in zip(LABELS, (handlers.control, handlers.bulk), strict=True):
+        socket = zmq_context.socket(zmq.DEALER)
         _configure(socket, label, patience)
         socket.setsockopt(zmq.ROUTING_ID, name.encode())
         # Queue for a live connection only: what an absent server missed is stale by then.
@@ -146,7 +150,7 @@ def client(
         socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
         socket.setsockopt(zmq.CONNECT_TIMEOUT, patience.connect_ms)
-        channels.append(Channel(socket, label, peer, handler, telemetry, on_link))
+        channels.append(Channel(socket, label, peer, handler, context.telemetry, handlers.link))
     return SocketPair(*channels)
 
 

@@ -12,18 +12,18 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable, Collection
-from typing import Any, Final, TypeVar, assert_never
+from typing import Any, Final, TypeVar
 
 from pelago.core.names import BlobId
 from pelago.core.tensor_effects import Apply, Difference, Measure, Measured, Pin, Release
 from pelago.durable.replay import perform
+from pelago.net.context import Executors
 from pelago.tensor.plane import Plane
 
 JOIN_S: Final = 5.0
 """How long closing waits for the job that is running."""
 
 T = TypeVar("T")
-TensorEffect = Pin | Difference | Apply | Measure | Release
 
 
 class Lane:
@@ -119,23 +119,32 @@ class Tensors:
         assert self._plane is None
         self._plane = plane
 
-    def execute(self, effect: TensorEffect) -> None:
-        """Queue what the machine wished, in its order."""
+    def executors(self) -> Executors:
+        """What queues each effect on tensors; they are performed in the order of emission."""
+        return {
+            Pin: self._create,
+            Difference: self._create,
+            Apply: self._perform,
+            Measure: self._measure,
+            Release: self._release,
+        }
+
+    def _create(self, effect: Pin | Difference) -> None:
+        self.created(effect.blob)
+        self.held.add(effect.blob)
+        self._perform(effect)
+
+    def _perform(self, effect: Pin | Difference | Apply) -> None:
         plane = self.plane
-        match effect:
-            case Pin(blob) | Difference(blob):
-                self.created(blob)
-                self.held.add(blob)
-                self._submit(lambda: perform(plane, effect))
-            case Apply():
-                self._submit(lambda: perform(plane, effect))
-            case Measure(blob):
-                self._submit(lambda: Measured(blob, *plane.measure(blob)), self._on_measured)
-            case Release(blob):
-                self.held.discard(blob)
-                self.drop(blob)
-            case _:
-                assert_never(effect)
+        self._submit(lambda: perform(plane, effect))
+
+    def _measure(self, effect: Measure) -> None:
+        plane, blob = self.plane, effect.blob
+        self._submit(lambda: Measured(blob, *plane.measure(blob)), self._on_measured)
+
+    def _release(self, effect: Release) -> None:
+        self.held.discard(effect.blob)
+        self.drop(effect.blob)
 
     def after(self, then: Callable[[], None]) -> None:
         """Call ``then`` once everything executed before has run; at once if nothing is pending."""

@@ -7,7 +7,15 @@ from typing import Any, Protocol
 
 from pelago.core.errors import CheckpointError
 from pelago.core.names import PushId
-from pelago.core.training_effects import Progress, Train, Trained, Validate, Validated
+from pelago.core.training_effects import (
+    Cancel,
+    Progress,
+    Train,
+    Trained,
+    Validate,
+    Validated,
+)
+from pelago.net.context import Executors, NodeContext
 from pelago.net.tensors.lane import Lane, Tensors
 
 
@@ -64,24 +72,29 @@ class TrainerPort(Protocol):
 
 
 class TrainingThread:
-    """Runs `Train` and `Validate` one after the other; ``post`` takes the facts that follow."""
+    """Runs `Train` and `Validate` one after the other, and posts the events that follow."""
 
-    def __init__(
-        self,
-        port: TrainerPort,
-        tensors: Tensors,
-        post: Callable[[Progress | Trained | Validated], None],
-        on_fault: Callable[[BaseException], None],
-        tell: Callable[[str, dict[str, Any]], None],
-    ) -> None:
-        """``tell``: logs an event, on the event loop's thread."""
+    def __init__(self, port: TrainerPort, context: NodeContext, tensors: Tensors) -> None:
         self._port = port
         self._tensors = tensors
-        self._post = post
-        self._lane = Lane("trainer", on_fault)
+        self._post = context.post
+        self._lane = Lane("trainer", context.on_work_fault)
         self._cancels: dict[PushId, threading.Event] = {}
-        lane = self._lane
-        port.begin(lambda kind, fields: lane.post(lambda each: tell(*each), (kind, fields)))
+        lane, telemetry = self._lane, context.telemetry
+
+        def log(entry: tuple[str, dict[str, Any]]) -> None:
+            kind, fields = entry
+            telemetry.event(kind, **fields)
+
+        port.begin(lambda kind, fields: lane.post(log, (kind, fields)))
+
+    def executors(self) -> Executors:
+        """What carries out the effects of training."""
+        return {
+            Train: self.train,
+            Cancel: lambda effect: self.cancel(effect.push),
+            Validate: self.validate,
+        }
 
     def train(self, effect: Train) -> None:
         """Train on a lease, after every tensor effect wished before."""

@@ -10,7 +10,7 @@ holds it. So the process that comes after it goes on where it was.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, assert_never
 
@@ -18,15 +18,15 @@ from pelago.core.errors import WireError
 from pelago.core.machine import Received
 from pelago.core.names import BlobId, Peer, Span
 from pelago.durable.record import Begun
+from pelago.net.context import NodeContext
 from pelago.net.durability.manager import DurabilityManager
 from pelago.net.durability.restore import Arriving, Restored
-from pelago.net.limits import Limits
-from pelago.net.telemetry import Telemetry
+from pelago.net.sockets.connections import Connections
 from pelago.net.tensors.lane import Tensors
 from pelago.net.transfer.outgoing import UNKNOWN
 from pelago.protocol import transfer
 from pelago.wire.codec import decode_message
-from pelago.wire.messages import Abort, Begin, Chunk, Frame, Have, Message, Model, Push
+from pelago.wire.messages import Abort, Begin, Chunk, Have, Message, Model, Push
 
 REMEMBERED_MAX: Final = 1024
 """Peers whose last finished transfer is remembered, so that a repeated question gets its answer."""
@@ -48,35 +48,24 @@ class _Transfer:
 
 
 class Incoming:
-    """All payloads on their way into a node; see `pelago.net.transfer.outgoing.Outgoing` for the arguments.
+    """All payloads on their way into a node. ``durability`` is a durable node's.
 
-    ``throttle(on)`` stops and restarts the bulk sockets, when staging falls behind; ``durability`` is a
-    durable node's; ``expects(peer, message)`` says whether the machine wants a payload.
+    When staging falls behind, the bulk sockets are not read until it has caught up.
     """
 
     def __init__(
         self,
-        run_id: str,
+        context: NodeContext,
         tensors: Tensors,
-        limits: Limits,
-        send_frame: Callable[[Peer, Frame], bool],
-        post: Callable[[Received[Message]], None],
-        throttle: Callable[[bool], None],
-        telemetry: Telemetry,
-        clock: Callable[[], int],
+        connections: Connections,
         durability: DurabilityManager | None,
-        expects: Callable[[Peer, Message], bool],
     ) -> None:
-        self._run_id = run_id
+        self._context = context
         self._tensors = tensors
-        self._limits = limits
-        self._send_frame = send_frame
-        self._post = post
-        self._throttle = throttle
-        self._telemetry = telemetry
-        self._clock = clock
+        self._limits = context.limits
+        self._telemetry = context.telemetry
+        self._connections = connections
         self._durability = durability
-        self._expects = expects
         self._transfers: dict[Peer, _Transfer] = {}
         self._finished: OrderedDict[Peer, _Transfer] = OrderedDict()
         self._waiting_bytes = 0
@@ -129,15 +118,15 @@ class Incoming:
                 return
             if frame.query > 1:
                 # Its sender counts on chunks that arrived before this process knew of it.
-                self._send_frame(peer, Abort(frame.transfer, UNKNOWN))
+                self._connections.send_frame(peer, Abort(frame.transfer, UNKNOWN))
                 return
             reason, message = self._judge(peer, frame)
             if message is None:
                 self._telemetry.drop("transfer", peer, reason)
-                self._send_frame(peer, Abort(frame.transfer, reason))
+                self._connections.send_frame(peer, Abort(frame.transfer, reason))
                 return
             one = self._admit(peer, frame, message)
-        one.heard_ps = self._clock()
+        one.heard_ps = self._context.clock()
         one.waiting.append(frame)
         self._stage(one)
 
@@ -157,12 +146,12 @@ class Incoming:
         if payload.nbytes != 4 * (piece.stop - piece.start):
             self._telemetry.drop("chunk", peer, f"{payload.nbytes} bytes for chunk {frame.index}")
             return
-        one.heard_ps = self._clock()
+        one.heard_ps = self._context.clock()
         one.waiting.append((frame, payload))
         self._waiting_bytes += payload.nbytes
         if self._waiting_bytes > self._limits.staging_bytes_max and not self._throttled:
             self._throttled = True
-            self._throttle(True)
+            self._connections.throttle(True)
         self._stage(one)
 
     def on_abort(self, peer: Peer, frame: Abort) -> None:
@@ -180,12 +169,12 @@ class Incoming:
             claim = f"{frame.payload_bytes} bytes in {frame.chunks} chunks"
             return f"{claim}; a model has {manifest.bytes} in {len(manifest.chunks)}", None
         try:
-            message = decode_message(self._run_id, frame.message)
+            message = decode_message(self._context.run_id, frame.message)
         except WireError as error:
             return str(error), None
         if not isinstance(message, Push | Model):
             return f"{type(message).__name__} has no payload", None
-        if not self._expects(peer, message):
+        if not self._context.machine.expects(peer, message):
             return "nobody asked for it", None
         full = len(self._transfers) >= self._limits.incoming_max
         if full and peer not in self._transfers and not self._evict():
@@ -196,9 +185,11 @@ class Incoming:
         """Drop a payload that the machine expects no more, or else the one that has been silent longest, if
         that is long enough."""
         here = self._transfers.values()
-        unexpected = [each for each in here if not self._expects(each.peer, each.message)]
+        unexpected = [
+            each for each in here if not self._context.machine.expects(each.peer, each.message)
+        ]
         one = min(unexpected or here, key=lambda each: each.heard_ps)
-        if not unexpected and self._clock() - one.heard_ps < self._limits.idle_ps:
+        if not unexpected and self._context.clock() - one.heard_ps < self._limits.idle_ps:
             return False
         self._telemetry.event("transfer_evicted", peer=one.peer)
         self._end(one)
@@ -232,7 +223,7 @@ class Incoming:
             begun,
             arriving.message,
             receiver,
-            self._clock(),
+            self._context.clock(),
         )
 
     def _stage(self, one: _Transfer) -> None:
@@ -296,9 +287,9 @@ class Incoming:
         if have is not None:
             frame = Have(one.number, have.query, have.through, have.beyond)
             if self._durability is None:
-                self._send_frame(one.peer, frame)
+                self._connections.send_frame(one.peer, frame)
             else:
-                self._durability.acknowledge(lambda: self._send_frame(one.peer, frame))
+                self._durability.acknowledge(lambda: self._connections.send_frame(one.peer, frame))
         if completed:
             self._complete(one)
 
@@ -313,7 +304,7 @@ class Incoming:
         while len(self._finished) > REMEMBERED_MAX:
             self._finished.popitem(last=False)
         self._telemetry.counters["payloads_received"] += 1
-        self._post(Received(one.peer, one.message, one.blob))
+        self._context.post(Received(one.peer, one.message, one.blob))
 
     def _end(self, one: _Transfer) -> None:
         del self._transfers[one.peer]
@@ -337,4 +328,4 @@ class Incoming:
         self._waiting_bytes -= size_bytes
         if self._throttled and self._waiting_bytes <= self._limits.staging_bytes_max // 2:
             self._throttled = False
-            self._throttle(False)
+            self._connections.throttle(False)

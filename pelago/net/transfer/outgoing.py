@@ -7,19 +7,18 @@ receiver a question travels in the same queue, behind the chunks that it asks ab
 """
 
 import random
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
 
 from pelago.core.machine import Delivered, PeerLost
 from pelago.core.names import BlobId, Peer
-from pelago.net.limits import Limits
-from pelago.net.telemetry import Telemetry
+from pelago.net.context import NodeContext
+from pelago.net.sockets.connections import Connections
 from pelago.net.tensors.lane import Tensors
 from pelago.protocol import transfer
 from pelago.wire.codec import encode
-from pelago.wire.messages import Abort, Begin, Chunk, Frame, Have
+from pelago.wire.messages import Abort, Begin, Chunk, Have
 
 READ_CHUNKS_MAX: Final = 4
 """Chunks that one turn of the reading thread prepares: payloads of several peers take turns."""
@@ -43,34 +42,16 @@ class _Transfer:
 
 
 class Outgoing:
-    """All payloads on their way out of a node.
+    """All payloads on their way out of a node."""
 
-    ``send_bulk(peer, parts)`` and ``send_frame(peer, frame)`` put something on the bulk or control
-    socket of a peer; ``post`` takes `Delivered` and `PeerLost` for the machine; ``clock`` gives
-    picoseconds.
-    """
-
-    def __init__(
-        self,
-        run_id: str,
-        tensors: Tensors,
-        limits: Limits,
-        send_bulk: Callable[[Peer, list[Any]], bool],
-        send_frame: Callable[[Peer, Frame], bool],
-        post: Callable[[Delivered | PeerLost], None],
-        telemetry: Telemetry,
-        clock: Callable[[], int],
-    ) -> None:
-        self._run_id = run_id
+    def __init__(self, context: NodeContext, tensors: Tensors, connections: Connections) -> None:
+        self._context = context
         self._tensors = tensors
-        self._limits = limits
-        self._send_bulk = send_bulk
-        self._send_frame = send_frame
-        self._post = post
-        self._telemetry = telemetry
-        self._clock = clock
-        self.answers = 0
-        """What receivers have answered so far."""
+        self._limits = context.limits
+        self._telemetry = context.telemetry
+        self._connections = connections
+        self._answers: Counter[Peer] = Counter()
+        """How often each receiver has answered so far."""
         self._transfers: dict[Peer, _Transfer] = {}
         self._ask = False
         self._sizes: tuple[int, ...] = ()
@@ -91,15 +72,15 @@ class Outgoing:
         if older is not None:
             self._telemetry.counters["superseded"] += 1
             self._end(older)
-            self._send_frame(peer, Abort(older.number, "superseded"))
+            self._connections.send_frame(peer, Abort(older.number, "superseded"))
         self._begin(peer, message, blob)
 
     def on_have(self, peer: Peer, frame: Have) -> None:
         """A receiver says what has arrived."""
         one = self._find(peer, frame.transfer)
         if one is not None:
-            self.answers += 1
-            now = self._clock()
+            self._answers[peer] += 1
+            now = self._context.clock()
             self._obey(one, one.sender.have(frame.query, frame.through, frame.beyond, now))
 
     def on_abort(self, peer: Peer, frame: Abort) -> None:
@@ -117,7 +98,7 @@ class Outgoing:
 
     def tick(self) -> None:
         """Ask again where nothing was heard; give up where nothing was heard for too long."""
-        now = self._clock()
+        now = self._context.clock()
         ask, self._ask = self._ask, False
         for one in list(self._transfers.values()):
             one.stalled = False
@@ -132,12 +113,16 @@ class Outgoing:
         """Whether a payload is under way to a peer."""
         return peer in self._transfers
 
+    def answers(self, peer: Peer) -> int:
+        """How often a peer has said what of a payload has arrived."""
+        return self._answers[peer]
+
     def reconnected(self, peer: Peer) -> None:
         """The connection to a peer was made anew: ask at once what arrived over the old one."""
         one = self._transfers.get(peer)
         if one is not None:
             one.stalled = False
-            self._obey(one, one.sender.start(self._clock()))
+            self._obey(one, one.sender.start(self._context.clock()))
 
     def _begin(self, peer: Peer, message: bytes, blob: BlobId) -> None:
         manifest = self._tensors.plane.manifest
@@ -154,7 +139,7 @@ class Outgoing:
         )
         one = _Transfer(self._last_number, peer, blob, message, sender)
         self._transfers[peer] = one
-        self._obey(one, sender.start(self._clock()))
+        self._obey(one, sender.start(self._context.clock()))
 
     def _find(self, peer: Peer, number: int) -> _Transfer | None:
         one = self._transfers.get(peer)
@@ -171,7 +156,7 @@ class Outgoing:
                     one.effects.append(effect)
                 case transfer.PayloadDelivered():
                     self._end(one)
-                    self._post(Delivered(one.peer, one.blob))
+                    self._context.post(Delivered(one.peer, one.blob))
                 case transfer.TransferFailed(reason):
                     self._fail(one, reason)
                 case _:
@@ -195,9 +180,9 @@ class Outgoing:
         if isinstance(effect, transfer.SendBegin):
             payload_bytes = self._tensors.plane.manifest.bytes
             begin = Begin(one.number, effect.query, one.message, len(self._sizes), payload_bytes)
-            return [encode(self._run_id, begin)]
+            return [encode(self._context.run_id, begin)]
         buffer, checksum = self._tensors.plane.read(one.blob, effect.index)
-        return [encode(self._run_id, Chunk(one.number, effect.index, checksum)), buffer]
+        return [encode(self._context.run_id, Chunk(one.number, effect.index, checksum)), buffer]
 
     def _leave(
         self,
@@ -211,7 +196,7 @@ class Outgoing:
             return
         counters = self._telemetry.counters
         for place, parts in enumerate(prepared):
-            if not self._send_bulk(one.peer, parts):
+            if not self._connections.send_bulk(one.peer, parts):
                 one.stalled = True
                 one.effects.extendleft(reversed(batch[place:]))
                 break
@@ -229,5 +214,5 @@ class Outgoing:
     def _fail(self, one: _Transfer, reason: str) -> None:
         self._telemetry.event("transfer_failed", peer=one.peer, reason=reason)
         self._end(one)
-        self._send_frame(one.peer, Abort(one.number, "given up"))
-        self._post(PeerLost(one.peer, reason))
+        self._connections.send_frame(one.peer, Abort(one.number, "given up"))
+        self._context.post(PeerLost(one.peer, reason))

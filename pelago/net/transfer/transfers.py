@@ -5,68 +5,37 @@ side waits for, so they travel on the control socket, as an envelope followed by
 which is how they are told from messages there.
 """
 
-from collections.abc import Callable
-from typing import Any, assert_never
+from typing import assert_never
 
 import zmq
 
 from pelago.core.errors import WireError
-from pelago.core.machine import Delivered, PeerLost, Received
 from pelago.core.names import BlobId, Peer
+from pelago.net.context import NodeContext
 from pelago.net.durability.manager import DurabilityManager
-from pelago.net.limits import Limits
-from pelago.net.telemetry import Telemetry
+from pelago.net.sockets.connections import Connections
 from pelago.net.tensors.lane import Tensors
 from pelago.net.transfer.incoming import Incoming
 from pelago.net.transfer.outgoing import Outgoing
-from pelago.wire.codec import decode_frame, encode
-from pelago.wire.messages import Abort, Begin, Chunk, Frame, Have, Message
+from pelago.wire.codec import decode_frame
+from pelago.wire.messages import Abort, Begin, Chunk, Have
 
 
 class Transfers:
-    """All transfers of a node, both ways.
-
-    ``send_control`` and ``send_bulk`` put parts on a peer's sockets, ``post`` takes facts for the
-    machine, ``throttle(on)`` stops and restarts reading bulk, ``clock`` gives picoseconds; ``expects``
-    says which payloads the machine wants; ``durability`` is a durable node's.
-    """
+    """All transfers of a node, both ways. ``durability`` is a durable node's."""
 
     def __init__(
         self,
-        run_id: str,
+        context: NodeContext,
         tensors: Tensors,
-        limits: Limits,
-        send_control: Callable[[Peer, list[Any]], bool],
-        send_bulk: Callable[[Peer, list[Any]], bool],
-        post: Callable[[Received[Message] | Delivered | PeerLost], None],
-        throttle: Callable[[bool], None],
-        telemetry: Telemetry,
-        clock: Callable[[], int],
-        expects: Callable[[Peer, Message], bool],
+        connections: Connections,
         durability: DurabilityManager | None = None,
     ) -> None:
-        self._run_id = run_id
+        self._context = context
         self._tensors = tensors
-        self._telemetry = telemetry
-
-        def send_frame(peer: Peer, frame: Frame) -> bool:
-            return send_control(peer, [encode(run_id, frame), b""])
-
-        self.outgoing = Outgoing(
-            run_id, tensors, limits, send_bulk, send_frame, post, telemetry, clock
-        )
-        self.incoming = Incoming(
-            run_id,
-            tensors,
-            limits,
-            send_frame,
-            post,
-            throttle,
-            telemetry,
-            clock,
-            durability,
-            expects,
-        )
+        self._telemetry = context.telemetry
+        self.outgoing = Outgoing(context, tensors, connections)
+        self.incoming = Incoming(context, tensors, connections, durability)
 
     def send(self, peer: Peer, envelope: bytes, blob: BlobId) -> None:
         """Send an encoded message with a payload, after every tensor effect that was wished before."""
@@ -76,7 +45,7 @@ class Transfers:
     def on_frame(self, peer: Peer, envelope: bytes) -> None:
         """A frame came on the control socket. Never raises for what a peer sent."""
         try:
-            frame = decode_frame(self._run_id, envelope)
+            frame = decode_frame(self._context.run_id, envelope)
         except WireError as error:
             self._telemetry.drop("malformed", peer, str(error))
             return
@@ -94,7 +63,7 @@ class Transfers:
     def on_bulk(self, peer: Peer, parts: list[zmq.Frame]) -> None:
         """Something came on the bulk socket. Never raises for what a peer sent."""
         try:
-            frame = decode_frame(self._run_id, parts[0].buffer)
+            frame = decode_frame(self._context.run_id, parts[0].buffer)
         except WireError as error:
             self._telemetry.drop("malformed", peer, str(error))
             return
@@ -112,7 +81,7 @@ class Transfers:
     def progress(self, peer: Peer) -> tuple[bool, int]:
         """Whether a payload is under way to a peer or from it, and a number that grows with what is heard of it."""
         moving = self.outgoing.is_sending(peer) or self.incoming.is_receiving(peer)
-        return moving, self.outgoing.answers
+        return moving, self.outgoing.answers(peer)
 
     def tick(self) -> None:
         """To be called a few times a second."""

@@ -323,7 +323,7 @@ async def push(folder: Path, port: int) -> None:
         NodeSettings(
             run_id=RUN,
             name="lps-eu",
-            client=Connect("127.0.0.1", port, "gps"),
+            upstreams=(Connect("127.0.0.1", port, "gps"),),
             crash_file=folder / "region.crash.json",
             handle_signals=False,
             limits=LIMITS,

@@ -14,10 +14,10 @@ import zmq
 
 from gps.state import Gps
 from pelago.config.fields import Durability
-from pelago.core.machine import Started
+from pelago.core.machine import PS_PER_S, Send, Started
 from pelago.core.names import PushId
 from pelago.net.durability import journal, manager
-from pelago.net.node import PS_PER_S, Node
+from pelago.net.node import Node
 from pelago.tensor.checksum import checksum
 from pelago.wire.codec import decode_message, encode
 from pelago.wire.messages import (
@@ -99,13 +99,13 @@ async def test_the_clock_stands_still_while_there_is_no_server(nodes: Nodes) -> 
     2. The next one goes on from the time of the last event: a budget of minutes loses nothing by it."""
     server = await a_gps(nodes)
     await nodes.kill("gps")
-    killed_at = server.clock()
+    killed_at = server.clock.read()
     for path in (nodes.folder / "gps" / "state").iterdir():
         os.utime(path, (path.stat().st_mtime - 3600,) * 2)
     started_at = time.monotonic_ns()
     server = await a_gps(nodes)
     lived_ps = (time.monotonic_ns() - started_at) * 1000
-    assert server.clock() <= killed_at + lived_ps + PS_PER_S
+    assert server.clock.read() <= killed_at + lived_ps + PS_PER_S
 
 
 async def test_a_server_serves_on_a_host_that_has_been_up_for_years(
@@ -116,7 +116,7 @@ async def test_a_server_serves_on_a_host_that_has_been_up_for_years(
     monkeypatch.setattr(time, "monotonic_ns", lambda: up_ns + read())
     server = await a_gps(nodes)
     await settled(server)
-    assert server.clock() < 24 * 3600 * PS_PER_S
+    assert server.clock.read() < 24 * 3600 * PS_PER_S
     assert not nodes.nodes["gps"][1].done()
 
 
@@ -243,7 +243,7 @@ async def test_what_waits_for_the_disk_is_not_overtaken(
     sent: list[str] = []
     server.durability.held.append((written.last, lambda: sent.append("first")))
     monkeypatch.setattr(server, "_send_now", lambda *_: sent.append("second"))
-    server._send("lps-1", a_model(), None)
+    server._send(Send("lps-1", a_model()))
     assert sent == []
     server.durability._on_written(written.last)
     assert sent == ["first", "second"]

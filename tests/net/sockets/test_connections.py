@@ -102,7 +102,7 @@ async def test_a_name_that_is_not_known_yet_is_awaited_and_people_are_told(
     nodes: Nodes, names: dict[str, list[str]]
 ) -> None:
     client = asking()
-    node = nodes.start(client, "lps-1", client=Connect("gps.test", nodes.ports[0], "gps"))
+    node = nodes.start(client, "lps-1", upstreams=(Connect("gps.test", nodes.ports[0], "gps"),))
     said = listening(node)
     await eventually(lambda: "the name 'gps.test' is not known" in said.getvalue())
     assert "Name or service not known" in said.getvalue()
@@ -116,7 +116,7 @@ async def test_a_server_that_is_found_at_another_address_is_followed(
 ) -> None:
     client, port = asking(), nodes.ports[0]
     names["gps.test"] = ["127.0.0.1"]
-    nodes.start(client, "lps-1", client=Connect("gps.test", port, "gps"))
+    nodes.start(client, "lps-1", upstreams=(Connect("gps.test", port, "gps"),))
     nodes.start(answering("first"), "gps", server=Bind("127.0.0.1", port))
     await client.hears(Wait)
     await nodes.stop("gps")
@@ -136,7 +136,7 @@ async def test_a_server_listens_and_is_found_by_ipv6(
     hosts = ["::1", "gps.test"] + ["127.0.0.1"] * (bind in ("*", "::"))
     for number, host in enumerate(hosts):
         client = asking()
-        nodes.start(client, f"lps-{number}", client=Connect(host, port, "gps"))
+        nodes.start(client, f"lps-{number}", upstreams=(Connect(host, port, "gps"),))
         await client.hears(Wait)
     with pytest.raises(ConfigError, match=rf"gps\.bind = .*port {port} is taken"):
         require_free(bind, port, "gps.bind")
@@ -147,7 +147,7 @@ async def test_of_several_addresses_the_one_that_answers_is_found(
 ) -> None:
     names["gps.test"] = ["::1", "127.0.0.3", "127.0.0.1"]
     client = asking()
-    nodes.start(client, "lps-1", client=Connect("gps.test", nodes.ports[0], "gps"))
+    nodes.start(client, "lps-1", upstreams=(Connect("gps.test", nodes.ports[0], "gps"),))
     nodes.server(answering())
     await client.hears(Wait)
 
@@ -177,7 +177,7 @@ async def test_a_server_named_by_several_addresses_listens_on_all(
     nodes.start(answering(), "gps", server=Bind("gps.test", nodes.ports[0]))
     for number, host in enumerate(("::1", "127.0.0.1")):
         client = asking()
-        nodes.start(client, f"lps-{number}", client=Connect(host, nodes.ports[0], "gps"))
+        nodes.start(client, f"lps-{number}", upstreams=(Connect(host, nodes.ports[0], "gps"),))
         await client.hears(Wait)
 
 
@@ -191,7 +191,7 @@ async def test_both_sides_name_the_port_that_is_blocked_and_go_on_trying(
     server_port, front = nodes.ports[:2]
     server = nodes.start(answering(), "gps", server=Bind("127.0.0.1", server_port))
     client = asking()
-    node = nodes.start(client, "lps-1", client=Connect("127.0.0.1", front, "gps"))
+    node = nodes.start(client, "lps-1", upstreams=(Connect("127.0.0.1", front, "gps"),))
     server_said, said = listening(server), listening(node)
     labels = ("control", "bulk")
     shut, shut_port = labels[1 - open_place], front + 1 - open_place

@@ -470,7 +470,7 @@ async def test_both_directions_at_once_between_three_nodes(nodes: Nodes) -> None
         middle,
         "lps-1",
         server=nodes.bind(nodes.ports[1]),
-        client=nodes.connect(nodes.ports[0]),
+        upstreams=(nodes.connect(nodes.ports[0]),),
         plane=Plane(nodes.manifest, None),
     )
     node = nodes.client(bottom, "worker-1", port=nodes.ports[1], plane=Plane(nodes.manifest, None))

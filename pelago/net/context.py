@@ -1,0 +1,39 @@
+"""What all parts of a running node share."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from pelago.core.machine import Machine
+from pelago.core.names import Peer
+from pelago.net.limits import Limits, Patience
+from pelago.net.telemetry import Telemetry
+from pelago.wire.messages import Event, Message
+
+Executors: TypeAlias = Mapping[type, Callable[[Any], None]]
+"""What carries out the effects of each type; called on the event loop's thread."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeContext:
+    """What the parts of a node know of it, and how they reach it; the same for all of them.
+
+    Everything that can be called is called on the event loop's thread.
+    """
+
+    run_id: str
+    name: Peer
+    """Of this process, unique in the run."""
+    machine: Machine[Message]
+    limits: Limits
+    patience: Patience
+    telemetry: Telemetry
+    clock: Callable[[], int]
+    """The machine's clock, in picoseconds."""
+    post: Callable[[Event], None]
+    """Gives the machine an event, after those that it has not handled yet."""
+    on_fault: Callable[[BaseException], None]
+    """Takes an error that ends the node at once."""
+    on_work_fault: Callable[[BaseException], None]
+    """Takes an error of the node's long work. If it is a `PelagoError`, the node leaves the run in good order;
+    any other error ends it at once."""

@@ -1,0 +1,176 @@
+"""All connections of a node: to the servers that it belongs to, and from its own clients.
+
+A node may belong to several servers. Each is known by its peer name, and has its own pair of sockets and its own
+`Dialler`. A client that calls itself like one of these servers is an impostor: what it sends is dropped.
+"""
+
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import zmq
+
+from pelago.core.names import Peer
+from pelago.net.context import NodeContext
+from pelago.net.sockets.dialler import Dialler
+from pelago.net.sockets.listener import Listener
+from pelago.net.sockets.pair import Bind, Connect, Handlers, SocketPair, client, serve
+from pelago.wire.codec import encode
+from pelago.wire.messages import Frame
+
+
+class Receiver(Protocol):
+    """Takes what comes from the sockets of a node. No method raises for what a peer sent."""
+
+    def on_server_control(self, peer: Peer, parts: list[bytes]) -> None:
+        """One of the node's own servers sent something on control."""
+        ...
+
+    def on_client_control(self, peer: Peer, parts: list[bytes]) -> None:
+        """A client sent something on control; it may be anybody."""
+        ...
+
+    def on_bulk(self, peer: Peer, parts: list[zmq.Frame]) -> None:
+        """A peer sent something on bulk."""
+        ...
+
+    def on_server_connected(self, peer: Peer) -> None:
+        """A connection to one of the node's own servers was made anew."""
+        ...
+
+    def on_client_connected(self) -> None:
+        """Some client made a connection. Which one, only its next message says."""
+        ...
+
+
+class Progress(Protocol):
+    """Says how the transfers to and from a peer get on."""
+
+    def progress(self, peer: Peer) -> tuple[bool, int]:
+        """Whether a payload is under way to a peer or from it, and a number that grows with each answer."""
+        ...
+
+
+class Connections:
+    """The sockets of a node. ``server``: where it listens; ``upstreams``: the servers that it belongs to."""
+
+    def __init__(
+        self, context: NodeContext, server: Bind | None, upstreams: tuple[Connect, ...]
+    ) -> None:
+        self.upstreams = {each.peer: each for each in upstreams}
+        assert len(self.upstreams) == len(upstreams), "two servers have the same name"
+        self._context = context
+        self._bind = server
+        self._receiver: Receiver
+        self._server: SocketPair | None = None
+        self._listener: Listener | None = None
+        self._pairs: dict[Peer, SocketPair] = {}
+        self._diallers: dict[Peer, Dialler] = {}
+
+    def open(self, resources: ExitStack) -> None:
+        """Make the sockets, and have ``resources`` close them. Raises `ConfigError` if an address cannot be
+        bound or resolved.
+
+        Nothing is received before the event loop gets its turn: call `deliver_to` until then.
+        """
+        zmq_context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=2)
+        # Waits until farewells have left, but not longer than a control socket lingers.
+        resources.callback(zmq_context.term)
+        context = self._context
+        if self._bind is not None:
+            handlers = Handlers(self._on_client_control, self._on_client_bulk, self._on_client_link)
+            self._server = serve(zmq_context, self._bind, handlers, context)
+            resources.callback(self._server.close)
+            self._listener = Listener(self._bind, self._server, context.telemetry, context.clock)
+        for connect in self.upstreams.values():
+            self._open_upstream(zmq_context, connect, resources)
+
+    def _open_upstream(
+        self,
+        zmq_context: "zmq.Context[zmq.Socket[bytes]]",
+        connect: Connect,
+        resources: ExitStack,
+    ) -> None:
+        def on_link(label: str, up: bool) -> None:
+            self._on_server_link(connect, label, up)
+
+        handlers = Handlers(self._on_server_control, self._on_server_bulk, on_link)
+        pair = client(zmq_context, connect.peer, handlers, self._context)
+        resources.callback(pair.close)
+        self._pairs[connect.peer] = pair
+        context = self._context
+        self._diallers[connect.peer] = Dialler(
+            connect, pair, context.patience, context.telemetry, context.clock
+        )
+
+    def deliver_to(self, receiver: Receiver) -> None:
+        """From now on ``receiver`` takes what comes."""
+        self._receiver = receiver
+
+    def send_control(self, peer: Peer, parts: list[Any]) -> bool:
+        """Put a message on a peer's control socket. False if it cannot leave."""
+        return self._pair(peer).control.send(peer, parts)
+
+    def send_frame(self, peer: Peer, frame: Frame) -> bool:
+        """Put a frame on a peer's control socket; the empty part tells it from a message. False if it cannot
+        leave."""
+        return self.send_control(peer, [encode(self._context.run_id, frame), b""])
+
+    def send_bulk(self, peer: Peer, parts: list[Any]) -> bool:
+        """Put parts on a peer's bulk socket, without copying them. False if they cannot leave."""
+        return self._pair(peer).bulk.send(peer, parts)
+
+    def throttle(self, on: bool) -> None:
+        """Stop reading the bulk sockets of all peers, or go on reading them."""
+        for pair in self._all():
+            pair.bulk.pause() if on else pair.bulk.resume()
+
+    def tick(self, transfers: Progress) -> None:
+        """Look for connections that are dead or blocked; to be called a few times a second."""
+        if self._listener is not None:
+            self._listener.tick()
+        for peer, dialler in self._diallers.items():
+            moving, progress = transfers.progress(peer)
+            dialler.tick(moving=moving, progress=progress)
+
+    def _pair(self, peer: Peer) -> SocketPair:
+        pair = self._pairs.get(peer, self._server)
+        assert pair is not None, f"no socket leads to {peer}"
+        return pair
+
+    def _all(self) -> list[SocketPair]:
+        servers = [] if self._server is None else [self._server]
+        return [*servers, *self._pairs.values()]
+
+    # --- what comes from the sockets --------------------------------------------------------------
+
+    def _on_server_control(self, peer: Peer, parts: list[bytes]) -> None:
+        self._receiver.on_server_control(peer, parts)
+
+    def _on_server_bulk(self, peer: Peer, parts: list[zmq.Frame]) -> None:
+        self._receiver.on_bulk(peer, parts)
+
+    def _on_server_link(self, connect: Connect, label: str, up: bool) -> None:
+        if up:
+            self._receiver.on_server_connected(connect.peer)
+        if label == "control":
+            kind = "connected" if up else "disconnected"
+            self._context.telemetry.event(kind, server=str(connect))
+
+    def _on_client_control(self, peer: Peer, parts: list[bytes]) -> None:
+        if not self._is_impostor(peer):
+            self._receiver.on_client_control(peer, parts)
+
+    def _on_client_bulk(self, peer: Peer, parts: list[zmq.Frame]) -> None:
+        if not self._is_impostor(peer):
+            self._receiver.on_bulk(peer, parts)
+
+    def _on_client_link(self, _label: str, up: bool) -> None:
+        if up:
+            self._receiver.on_client_connected()
+
+    def _is_impostor(self, peer: Peer) -> bool:
+        """Whether a client has the name of one of our own servers, which never connects to us."""
+        if peer not in self.upstreams:
+            return False
+        self._context.telemetry.drop("identity", peer, "a client has the name of our own server")
+        return True
