@@ -34,7 +34,8 @@ from pelago.core.tensor_effects import Loaded
 from pelago.sim.planes import Payload, PlanePort, Round, RoundPlan
 from pelago.sim.simulation import SimulatedNode, Simulation
 from pelago.sim.trace import Trace
-from worker.state import Evaluator, Worker
+from worker.evaluator.state import Evaluator
+from worker.state import Worker
 
 INCARNATION: Final = 1
 GPS: Final = "gps"
@@ -287,7 +288,7 @@ class Cluster:
 
     def _add_worker(self, unit: WorkerUnit) -> str:
         server = f"{self.layout.run.region[unit.region].name}/lps"
-        settings = worker.settings.settings(
+        settings = worker.settings.worker_settings(
             self.layout.run,
             unit.region,
             unit.group,
@@ -305,10 +306,8 @@ class Cluster:
         return name
 
     def _add_evaluator(self) -> None:
-        settings = worker.settings.settings(
+        settings = worker.settings.evaluator_settings(
             self.layout.run,
-            None,
-            -1,
             incarnation=INCARNATION,
             fingerprint=self.problem.fingerprint,
             corpus="",

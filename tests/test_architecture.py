@@ -61,6 +61,7 @@ def test_every_import_contract_holds() -> None:
         ("gps/state.py", "import zmq", PURE),
         ("lps/state.py", "import asyncio", PURE),
         ("worker/state.py", "import logging", PURE),
+        ("worker/evaluator/state.py", "import time", PURE),
         ("pelago/core/planted.py", "import time", PURE),
         ("pelago/wire/planted.py", "from socket import socket", PURE),
         ("pelago/sim/planted.py", "import threading", PURE),

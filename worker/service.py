@@ -22,11 +22,12 @@ from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from worker import device as devices
 from worker.evaluator.held_out_loss import HeldOutLoss
+from worker.evaluator.state import Evaluator
 from worker.ports import EvaluatorPort, WorkerPort
 from worker.rehearsal import describe
 from worker.schedule import Pace
-from worker.settings import settings
-from worker.state import Evaluator, Worker
+from worker.settings import evaluator_settings, worker_settings
+from worker.state import Worker
 from worker.trainer import Trainer
 
 
@@ -76,7 +77,7 @@ def _train(options: argparse.Namespace, run: RunFile) -> int:
     keep = out / "optimiser" if run.worker.keep_optimiser else None
     manifest = Manifest(trainer.manifest())
     machine = Worker(
-        settings(
+        worker_settings(
             run,
             region,
             options.group,
@@ -113,10 +114,8 @@ def _evaluate(options: argparse.Namespace, run: RunFile) -> int:
     measure = HeldOutLoss(run, slot=options.slot)
     manifest = Manifest(measure.manifest())
     machine = Evaluator(
-        settings(
+        evaluator_settings(
             run,
-            None,
-            -1,
             incarnation=daemon.incarnation(),
             fingerprint=manifest.fingerprint,
             corpus=measure.corpus.digest,

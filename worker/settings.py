@@ -1,57 +1,90 @@
-"""From the run file to a worker's settings, for the daemon and the virtual driver."""
+"""From the run file to the settings of a worker's machine and of the evaluator's, for both drivers."""
 
 from typing import Final
 
 from pelago.config.run_file import RunFile
 from pelago.core.machine import PS_PER_MS
 from pelago.core.names import Address, Peer
+from worker.client_settings import ClientSettings
+from worker.evaluator.state import EvaluatorSettings
 from worker.schedule import local_steps
 from worker.state import WorkerSettings
 
 PS_PER_MINUTE: Final = 60_000 * PS_PER_MS
 
 
-def settings(
+def worker_settings(
     run: RunFile,
-    region: int | None,
+    region: int,
     group: int,
     *,
     incarnation: int,
     fingerprint: str,
     corpus: str,
-    server: Peer | None = None,
+    server: Peer = "lps",
     lossless: bool = False,
 ) -> WorkerSettings:
-    """Settings of a worker, by its region's place in the file, or (``region`` None) the evaluator.
+    """Settings of a worker of one region, by the region's place in the run file.
 
     ``group``: its place in the region; -1: the server chooses, and the worker takes the speed that the
     run file gives that group, or 1 if it names none.
-    ``server``: what the driver calls the server; None: "lps", for the evaluator "gps".
+    ``server``: what the driver calls the LPS.
     ``lossless``: for a driver that loses nothing, so no heartbeats and no retries.
     """
-    worker = run.worker
-    speed = 1.0 if region is None else run.relative_speed(region, group)
-    heartbeat_ps = run.network.heartbeat_ms * PS_PER_MS
+    worker, section = run.worker, run.region[region]
 
-    def round_samples(speed: float) -> int:
+    def round_samples(group: int) -> int:
+        speed = run.relative_speed(region, group)
         return local_steps(worker.local_steps, speed, worker.rescale) * worker.batch_size
 
-    groups = 0 if region is None or group >= 0 else len(run.region[region].worker_speeds)
+    client = _client(
+        run, server, Address(section.name, group), incarnation, fingerprint, corpus, lossless
+    )
+    groups = 0 if group >= 0 else len(section.worker_speeds)
     return WorkerSettings(
-        server=server or ("gps" if region is None else "lps"),
-        address=Address(run.gps_region if region is None else run.region[region].name, group),
+        client=client,
+        round_samples=round_samples(group),
+        group_samples=tuple(round_samples(each) for each in range(groups)),
+    )
+
+
+def evaluator_settings(
+    run: RunFile,
+    *,
+    incarnation: int,
+    fingerprint: str,
+    corpus: str,
+    server: Peer = "gps",
+    lossless: bool = False,
+) -> EvaluatorSettings:
+    """Settings of the evaluator. ``server``: what the driver calls the GPS; ``lossless`` as for a worker."""
+    address = Address(run.gps_region, -1)
+    return EvaluatorSettings(
+        client=_client(run, server, address, incarnation, fingerprint, corpus, lossless),
+        validation_interval_steps=run.gps.validation_interval_steps,
+        export_interval_ps=round(run.run.export_minutes * PS_PER_MINUTE),
+    )
+
+
+def _client(
+    run: RunFile,
+    server: Peer,
+    address: Address,
+    incarnation: int,
+    fingerprint: str,
+    corpus: str,
+    lossless: bool,
+) -> ClientSettings:
+    heartbeat_ps = run.network.heartbeat_ms * PS_PER_MS
+    return ClientSettings(
+        server=server,
+        address=address,
         incarnation=incarnation,
         fingerprint=fingerprint,
         corpus=corpus,
-        round_samples=round_samples(speed),
-        validation_interval_steps=run.gps.validation_interval_steps,
         tick_ps=0 if lossless else heartbeat_ps,
         retry_ps=2 * heartbeat_ps,
         lost_after_ps=run.network.lost_after_ms * PS_PER_MS,
-        stuck_after_ps=round(worker.stuck_minutes * PS_PER_MINUTE),
-        export_interval_ps=round(run.run.export_minutes * PS_PER_MINUTE),
+        stuck_after_ps=round(run.worker.stuck_minutes * PS_PER_MINUTE),
         give_up_after_ps=run.network.give_up_after_ms * PS_PER_MS,
-        group_samples=tuple(
-            round_samples(run.relative_speed(region or 0, each)) for each in range(groups)
-        ),
     )

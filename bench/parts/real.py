@@ -31,7 +31,7 @@ from pelago.net.tensors.training import Result, TrainingThread
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire.messages import Ack, Effect, Event, Message, Model, TensorSpec
-from worker.settings import settings
+from worker.settings import worker_settings
 from worker.state import Worker
 
 SEED = 7
@@ -109,7 +109,7 @@ async def work(run: RunFile, model: dict[str, Any], out: Path) -> None:
     manifest = Manifest(tuple(TensorSpec(name, tuple(shape)) for name, shape in model["specs"]))
     host, port = run.lps_connect(0)
     machine = Worker(
-        settings(
+        worker_settings(
             run,
             0,
             0,

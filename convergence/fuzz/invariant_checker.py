@@ -39,7 +39,8 @@ from pelago.sim.planes import DurablePlane, Payload, PlanePort, TimingPlane
 from pelago.sim.recovery import ReplayedServer
 from pelago.sim.simulation import SimulatedNode, Simulation
 from pelago.wire.messages import Ack, Effect, Event, Goodbye, Message, Model, Outcome, Push, Stop
-from worker.state import Evaluator, Worker
+from worker.evaluator.state import Evaluator
+from worker.state import Worker
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from pelago.sim.fault_injector import ProcessState
 from pelago.sim.fault_profile import LISTENS_PS
 from pelago.sim.simulation import SimulatedNode
 from pelago.wire.messages import Effect, Event, Rejoin
-from worker.state import Evaluator, Worker
+from worker.evaluator.state import Evaluator
+from worker.state import Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class Silences:
                 if isinstance(effect.message, Rejoin) and isinstance(machine, Gps | Lps):
                     self._was_silent(node, effect.peer, machine.settings.lost_after_ps)
             elif isinstance(machine, Lps | Worker | Evaluator):
-                settings = machine.settings
+                settings = machine.settings if isinstance(machine, Lps) else machine.settings.client
                 if isinstance(effect, Finish) and effect.reason == UNANSWERED:
                     self._was_silent(node, machine.session.server, settings.give_up_after_ps)
                 elif (

@@ -33,7 +33,8 @@ from pelago.sim.planes import DurablePlane, Payload, Round, RoundPlan
 from pelago.sim.simulation import LOST, SimulatedNode, Simulation
 from pelago.sim.trace import Trace
 from pelago.wire.messages import Message
-from worker.state import Evaluator, Worker
+from worker.evaluator.state import Evaluator
+from worker.state import Worker
 
 TEND_PS: Final = 100 * PS_PER_MS
 """How often somebody looks for slots that nobody holds."""
@@ -306,18 +307,32 @@ class World:
         region_name, _, group = slot.partition("/")
         region = None if evaluates else self.run.region_index(region_name)
         server = "gps" if evaluates else f"{region_name}/lps"
-        settings = worker.settings.settings(
-            self.run,
-            region,
-            -1 if evaluates or self.drawn.anonymous else int(group),
-            incarnation=incarnation,
-            fingerprint=self.problem.fingerprint,
-            corpus="",
-            server=server,
-        )
+        fingerprint = self.problem.fingerprint
+        machine: Machine[Message]
+        if region is None:
+            machine = Evaluator(
+                worker.settings.evaluator_settings(
+                    self.run,
+                    incarnation=incarnation,
+                    fingerprint=fingerprint,
+                    corpus="",
+                    server=server,
+                )
+            )
+        else:
+            machine = Worker(
+                worker.settings.worker_settings(
+                    self.run,
+                    region,
+                    -1 if self.drawn.anonymous else int(group),
+                    incarnation=incarnation,
+                    fingerprint=fingerprint,
+                    corpus="",
+                    server=server,
+                )
+            )
         index = 0 if region is None else sum(self.drawn.workers[:region]) + int(group)
         trainer = FakeTrainer(self, region or 0, index, self._speeds[index])
-        machine: Machine[Message] = Evaluator(settings) if evaluates else Worker(settings)
         plane = self.problem.client_plane()
         node = SimulatedNode(name, region or 0, machine, plane, trainer, server=server)
         self.injector.add(node, slot, self._clock())

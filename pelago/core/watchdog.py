@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from pelago.core.machine import PS_PER_S
+
 FIRST_FACTOR: Final = 6
 """The first part of all, for which a model may have to be compiled, may take so many times as long, and so
 may one that is announced as long."""
@@ -52,6 +54,15 @@ class Watchdog:
     def is_over(self, now: int) -> bool:
         """Whether it must be taken for stuck."""
         return bool(self._limit_ps) and self.quiet_ps(now) > self.allowed_ps
+
+    def stuck_message(self, what: str, now: int) -> str:
+        """For the user: ``what`` is stuck, for how long, and what to do."""
+        quiet_s, allowed_s = self.quiet_ps(now) / PS_PER_S, self.allowed_ps / PS_PER_S
+        return (
+            f"{what} is stuck: no sign of life for {quiet_s:,.0f} s, where {allowed_s:,.0f} s are allowed"
+            " (worker.stuck_minutes, or more for what is slow): look at the disk or share that the corpus"
+            " lies on, and at the accelerator"
+        )
 
 
 def longest_ps(limit_ps: int) -> int:

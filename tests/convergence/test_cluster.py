@@ -25,7 +25,8 @@ from pelago.sim.links import Links
 from pelago.sim.planes import TimingPlane
 from pelago.sim.simulation import SimulatedNode, Simulation
 from tests.convergence.paper import PAPER, run_file
-from worker.state import Evaluator, Worker
+from worker.evaluator.state import Evaluator
+from worker.state import Worker
 
 SHORT = replace(PAPER, budget=2_000)
 ROOT = Path(__file__).parents[2]
@@ -199,7 +200,7 @@ def test_the_machines_as_the_daemons_set_them_up_run_whatever_the_order_of_start
         machine = Lps(lps.settings.settings(run, place, incarnation=5))
         nodes.append(SimulatedNode(f"lps/{region.name}", place, machine, TimingPlane()))
         for group in range(2):
-            settings = worker.settings.settings(
+            settings = worker.settings.worker_settings(
                 run,
                 place,
                 group,
@@ -212,9 +213,10 @@ def test_the_machines_as_the_daemons_set_them_up_run_whatever_the_order_of_start
             trainers.append(trainer)
             name = f"{region.name}/{group}"
             nodes.append(SimulatedNode(name, place, Worker(settings), TimingPlane(), trainer))
-    settings = worker.settings.settings(run, None, -1, incarnation=9, fingerprint="f", corpus="c")
-    trainer = trainers[0]
-    nodes.append(SimulatedNode("evaluator", 0, Evaluator(settings), TimingPlane(), trainer))
+    evaluator = Evaluator(
+        worker.settings.evaluator_settings(run, incarnation=9, fingerprint="f", corpus="c")
+    )
+    nodes.append(SimulatedNode("evaluator", 0, evaluator, TimingPlane(), trainers[0]))
     for node in nodes:
         simulation.add(node)
     order = sorted(

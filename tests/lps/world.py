@@ -30,7 +30,9 @@ from pelago.core.tensor_effects import Apply, Difference, Loaded, Measure, Measu
 from pelago.core.training_effects import Cancel, Progress, Train, Trained, Validate, Validated
 from pelago.wire.codec import decode_message, encode
 from pelago.wire.messages import Effect, Event
-from worker.state import Evaluator, Worker, WorkerSettings
+from worker.client_settings import ClientSettings
+from worker.evaluator.state import Evaluator, EvaluatorSettings
+from worker.state import Worker, WorkerSettings
 
 TICK = 500 * PS_PER_MS
 RETRY, LOST, REGION_LOST = 2 * TICK, 10 * TICK, 24 * TICK
@@ -133,7 +135,9 @@ class LpsScenario:
             self.start_region(region)
         for region, group in (("eu", -1), ("eu", -1), ("us", 0)):
             self.start_worker(region, group)
-        self._start("evaluator", Evaluator(self._worker_settings("gps", "", -1)))
+        self._start(
+            "evaluator", Evaluator(EvaluatorSettings(self._client("gps", "", -1), 6 * STEPS))
+        )
 
     # --- processes ----------------------------------------------------------------------------
 
@@ -170,17 +174,17 @@ class LpsScenario:
         """A worker joins."""
         self._incarnation += 1
         name = f"worker#{self._incarnation}"
-        self._start(name, Worker(self._worker_settings(region, region, group)))
+        self._start(
+            name, Worker(WorkerSettings(self._client(region, region, group), STEPS * BATCH))
+        )
 
-    def _worker_settings(self, server: Peer, region: str, group: int) -> WorkerSettings:
-        return WorkerSettings(
+    def _client(self, server: Peer, region: str, group: int) -> ClientSettings:
+        return ClientSettings(
             server=server,
             address=Address(region, group),
             incarnation=self._incarnation,
             fingerprint="model",
             corpus="corpus",
-            round_samples=STEPS * BATCH,
-            validation_interval_steps=6 * STEPS,
             tick_ps=TICK,
             retry_ps=RETRY,
             lost_after_ps=LOST,
@@ -202,7 +206,7 @@ class LpsScenario:
             node.cut_off_until = 0
         machines = [n.machine for n in self.nodes.values() if n.alive and n.finish is None]
         served = {each.settings.region for each in machines if isinstance(each, Lps)}
-        worked = {each.settings.server for each in machines if isinstance(each, Worker)}
+        worked = {each.settings.client.server for each in machines if isinstance(each, Worker)}
         for region in ("eu", "us"):
             if region not in served:
                 self.start_region(region)
@@ -252,9 +256,9 @@ class LpsScenario:
             node.cut_off_until = self.now + self.random.randrange(2 * REGION_LOST)
         if isinstance(node.machine, Worker) and self._chance(self.faults.worker_dies):
             node.alive = False
-            settings = node.machine.settings
-            group = self.random.choice((-1, settings.address.group))
-            self.start_worker(settings.address.region, group)
+            address = node.machine.settings.client.address
+            group = self.random.choice((-1, address.group))
+            self.start_worker(address.region, group)
         elif isinstance(node.machine, Lps) and self._chance(self.faults.region_dies):
             node.alive = False
             self.start_region(node.machine.settings.region)

@@ -26,16 +26,16 @@ from pelago.wire.messages import (
     WorkerReport,
 )
 from tests.net.nodes import Nodes, Script, eventually
-from worker.state import Evaluator, Worker, WorkerSettings
+from worker.client_settings import ClientSettings
+from worker.evaluator.state import Evaluator, EvaluatorSettings
+from worker.state import Worker, WorkerSettings
 
-SETTINGS = WorkerSettings(
+CLIENT = ClientSettings(
     server="gps",
     address=Address("eu"),
     incarnation=1,
     fingerprint="model",
     corpus="corpus",
-    round_samples=4,
-    validation_interval_steps=10,
     tick_ps=50 * PS_PER_MS,
     retry_ps=10_000 * PS_PER_MS,
     lost_after_ps=10_000 * PS_PER_MS,
@@ -84,7 +84,13 @@ def server(event: Event) -> list[Effect]:
 
 @pytest.mark.parametrize(
     ("machine", "what"),
-    [(Worker(SETTINGS), "the trainer is stuck"), (Evaluator(SETTINGS), "measuring the model is stuck")],
+    [
+        (Worker(WorkerSettings(CLIENT, round_samples=4)), "the trainer is stuck"),
+        (
+            Evaluator(EvaluatorSettings(CLIENT, validation_interval_steps=10)),
+            "measuring the model is stuck",
+        ),
+    ],
     ids=["worker", "evaluator"],
 )  # fmt: skip
 async def test_a_thread_that_hangs_ends_its_node_and_nobody_waits_for_it(

@@ -46,20 +46,20 @@ from pelago.wire.messages import (
     WorkerReport,
 )
 from tests.conversation import Conversation
+from worker.client_settings import ClientSettings
 from worker.state import Worker, WorkerSettings
 
-SETTINGS = WorkerSettings(
+CLIENT = ClientSettings(
     server="eu",
     address=Address("eu"),
     incarnation=5,
     fingerprint="model",
     corpus="corpus",
-    round_samples=8,
-    validation_interval_steps=10,
     tick_ps=500 * PS_PER_MS,
     retry_ps=1000 * PS_PER_MS,
     lost_after_ps=5000 * PS_PER_MS,
 )
+SETTINGS = WorkerSettings(CLIENT, round_samples=8)
 HELLO = Hello(PROTOCOL_VERSION, "worker", Address("eu"), 5, "model", "corpus")
 HELLO_AGAIN = replace(HELLO, address=Address("eu", 2))
 WELCOME = Welcome(1, 3, 2, (), "model", "corpus")
@@ -75,7 +75,7 @@ NO_REPORT = WorkerReport(2, 0, 0, 0, 0, 0, 0.0)
 @pytest.fixture
 def joining() -> Conversation:
     worker = Conversation(Worker(SETTINGS))
-    assert worker.happens(Started()) == [SetTick(SETTINGS.tick_ps), Send("eu", HELLO)]
+    assert worker.happens(Started()) == [SetTick(CLIENT.tick_ps), Send("eu", HELLO)]
     return worker
 
 
@@ -141,7 +141,7 @@ def test_a_round_from_the_lease_to_the_next(uploading: Conversation) -> None:
 
 
 def test_a_driver_that_loses_nothing_needs_no_tick() -> None:
-    worker = Conversation(Worker(replace(SETTINGS, tick_ps=0)))
+    worker = Conversation(Worker(replace(SETTINGS, client=replace(CLIENT, tick_ps=0))))
     assert worker.happens(Started()) == [Send("eu", HELLO)]
 
 
@@ -309,7 +309,9 @@ def test_a_worker_whose_group_was_taken_takes_any_other(training: Conversation) 
 
 
 def test_a_worker_that_was_given_a_group_by_its_user_insists(joining: Conversation) -> None:
-    worker = Conversation(Worker(replace(SETTINGS, address=Address("eu", 2))))
+    worker = Conversation(
+        Worker(replace(SETTINGS, client=replace(CLIENT, address=Address("eu", 2))))
+    )
     worker.happens(Started())
     worker.hears("eu", Wait("group 2, which another process holds"))
     assert worker.happens(Tick()) == [Send("eu", HELLO_AGAIN)]
@@ -526,7 +528,9 @@ def test_a_worker_whose_trainer_is_stuck_hands_its_lease_back_and_ends() -> None
     1. A step every minute: it goes on, however many there are; a heartbeat tells how long it is quiet.
     2. Twenty minutes without: it gives the lease back and ends, and says why.
     """
-    worker = Conversation(Worker(replace(SETTINGS, stuck_after_ps=120_000 * PS_PER_MS)))
+    worker = Conversation(
+        Worker(replace(SETTINGS, client=replace(CLIENT, stuck_after_ps=120_000 * PS_PER_MS)))
+    )
     worker.happens(Started())
     worker.hears("eu", WELCOME)
     worker.hears("eu", MODEL, -1)
@@ -553,7 +557,9 @@ def test_a_worker_whose_trainer_is_stuck_hands_its_lease_back_and_ends() -> None
 
 
 def test_a_worker_that_does_not_train_is_not_stuck() -> None:
-    worker = Conversation(Worker(replace(SETTINGS, stuck_after_ps=PS_PER_MS)))
+    worker = Conversation(
+        Worker(replace(SETTINGS, client=replace(CLIENT, stuck_after_ps=PS_PER_MS)))
+    )
     worker.happens(Started())
     worker.hears("eu", WELCOME)
     worker.hears("eu", MODEL, -1)

@@ -22,7 +22,7 @@ from worker.data import open_corpus
 from worker.models import LanguageModel, build
 from worker.optimiser import WorkerOptimiser, in_blocks
 from worker.schedule import Pace, learning_rate
-from worker.settings import settings
+from worker.settings import worker_settings
 from worker.trainer import Trainer
 
 
@@ -335,7 +335,7 @@ def test_training_learns(source: str) -> None:
 
 def round_samples(run: RunFile, group: int) -> int:
     """The size of the leases that a worker asks for."""
-    found = settings(run, 0, group, incarnation=1, fingerprint="", corpus="")
+    found = worker_settings(run, 0, group, incarnation=1, fingerprint="", corpus="")
     return found.round_samples
 
 

@@ -40,20 +40,20 @@ from pelago.wire.messages import (
     WorkerReport,
 )
 from tests.conversation import Conversation
-from worker.state import Evaluator, WorkerSettings
+from worker.client_settings import ClientSettings
+from worker.evaluator.state import Evaluator, EvaluatorSettings
 
-SETTINGS = WorkerSettings(
+CLIENT = ClientSettings(
     server="gps",
     address=Address(""),
     incarnation=5,
     fingerprint="model",
     corpus="corpus",
-    round_samples=0,
-    validation_interval_steps=10,
     tick_ps=500 * PS_PER_MS,
     retry_ps=1000 * PS_PER_MS,
     lost_after_ps=5000 * PS_PER_MS,
 )
+SETTINGS = EvaluatorSettings(CLIENT, validation_interval_steps=10)
 HELLO = Send("gps", Hello(PROTOCOL_VERSION, "evaluator", Address(""), 5, "model", "corpus"))
 WELCOME = Welcome(1, 0, -1, (), "model", "corpus")
 V0, V3 = Version(1, 0), Version(1, 3)
@@ -66,7 +66,7 @@ BEAT = Send("gps", Heartbeat(None))
 @pytest.fixture
 def joining() -> Conversation:
     evaluator = Conversation(Evaluator(SETTINGS))
-    assert evaluator.happens(Started()) == [SetTick(SETTINGS.tick_ps), HELLO]
+    assert evaluator.happens(Started()) == [SetTick(CLIENT.tick_ps), HELLO]
     return evaluator
 
 
@@ -288,7 +288,9 @@ def test_a_version_is_exported_at_its_interval_and_whatever_is_newer_is_asked_fo
 
 
 def test_a_driver_that_loses_nothing_needs_no_tick() -> None:
-    assert Conversation(Evaluator(replace(SETTINGS, tick_ps=0))).happens(Started()) == [HELLO]
+    assert Conversation(Evaluator(replace(SETTINGS, client=replace(CLIENT, tick_ps=0)))).happens(
+        Started()
+    ) == [HELLO]
 
 
 def test_the_check_sees_a_broken_evaluator(validating: Conversation) -> None:
@@ -317,7 +319,9 @@ def test_an_evaluator_whose_gps_is_gone_for_good_ends_with_an_error(
 
 
 def test_an_evaluator_that_is_stuck_leaves_with_what_it_found_and_ends() -> None:
-    evaluator = Conversation(Evaluator(replace(SETTINGS, stuck_after_ps=1000 * PS_PER_MS)))
+    evaluator = Conversation(
+        Evaluator(replace(SETTINGS, client=replace(CLIENT, stuck_after_ps=1000 * PS_PER_MS)))
+    )
     evaluator.happens(Started())
     evaluator.hears("gps", WELCOME)
     evaluator.hears("gps", MODEL, -1)
