@@ -65,7 +65,7 @@ def replay(
 
     def heard(arrival: Arrival) -> None:
         assert on_progress is not None
-        validations = cluster.gps.validations
+        validations = cluster.gps.evaluators.validations
         on_progress(arrival.cumulative_steps, validations[-1][2] if validations else None)
 
     on_arrival = heard if on_progress else None

@@ -1,12 +1,28 @@
-"""The regions and evaluators that the GPS knows: who serves them, their fences, what they were told."""
+"""The regions of the run: which process serves each, its fence, and the samples that are lent to it."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gps.clock import RunClock
+from gps.machine_settings import GpsSettings
 from pelago.core.dedupe import Outcome, Outcomes
 from pelago.core.durable import durable
+from pelago.core.leases import SampleLedger
+from pelago.core.machine import Note, Send
 from pelago.core.names import BlobId, Peer, PushId, Spans
-from pelago.wire.messages import RegionReport
+from pelago.core.refusals import Client
+from pelago.protocol.update_admission import UpdateAdmission
+from pelago.wire.messages import (
+    SAMPLES_MAX,
+    Effect,
+    Hello,
+    LeaseGrant,
+    LeaseRequest,
+    RegionReport,
+    Rejoin,
+    Wait,
+)
 
 
 @durable()
@@ -89,71 +105,124 @@ class Region:
         assert self.replying is None or self.peer is not None
 
 
-@durable()
-@dataclass(slots=True)
-class _Evaluator:
-    heard_at: int
-    after_steps: int | None = None
-    replying: BlobId | None = None
+@durable(settings=("_settings", "_clock", "_ledger", "_admission"))
+class Regions:
+    """All regions, in the order of the run file: joining, leases, leaving."""
 
+    def __init__(
+        self,
+        settings: GpsSettings,
+        clock: RunClock,
+        ledger: SampleLedger,
+        admission: UpdateAdmission,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._ledger = ledger
+        self._admission = admission
+        # The fences of an incarnation begin at its number, which is a time in seconds, and grow less often than
+        # once a second. So no two incarnations give the same fence, and a later one gives higher fences.
+        self._by_name = {name: Region(name, settings.incarnation - 1) for name in settings.regions}
 
-@durable()
-class Evaluators:
-    """Those who measure the global model. There may be none, or several."""
+    def __getitem__(self, name: str) -> Region:
+        return self._by_name[name]
 
-    def __init__(self) -> None:
-        self._evaluators: dict[Peer, _Evaluator] = {}
+    def values(self) -> Collection[Region]:
+        """All of them."""
+        return self._by_name.values()
 
-    def __len__(self) -> int:
-        return len(self._evaluators)
+    def served_by(self, peer: Peer) -> Region | None:
+        """The region that a process serves; None: it serves none."""
+        for region in self._by_name.values():
+            if region.peer == peer:
+                return region
+        return None
 
-    def admit(self, peer: Peer, now: int) -> None:
-        """A process introduced itself, perhaps again."""
-        self._evaluators.setdefault(peer, _Evaluator(now)).heard_at = now
+    def peers(self) -> list[Peer]:
+        """The processes that serve a region."""
+        return [each.peer for each in self._by_name.values() if each.peer is not None]
 
-    def heard(self, peer: Peer, now: int) -> bool:
-        """Something came from a peer. Returns whether it is an evaluator."""
-        evaluator = self._evaluators.get(peer)
-        if evaluator is not None:
-            evaluator.heard_at = now
-        return evaluator is not None
+    def present(self) -> list[Client]:
+        """The names of the regions that are served."""
+        return [each.name for each in self._by_name.values() if each.peer is not None]
 
-    def wants(self, peer: Peer, after_steps: int) -> None:
-        """It asks for the first version with so many counted steps."""
-        evaluator = self._evaluators[peer]
-        if evaluator.replying is None:  # Otherwise what it asks for is on its way.
-            evaluator.after_steps = after_steps
+    def join(self, peer: Peer, message: Hello) -> list[Effect]:
+        """A process asks to serve a region of the run."""
+        region = self._by_name[message.address.region]
+        effects: list[Effect] = []
+        if region.peer != peer:
+            # Incarnations are seconds of walls' clocks, which may be wrong: who is silent gives way to anybody.
+            silent = self._clock.now - region.heard_at > self._settings.lost_after_ps
+            earlier = message.incarnation <= region.incarnation
+            if region.peer is not None and earlier and not silent:
+                return [Send(peer, Wait(f"region {region.name}, which another process serves"))]
+            if region.peer is not None:
+                effects += self.part(region, "replaced by a later process")
+            returned = self._ledger.reclaim(region.name)
+            region.admit(peer, message.incarnation, self._clock.now)
+            note = {"region": region.name, "fence": region.fence, "returned": returned}
+            effects.append(Note("region_joined", note))
+        return [*effects, Send(peer, self._settings.welcome(region.fence))]
 
-    def ready(self, counted_steps: int, final: bool) -> list[Peer]:
-        """Those to whom the model goes now; the final one goes to all that ask."""
-        return [
-            peer
-            for peer, each in self._evaluators.items()
-            if each.replying is None
-            and each.after_steps is not None
-            and (final or each.after_steps <= counted_steps)
-        ]
+    def lend(self, region: Region, peer: Peer, message: LeaseRequest) -> list[Effect]:
+        """A region asks for samples. A repeated request gets the same answer, an earlier one none."""
+        if message.request > region.request and 0 < message.samples <= SAMPLES_MAX:
+            self._clock.lend()
+            region.request = message.request
+            others = sum(each.ahead for each in self._by_name.values() if each is not region)
+            region.clock = max(region.clock, self._ledger.cursor - others)
+            region.lent = self._ledger.lend(region.name, message.samples)
+            # Not more than it can have, whatever it says.
+            region.ahead = max(0, min(message.ahead, self._ledger.held[region.name].total))
+        if message.request != region.request:
+            return []
+        return [Send(peer, LeaseGrant(region.request, region.fence, region.lent, region.clock))]
 
-    def replying(self, peer: Peer, blob: BlobId) -> None:
-        """The model is on its way to it."""
-        evaluator = self._evaluators[peer]
-        evaluator.replying, evaluator.after_steps = blob, None
+    def part(self, region: Region, reason: str) -> list[Effect]:
+        """The process of a region is gone; the next one that serves it gets a higher fence."""
+        assert region.peer is not None
+        effects = self._admission.free(region.peer)
+        region.part()
+        return [Note("region_left", {"region": region.name, "why": reason}), *effects]
 
-    def reply_ended(self, peer: Peer, blob: BlobId | None) -> None:
-        """The model arrived there, or (None) was lost."""
-        evaluator = self._evaluators.get(peer)
-        if evaluator is not None and (blob is None or evaluator.replying == blob):
-            evaluator.replying = None
-
-    def restarted(self, now: int) -> None:
-        """What was on its way to them is lost, and they were not heard because nobody listened."""
-        for each in self._evaluators.values():
-            each.replying, each.heard_at = None, now
+    def part_silent(self, silence_ps: int) -> list[Effect]:
+        """Give up the processes that were silent for longer. Their samples are lent again."""
+        effects: list[Effect] = []
+        for region in self._by_name.values():
+            if region.peer is None or self._clock.now - region.heard_at <= silence_ps:
+                continue
+            peer = region.peer
+            effects += [*self.part(region, "lost: no heartbeat"), Send(peer, Rejoin())]
+            self._ledger.reclaim(region.name)
+        return effects
 
     def silent_since(self, then: int) -> list[Peer]:
-        """Those of which nothing was heard after ``then``."""
-        return [peer for peer, each in self._evaluators.items() if each.heard_at < then]
+        """Processes that serve a region and were not heard after ``then``."""
+        silent = [each.peer for each in self._by_name.values() if each.heard_at < then]
+        return [peer for peer in silent if peer is not None]
 
-    def remove(self, peer: Peer) -> None:
-        """It left, or is lost."""
-        self._evaluators.pop(peer, None)
+    def reply_ended(self, peer: Peer, blob: BlobId | None) -> None:
+        """The model arrived at a process, or (None) was lost on the way."""
+        for region in self._by_name.values():
+            if region.peer == peer and (blob is None or region.replying == blob):
+                region.replying = None
+
+    def restarted(self) -> None:
+        """What was on its way is lost. Nobody was silent: this process did not listen."""
+        for region in self._by_name.values():
+            region.replying, region.heard_at = None, self._clock.now
+
+    def reopen(self) -> None:
+        """Nobody serves any region, and all samples that regions hold are lent anew."""
+        for region in self._by_name.values():
+            region.part()
+            # As in `__init__`, but higher than all that is known, if that grew faster.
+            region.fence = max(region.fence, self._settings.incarnation - 1)
+            self._ledger.reclaim(region.name)
+
+    def check(self) -> None:
+        """Assert what holds of each region."""
+        for region in self._by_name.values():
+            region.check()
+            # G3: only a region that somebody serves, or served before it was lost, holds samples.
+            assert region.peer is not None or not self._ledger.held.get(region.name), region.name

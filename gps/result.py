@@ -31,22 +31,22 @@ def result(
     gps: Gps, run: RunFile, *, clock: Literal["real", "virtual"], model_parameters: int
 ) -> dict[str, Any]:
     """The result of a run whose GPS has finished: JSON values only, in the order above."""
-    reports = {name: region.report for name, region in gps.regions.items()}
+    reports = {region.name: region.report for region in gps.regions.values()}
     present = [report for report in reports.values() if report is not None]
     return {
         "method": "halos" if run.simulation is None else run.simulation.method,
         "clock": clock,
         "seed": run.run.seed,
-        "elapsed_ms": gps.elapsed_ps() / PS_PER_MS,
-        "counted_steps": gps.counted_steps,
-        "samples": gps.samples,
-        "tokens": gps.tokens,
+        "elapsed_ms": gps.clock.elapsed_ps() / PS_PER_MS,
+        "counted_steps": gps.model.counted_steps,
+        "samples": gps.model.samples,
+        "tokens": gps.model.tokens,
         "model": {"parameters": model_parameters, "fingerprint": gps.settings.fingerprint},
         "gps": {
-            "version": gps.version.counter,
-            "updates": gps.updates,
-            "updates_by_region": {name: region.updates for name, region in gps.regions.items()},
-            "rejected": gps.refusals.total,
+            "version": gps.model.version.counter,
+            "updates": gps.model.updates,
+            "updates_by_region": {region.name: region.updates for region in gps.regions.values()},
+            "rejected": gps.exchanges.refusals.total,
         },
         "lps": {name: _region(report) for name, report in reports.items()},
         "workers": {
@@ -54,7 +54,9 @@ def result(
             for name, report in reports.items()
             for worker in (report.workers if report is not None else ())
         },
-        "validation": [[at / PS_PER_MS, steps, loss] for at, steps, loss in gps.validations],
+        "validation": [
+            [at / PS_PER_MS, steps, loss] for at, steps, loss in gps.evaluators.validations
+        ],
         "ledger": _ledger(gps),
         "bytes": {
             "wan": sum(report.wan_bytes for report in present),

@@ -156,7 +156,7 @@ def _resume(
         _check_fixed(found.run, run)
         gps = _write(found, run, source, beside)
         _swap(folder)
-    word = f"resumed from {source} at version {gps.version.counter:,}, {gps.counted_steps:,} local steps"
+    word = f"resumed from {source} at version {gps.model.version.counter:,}, {gps.model.counted_steps:,} local steps"
     if found.passed_over:
         word += f", with {found.used}, since {'; '.join(found.passed_over)}"
     store = StateFolder(folder, run.run_id, NODE)
@@ -293,9 +293,9 @@ def _write(found: _Found, run: RunFile, source: str, beside: Path) -> Gps:
     _check_budget(gps, run, source)
     number = found.recovered.next_number - 1
     fields = {
-        "version": gps.version.counter,
+        "version": gps.model.version.counter,
         "incarnation": incarnation,
-        "counted_steps": gps.counted_steps,
+        "counted_steps": gps.model.counted_steps,
         "from": source,
     }
     snapshot = plane.snapshot()
@@ -323,15 +323,15 @@ def _write(found: _Found, run: RunFile, source: str, beside: Path) -> Gps:
 
 
 def _check_budget(gps: Gps, run: RunFile, source: str) -> None:
-    if gps.counted_steps >= run.run.budget_local_steps:
+    if gps.model.counted_steps >= run.run.budget_local_steps:
         raise ConfigError(
-            f"run.budget_local_steps = {run.run.budget_local_steps}: {source} has {gps.counted_steps} behind it;"
+            f"run.budget_local_steps = {run.run.budget_local_steps}: {source} has {gps.model.counted_steps} behind it;"
             " give a larger budget to go on"
         )
-    if 0 < gps.settings.budget_ps <= gps.elapsed_ps():
+    if 0 < gps.settings.budget_ps <= gps.clock.elapsed_ps():
         raise ConfigError(
             f"run.budget_minutes = {run.run.budget_minutes:g}: {source} has"
-            f" {gps.elapsed_ps() / PS_PER_MINUTE:.4g} behind it; give a larger budget to go on"
+            f" {gps.clock.elapsed_ps() / PS_PER_MINUTE:.4g} behind it; give a larger budget to go on"
         )
 
 

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from gps.state import GpsSettings
+from gps.machine_settings import GpsSettings
 from pelago.config.run_file import RunFile
 from pelago.core.machine import PS_PER_MS
 from pelago.core.watchdog import longest_ps

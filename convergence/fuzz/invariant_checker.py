@@ -302,8 +302,8 @@ class InvariantChecker:
         """C11."""
         gps = self._find(self._newest_gps()).node.machine
         assert isinstance(gps, Gps)
-        if version.incarnation == gps.settings.incarnation and version == gps.version:
-            known = [steps for _, steps, _ in gps.validations]
+        if version.incarnation == gps.settings.incarnation and version == gps.model.version:
+            known = [steps for _, steps, _ in gps.evaluators.validations]
             assert counted_steps in known, f"{node.name} went, and {counted_steps} is not known"
 
     def _all_gps(self) -> list[str]:
@@ -327,9 +327,10 @@ class InvariantChecker:
         assert totals.applied == ledger.applied.total, (totals, ledger.applied.total)
         # Regions name what they dropped in their last exchange only when they leave.
         assert totals.dropped_in_flight >= ledger.dropped.total, (totals, ledger.dropped.total)
-        counted = (machine.counted_steps, machine.tokens, machine.updates)
+        model = machine.model
+        counted = (model.counted_steps, model.tokens, model.updates)
         assert counted == (ledger.steps, ledger.tokens, len(ledger.updates)), counted
-        assert machine.samples == ledger.applied.total + ledger.dropped.total, machine.samples
+        assert model.samples == ledger.applied.total + ledger.dropped.total, model.samples
         for node in nodes:
             server = self.servers.get(node.name)
             if server is None:

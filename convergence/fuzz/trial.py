@@ -91,7 +91,7 @@ def _run(world: World) -> None:
     check_payloads(_present(world))
     if drawn.endless and world.gps.phase != "finished":
         simulation.give(world.node("gps"), StopRequested("the trial is over"))
-    left = max(0, world.run.run.budget_local_steps - world.gps.counted_steps)
+    left = max(0, world.run.run.budget_local_steps - world.gps.model.counted_steps)
     end_ps = END_PS + (0 if drawn.endless else left * LOCAL_STEP_PS)
     _wait(world, end_ps, lambda: world.over, "the GPS does not finish")
     check_payloads(_present(world))
@@ -154,7 +154,7 @@ def _wait(world: World, within_ps: int, done: Callable[[], bool], otherwise: str
 
 def _scene(world: World) -> str:
     """Who is where."""
-    lines = [f"GPS: {world.gps.phase}, {world.gps.counted_steps} steps, {_arrived(world)}"]
+    lines = [f"GPS: {world.gps.phase}, {world.gps.model.counted_steps} steps, {_arrived(world)}"]
     for slot, name in world.slots.items():
         node = world.node(slot)
         machine = node.machine

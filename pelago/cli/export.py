@@ -31,7 +31,7 @@ def export(source: Path, out: Path | None, run_file: str | None) -> int:
         say(f"{folder / 'model'}")
         return 0
     gps = found.machine
-    facts = {"version": gps.version.counter, "counted_steps": gps.counted_steps}
+    facts = {"version": gps.model.version.counter, "counted_steps": gps.model.counted_steps}
     failures = files.write_models(folder, found.manifest, found.flat, found.average, facts)
     if failures:
         raise CheckpointError("; ".join(failures))
@@ -41,13 +41,11 @@ def export(source: Path, out: Path | None, run_file: str | None) -> int:
 
 def _said(found: FoundState) -> str:
     gps = found.machine
-    steps = (
-        f"version {gps.version.counter:,} of {found.run.run_id}, {gps.counted_steps:,} local steps"
-    )
+    steps = f"version {gps.model.version.counter:,} of {found.run.run_id}, {gps.model.counted_steps:,} local steps"
     what = "mean of the models up to " if found.average is not None else ""
     loss = "no held-out loss is known yet"
-    if gps.validations:
-        _, measured, value = gps.validations[-1]
+    if gps.evaluators.validations:
+        _, measured, value = gps.evaluators.validations[-1]
         loss = f"held-out loss {value:.4f} at {measured:,} local steps"
     state = "the run goes on" if found.is_running else f"its GPS does not run ({gps.phase})"
     said = f"{what}{steps}; {loss}; {state}"

@@ -14,12 +14,13 @@ from pelago.protocol.staging import Staging
 from pelago.wire.messages import Ack, Busy, Effect, Grant, Outcome, Push
 
 
-@durable(settings=("_busy_ms", "_patience"))
+@durable(settings=("_limit", "_busy_ms", "_patience"))
 class UpdateAdmission:
     """At most ``limit`` updates are under way at once, and as many late ones; who is turned away may ask again
     after ``retry_ps``. Nobody who is heard loses a place within ``patience_ps``."""
 
     def __init__(self, limit: int, retry_ps: int, patience_ps: int, tick_ps: int) -> None:
+        self._limit = limit
         self.staging = Staging(limit)
         self.measuring: dict[BlobId, tuple[Peer, Push]] = {}
         """What is here and not measured yet."""
@@ -66,6 +67,11 @@ class UpdateAdmission:
     def restarted(self) -> list[Effect]:
         """The process before this one was killed while it measured."""
         return [Measure(blob) for blob in self.measuring]
+
+    def clear(self) -> None:
+        """Forget all updates and peers: those to come are of another incarnation."""
+        self.staging = Staging(self._limit)
+        self.measuring.clear()
 
     def check(self) -> None:
         """Assert that the limit holds."""

@@ -17,6 +17,8 @@ from typing import Any, Final
 import pytest
 
 from convergence.fuzz.trial import Verdict, trial
+from gps.evaluators import Evaluators
+from gps.exchanges import RegionExchanges
 from gps.regions import Region
 from gps.state import Gps
 from lps.exchange import Exchanges
@@ -79,13 +81,13 @@ def a_gps_applies_a_repeated_update_again(patch: pytest.MonkeyPatch) -> None:
 @plant
 def a_gps_counts_a_repeated_update_again(patch: pytest.MonkeyPatch) -> None:
     def on_push(
-        original: Any, self: Gps, region: Region, peer: Any, message: Any, blob: Any
+        original: Any, self: RegionExchanges, region: Region, peer: Any, message: Any, blob: Any
     ) -> Any:
         if region.outcome(message.push) == "applied":
-            self.counted_steps += message.steps
+            self._model.counted_steps += message.steps
         return original(self, region, peer, message, blob)
 
-    around(patch, Gps, "_on_push", on_push)
+    around(patch, RegionExchanges, "pushed", on_push)
 
 
 @plant
@@ -209,7 +211,7 @@ def a_lost_regions_samples_are_not_taken_back(patch: pytest.MonkeyPatch) -> None
 
 @plant
 def an_evaluators_farewell_has_no_finding(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Gps, "_goodbye", lambda self, peer, message: [Send(peer, Goodbye())])
+    patch.setattr(Evaluators, "goodbye", lambda self, peer, message: [Send(peer, Goodbye())])
 
 
 @plant
@@ -225,10 +227,10 @@ def a_later_life_takes_no_samples_back(patch: pytest.MonkeyPatch) -> None:
 @plant
 def a_later_life_knows_the_processes_of_the_one_before(patch: pytest.MonkeyPatch) -> None:
     def reopen(original: Any, self: Gps) -> None:
-        served = {name: (each.peer, each.fence) for name, each in self.regions.items()}
+        served = {each.name: (each.peer, each.fence) for each in self.regions.values()}
         original(self)
-        for name, region in self.regions.items():
-            region.peer, region.fence = served[name]
+        for region in self.regions.values():
+            region.peer, region.fence = served[region.name]
 
     around(patch, Gps, "reopen", reopen)
 

@@ -1,6 +1,7 @@
 """A GPS with two regions, and the ways into its phases."""
 
-from gps.state import Gps, GpsSettings
+from gps.machine_settings import GpsSettings
+from gps.state import Gps
 from pelago.core.machine import PS_PER_MS, Note, Send, SetTick, Started
 from pelago.core.names import Address, BlobId, PushId, Spans, Version
 from pelago.core.tensor_effects import Loaded, Measured

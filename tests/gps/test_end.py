@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from gps import state
+from gps import evaluators
 from pelago.core.leases import LedgerTotals
 from pelago.core.machine import (
     PS_PER_MS,
@@ -80,7 +80,7 @@ def test_an_evaluator_gets_the_first_version_at_once_and_the_next_when_it_is_due
     effects = driver.after(1).push("lps-1", update(E2, ((4, 8),), steps=1), -2)
     assert effects[-3:] == [Pin(4, average=True), Send("judge", model(2, 3), 4), Release(4)]
     driver.after(5).hears("judge", found(2, 3))
-    assert driver.gps.validations == [(0, 0, 5.5), (2 * 10**12, 3, 2.5)]
+    assert driver.gps.evaluators.validations == [(0, 0, 5.5), (2 * 10**12, 3, 2.5)]
 
 
 def test_evaluators_get_the_mean_and_regions_never_do(driver: GpsDriver) -> None:
@@ -104,7 +104,7 @@ def test_evaluators_get_the_mean_and_regions_never_do(driver: GpsDriver) -> None
     driver.hears("judge", Pull(0, 99))
     note_pins(driver.happens(StopRequested("enough")))
     assert pins == {"lps-1": {False}, "judge": {True}}
-    assert driver.gps._next_blob == 7  # Six models were sent: three to each.
+    assert driver.gps.model._next_blob == 7  # Six models were sent: three to each.
 
 
 def test_what_was_sent_before_the_first_lease_was_reached_at_the_start_of_the_run() -> None:
@@ -112,7 +112,7 @@ def test_what_was_sent_before_the_first_lease_was_reached_at_the_start_of_the_ru
     driver.after(100).evaluate()
     driver.after(100).join("lps-1", "eu", samples=40)
     driver.after(1).hears("judge", found(0, 0, 5.5))
-    assert driver.gps.validations == [(0, 0, 5.5)]
+    assert driver.gps.evaluators.validations == [(0, 0, 5.5)]
 
 
 def test_an_evaluator_that_asks_again_while_the_model_comes_gets_one_model(
@@ -128,17 +128,17 @@ def test_an_evaluator_that_asks_again_while_the_model_comes_gets_one_model(
 def test_the_steps_of_a_finding_are_the_gps_own(driver: GpsDriver) -> None:
     driver.evaluate()
     driver.hears("judge", replace(found(0, 0), counted_steps=1 << 47))
-    assert driver.gps.validations[0][1] == 0
+    assert driver.gps.evaluators.validations[0][1] == 0
 
 
 def test_evaluators_that_are_lost_before_they_measure_leave_nothing_that_grows(
     driver: GpsDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "REACHED_MAX", 3)
+    monkeypatch.setattr(evaluators, "REACHED_MAX", 3)
     for number in range(1, 7):
         driver.evaluate(f"judge-{number}")
         driver.push("lps-1", update(PushId(number, 1), ((number, number + 1),)), -number)
-    assert [version.counter for version in driver.gps._reached] == [3, 4, 5]
+    assert [version.counter for version in driver.gps.evaluators._reached] == [3, 4, 5]
 
 
 def test_a_repeated_finding_counts_once(driver: GpsDriver) -> None:
@@ -146,7 +146,7 @@ def test_a_repeated_finding_counts_once(driver: GpsDriver) -> None:
     driver.hears("judge", found(0, 0))
     assert driver.hears("judge", found(0, 0)) == []
     assert driver.hears("judge", found(7, 70)) == []
-    assert len(driver.gps.validations) == 1
+    assert len(driver.gps.evaluators.validations) == 1
 
 
 def test_findings_of_several_evaluators_are_kept_in_order(driver: GpsDriver) -> None:
@@ -156,7 +156,7 @@ def test_findings_of_several_evaluators_are_kept_in_order(driver: GpsDriver) -> 
     driver.evaluate("fast")
     driver.hears("fast", found(1, 1, 2.0))
     driver.hears("slow", found(0, 0, 5.5))
-    assert [steps for _, steps, _ in driver.gps.validations] == [0, 1]
+    assert [steps for _, steps, _ in driver.gps.evaluators.validations] == [0, 1]
 
 
 def test_a_model_that_is_on_its_way_to_an_evaluator_is_not_sent_twice(driver: GpsDriver) -> None:
@@ -177,7 +177,7 @@ def test_a_finding_before_the_first_lease_is_at_time_zero() -> None:
     driver = GpsDriver().load()
     driver.evaluate()
     driver.after(5).hears("judge", found(0, 0))
-    assert driver.gps.validations == [(0, 0, 2.5)]
+    assert driver.gps.evaluators.validations == [(0, 0, 2.5)]
 
 
 def test_an_evaluator_may_introduce_itself_again_and_is_answered_while_it_lives(
@@ -242,7 +242,7 @@ def test_the_budget_of_steps_ends_the_run_with_the_update_that_reaches_it(
     driver.hears("lps-1", update(E2, ((12, 16),)), -3)
     assert driver.happens(Measured(-3, 1.0, finite=True)) == [Release(-3)]
     assert driver.hears("lps-2", Offer(U1))[0] == Send("lps-2", Ack(U1, "applied"))
-    assert driver.gps.counted_steps == 10
+    assert driver.gps.model.counted_steps == 10
 
 
 def test_the_budget_of_minutes_ends_the_run(driver: GpsDriver) -> None:
@@ -285,7 +285,7 @@ def test_the_run_ends_when_everybody_has_settled(driver: GpsDriver) -> None:
         duplicated=0,
     )
     assert driver.after(9).happens(Tick()) == []
-    assert driver.gps.elapsed_ps() == 5 * 10**12
+    assert driver.gps.clock.elapsed_ps() == 5 * 10**12
 
 
 def test_stop_is_repeated_to_those_who_did_not_hear_it(driver: GpsDriver) -> None:
@@ -395,7 +395,7 @@ def test_an_evaluator_that_leaves_says_once_more_what_it_found(driver: GpsDriver
         "validation",
     ]
     assert driver.hears("judge", leave) == [Send("judge", Goodbye())]
-    assert driver.gps.validations == [(0, 0, 2.5)]
+    assert driver.gps.evaluators.validations == [(0, 0, 2.5)]
 
 
 def test_an_evaluator_that_was_not_sent_the_last_version_may_go(driver: GpsDriver) -> None:

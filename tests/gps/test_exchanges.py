@@ -75,10 +75,10 @@ def test_a_request_for_nothing_is_not_answered(driver: GpsDriver) -> None:
 def test_time_is_counted_from_the_first_lease() -> None:
     driver = GpsDriver().load()
     driver.after(10).join("lps-1", "eu")
-    assert driver.gps.elapsed_ps() == 0
+    assert driver.gps.clock.elapsed_ps() == 0
     driver.after(10).hears("lps-1", LeaseRequest(1, 8, 0))
     driver.after(3).hears("lps-1", LeaseRequest(2, 8, 0))
-    assert driver.gps.elapsed_ps() == 3 * 10**12
+    assert driver.gps.clock.elapsed_ps() == 3 * 10**12
 
 
 # --- the exchange -----------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def test_an_exchange_from_the_offer_to_the_answer(driver: GpsDriver) -> None:
     ]
     totals = driver.gps.ledger.totals()
     assert (totals.applied, totals.dropped_in_flight, totals.held) == (24, 8, 28)
-    assert (driver.gps.counted_steps, driver.gps.tokens) == (1, 64)
+    assert (driver.gps.model.counted_steps, driver.gps.model.tokens) == (1, 64)
 
 
 def test_staleness_is_how_many_versions_came_between(driver: GpsDriver) -> None:
@@ -175,7 +175,7 @@ def test_an_update_that_comes_twice_is_applied_once(driver: GpsDriver) -> None:
     assert driver.hears("lps-1", message, -2) == [Release(-2)]
     driver.happens(Measured(-1, 1.0, finite=True))
     assert driver.hears("lps-1", message, -3) == [Release(-3), Send("lps-1", Ack(E1, "applied"))]
-    assert driver.gps.updates == 1
+    assert driver.gps.model.updates == 1
     assert driver.happens(Measured(-3, 1.0, finite=True)) == []
 
 
@@ -424,10 +424,10 @@ def test_a_repeat_of_an_old_update_frees_no_place_of_a_newer_one(driver: GpsDriv
 
 
 def test_the_check_sees_a_broken_gps(driver: GpsDriver) -> None:
-    driver.gps.updates += 1
+    driver.gps.model.updates += 1
     with pytest.raises(AssertionError):
         driver.gps.check()
-    driver.gps.updates -= 1
+    driver.gps.model.updates -= 1
     driver.gps.regions["eu"].peer = None
     with pytest.raises(AssertionError, match="eu"):
         driver.gps.check()
@@ -456,7 +456,11 @@ def test_an_update_that_claims_more_than_its_samples_give_is_rejected(
     message = update(E1, ((0, 4),), ((4, 8),))
     effects = driver.push("lps-1", replace(message, **claims), -1)
     assert Send("lps-1", Ack(E1, "rejected")) in effects
-    assert (driver.gps.counted_steps, driver.gps.tokens, driver.gps.version.counter) == (0, 0, 0)
+    assert (
+        driver.gps.model.counted_steps,
+        driver.gps.model.tokens,
+        driver.gps.model.version.counter,
+    ) == (0, 0, 0)
 
 
 def test_an_update_may_claim_a_step_and_all_tokens_of_each_sample(driver: GpsDriver) -> None:

@@ -63,7 +63,7 @@ def test_a_larger_budget_counts_for_a_restored_run_and_a_smaller_one_too() -> No
     over = Send("lps-1", Stop("budget of local steps reached"))
     assert over in push_on(smaller, driver)
     assert over not in push_on(larger, driver)
-    assert larger.counted_steps == smaller.counted_steps == 6
+    assert larger.model.counted_steps == smaller.model.counted_steps == 6
     for gps in (smaller, larger):
         gps.check()
 
@@ -73,7 +73,7 @@ def test_a_region_may_be_added_to_the_run_file_and_another_be_struck_from_it() -
     driver = used()
     gps = restored(driver.gps, replace(SETTINGS, regions=("us", "asia")))
     gps.check()
-    assert list(gps.regions) == ["eu", "us", "asia"]
+    assert [each.name for each in gps.regions.values()] == ["eu", "us", "asia"]
     assert gps.regions["eu"] == replace(
         driver.gps.regions["eu"], outcomes=gps.regions["eu"].outcomes
     )
@@ -112,10 +112,14 @@ def test_the_image_of_another_version_is_refused() -> None:
     place = image.index("evaluators")
     with pytest.raises(CheckpointError, match=r"Gps\.evaluators is missing"):
         restore(Gps(SETTINGS), [*image[:place], *image[place + 2 :]])
-    regions = image[image.index("regions") + 1]
+    part = image[image.index("regions") + 1]
+    assert isinstance(part, list)
+    regions = part[part.index("_by_name") + 1]
     assert isinstance(regions, list)
     eu = regions[regions.index("eu") + 1]
     assert isinstance(eu, list)
     eu[eu.index("newest")] = "last"
-    with pytest.raises(CheckpointError, match=r"Gps\.regions\['eu'\] has no field 'last'"):
+    with pytest.raises(
+        CheckpointError, match=r"Gps\.regions\._by_name\['eu'\] has no field 'last'"
+    ):
         restore(Gps(SETTINGS), image)

@@ -116,7 +116,7 @@ def test_a_later_process_takes_a_region_over_with_a_higher_fence() -> None:
     assert driver.hears("lps-1", hello("lps", "eu", 1)) == [
         Send("lps-1", Wait("region eu, which another process serves"))
     ]
-    assert driver.gps.updates == 0
+    assert driver.gps.model.updates == 0
 
 
 def test_what_is_lent_again_comes_with_the_clock_of_now() -> None:

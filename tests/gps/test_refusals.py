@@ -135,11 +135,11 @@ def test_a_later_life_begins_with_new_patience(driver: GpsDriver) -> None:
     later = Gps(replace(SETTINGS, incarnation=1000))
     restore(later, take(driver.gps))
     later.reopen()
-    assert (later.phase, later.error, later.refusals.in_a_row) == ("serving", "", {})
+    assert (later.phase, later.error, later.exchanges.refusals.in_a_row) == ("serving", "", {})
 
 
 def test_an_update_measured_after_the_end_changes_nothing(driver: GpsDriver) -> None:
     driver.hears("lps-1", update(PushId(1, 1), ((0, 4),)), -1)
     failed(driver, "lps-2", "us"), failed(driver, "lps-1", "eu")
     driver.happens(Measured(-1, 11.0, finite=True))
-    assert driver.gps.refusals.total == 0
+    assert driver.gps.exchanges.refusals.total == 0

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from gps.machine_settings import GpsSettings
 from gps.result import result
-from gps.state import Gps, GpsSettings
+from gps.state import Gps
 from pelago.config.run_file import RunFile
 from pelago.core.machine import PS_PER_MS, Note, Received, Restarted, Send, StopRequested
 from pelago.core.names import PushId, Version
@@ -38,8 +39,8 @@ def reopened(driver: GpsDriver, settings: GpsSettings = LATER) -> GpsDriver:
 
 def test_it_goes_on_with_the_model_and_lends_what_is_not_in_it(driver: GpsDriver) -> None:
     later = reopened(driver)
-    assert later.gps.version == Version(1000, 1)
-    assert later.gps.counted_steps == 3
+    assert later.gps.model.version == Version(1000, 1)
+    assert later.gps.model.counted_steps == 3
     later.join("lps-1", "eu")
     [grant] = later.hears("lps-1", LeaseRequest(1, 20, 0))
     assert isinstance(grant, Send)
@@ -74,13 +75,13 @@ def test_an_end_was_none(driver: GpsDriver) -> None:
     driver.hears("lps-2", Leave("drained", None, (), (), ()))
     assert driver.gps.phase == "finished"
     assert driver.gps.ledger.totals().unexchanged == 2
-    ended = driver.gps.elapsed_ps()
+    ended = driver.gps.clock.elapsed_ps()
     driver.after(3600)
     later = reopened(driver)
     assert later.gps.phase == "serving"
     assert later.gps.ledger.totals().unexchanged == 0
     assert later.gps.ledger.free.spans() == ((4, 16),)
-    assert later.gps.elapsed_ps() - ended <= driver.now - ended
+    assert later.gps.clock.elapsed_ps() - ended <= driver.now - ended
     assert later.gps.end_reason == ""
 
 
@@ -111,7 +112,7 @@ def test_samples_are_those_of_whatever_batch_size_it_was_at_the_time(driver: Gps
 
 
 def test_time_goes_on_from_the_state(driver: GpsDriver) -> None:
-    elapsed = driver.after(2).gps.elapsed_ps()
+    elapsed = driver.after(2).gps.clock.elapsed_ps()
     later = reopened(driver)
     later.gps.handle(Received("nobody", Heartbeat(None)), driver.now + 5 * PS_PER_MS)
-    assert later.gps.elapsed_ps() <= elapsed + 2 * 10**12 + 5 * PS_PER_MS
+    assert later.gps.clock.elapsed_ps() <= elapsed + 2 * 10**12 + 5 * PS_PER_MS

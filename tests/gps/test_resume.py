@@ -55,7 +55,7 @@ def a_gps(run: RunFile, incarnation: int = 5) -> tuple[Gps, Plane]:
     gps = machine_of(run, incarnation, MANIFEST, "corpus")
     gps.handle(Started(), 1)
     gps.handle(Loaded(Version(incarnation, 0)), 2)
-    gps.version, gps.updates, gps.counted_steps = Version(incarnation, 1), 1, 40
+    gps.model.version, gps.model.updates, gps.model.counted_steps = Version(incarnation, 1), 1, 40
     gps.regions["eu"].updates = 1
     plane = plane_of(run, MANIFEST)
     for blob, operation in ((1, "load"), (2, "step")):
@@ -112,12 +112,12 @@ def test_a_folder_goes_on_elsewhere_with_another_budget_and_learning_rate(tmp_pa
     run = a_run(MORE, ("average = 0.5", "average = 0.5\nlr = 0.3\nmomentum = 0.2"))
     gps, plane, word = resumed(run, tmp_path / "b", str(tmp_path / "a"))
     assert plane.digest() == digest
-    assert (gps.counted_steps, gps.version.counter) == (40, 1)
-    assert gps.version.incarnation == gps.settings.incarnation > 5
+    assert (gps.model.counted_steps, gps.model.version.counter) == (40, 1)
+    assert gps.model.version.incarnation == gps.settings.incarnation > 5
     assert "at version 1, 40 local steps" in word
     lines = read_history(daemon.state_folder(tmp_path / "b", NODE) / HISTORY)
     assert [line.kind for line in lines] == ["begun", "arrival", RESUMED]
-    assert resumed(a_run(), tmp_path / "a", None)[0].version.incarnation == 5
+    assert resumed(a_run(), tmp_path / "a", None)[0].model.version.incarnation == 5
 
 
 def test_a_folder_goes_on_in_its_place(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_folder_goes_on_in_its_place(tmp_path: Path) -> None:
     first, plane, _ = resumed(run, tmp_path, str(tmp_path))
     assert plane.digest() == digest
     again, _, word = resumed(run, tmp_path, str(tmp_path))
-    assert again.version == first.version
+    assert again.model.version == first.model.version
     assert "--resume is for folders without a state" in word
     assert sorted(each.name for each in (tmp_path / NODE).iterdir()) == ["state", "state.lock"]
 
@@ -145,7 +145,7 @@ def test_a_copy_far_away_goes_on(tmp_path: Path) -> None:
     for place, source in enumerate((archive.url, f"{archive.url}/{name_of(5, 1)}")):
         gps, plane, word = resumed(a_run(MORE), tmp_path / str(place), source)
         assert plane.digest() == digest
-        assert gps.counted_steps == 40
+        assert gps.model.counted_steps == 40
         assert source in word
     (tmp_path / "far" / name_of(5, 2) / "whole").unlink()
     (tmp_path / "far" / name_of(5, 2) / "snapshot").write_bytes(b"cut")
@@ -162,7 +162,7 @@ def test_the_end_of_a_journal_that_may_be_missing_begins_another_life(
     monkeypatch.setattr(daemon, "boot_id", lambda: "another")
     gps, plane, word = resumed(a_run(), tmp_path, None)
     assert plane.digest() == digest
-    assert gps.version.incarnation > 5
+    assert gps.model.version.incarnation > 5
     assert word.startswith("resumed from")
 
 
@@ -185,7 +185,7 @@ def test_damage_is_refused_and_resume_goes_on_from_what_is_before_it(tmp_path: P
     assert f"--resume {tmp_path} goes on" in str(refused.value)
     gps, plane, _ = resumed(a_run(), tmp_path, str(tmp_path))
     assert plane.digest() == digest
-    assert gps.version.incarnation > 5
+    assert gps.model.version.incarnation > 5
 
 
 def test_damage_by_a_host_that_went_down_is_no_surprise(
@@ -198,7 +198,7 @@ def test_damage_by_a_host_that_went_down_is_no_surprise(
     host = a_run(("average = 0.5", 'average = 0.5\ndurability = "host"'))
     with pytest.raises(CheckpointError):
         open_state(host, tmp_path, None)
-    assert resumed(a_run(), tmp_path, None)[0].version.incarnation > 5
+    assert resumed(a_run(), tmp_path, None)[0].model.version.incarnation > 5
 
 
 def a_second_generation(out: Path, run: RunFile) -> tuple[Path, str]:

@@ -34,7 +34,7 @@ def assert_the_books_balance(world: LpsScenario) -> None:
         elif node.alive:
             # The run ended without it, for it was cut off or came too late: it waits.
             assert not world.reaches_the_gps(node), (node.name, vars(node.machine))
-    assert world.gps.validations[-1][1] == world.gps.counted_steps
+    assert world.gps.evaluators.validations[-1][1] == world.gps.model.counted_steps
 
 
 @pytest.mark.parametrize("ahead_ticks", [0, 8])
@@ -44,7 +44,7 @@ def test_the_books_balance_whatever_happens(
     seed: int, in_flight: InFlight, ahead_ticks: int
 ) -> None:
     world = live_through(seed, in_flight=in_flight, ahead_ticks=ahead_ticks)
-    assert world.gps.counted_steps >= 160
+    assert world.gps.model.counted_steps >= 160
     assert_the_books_balance(world)
 
 
@@ -53,5 +53,5 @@ def test_the_books_balance_whatever_happens(
 @pytest.mark.parametrize("seed", range(100, 600))
 def test_the_books_balance_in_many_more_worlds(seed: int, in_flight: InFlight) -> None:
     world = live_through(seed, in_flight=in_flight, ahead_ticks=4 * (seed % 3))
-    assert world.gps.counted_steps >= 160
+    assert world.gps.model.counted_steps >= 160
     assert_the_books_balance(world)

@@ -9,7 +9,8 @@ import heapq
 from dataclasses import dataclass, field, fields, replace
 from random import Random
 
-from gps.state import Gps, GpsSettings
+from gps.machine_settings import GpsSettings
+from gps.state import Gps
 from lps.exchange import InFlight
 from lps.state import Lps, LpsSettings
 from pelago.core.machine import (

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import torch
 
-from gps.state import GpsSettings
+from gps.machine_settings import GpsSettings
 from pelago.core.machine import (
     PS_PER_MS,
     Delivered,

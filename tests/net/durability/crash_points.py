@@ -308,7 +308,7 @@ async def serve(
     found = {
         "finish": [finish.reason, finish.error],
         "digest": node.tensors.plane.digest(),
-        "version": gps.version.counter,
+        "version": gps.model.version.counter,
         "updates": [region.updates for region in gps.regions.values()],
     }
     (folder / "server.json").write_text(json.dumps(found), encoding="utf-8")

@@ -154,7 +154,7 @@ async def test_arrivals_at_a_server_that_is_killed_again_and_again_give_the_gold
     await machine.hears(Heartbeat, len(machine.messages(Heartbeat)) + 2)
     await settled(server)
     assert server.tensors.plane.digest() == global_digest()
-    assert server.machine.version.counter == 7  # type: ignore[attr-defined]
+    assert server.machine.model.version.counter == 7  # type: ignore[attr-defined]
     assert region.outcomes == {number: {"applied"} for number in range(1, 8)}
     assert (region.fences, region.rejoins) == ({1}, 0)
     assert newest(nodes.folder, "snapshot") >= 3
@@ -309,8 +309,8 @@ async def assert_the_first_update_survives(nodes: Nodes, *, measured: bool = Tru
     await nodes.kill("gps")
     server = await a_gps(nodes)
     if not measured:
-        await eventually(lambda: server.machine.version.counter == 1)  # type: ignore[attr-defined]
-    assert server.machine.version.counter == 1  # type: ignore[attr-defined]
+        await eventually(lambda: server.machine.model.version.counter == 1)  # type: ignore[attr-defined]
+    assert server.machine.model.version.counter == 1  # type: ignore[attr-defined]
     await settled(server)
     assert server.tensors.plane.digest() == global_digest(1)
 
