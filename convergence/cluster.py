@@ -31,9 +31,12 @@ from pelago.core.names import Lease, Version
 from pelago.core.prng import derive
 from pelago.core.spans import SpanSet
 from pelago.core.tensor_effects import Loaded
+from pelago.sim.node import SimulatedNode
 from pelago.sim.planes import Payload, PlanePort, Round, RoundPlan
-from pelago.sim.simulation import SimulatedNode, Simulation
+from pelago.sim.simulation import Simulation
+from pelago.sim.tensor_executor import TensorExecutor
 from pelago.sim.trace import Trace
+from pelago.sim.training_executor import TrainingExecutor
 from worker.evaluator.state import Evaluator
 from worker.state import Worker
 
@@ -181,7 +184,12 @@ class Cluster:
         """How many processes each node has been, so far."""
         self._absent = self._arrange_events()
         self.simulation = Simulation(
-            self.layout.run.run_id, self.layout.links, check, self.trace, self._on_note
+            self.layout.run.run_id,
+            self.layout.links,
+            (TensorExecutor, TrainingExecutor),
+            check,
+            self.trace,
+            self._on_note,
         )
         self.gps = self._gps()
         self.lps: dict[str, Lps] = {}
@@ -240,7 +248,7 @@ class Cluster:
         """Payload bytes that arrived: between regions, and inside them (all-reduces: between only)."""
         payload, free = self.settings.model_bytes, self.layout.free_place
         wan = lan = 0
-        for (start, end), count in self.simulation.arrived.items():
+        for (start, end), count in self.simulation.network.arrived.items():
             if free in (start, end):
                 continue
             wan += count * payload * (start != end)

@@ -34,10 +34,10 @@ from pelago.core.names import Lease, PushId, Version
 from pelago.core.tensor_effects import Apply, Difference, Operation
 from pelago.core.training_effects import Trained
 from pelago.protocol.client_session import UNANSWERED
-from pelago.sim.fault_injector import ProcessState
+from pelago.sim.node import SimulatedNode
 from pelago.sim.planes import DurablePlane, Payload, PlanePort, TimingPlane
+from pelago.sim.process import ProcessState
 from pelago.sim.recovery import ReplayedServer
-from pelago.sim.simulation import SimulatedNode, Simulation
 from pelago.wire.messages import Ack, Effect, Event, Goodbye, Message, Model, Outcome, Push, Stop
 from worker.evaluator.state import Evaluator
 from worker.state import Worker
@@ -150,7 +150,7 @@ class InvariantChecker:
 
     def arrived(self, node: SimulatedNode, sender: SimulatedNode, message: Message) -> None:
         """A node is about to hear a message."""
-        self._silences.heard(node, Simulation.called(sender, node))
+        self._silences.heard(node, sender.name_for(node))
 
     def restarted(self, node: SimulatedNode, number: int, recovered: ReplayedServer) -> None:
         """A durable server is back."""

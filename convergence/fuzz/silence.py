@@ -9,9 +9,9 @@ from gps.state import Gps
 from lps.state import Lps
 from pelago.core.machine import Finish, Note, Send, Tick
 from pelago.protocol.client_session import UNANSWERED
-from pelago.sim.fault_injector import ProcessState
 from pelago.sim.fault_profile import LISTENS_PS
-from pelago.sim.simulation import SimulatedNode
+from pelago.sim.node import SimulatedNode
+from pelago.sim.process import ProcessState
 from pelago.wire.messages import Effect, Event, Rejoin
 from worker.evaluator.state import Evaluator
 from worker.state import Worker

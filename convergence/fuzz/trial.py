@@ -13,8 +13,8 @@ from convergence.fuzz.world import World
 from gps.state import Gps
 from lps.state import Lps
 from pelago.core.machine import PS_PER_MS, PS_PER_S, StopRequested
-from pelago.sim.fault_injector import DOWN
-from pelago.sim.simulation import LOST, SimulatedNode
+from pelago.sim.node import LOST, SimulatedNode
+from pelago.sim.process import DOWN
 from worker.state import Worker
 
 EXCHANGES: Final = 2
@@ -71,7 +71,7 @@ def trial(seed: int, trace: bool = False) -> TrialResult:
     if world is None:
         return TrialResult(seed, verdict, 0, 0, {}, story)
     simulation, digest = world.simulation, world.trace.digest() if world.trace else ""
-    counts = world.injector.counts
+    counts = world.injector.draws.counts
     return TrialResult(seed, verdict, simulation.events, simulation.now, counts, story, digest)
 
 

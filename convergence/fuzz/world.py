@@ -26,12 +26,16 @@ from pelago.core.prng import derive
 from pelago.core.tensor_effects import Loaded
 from pelago.durable import image
 from pelago.sim.disk import Disk
-from pelago.sim.fault_injector import DOWN, FaultInjector, SimulatedStore
+from pelago.sim.fault_injector import FaultInjector
 from pelago.sim.fault_profile import Clock
 from pelago.sim.links import Links
+from pelago.sim.node import LOST, SimulatedNode
 from pelago.sim.planes import DurablePlane, Payload, Round, RoundPlan
-from pelago.sim.simulation import LOST, SimulatedNode, Simulation
+from pelago.sim.process import DOWN, SimulatedStore
+from pelago.sim.simulation import Simulation
+from pelago.sim.tensor_executor import TensorExecutor
 from pelago.sim.trace import Trace
+from pelago.sim.training_executor import TrainingExecutor
 from pelago.wire.messages import Message
 from worker.evaluator.state import Evaluator
 from worker.state import Worker
@@ -111,7 +115,9 @@ class World:
         links = Links(
             settings.model_bytes, len(drawn.workers), network.bandwidth_gbps, network.latency_ms
         )
-        self.simulation = Simulation(self.run.run_id, links, trace=self.trace)
+        self.simulation = Simulation(
+            self.run.run_id, links, (TensorExecutor, TrainingExecutor), trace=self.trace
+        )
         self.checker = InvariantChecker(
             lambda name: self.injector.states[name],
             lambda: self.simulation.now,
@@ -166,16 +172,16 @@ class World:
         self.injector.heal()
         for slot in self._all_slots():
             if slot in self.drawn.slow:
-                self.injector.slow(slot)
+                self.injector.network.slow(slot)
             else:
-                self.injector.quicken(slot)
+                self.injector.network.quicken(slot)
         # Who was frozen hears what waited for it.
         self.simulation.run(until_ps=self.simulation.now)
 
     def quicken(self) -> None:
         """No link is slow any more."""
         for slot in self.drawn.slow:
-            self.injector.quicken(slot)
+            self.injector.network.quicken(slot)
 
     def fails(self) -> bool:
         """Whether a round that is over now had no gradient that was finite."""
@@ -223,7 +229,7 @@ class World:
         self.simulation.call(self.simulation.now + TEND_PS, self._tend)
         if self.over:
             return
-        patience_ps = 0 if self.calm else self.injector.profile.down_ps
+        patience_ps = 0 if self.calm else self.injector.draws.profile.down_ps
         for slot in self._all_slots():
             finished = self.node(slot).finished
             if finished is None or finished is DOWN:
@@ -367,10 +373,10 @@ class World:
             frozen_ps = random.randint(1, schedule.frozen_ps)
             self.injector.freeze(name, self.simulation.now + frozen_ps)
         elif kind == "slow":
-            self.injector.slow(slot)
+            self.injector.network.slow(slot)
             self.simulation.call(until_ps, lambda: self._quicken(slot))
         elif kind == "full":
-            self.injector.fill_disks(until_ps)
+            self.injector.servers.fill_disks(until_ps)
         elif kind == "lose":
             self.injector.lose_host(self.slots["gps"])
         elif kind == "power":
@@ -384,14 +390,14 @@ class World:
             ways = [(slot, other), (other, slot)]
             random.shuffle(ways)
             for way in ways[: 1 if random.random() < schedule.one_way else 2]:
-                self.injector.cut(*way, until_ps)
+                self.injector.network.cut(*way, until_ps)
         elif slot != "gps":
             self.checker.asked_to_stop(name)
             self.simulation.give(self.node(slot), StopRequested("asked to"))
 
     def _quicken(self, slot: str) -> None:
         if not self.calm:
-            self.injector.quicken(slot)
+            self.injector.network.quicken(slot)
 
     def _make_copy(self) -> None:
         """Of the GPS as it is, if it is there."""

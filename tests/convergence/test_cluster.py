@@ -22,8 +22,11 @@ from pelago.core.machine import PS_PER_MS, Started
 from pelago.core.names import Lease, PushId, Version
 from pelago.core.tensor_effects import Loaded
 from pelago.sim.links import Links
+from pelago.sim.node import SimulatedNode
 from pelago.sim.planes import TimingPlane
-from pelago.sim.simulation import SimulatedNode, Simulation
+from pelago.sim.simulation import Simulation
+from pelago.sim.tensor_executor import TensorExecutor
+from pelago.sim.training_executor import TrainingExecutor
 from tests.convergence.paper import PAPER, run_file
 from worker.evaluator.state import Evaluator
 from worker.state import Worker
@@ -188,7 +191,7 @@ def test_the_machines_as_the_daemons_set_them_up_run_whatever_the_order_of_start
     problem = Timing(run)
     cluster = Cluster(run)
     links = Links(run.simulation.model_bytes, 2, run.network.bandwidth_gbps)
-    simulation = Simulation(run.run_id, links, check=True)
+    simulation = Simulation(run.run_id, links, (TensorExecutor, TrainingExecutor), check=True)
     server = Gps(
         gps.settings.settings(
             run, incarnation=3, manifest=problem.specs, fingerprint="f", corpus="c"

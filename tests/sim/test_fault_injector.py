@@ -19,12 +19,16 @@ from pelago.core.machine import (
 from pelago.core.names import Peer, PushId, Version
 from pelago.core.tensor_effects import Pin, Release
 from pelago.sim.disk import Disk
-from pelago.sim.fault_injector import FaultInjector, SimulatedStore
+from pelago.sim.fault_injector import FaultInjector
 from pelago.sim.fault_profile import Clock, FaultProfile
 from pelago.sim.links import Links
+from pelago.sim.node import SimulatedNode
 from pelago.sim.planes import DurablePlane, TimingPlane
+from pelago.sim.process import SimulatedStore
 from pelago.sim.recovery import ReplayedServer
-from pelago.sim.simulation import SimulatedNode, Simulation
+from pelago.sim.simulation import Simulation
+from pelago.sim.tensor_executor import TensorExecutor
+from pelago.sim.training_executor import TrainingExecutor
 from pelago.wire.messages import Ack, Effect, Event, Heartbeat, Message, Model, Offer
 
 MODEL = Model(Version(1, 0), 0, None, None, final=False)
@@ -95,7 +99,7 @@ class TwoNodes:
     ) -> None:
         self.one, self.other, self.nobody = one, other or ScriptedServer(), Nobody()
         links = Links(1_000_000, 2, [[100, 1], [1, 100]], [[0, 1.0], [1.0, 0]])
-        self.simulation = Simulation("a-run", links)
+        self.simulation = Simulation("a-run", links, (TensorExecutor, TrainingExecutor))
         self.injector = FaultInjector(self.simulation, "a-run", Random(seed), profile, self.nobody)
         plane = TimingPlane()
         store = (
@@ -157,7 +161,7 @@ def test_a_cut_holds_back_one_direction_for_a_while() -> None:
     one = ScriptedServer(Started=(tick,), Tick=(Send("other", Heartbeat(None)),))
     other = ScriptedServer(Received=(Send("one", ACK),))
     pair = TwoNodes(FaultProfile(), one, other)
-    pair.injector.cut("other", "one", 7 * PS_PER_MS)
+    pair.injector.network.cut("other", "one", 7 * PS_PER_MS)
     pair.run(9.5)
     assert [now // PS_PER_MS for now, _ in other.heard] == [3, 5, 7, 9]
     assert [now // PS_PER_MS for now, event in one.heard if type(event) is Received] == [8]
@@ -190,7 +194,7 @@ def test_a_node_may_die_at_any_of_its_effects_and_the_rest_is_not_done() -> None
 def test_messages_of_a_durable_node_wait_for_its_disk_but_for_those_that_promise_nothing() -> None:
     one = ScriptedServer(Started=(Send("other", ACK), Send("other", Heartbeat(None))))
     pair = TwoNodes(FaultProfile(disk_ps=PS_PER_MS), one, is_durable=True)
-    pair.injector.fill_disks(5 * PS_PER_MS)
+    pair.injector.servers.fill_disks(5 * PS_PER_MS)
     pair.run(4.9)
     assert pair.nobody.left == [Heartbeat(None)]
     pair.run(6.1)

@@ -24,11 +24,15 @@ from pelago.core.names import Lease, Peer, PushId, Version
 from pelago.core.tensor_effects import Difference, Measure, Measured, Pin, Release
 from pelago.core.training_effects import Cancel, Train, Trained, Validate, Validated
 from pelago.sim.links import Links
+from pelago.sim.node import SimulatedNode
 from pelago.sim.planes import Payload, Round, RoundPlan, TimingPlane
-from pelago.sim.simulation import SimulatedNode, Simulation
+from pelago.sim.simulation import Simulation
+from pelago.sim.tensor_executor import TensorExecutor
 from pelago.sim.trace import Trace
+from pelago.sim.training_executor import TrainingExecutor
 from pelago.wire.messages import Effect, Event, Heartbeat, Message, Model, Offer, Wait
 
+EXECUTORS = (TensorExecutor, TrainingExecutor)
 MODEL = Model(Version(1, 0), 0, None, None, final=False)
 LEASE = Lease(PushId(1, 1), ((0, 192),), 0)
 MODEL_BYTES = 1_000_000
@@ -78,7 +82,7 @@ def pair(
 ) -> Simulation:
     """`one` at place 0 and `other` at place 1, with 1 Gbps there and 2 Gbps back."""
     links = Links(MODEL_BYTES, 2, [[100, 1], [2, 100]], [[0, latency_ms], [latency_ms, 0]])
-    simulation = Simulation("a-run", links, check=True, trace=trace)
+    simulation = Simulation("a-run", links, EXECUTORS, check=True, trace=trace)
     simulation.add(SimulatedNode("one", 0, one, TimingPlane(), SteadyTrainer()))
     simulation.add(SimulatedNode("other", 1, other, TimingPlane()))
     return simulation
@@ -138,7 +142,7 @@ def test_control_messages_take_the_latency_alone_and_keep_their_order(latency_ms
 def test_control_messages_may_be_free_of_the_latency_that_payloads_pay() -> None:
     other = ScriptedNode()
     links = Links(MODEL_BYTES, 2, [[100, 1], [2, 100]], [[0, 30.0]] * 2, control_pays=False)
-    simulation = Simulation("a-run", links, check=True)
+    simulation = Simulation("a-run", links, EXECUTORS, check=True)
     one = ScriptedNode(on(Started, Send("other", Wait("a")), *SEND_MODEL))
     simulation.add(SimulatedNode("one", 0, one, TimingPlane()))
     simulation.add(SimulatedNode("other", 1, other, TimingPlane()))
@@ -264,7 +268,7 @@ def test_measurement_and_validation_are_answered_at_once() -> None:
 def crowd(latency_ms: float, starts_ms: Sequence[float]) -> list[int]:
     """When payloads arrive (in picoseconds) that start at these times on one shared link of 8 ms."""
     links = Links(MODEL_BYTES, 2, [[100, 1], [2, 100]], [[0, latency_ms]] * 2, share=True)
-    simulation = Simulation("a-run", links, check=True)
+    simulation = Simulation("a-run", links, EXECUTORS, check=True)
     other = ScriptedNode()
     simulation.add(SimulatedNode("other", 1, other, TimingPlane()))
     for index, start_ms in enumerate(starts_ms):
@@ -325,7 +329,7 @@ def test_a_node_that_is_lost_neither_hears_nor_says_anything_more() -> None:
 def test_a_later_process_takes_over_what_an_earlier_one_served() -> None:
     """Clients go on under the name of the service; others know the two processes apart."""
     client, stranger = ScriptedNode(), ScriptedNode()
-    simulation = Simulation("a-run", Links(1, 1), check=True)
+    simulation = Simulation("a-run", Links(1, 1), EXECUTORS, check=True)
     simulation.add(SimulatedNode("client", 0, client, TimingPlane(), server="service"))
     simulation.add(SimulatedNode("stranger", 0, stranger, TimingPlane()))
     sends = (Send("client", Wait("x")), Send("stranger", Wait("x")))
@@ -372,7 +376,9 @@ def test_a_broken_invariant_fails_at_the_event_that_broke_it() -> None:
 
 def test_notes_are_heard_with_their_node_and_time() -> None:
     heard: list[tuple[str, Note, int]] = []
-    simulation = Simulation("a-run", Links(1, 1), on_note=lambda *each: heard.append(each))
+    simulation = Simulation(
+        "a-run", Links(1, 1), EXECUTORS, on_note=lambda *each: heard.append(each)
+    )
     note = Note("kind", {"a": 1})
     simulation.add(SimulatedNode("one", 0, ScriptedNode(on(StopRequested, note)), TimingPlane()))
     simulation.at(77, "one", StopRequested(""))
