@@ -26,8 +26,11 @@ from lps.state import Lps
 from pelago.config.run_file import RunFile
 from pelago.config.simulation import SimulatedEvent
 from pelago.core.errors import ConfigError
-from pelago.core.machine import PS_PER_MS, Note, Started, StopRequested
+from pelago.core.machine import PS_PER_MS, Started, StopRequested
 from pelago.core.names import Lease, Version
+from pelago.core.notes.gps import ExchangeArrived
+from pelago.core.notes.lps import UpdateApplied
+from pelago.core.notes.note import Note
 from pelago.core.prng import derive
 from pelago.core.spans import SpanSet
 from pelago.core.tensor_effects import Loaded
@@ -381,14 +384,11 @@ class Cluster:
         return node if life == 1 else f"{node}#{life}"
 
     def _on_note(self, node: str, note: Note, now: int) -> None:
-        if note.kind == "update":
-            self.staleness["lps"][note.fields["staleness"]] += 1
-        elif note.kind == "arrival" and node == GPS:
-            fields = note.fields
-            self.staleness["gps"][fields["staleness"]] += 1
-            arrival = Arrival(
-                fields["elapsed_ps"], fields["region"], fields["steps"], fields["cumulative_steps"]
-            )
+        if isinstance(note, UpdateApplied):
+            self.staleness["lps"][note.staleness] += 1
+        elif isinstance(note, ExchangeArrived) and node == GPS:
+            self.staleness["gps"][note.staleness] += 1
+            arrival = Arrival(note.elapsed_ps, note.region, note.steps, note.cumulative_steps)
             self.arrivals.append(arrival)
             if self._on_arrival is not None:
                 self._on_arrival(arrival)

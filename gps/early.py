@@ -6,8 +6,10 @@ from typing import Any
 
 from gps import files
 from gps.result import result
-from gps.state import SETTLED, Gps
+from gps.state import Gps
 from pelago.config.run_file import RunFile
+from pelago.core.notes.gps import Settled
+from pelago.core.notes.note import Note
 from pelago.net.node import Node
 from pelago.net.telemetry import Telemetry
 
@@ -22,9 +24,9 @@ class EarlyResults:
         self.lock = asyncio.Lock()
         """Held by whoever writes the model: an export of an older version may not come last."""
 
-    def on_note(self, kind: str) -> None:
-        """Of the GPS's machine."""
-        if kind == SETTLED:
+    def on_note(self, note: Note) -> None:
+        """Hears the notes of the GPS's machine."""
+        if isinstance(note, Settled):
             self._settled.set()
 
     async def write(self, node: Node, gps: Gps, run: RunFile, out: Path, log: Telemetry) -> bool:

@@ -8,8 +8,9 @@ from gps.clock import RunClock
 from gps.machine_settings import GpsSettings
 from gps.model import GlobalModel
 from pelago.core.durable import durable
-from pelago.core.machine import PS_PER_MS, Note, Send
+from pelago.core.machine import PS_PER_MS, Send
 from pelago.core.names import BlobId, Peer, Version
+from pelago.core.notes.gps import EvaluatorLeft, ValidationReported
 from pelago.wire.messages import (
     Effect,
     Evaluated,
@@ -120,14 +121,14 @@ class Evaluators:
         elapsed = 0 if started_at is None else max(0, reached_at - started_at)
         self.validations.append((elapsed, counted_steps, message.loss))
         self.validations.sort()
-        fields = {
-            "version": message.version.counter,
-            "counted_steps": counted_steps,
-            "elapsed_ps": elapsed,
-            "loss": message.loss,
-            "tokens": message.tokens,
-        }
-        return [Note("validation", fields)]
+        note = ValidationReported(
+            version=message.version.counter,
+            counted_steps=counted_steps,
+            elapsed_ps=elapsed,
+            loss=message.loss,
+            tokens=message.tokens,
+        )
+        return [note]
 
     def goodbye(self, peer: Peer, message: Leave) -> list[Effect]:
         """Answer the Leave of a process that serves no region. It may report a version that it measured, also
@@ -139,7 +140,7 @@ class Evaluators:
     def remove(self, peer: Peer, reason: str) -> list[Effect]:
         """It left, or is given up."""
         self._evaluators.pop(peer, None)
-        return [Note("evaluator_left", {"why": reason})]
+        return [EvaluatorLeft(reason)]
 
     def remove_silent(self, then: int) -> list[Effect]:
         """Give up those of which nothing was heard after ``then``."""

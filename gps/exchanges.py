@@ -9,8 +9,9 @@ from gps.phases import GpsPhase
 from gps.regions import Region, Regions
 from pelago.core.durable import durable
 from pelago.core.leases import SampleLedger
-from pelago.core.machine import Note, Send
+from pelago.core.machine import Send
 from pelago.core.names import BlobId, Peer, PushId, samples_of
+from pelago.core.notes.gps import ExchangeArrived, ExchangeRejected
 from pelago.core.refusals import Refusals, hopeless, update_fault
 from pelago.core.tensor_effects import Apply, Measured, Release
 from pelago.protocol.update_admission import UpdateAdmission
@@ -120,9 +121,8 @@ class RegionExchanges:
         held = self._ledger.held[region.name]
         self._ledger.give_back(region.name, held.common(message.spans))
         self._ledger.give_back(region.name, held.common(message.dropped))
-        fields = {"region": region.name, "why": fault, "norm": event.norm}
         return [
-            Note("update_rejected", fields),
+            ExchangeRejected(region.name, fault, event.norm),
             Release(event.blob),
             Send(peer, Ack(message.push, "rejected")),
         ]
@@ -159,18 +159,18 @@ class RegionExchanges:
         self._clock.reached_at = self._clock.now
         region.settle(message.push, "applied")
         region.updates += 1
-        fields = {
-            "region": region.name,
-            "version": self._model.version.counter,
-            "exchange": message.push.lease,
-            "fence": message.push.fence,
-            "spans": message.spans,
-            "dropped": message.dropped,
-            "steps": message.steps,
-            "cumulative_steps": self._model.counted_steps,
-            "elapsed_ps": self._clock.elapsed_ps(),
-            "staleness": staleness,
-            "norm": event.norm,
-            "loss": message.loss,
-        }
-        return [Apply("step", event.blob, weight), Release(event.blob), Note("arrival", fields)]
+        note = ExchangeArrived(
+            region=region.name,
+            version=self._model.version.counter,
+            exchange=message.push.lease,
+            fence=message.push.fence,
+            spans=message.spans,
+            dropped=message.dropped,
+            steps=message.steps,
+            cumulative_steps=self._model.counted_steps,
+            elapsed_ps=self._clock.elapsed_ps(),
+            staleness=staleness,
+            norm=event.norm,
+            loss=message.loss,
+        )
+        return [Apply("step", event.blob, weight), Release(event.blob), note]

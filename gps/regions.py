@@ -2,15 +2,15 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from gps.clock import RunClock
 from gps.machine_settings import GpsSettings
 from pelago.core.dedupe import Outcome, Outcomes
 from pelago.core.durable import durable
 from pelago.core.leases import SampleLedger
-from pelago.core.machine import Note, Send
+from pelago.core.machine import Send
 from pelago.core.names import BlobId, Peer, PushId, Spans
+from pelago.core.notes.gps import RegionJoined, RegionLeft, RegionSummary
 from pelago.core.refusals import Client
 from pelago.protocol.update_admission import UpdateAdmission
 from pelago.wire.messages import (
@@ -83,22 +83,22 @@ class Region:
         self.outcomes.record(push.lease, outcome)
         self.newest = push.lease
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> RegionSummary:
         """For the event log and the live view: counts, however many workers there are."""
         report = self.report
         workers = report.workers if report else ()
         losses = [each.loss for each in workers if each.rounds]
-        return {
-            "serving": self.peer is not None,
-            "exchanges": self.updates,
-            "updates": report.updates if report else 0,
-            "staleness_max": report.staleness_max if report else 0,
-            "exchanging": report.exchanging if report else False,
-            "workers": len(workers),
-            "steps": sum(each.steps for each in workers),
-            "tokens": sum(each.tokens for each in workers),
-            "loss": sum(losses) / len(losses) if losses else None,
-        }
+        return RegionSummary(
+            serving=self.peer is not None,
+            exchanges=self.updates,
+            updates=report.updates if report else 0,
+            staleness_max=report.staleness_max if report else 0,
+            exchanging=report.exchanging if report else False,
+            workers=len(workers),
+            steps=sum(each.steps for each in workers),
+            tokens=sum(each.tokens for each in workers),
+            loss=sum(losses) / len(losses) if losses else None,
+        )
 
     def check(self) -> None:
         """Assert that nothing is on its way to nobody."""
@@ -160,8 +160,7 @@ class Regions:
                 effects += self.part(region, "replaced by a later process")
             returned = self._ledger.reclaim(region.name)
             region.admit(peer, message.incarnation, self._clock.now)
-            note = {"region": region.name, "fence": region.fence, "returned": returned}
-            effects.append(Note("region_joined", note))
+            effects.append(RegionJoined(region.name, region.fence, returned))
         return [*effects, Send(peer, self._settings.welcome(region.fence))]
 
     def lend(self, region: Region, peer: Peer, message: LeaseRequest) -> list[Effect]:
@@ -183,7 +182,7 @@ class Regions:
         assert region.peer is not None
         effects = self._admission.free(region.peer)
         region.part()
-        return [Note("region_left", {"region": region.name, "why": reason}), *effects]
+        return [RegionLeft(region.name, reason), *effects]
 
     def part_silent(self, silence_ps: int) -> list[Effect]:
         """Give up the processes that were silent for longer. Their samples are lent again."""

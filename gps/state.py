@@ -6,7 +6,7 @@ are numbered G1... in docs/ARCHITECTURE.md and asserted by `check`. Source of th
 HALoS, ICML 2025 (arXiv 2506.04531), and the behaviour of the authors' simulator.
 """
 
-from typing import Final, assert_never
+from typing import assert_never
 
 from gps.clock import RunClock
 from gps.evaluators import Evaluators
@@ -20,7 +20,6 @@ from pelago.core.leases import SampleLedger
 from pelago.core.machine import (
     Delivered,
     Finish,
-    Note,
     PeerLost,
     Received,
     Restarted,
@@ -31,6 +30,8 @@ from pelago.core.machine import (
     Tick,
 )
 from pelago.core.names import BlobId, Peer, Version
+from pelago.core.notes.common import Draining, GivingUp, ServerRestarted, UnexpectedMessage
+from pelago.core.notes.gps import RegionFailed, RunStatus, Serving, Settled, UnexpectedOfRegion
 from pelago.core.tensor_effects import Loaded, Measured, Release
 from pelago.core.training_effects import Progress, Trained, Validated
 from pelago.protocol.update_admission import UpdateAdmission
@@ -53,9 +54,6 @@ from pelago.wire.messages import (
     Rejoin,
     Stop,
 )
-
-SETTLED: Final = "settled"
-"""Kind of the note that says that the run is over and its books are closed."""
 
 
 @durable(settings=("settings",))
@@ -131,7 +129,7 @@ class Gps:
         if self.phase != "loading":
             return []  # The run was ended before it began.
         self._enter("serving")
-        return [Note("serving", {"regions": list(self.settings.regions)})]
+        return [Serving(self.settings.regions)]
 
     def _on_restarted(self) -> list[Effect]:
         """Go on where the process before this one was killed. Its peers repeat what was lost on the way."""
@@ -141,8 +139,7 @@ class Gps:
         effects = self.admission.restarted()
         if self.settings.tick_ps:
             effects.append(SetTick(self.settings.tick_ps))
-        note = {"phase": self.phase, "version": self.model.version.counter}
-        effects.append(Note("restarted", note))
+        effects.append(ServerRestarted(self.phase, self.model.version.counter))
         if self.phase == "finished":
             effects.append(Finish(self.end_reason, self.error))
         return effects
@@ -226,8 +223,7 @@ class Gps:
             case Leave():
                 return self._on_region_leave(region, peer, message)
             case _:
-                fields = {"region": region.name, "message": type(message).__name__}
-                return [Note("unexpected", fields)]
+                return [UnexpectedOfRegion(region.name, type(message).__name__)]
 
     def _on_region_leave(self, region: Region, peer: Peer, message: Leave) -> list[Effect]:
         if isinstance(message.report, RegionReport):
@@ -241,7 +237,7 @@ class Gps:
             self.ledger.reclaim(region.name)
         effects.append(Send(peer, Goodbye()))
         if message.error:
-            effects.append(Note("region_failed", {"region": region.name, "why": message.error}))
+            effects.append(RegionFailed(region.name, message.error))
             if self.exchanges.refusals.given_up(region.name, present) == "all":
                 return [*effects, *self._fail(message.error)]
         return [*effects, *self._maybe_finish()]
@@ -263,7 +259,7 @@ class Gps:
                 goodbye = self.evaluators.goodbye(peer, message)
                 return [*note, *goodbye, *self._maybe_finish()]
             case _:
-                return [Note("unexpected", {"peer": peer, "message": type(message).__name__})]
+                return [UnexpectedMessage(peer, type(message).__name__)]
 
     def _serve_evaluators(self) -> list[Effect]:
         if self.phase == "loading":
@@ -306,17 +302,14 @@ class Gps:
             effects += [Send(peer, Stop(self.end_reason)) for peer in self.regions.peers()]
         return [*effects, self._status(), *self._maybe_finish()]
 
-    def _status(self) -> Note:
-        return Note(
-            "status",
-            {
-                "phase": self.phase,
-                "elapsed_ps": self.clock.elapsed_ps(),
-                "version": self.model.version.counter,
-                "counted_steps": self.model.counted_steps,
-                "tokens": self.model.tokens,
-                "regions": {each.name: each.summary() for each in self.regions.values()},
-            },
+    def _status(self) -> RunStatus:
+        return RunStatus(
+            phase=self.phase,
+            elapsed_ps=self.clock.elapsed_ps(),
+            version=self.model.version.counter,
+            counted_steps=self.model.counted_steps,
+            tokens=self.model.tokens,
+            regions={each.name: each.summary() for each in self.regions.values()},
         )
 
     def _fail(self, error: str) -> list[Effect]:
@@ -324,7 +317,7 @@ class Gps:
         if self.is_over:
             return []
         self.error = error
-        return [Note("giving_up", {"why": error}), *self._end("no update can be applied any more")]
+        return [GivingUp(error), *self._end("no update can be applied any more")]
 
     def _end(self, reason: str) -> list[Effect]:
         """No update is applied any more; everybody settles and leaves, the evaluator with the last version."""
@@ -332,9 +325,8 @@ class Gps:
             return []
         self._enter("draining")
         self.end_reason, self.clock.ended_at = reason, self.clock.now
-        note = Note("draining", {"why": reason})
         stops: list[Effect] = [Send(peer, Stop(reason)) for peer in self.regions.peers()]
-        return [note, *stops, *self._serve_evaluators(), *self._maybe_finish()]
+        return [Draining(reason), *stops, *self._serve_evaluators(), *self._maybe_finish()]
 
     def _maybe_finish(self) -> list[Effect]:
         if self.phase != "draining" or self.regions.peers():
@@ -342,7 +334,7 @@ class Gps:
         if len(self.evaluators):
             # All is known but what they still find; it is written before they are waited for.
             said, self._is_settled = self._is_settled, True
-            return [] if said else [Note(SETTLED, {"waiting_for": len(self.evaluators)})]
+            return [] if said else [Settled(len(self.evaluators))]
         self._enter("finished")
         return [self._status(), Finish(self.end_reason, self.error)]
 

@@ -18,7 +18,6 @@ from pelago.core.machine import (
     PS_PER_MS,
     Delivered,
     Finish,
-    Note,
     PeerLost,
     Received,
     Restarted,
@@ -29,6 +28,20 @@ from pelago.core.machine import (
     Tick,
 )
 from pelago.core.names import Address, BlobId, Lease, Peer, PushId, Version
+from pelago.core.notes.common import Draining, GivingUp, ServerRestarted, UnexpectedMessage
+from pelago.core.notes.lps import (
+    ExchangeAnswered,
+    ExchangeBegun,
+    GlobalMerged,
+    LpsJoined,
+    Rejoining,
+    RoundRejected,
+    UnexpectedPull,
+    UpdateApplied,
+    WorkerJoined,
+    WorkerLeft,
+    WorkerRefused,
+)
 from pelago.core.refusals import Client, Refusals, hopeless, update_fault
 from pelago.core.tensor_effects import Apply, Loaded, Measured, Pin, Release
 from pelago.core.training_effects import Progress, Trained, Validated
@@ -216,7 +229,7 @@ class Lps:
         effects = self.admission.restarted()
         if self.settings.tick_ps:
             effects.append(SetTick(self.settings.tick_ps))
-        effects.append(Note("restarted", {"phase": self.phase, "version": self.version}))
+        effects.append(ServerRestarted(self.phase, self.version))
         if self.phase == "gone" and self._may_return:
             self._may_return = False
             self.session.come_back()
@@ -265,7 +278,7 @@ class Lps:
         self.fingerprint, self.corpus = message.fingerprint, message.corpus
         if self._payload_bytes == 0:
             self._payload_bytes = 4 * sum(_elements(spec.shape) for spec in message.manifest)
-        effects.append(Note("joined", {"fence": message.fence}))
+        effects.append(LpsJoined(message.fence))
         if self.phase == "joining" and self._loaded is not None:
             self.exchanges.reset(self._loaded, self.version)
             self.phase, self._loaded = "serving", None
@@ -294,7 +307,7 @@ class Lps:
         return [Finish("run finished", self.error)]
 
     def _begin_anew(self) -> list[Effect]:
-        effects: list[Effect] = [Note("rejoining", {})]
+        effects: list[Effect] = [Rejoining()]
         self.leases.void()
         self.refusals.clear()
         self.error = ""
@@ -348,7 +361,7 @@ class Lps:
         effects += [
             Apply(operation, blob, weight),
             Release(blob),
-            Note("merge", {"global": message.version.counter, "version": self.version}),
+            GlobalMerged(message.version.counter, self.version),
         ]
         return [*effects, *self._maybe_exchange()]
 
@@ -379,17 +392,17 @@ class Lps:
             return []
         blob = self._new_blob()
         push = self.exchanges.begin(self.session.fence, self.version)
-        fields = {
-            "number": push.push.lease,
-            "fence": push.push.fence,
-            "updates": push.updates,
-            "version": self.version,
-            "spans": push.spans,
-            "dropped": push.dropped,
-        }
+        begun = ExchangeBegun(
+            number=push.push.lease,
+            fence=push.push.fence,
+            updates=push.updates,
+            version=self.version,
+            spans=push.spans,
+            dropped=push.dropped,
+        )
         return [
             self.exchanges.difference(blob),
-            Note("exchange", fields),
+            begun,
             *self.session.offer(push, blob, self._now),
         ]
 
@@ -431,8 +444,7 @@ class Lps:
                 case Leave():
                     effects = self._on_leave(member, message)
                 case _:
-                    fields = {"peer": peer, "message": type(message).__name__}
-                    effects = [Note("unexpected", fields)]
+                    effects = [UnexpectedMessage(peer, type(message).__name__)]
         if blob is not None:
             effects.append(Release(blob))
         return effects
@@ -450,7 +462,7 @@ class Lps:
             return [Send(peer, Wait(f"the GPS, for which the LPS of {self.settings.region} waits"))]
         fault = hello_fault(message, self.settings.region, self.fingerprint, self.corpus)
         if fault:
-            return [Note("refused", {"peer": peer, "why": fault}), Send(peer, Refuse(fault))]
+            return [WorkerRefused(peer, fault), Send(peer, Refuse(fault))]
         effects: list[Effect] = []
         rival = self.members.holder(message.address.group)
         if rival is not None and rival.peer != peer:
@@ -461,7 +473,7 @@ class Lps:
         member = self.members.get(peer)
         if member is None:
             member = self.members.admit(peer, message, self._now)
-            effects.append(Note("worker_joined", {"group": member.group, "peer": peer}))
+            effects.append(WorkerJoined(member.group, peer))
         welcome = Welcome(
             incarnation=self.settings.incarnation,
             fence=member.fence,
@@ -477,7 +489,7 @@ class Lps:
             return []
         if not 0 < samples <= self.settings.round_samples_max:
             # It has another run file's rounds, or bad intentions; the region would hoard what it asks for.
-            return [Note("unexpected", {"peer": member.peer, "samples": samples})]
+            return [UnexpectedPull(member.peer, samples)]
         if self.phase in ("draining", "leaving", "gone"):
             return [Send(member.peer, Stop("run finished"))]
         member.wants = member.round_samples = samples
@@ -550,7 +562,7 @@ class Lps:
         present: list[Client] = [each.group for each in self.members]
         verdict = self.refusals.refused(group, present)
         effects: list[Effect] = [
-            Note("update_rejected", {"peer": peer, "group": group, "why": why}),
+            RoundRejected(peer, group, why),
             Send(peer, Ack(push, "rejected")),
         ]
         member = self.members.get(peer)
@@ -575,7 +587,7 @@ class Lps:
         if self.phase in ("draining", "leaving", "gone"):
             return []
         self.error, self._may_return = error, True
-        return [Note("giving_up", {"why": error}), *self._drain("this region learns nothing")]
+        return [GivingUp(error), *self._drain("this region learns nothing")]
 
     def _on_measured(self, event: Measured) -> list[Effect]:
         pending = self.admission.measured(event.blob)
@@ -610,16 +622,16 @@ class Lps:
             self.staleness_max = staleness
         self.lan_bytes += self._payload_bytes
         self.exchanges.record(spans, message)
-        fields = {
-            "version": self.version,
-            "lease": message.push.lease,
-            "spans": spans,
-            "steps": message.steps,
-            "staleness": staleness,
-            "norm": event.norm,
-            "loss": message.loss,
-        }
-        return [Apply("step", event.blob), Release(event.blob), Note("update", fields)]
+        applied = UpdateApplied(
+            version=self.version,
+            lease=message.push.lease,
+            spans=spans,
+            steps=message.steps,
+            staleness=staleness,
+            norm=event.norm,
+            loss=message.loss,
+        )
+        return [Apply("step", event.blob), Release(event.blob), applied]
 
     def _on_leave(self, member: Member, message: Leave) -> list[Effect]:
         if isinstance(message.report, WorkerReport):
@@ -629,14 +641,15 @@ class Lps:
 
     def _remove(self, member: Member, reason: str) -> list[Effect]:
         """A member is gone: its samples return to the pool, and what it still holds is fenced off."""
-        fields = {"group": member.group, "peer": member.peer, "why": reason}
+        lease, spans = None, None
         if member.lease is not None:
             self.leases.give_back(member.lease.push, "fenced")
-            fields |= {"lease": member.lease.push.lease, "spans": member.lease.spans}
+            lease, spans = member.lease.push.lease, member.lease.spans
+        left = WorkerLeft(member.group, member.peer, reason, lease, spans)
         self.members.remove(member)
         if member.peer in self._queue:
             self._queue.remove(member.peer)
-        return [Note("worker_left", fields), *self.admission.free(member.peer), *self._serve()]
+        return [left, *self.admission.free(member.peer), *self._serve()]
 
     def _on_delivered(self, peer: Peer, blob: BlobId) -> list[Effect]:
         if peer == self.settings.gps:
@@ -714,9 +727,8 @@ class Lps:
             stops: list[Effect] = [Send(member.peer, Stop(reason)) for member in self.members]
             return [*stops, Finish(reason, self.error)]
         self.phase = "draining"
-        note = Note("draining", {"why": reason})
         stops = [Send(member.peer, Stop(reason)) for member in self.members]
-        return [note, *stops, *self._maybe_leave()]
+        return [Draining(reason), *stops, *self._maybe_leave()]
 
     def _maybe_leave(self) -> list[Effect]:
         if self.phase != "draining" or len(self.members):
@@ -760,10 +772,9 @@ def _trained_on(message: Push, lease: Lease, sample_tokens: int) -> bool:
     return steps and tokens and message.spans == lease.spans
 
 
-def _answered(push: PushId, outcome: Outcome | Literal["unknown"]) -> Note:
+def _answered(push: PushId, outcome: Outcome | Literal["unknown"]) -> ExchangeAnswered:
     """The GPS said what became of an exchange; unknown: its answer overtook that word."""
-    fields = {"number": push.lease, "fence": push.fence, "outcome": outcome}
-    return Note("exchange_answered", fields)
+    return ExchangeAnswered(push.lease, push.fence, outcome)
 
 
 def _elements(shape: tuple[int, ...]) -> int:

@@ -2,8 +2,9 @@
 
 from typing import Self
 
-from pelago.core.machine import PS_PER_MS, Machine, Note, Received
+from pelago.core.machine import PS_PER_MS, Machine, Received
 from pelago.core.names import BlobId, Peer
+from pelago.core.notes.note import Note
 from pelago.wire.messages import Effect, Event, Message
 
 SECOND = 1000 * PS_PER_MS

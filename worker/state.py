@@ -14,7 +14,6 @@ from pelago.core.machine import (
     PS_PER_MS,
     Delivered,
     Finish,
-    Note,
     PeerLost,
     Received,
     Restarted,
@@ -25,6 +24,14 @@ from pelago.core.machine import (
     Tick,
 )
 from pelago.core.names import BlobId, Lease, Peer, PushId, Version
+from pelago.core.notes.common import Stuck
+from pelago.core.notes.worker import (
+    RoundFailed,
+    RoundTrained,
+    UpdateFenced,
+    UpdateRejected,
+    WorkerAdmitted,
+)
 from pelago.core.tensor_effects import Loaded, Measured, Release
 from pelago.core.training_effects import Cancel, Progress, Train, Trained, Validated
 from pelago.core.transitions import Transition, TransitionTable
@@ -218,7 +225,7 @@ class Worker:
         self._enter("idle")
         if self._joined_at is None:
             self._joined_at = self._now
-        return [*effects, Note("joined", {"group": message.group}), *self._pull()]
+        return [*effects, WorkerAdmitted(message.group), *self._pull()]
 
     def _pull(self) -> list[Effect]:
         self._asked_at = self._now
@@ -273,16 +280,13 @@ class Worker:
             dropped=(),
             next_samples=self._round_samples(),
         )
-        fields = {"steps": event.steps, "loss": event.loss, "busy_ms": busy_ps / PS_PER_MS}
-        if event.skipped:
-            fields["skipped"] = event.skipped
-        return [Note("round", fields), *self.session.offer(push, event.blob, self._now)]
+        note = RoundTrained(event.steps, event.loss, busy_ps / PS_PER_MS, event.skipped)
+        return [note, *self.session.offer(push, event.blob, self._now)]
 
     def _fail(self, event: Trained) -> list[Effect]:
         """No step of this lease changed the model: give the lease back, and say why."""
         self._enter("failed")
-        fields = {"steps": event.steps, "why": "no gradient was finite"}
-        return [Note("round_failed", fields), *self._say_failed(event.steps)]
+        return [RoundFailed(event.steps, "no gradient was finite"), *self._say_failed(event.steps)]
 
     def _failed_on(self, push: PushId) -> bool:
         return self.state == "failed" and self.lease is not None and self.lease.push == push
@@ -301,10 +305,14 @@ class Worker:
         self._enter("idle")
         self.lease, self._asked_at = None, self._now
         effects: list[Effect] = [] if upload is None else [Release(upload.blob)]
-        if message.outcome != "applied":
-            effects.append(Note(f"update_{message.outcome}", {"lease": message.push.lease}))
-        # A fenced holder must be welcomed again before anything it holds counts.
-        return [*effects, *self._rejoin()] if message.outcome == "fenced" else effects
+        match message.outcome:
+            case "applied":
+                return effects
+            case "rejected":
+                return [*effects, UpdateRejected(message.push.lease)]
+            case "fenced":
+                # A fenced holder must be welcomed again before anything it holds counts.
+                return [*effects, UpdateFenced(message.push.lease), *self._rejoin()]
 
     def _on_tick(self) -> list[Effect]:
         if self.state == "gone":
@@ -331,7 +339,7 @@ class Worker:
         error = self._watchdog.stuck_message("the trainer", self._now)
         self._watchdog.end()
         leave = Leave("stuck", self.report(), (), (), ())
-        effects = [Note("stuck", {"why": error}), *self._abandon()]
+        effects = [Stuck(error), *self._abandon()]
         self._enter("gone")
         # Sent once: if it is lost, the server soon counts this worker as lost.
         effects.append(Send(self._client.server, leave))

@@ -25,12 +25,14 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 
 from convergence.fuzz.draw import Draw
-from convergence.fuzz.ledgers import KEPT, GlobalLedger, LedgerEntry, LocalLedger
+from convergence.fuzz.ledgers import GlobalLedger, LedgerEntry, LedgerNote, LocalLedger
 from convergence.fuzz.silence import Silences
 from gps.state import Gps
 from lps.state import Lps
-from pelago.core.machine import Finish, Machine, Note, Received, Send
+from pelago.core.machine import Finish, Machine, Received, Send
 from pelago.core.names import Lease, PushId, Version
+from pelago.core.notes.gps import ExchangeArrived, ExchangeRejected
+from pelago.core.notes.lps import ExchangeBegun, Rejoining, RoundRejected, UpdateApplied
 from pelago.core.tensor_effects import Apply, Difference, Operation
 from pelago.core.training_effects import Trained
 from pelago.protocol.client_session import UNANSWERED
@@ -180,7 +182,7 @@ class InvariantChecker:
         first = recovered.told[0][0] if recovered.told else number + 1
         kept = [each for each in server.entries if each.number <= number]
         before = [(each.number, each.note) for each in kept if each.number >= first]
-        again = [pair for pair in recovered.notes if pair[1].kind in KEPT]
+        again = [pair for pair in recovered.notes if isinstance(pair[1], LedgerNote)]
         assert again == before, (again, before)
         return kept
 
@@ -197,13 +199,13 @@ class InvariantChecker:
                 about, peer = effect.message.push, effect.peer
         for effect in effects:
             match effect:
-                case Note(kind, _) if kind in KEPT:
+                case UpdateApplied() | ExchangeBegun() | Rejoining() | ExchangeArrived():
                     self._keep(node, server, number, effect, about, peer)
-                case Note("update_rejected", fields):  # C7
-                    if fields["why"].startswith("no gradient"):
+                case RoundRejected(why=why) | ExchangeRejected(why=why):  # C7
+                    if why.startswith("no gradient"):
                         assert self._drawn.failing or self._drawn.hopeless, effect
                     else:
-                        assert fields["why"] == "not finite", effect
+                        assert why == "not finite", effect
                         assert self._drawn.profile.unfit, effect
                 case Apply(operation, blob, weight):
                     payload = node.plane.lend(blob)
@@ -218,16 +220,16 @@ class InvariantChecker:
         node: SimulatedNode,
         server: ServerRecord,
         number: int,
-        note: Note,
+        note: LedgerNote,
         about: PushId | None,
         peer: str,
     ) -> None:
         machine, push = node.machine, None
-        if note.kind == "exchange":
+        if isinstance(note, ExchangeBegun):
             assert isinstance(machine, Lps)
             assert machine.session.upload is not None
             push, peer = machine.session.upload.message, ""
-        elif note.kind in ("update", "arrival"):
+        elif isinstance(note, UpdateApplied | ExchangeArrived):
             assert about is not None, "an update was applied and not acknowledged"
             push = server.received[peer, about]
             self._is_honest(node, server, peer, push)

@@ -5,15 +5,16 @@ a crash left.
 """
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TypeAlias
 
-from pelago.core.machine import Note
 from pelago.core.names import PushId
+from pelago.core.notes.gps import ExchangeArrived
+from pelago.core.notes.lps import ExchangeBegun, Rejoining, UpdateApplied
 from pelago.core.spans import SpanSet
 from pelago.wire.messages import Push
 
-KEPT: Final = ("update", "exchange", "rejoining", "arrival")
-"""Kinds of notes that books keep."""
+LedgerNote: TypeAlias = UpdateApplied | ExchangeBegun | Rejoining | ExchangeArrived
+"""The notes that books keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class LedgerEntry:
     """A note, the record of its event, and the update that it is about."""
 
     number: int
-    note: Note
+    note: LedgerNote
     push: Push | None
     peer: str
     """Whose update it is; empty: this server's own, or none."""
@@ -41,13 +42,13 @@ class LocalLedger:
     def keep(self, entry: LedgerEntry) -> None:
         """Something happened."""
         push = entry.push
-        match entry.note.kind:
-            case "update":
+        match entry.note:
+            case UpdateApplied():
                 assert push is not None
                 assert push.push not in self.updates, f"{push.push} was applied twice"
                 assert self.fresh.add(push.spans) == 0, f"{push.spans} were trained on twice"
                 self.updates[push.push] = push
-            case "exchange":
+            case ExchangeBegun():
                 assert push is not None
                 assert push.push not in self.begun, f"{push.push} was begun twice"
                 inside = SpanSet()
@@ -57,7 +58,7 @@ class LocalLedger:
                 )
                 self.fresh.clear()
                 self.begun[push.push] = push
-            case "rejoining":
+            case Rejoining():
                 self.fresh.clear()
 
     def has(self, _peer: str, push: PushId) -> bool:
@@ -79,8 +80,8 @@ class GlobalLedger:
 
     def keep(self, entry: LedgerEntry) -> None:
         """Something happened."""
-        push, peer = entry.push, entry.peer
-        if entry.note.kind != "arrival":
+        note, push, peer = entry.note, entry.push, entry.peer
+        if not isinstance(note, ExchangeArrived):
             return
         assert push is not None
         assert (peer, push.push) not in self.updates, f"{push.push} of {peer} was applied twice"
@@ -92,8 +93,7 @@ class GlobalLedger:
         self.updates[peer, push.push] = push
         self.steps += push.steps
         self.tokens += push.tokens
-        region = entry.note.fields["region"]
-        self.regions[region] = self.regions.get(region, 0) + 1
+        self.regions[note.region] = self.regions.get(note.region, 0) + 1
 
     def has(self, peer: str, push: PushId) -> bool:
         """Whether an update of a peer was applied."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from gps.state import Gps
 from lps.state import Lps
-from pelago.core.machine import Finish, Note, Send, Tick
+from pelago.core.machine import Finish, Send, Tick
+from pelago.core.notes.common import Waiting
 from pelago.protocol.client_session import UNANSWERED
 from pelago.sim.fault_profile import LISTENS_PS
 from pelago.sim.node import SimulatedNode
@@ -73,8 +74,7 @@ class Silences:
                 if isinstance(effect, Finish) and effect.reason == UNANSWERED:
                     self._was_silent(node, machine.session.server, settings.give_up_after_ps)
                 elif (
-                    isinstance(effect, Note)
-                    and effect.kind == "waiting"
+                    isinstance(effect, Waiting)
                     and machine.session.has_heard  # Otherwise it waits from the start.
                 ):
                     self._was_silent(node, machine.session.server, settings.lost_after_ps)

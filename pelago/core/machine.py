@@ -8,10 +8,11 @@ the order in which they were emitted; nothing in this vocabulary carries a tenso
 ``M`` is the union of messages (`pelago.wire.messages.Message`), which lies one layer up.
 """
 
-from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar, Union
+from typing import Final, Generic, Protocol, TypeAlias, TypeVar, Union
 
 from pelago.core.frozen import frozen
 from pelago.core.names import BlobId, Peer
+from pelago.core.notes.note import Note
 from pelago.core.tensor_effects import Apply, Difference, Loaded, Measure, Measured, Pin, Release
 from pelago.core.training_effects import Cancel, Progress, Train, Trained, Validate, Validated
 
@@ -108,14 +109,6 @@ class SetTick:
     """Fire `Tick` every so many picoseconds from now on."""
 
     interval_ps: int
-
-
-@frozen
-class Note:
-    """A line for the node's event log; changes nothing."""
-
-    kind: str
-    fields: dict[str, Any]
 
 
 FAILED: Final = "failed"

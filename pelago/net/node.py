@@ -20,7 +20,6 @@ from pelago.core.machine import (
     FAILED,
     Finish,
     Machine,
-    Note,
     PeerLost,
     Received,
     Restarted,
@@ -30,6 +29,10 @@ from pelago.core.machine import (
     StopRequested,
 )
 from pelago.core.names import BlobId, Peer, Version
+from pelago.core.notes.common import UnexpectedMessage, Waiting
+from pelago.core.notes.gps import UnexpectedOfRegion
+from pelago.core.notes.lps import UnexpectedPull
+from pelago.core.notes.note import NOTES, VOCABULARY, Note
 from pelago.core.tensor_effects import Loaded
 from pelago.durable.record import Begun
 from pelago.net.clock import HOUSEKEEPING_S, NodeClock, TickTimer
@@ -103,8 +106,8 @@ class NodeSettings:
     crash_file: Path = Path("crash.json")
     check_invariants: bool = False
     handle_signals: bool = True
-    on_note: Callable[[str], None] | None = None
-    """Called with the kind of each note of the machine."""
+    on_note: Callable[[Note], None] | None = None
+    """Called with each note of the machine, except those about unexpected messages."""
 
 
 class Node:
@@ -275,8 +278,8 @@ class Node:
         return {
             Send: self._send,
             SetTick: lambda effect: self._ticks.set(effect.interval_ps),
-            Note: lambda effect: self._note(effect.kind, effect.fields),
             Finish: self._end,
+            **dict.fromkeys(NOTES, self._note),
         }
 
     def _send(self, effect: Send[Message]) -> None:
@@ -306,19 +309,20 @@ class Node:
         waiting = [(blob, None) for blob in inbox if blob is not None]
         return [*self.transfers.incoming.arriving(), *waiting]
 
-    def _note(self, kind: str, fields: dict[str, Any]) -> None:
+    def _note(self, note: Note) -> None:
         if self.durability is not None:
-            self.durability.note(kind, fields)
-        if kind == "unexpected":
+            self.durability.note(note)
+        fields = VOCABULARY.fields(note)
+        if isinstance(note, UnexpectedMessage | UnexpectedPull | UnexpectedOfRegion):
             # A peer may send such as often as it likes, and the log may not grow by that.
-            peer = str(fields.get("peer", fields.get("region", "?")))
-            self.telemetry.drop(kind, peer, ", ".join(f"{k} {v}" for k, v in fields.items()))
+            peer = note.region if isinstance(note, UnexpectedOfRegion) else note.peer
+            self.telemetry.drop(note.kind, peer, ", ".join(f"{k} {v}" for k, v in fields.items()))
             return
-        if kind == "waiting" and self.settings.upstreams:
-            fields = {**fields, "server": self._upstream_names()}
-        self.telemetry.event(kind, **fields)
+        if isinstance(note, Waiting) and self.settings.upstreams:
+            fields["server"] = self._upstream_names()
+        self.telemetry.event(note.kind, **fields)
         if self.settings.on_note is not None:
-            self.settings.on_note(kind)
+            self.settings.on_note(note)
 
     def _upstream_names(self) -> str:
         return " and ".join(str(each) for each in self.settings.upstreams)

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from pelago.core.durable import durable
-from pelago.core.machine import PS_PER_S, Finish, Note, Send
+from pelago.core.machine import PS_PER_S, Finish, Send
 from pelago.core.names import BlobId, Peer, PushId
+from pelago.core.notes.common import GoingOn, LeftUnanswered, Waiting
 from pelago.wire.messages import (
     Effect,
     Grant,
@@ -103,7 +104,7 @@ class ClientSession:
         if what == self._waiting:
             return []
         self._waiting = what
-        return [Note("waiting", {"for": what})] if what else [Note("going_on", {})]
+        return [Waiting(what) if what else GoingOn()]
 
     def tick(self, report: WorkerReport | RegionReport | None, now: int) -> list[Effect]:
         """Repeat what was not answered; beat the heart."""
@@ -188,5 +189,5 @@ class ClientSession:
         if self._leave_ticks <= LEAVE_TICKS_MAX:
             return [Send(self.server, self.leaving)]
         if self._leave_ticks == LEAVE_TICKS_MAX + 1:
-            return [Note("left_unanswered", {}), Finish(self.leaving.reason, self.leaving.error)]
+            return [LeftUnanswered(), Finish(self.leaving.reason, self.leaving.error)]
         return []

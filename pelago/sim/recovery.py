@@ -3,8 +3,9 @@ machine was told since (`pelago.durable.replay`)."""
 
 from dataclasses import dataclass, field
 
-from pelago.core.machine import Machine, Note, Received
+from pelago.core.machine import Machine, Received
 from pelago.core.names import BlobId
+from pelago.core.notes.note import Note
 from pelago.durable import image, record
 from pelago.durable.record import HEAD_BYTES, Kind
 from pelago.durable.replay import replay_event
@@ -29,7 +30,9 @@ class ReplayedServer:
     @property
     def notes(self) -> list[tuple[int, Note]]:
         """What it noted, with the number of the event."""
-        return [(n, each) for n, _, effects in self.told for each in effects if type(each) is Note]
+        return [
+            (n, each) for n, _, effects in self.told for each in effects if isinstance(each, Note)
+        ]
 
 
 def recover(

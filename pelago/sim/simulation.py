@@ -18,7 +18,8 @@ from functools import partial
 from heapq import heappop, heappush
 from typing import Any, Final, Protocol
 
-from pelago.core.machine import Finish, Machine, Note, SetTick, Tick
+from pelago.core.machine import Finish, Machine, SetTick, Tick
+from pelago.core.notes.note import NOTES, Note
 from pelago.sim.executor import EffectMethods, ExecutorFactory
 from pelago.sim.links import Links
 from pelago.sim.network import SimulatedNetwork
@@ -74,7 +75,7 @@ class Simulation:
         self.network = SimulatedNetwork(self, run, links, codes_all=check or trace is not None)
         self._executors = [self.network, *(make(self) for make in executors)]
         self._methods: dict[type, Callable[[SimulatedNode, Any], None]] = {
-            Note: self._note,
+            **dict.fromkeys(NOTES, self._note),
             SetTick: self._set_tick,
             Finish: self._finish,
         }

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgpack
 
+from pelago.core.notes.note import NOTES, VOCABULARY
 from pelago.wire.messages import Effect, Event
 
 
@@ -27,10 +28,12 @@ class Trace:
 
 
 def canonical(value: Any) -> Any:
-    """A value as lists, numbers and texts: a dataclass as name and fields, a dict by key.
+    """A value as lists, numbers and texts: a dataclass as name and fields, a dict by key, a note as it is written.
 
     Nothing in it rests on `repr`, on an address or on the order of a set.
     """
+    if isinstance(value, NOTES):
+        return ["Note", value.kind, canonical(VOCABULARY.fields(value))]
     if is_dataclass(value) and not isinstance(value, type):
         return [
             type(value).__name__,

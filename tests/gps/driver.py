@@ -2,8 +2,9 @@
 
 from gps.machine_settings import GpsSettings
 from gps.state import Gps
-from pelago.core.machine import PS_PER_MS, Note, Send, SetTick, Started
+from pelago.core.machine import PS_PER_MS, Send, SetTick, Started
 from pelago.core.names import Address, BlobId, PushId, Spans, Version
+from pelago.core.notes.gps import Serving
 from pelago.core.tensor_effects import Loaded, Measured
 from pelago.wire.messages import (
     PROTOCOL_VERSION,
@@ -70,7 +71,7 @@ class GpsDriver(Conversation):
     def load(self) -> "GpsDriver":
         """The initial model is in the arena."""
         first = Version(self.gps.settings.incarnation, 0)
-        assert self.happens(Loaded(first)) == [Note("serving", {"regions": ["eu", "us"]})]
+        assert self.happens(Loaded(first)) == [Serving(("eu", "us"))]
         return self
 
     def join(self, peer: str, region: str, samples: int = 0, incarnation: int = 1) -> "GpsDriver":

@@ -10,13 +10,23 @@ from pelago.core.machine import (
     PS_PER_MS,
     Delivered,
     Finish,
-    Note,
     PeerLost,
     Send,
     StopRequested,
     Tick,
 )
 from pelago.core.names import PushId, Version
+from pelago.core.notes.common import Draining, UnexpectedMessage
+from pelago.core.notes.gps import (
+    EvaluatorLeft,
+    RegionLeft,
+    RegionSummary,
+    RunStatus,
+    Settled,
+    UnexpectedOfRegion,
+    ValidationReported,
+)
+from pelago.core.notes.note import VOCABULARY, Note
 from pelago.core.tensor_effects import Apply, Loaded, Measured, Pin, Release
 from pelago.wire.messages import (
     Ack,
@@ -70,10 +80,7 @@ def test_an_evaluator_gets_the_first_version_at_once_and_the_next_when_it_is_due
     assert driver.evaluate() == [Pin(1, average=True), Send("judge", model(0, 0), 1), Release(1)]
     assert driver.happens(Delivered("judge", 1)) == []
     assert driver.hears("judge", found(0, 0, 5.5)) == [
-        Note(
-            "validation",
-            {"version": 0, "counted_steps": 0, "elapsed_ps": 0, "loss": 5.5, "tokens": 100},
-        )
+        ValidationReported(version=0, counted_steps=0, elapsed_ps=0, loss=5.5, tokens=100)
     ]
     assert driver.hears("judge", Pull(0, 3)) == []
     driver.after(1).push("lps-1", update(E1, ((0, 4),), steps=2), -1)
@@ -193,14 +200,14 @@ def test_an_evaluator_may_introduce_itself_again_and_is_answered_while_it_lives(
 
 def test_a_silent_evaluator_is_forgotten(driver: GpsDriver) -> None:
     driver.evaluate()
-    assert Note("evaluator_left", {"why": "lost: no heartbeat"}) in driver.after(6).happens(Tick())
+    assert EvaluatorLeft("lost: no heartbeat") in driver.after(6).happens(Tick())
     assert driver.hears("judge", Pull(0, 0)) == [Send("judge", Rejoin())]
 
 
 def test_an_evaluator_may_leave_while_the_run_goes_on(driver: GpsDriver) -> None:
     driver.evaluate()
     assert driver.hears("judge", LEFT) == [
-        Note("evaluator_left", {"why": "run finished"}),
+        EvaluatorLeft("run finished"),
         Send("judge", Goodbye()),
     ]
     assert driver.hears("judge", LEFT) == [Send("judge", Goodbye())]
@@ -209,10 +216,10 @@ def test_an_evaluator_may_leave_while_the_run_goes_on(driver: GpsDriver) -> None
 
 def test_what_an_evaluator_never_says_is_noted_and_dropped(driver: GpsDriver) -> None:
     driver.evaluate()
-    note = Note("unexpected", {"peer": "judge", "message": "LeaseRequest"})
+    note = UnexpectedMessage("judge", "LeaseRequest")
     assert driver.hears("judge", LeaseRequest(1, 8, 0)) == [note]
     assert driver.hears("judge", update(E1, ((0, 4),)), -1) == [
-        Note("unexpected", {"peer": "judge", "message": "Push"}),
+        UnexpectedMessage("judge", "Push"),
         Release(-1),
     ]
 
@@ -233,7 +240,7 @@ def test_the_budget_of_steps_ends_the_run_with_the_update_that_reaches_it(
     assert effects[0] == Apply("step", -2)
     assert effects[3:] == [
         Send("lps-2", Ack(U1, "applied")),
-        Note("draining", {"why": BUDGET}),
+        Draining(BUDGET),
         Send("lps-1", Stop(BUDGET)),
         Send("lps-2", Stop(BUDGET)),
     ]
@@ -253,7 +260,7 @@ def test_the_budget_of_minutes_ends_the_run(driver: GpsDriver) -> None:
     driver.after(59).hears("lps-1", Heartbeat(REPORT))
     assert without_notes(driver.happens(Tick())) == []
     effects = driver.after(1).happens(Tick())
-    assert effects[0] == Note("draining", {"why": "budget of minutes reached"})
+    assert effects[0] == Draining("budget of minutes reached")
     assert effects[1] == Send("lps-1", Stop("budget of minutes reached"))
 
 
@@ -268,7 +275,7 @@ def test_the_run_ends_when_everybody_has_settled(driver: GpsDriver) -> None:
     assert driver.happens(StopRequested("enough")) == []
     leave = Leave("drained", REPORT, ((16, 40),), ((8, 12),), ((12, 16),))
     assert driver.hears("lps-1", leave) == [
-        Note("region_left", {"region": "eu", "why": "drained"}),
+        RegionLeft("eu", "drained"),
         Send("lps-1", Goodbye()),
     ]
     assert driver.hears("lps-1", leave) == [Send("lps-1", Goodbye())]
@@ -304,7 +311,7 @@ def test_a_region_that_falls_silent_at_the_end_is_not_waited_for_as_long(driver:
     driver.happens(StopRequested("enough"))
     driver.after(3).hears("lps-2", Heartbeat(REPORT))
     effects = driver.after(2.5).happens(Tick())
-    assert effects[0] == Note("region_left", {"region": "eu", "why": "lost: no heartbeat"})
+    assert effects[0] == RegionLeft("eu", "lost: no heartbeat")
     assert driver.hears("lps-1", Leave("drained", None, (), ((0, 8),), ())) == [
         Send("lps-1", Goodbye())
     ]
@@ -345,7 +352,7 @@ def test_the_evaluator_gets_the_last_version_and_the_run_waits_for_it(driver: Gp
         Release(2),
     ]
     driver.hears("lps-1", LEFT)
-    said = [Send("lps-2", Goodbye()), Note("settled", {"waiting_for": 1})]
+    said = [Send("lps-2", Goodbye()), Settled(1)]
     assert driver.hears("lps-2", LEFT)[-2:] == said
     assert said[1] not in driver.happens(Tick())
     driver.hears("judge", found(1, 1))
@@ -367,7 +374,7 @@ def test_an_evaluator_that_is_stuck_is_not_waited_for() -> None:
         ]
         assert Finish("enough") not in driver.happens(Tick())
     effects = driver.hears("judge", Heartbeat(replace(quiet, quiet_ms=60_001)))
-    assert effects[:2] == [Note("evaluator_left", {"why": "stuck"}), Send("judge", Rejoin())]
+    assert effects[:2] == [EvaluatorLeft("stuck"), Send("judge", Rejoin())]
     assert effects[-1] == Finish("enough")
 
 
@@ -390,9 +397,9 @@ def test_an_evaluator_that_leaves_says_once_more_what_it_found(driver: GpsDriver
     leave = replace(LEFT, report=found(0, 0))
     effects = driver.hears("judge", leave)
     assert effects[-1] == Send("judge", Goodbye())
-    assert [each.kind for each in effects if isinstance(each, Note)] == [
-        "evaluator_left",
-        "validation",
+    assert [type(each) for each in effects if isinstance(each, Note)] == [
+        EvaluatorLeft,
+        ValidationReported,
     ]
     assert driver.hears("judge", leave) == [Send("judge", Goodbye())]
     assert driver.gps.evaluators.validations == [(0, 0, 2.5)]
@@ -415,19 +422,18 @@ def test_an_evaluator_that_dies_at_the_end_is_not_waited_for_for_ever() -> None:
 
 def test_the_status_says_what_every_region_does(driver: GpsDriver) -> None:
     status = driver.happens(Tick())[-1]
-    assert isinstance(status, Note)
-    assert status.kind == "status"
-    assert status.fields["regions"]["eu"] == {
-        "serving": True,
-        "exchanges": 0,
-        "updates": 0,
-        "staleness_max": 0,
-        "exchanging": False,
-        "workers": 0,
-        "steps": 0,
-        "tokens": 0,
-        "loss": None,
-    }
+    assert isinstance(status, RunStatus)
+    assert status.regions["eu"] == RegionSummary(
+        serving=True,
+        exchanges=0,
+        updates=0,
+        staleness_max=0,
+        exchanging=False,
+        workers=0,
+        steps=0,
+        tokens=0,
+        loss=None,
+    )
 
 
 def test_the_status_names_no_workers_however_many_there_are(driver: GpsDriver) -> None:
@@ -436,12 +442,11 @@ def test_the_status_names_no_workers_however_many_there_are(driver: GpsDriver) -
     driver.hears("lps-1", Heartbeat(replace(REPORT, workers=workers)))
     driver.hears("lps-1", Heartbeat(replace(REPORT, updates=7, workers=())))
     status = driver.happens(Tick())[-1]
-    assert isinstance(status, Note)
-    region = status.fields["regions"]["eu"]
-    assert len(str(status.fields)) < 1000
-    counts = (400, 800, 1200, 0.5)
-    assert tuple(region[key] for key in ("workers", "steps", "tokens", "loss")) == counts
-    assert region["updates"] == 7
+    assert isinstance(status, RunStatus)
+    region = status.regions["eu"]
+    assert len(str(VOCABULARY.fields(status))) < 1000
+    assert (region.workers, region.steps, region.tokens, region.loss) == (400, 800, 1200, 0.5)
+    assert region.updates == 7
     report = driver.gps.regions["eu"].report
     assert report is not None
     assert report.workers == workers
@@ -449,6 +454,4 @@ def test_the_status_names_no_workers_however_many_there_are(driver: GpsDriver) -
 
 def test_an_update_without_its_payload_is_no_update(driver: GpsDriver) -> None:
     message: Push = update(E1, ((0, 4),))
-    assert driver.hears("lps-1", message) == [
-        Note("unexpected", {"region": "eu", "message": "Push"})
-    ]
+    assert driver.hears("lps-1", message) == [UnexpectedOfRegion("eu", "Push")]

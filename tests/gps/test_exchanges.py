@@ -1,11 +1,13 @@
 """How the GPS lends samples and takes updates in: once, whole, in order, or not at all."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from pelago.core.machine import Delivered, Note, PeerLost, Send, Tick
+from pelago.core.machine import Delivered, PeerLost, Send, Tick
 from pelago.core.names import PushId, Version
+from pelago.core.notes.gps import ExchangeArrived, ExchangeRejected, RegionLeft
 from pelago.core.tensor_effects import Apply, Measure, Measured, Pin, Release
 from pelago.wire.messages import (
     Ack,
@@ -28,22 +30,22 @@ def model(counter: int, steps: int, answers: PushId | None) -> Model:
     return Model(Version(1, counter), steps, None, answers, final=False)
 
 
-def arrival(version: int, steps: int, cumulative: int, **changed: object) -> Note:
-    fields = {
-        "region": "eu",
-        "version": version,
-        "exchange": E1.lease,
-        "fence": E1.fence,
-        "spans": ((0, 24),),
-        "dropped": ((24, 32),),
-        "steps": steps,
-        "cumulative_steps": cumulative,
-        "elapsed_ps": 0,
-        "staleness": 0,
-        "norm": 1.0,
-        "loss": 1.5,
-    }
-    return Note("arrival", fields | changed)
+def arrival(version: int, steps: int, cumulative: int, **changed: Any) -> ExchangeArrived:
+    arrived = ExchangeArrived(
+        region="eu",
+        version=version,
+        exchange=E1.lease,
+        fence=E1.fence,
+        spans=((0, 24),),
+        dropped=((24, 32),),
+        steps=steps,
+        cumulative_steps=cumulative,
+        elapsed_ps=0,
+        staleness=0,
+        norm=1.0,
+        loss=1.5,
+    )
+    return replace(arrived, **changed)
 
 
 @pytest.fixture
@@ -240,9 +242,10 @@ def test_an_update_that_could_spoil_the_model_is_rejected(
     """Its samples return, and the region is answered with the model to start again from."""
     driver.hears("lps-1", update(E1, ((0, 4),), ((4, 8),)), -1)
     effects = driver.happens(Measured(-1, norm, finite))
-    assert isinstance(effects[0], Note)
-    assert (effects[0].kind, effects[0].fields["why"]) == ("update_rejected", why)
-    assert effects[1:] == [
+    [rejected, *rest] = effects
+    assert isinstance(rejected, ExchangeRejected)
+    assert (rejected.region, rejected.why) == ("eu", why)
+    assert rest == [
         Release(-1),
         Send("lps-1", Ack(E1, "rejected")),
         Pin(1),
@@ -271,8 +274,8 @@ def test_an_update_on_samples_that_the_region_does_not_hold_is_rejected(
     driver: GpsDriver, spans: tuple[tuple[int, int], ...], dropped: tuple[tuple[int, int], ...]
 ) -> None:
     effects = driver.push("lps-1", update(E1, spans, dropped), -1)
-    assert isinstance(effects[0], Note)
-    assert effects[0].fields["why"] == "samples that this region does not hold"
+    assert isinstance(effects[0], ExchangeRejected)
+    assert effects[0].why == "samples that this region does not hold"
     assert driver.gps.ledger.totals().applied == 0
 
 
@@ -356,7 +359,7 @@ def test_a_lost_region_gives_its_place_to_the_next(driver: GpsDriver) -> None:
     driver.after(30).hears("lps-2", Offer(U1))
     effects = driver.after(31).happens(Tick())
     assert effects[:3] == [
-        Note("region_left", {"region": "eu", "why": "lost: no heartbeat"}),
+        RegionLeft("eu", "lost: no heartbeat"),
         Send("lps-2", Grant(U1)),
         Send("lps-1", Rejoin()),
     ]

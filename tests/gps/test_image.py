@@ -6,8 +6,9 @@ import pytest
 
 from gps.state import Gps
 from pelago.core.errors import CheckpointError
-from pelago.core.machine import Note, Received, Send
+from pelago.core.machine import Received, Send
 from pelago.core.names import PushId
+from pelago.core.notes.gps import RegionJoined
 from pelago.core.tensor_effects import Measured
 from pelago.durable.image import restore, take
 from pelago.wire.messages import Heartbeat, Offer, Refuse, Stop
@@ -79,7 +80,7 @@ def test_a_region_may_be_added_to_the_run_file_and_another_be_struck_from_it() -
     )
     assert gps.regions["eu"].outcome(E1) == "applied"
     assert gps.handle(Received("lps-3", hello("lps", "asia")), driver.now) == [
-        Note("region_joined", {"region": "asia", "fence": 1, "returned": 0}),
+        RegionJoined("asia", 1, 0),
         Send("lps-3", welcome(1)),
     ]
     refused = gps.handle(Received("lps-4", hello("lps", "africa")), driver.now)

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from gps.state import Gps
-from pelago.core.machine import Event, Note, Send, Started, Tick
+from pelago.core.machine import Event, Send, Started, Tick
 from pelago.core.names import PushId, Version
+from pelago.core.notes.gps import RegionJoined, RegionLeft, UnexpectedOfRegion
 from pelago.core.tensor_effects import Loaded, Release
 from pelago.core.training_effects import Progress, Trained, Validated
 from pelago.wire.messages import (
@@ -39,7 +40,7 @@ def test_a_driver_that_loses_nothing_needs_no_tick() -> None:
 def test_a_region_is_let_in_with_a_fence_and_the_manifest() -> None:
     driver = GpsDriver()
     assert driver.hears("lps-1", hello("lps", "eu")) == [
-        Note("region_joined", {"region": "eu", "fence": 1, "returned": 0}),
+        RegionJoined("eu", 1, 0),
         Send("lps-1", welcome(1)),
     ]
 
@@ -105,8 +106,8 @@ def test_a_later_process_takes_a_region_over_with_a_higher_fence() -> None:
     """
     driver = GpsDriver().load().join("lps-1", "eu", samples=8)
     assert driver.hears("lps-2", hello("lps", "eu", 2)) == [
-        Note("region_left", {"region": "eu", "why": "replaced by a later process"}),
-        Note("region_joined", {"region": "eu", "fence": 2, "returned": 8}),
+        RegionLeft("eu", "replaced by a later process"),
+        RegionJoined("eu", 2, 8),
         Send("lps-2", welcome(2)),
     ]
     assert driver.hears("lps-1", update(E1, ((0, 8),)), -1) == [
@@ -202,7 +203,7 @@ def test_a_silent_region_forfeits_its_samples_and_may_come_back() -> None:
     driver = GpsDriver().load().join("lps-1", "eu", samples=8)
     assert without_notes(driver.after(60).happens(Tick())) == []
     effects = driver.after(0.001).happens(Tick())
-    assert effects[0] == Note("region_left", {"region": "eu", "why": "lost: no heartbeat"})
+    assert effects[0] == RegionLeft("eu", "lost: no heartbeat")
     assert without_notes(effects) == [Send("lps-1", Rejoin())]
     assert driver.hears("lps-1", Heartbeat(REPORT)) == [Send("lps-1", Rejoin())]
     assert driver.hears("lps-1", hello("lps", "eu"))[1] == Send("lps-1", welcome(2))
@@ -236,7 +237,7 @@ def test_a_region_that_leaves_early_gives_everything_back() -> None:
     driver = GpsDriver().load().join("lps-1", "eu", samples=8)
     leave = Leave("enough", REPORT, ((0, 2),), ((2, 6),), ((6, 8),))
     assert driver.hears("lps-1", leave) == [
-        Note("region_left", {"region": "eu", "why": "enough"}),
+        RegionLeft("eu", "enough"),
         Send("lps-1", Goodbye()),
     ]
     assert driver.hears("lps-1", leave) == [Send("lps-1", Goodbye())]
@@ -265,7 +266,7 @@ def test_a_stranger_is_asked_to_introduce_himself(message: Message) -> None:
 )
 def test_what_a_region_never_says_is_noted_and_dropped(message: Message) -> None:
     driver = GpsDriver().load().join("lps-1", "eu")
-    note = Note("unexpected", {"region": "eu", "message": type(message).__name__})
+    note = UnexpectedOfRegion("eu", type(message).__name__)
     assert driver.hears("lps-1", message) == [note]
     if not isinstance(message, Push):
         assert driver.hears("lps-1", message, -1) == [note, Release(-1)]

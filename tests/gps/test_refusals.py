@@ -7,8 +7,10 @@ import pytest
 from gps.result import result
 from gps.state import Gps
 from pelago.config.run_file import RunFile
-from pelago.core.machine import Finish, Note, Restarted, Send
+from pelago.core.machine import Finish, Restarted, Send
 from pelago.core.names import PushId
+from pelago.core.notes.gps import RegionFailed
+from pelago.core.notes.note import Note
 from pelago.core.tensor_effects import Measured
 from pelago.durable.image import restore, take
 from pelago.wire.messages import Effect, Goodbye, LeaseRequest, Leave, Model, Refuse, Stop
@@ -102,7 +104,7 @@ def test_the_run_goes_on_without_a_region_that_gave_up_and_ends_with_the_last_on
     driver: GpsDriver,
 ) -> None:
     effects = failed(driver, "lps-1", "eu")
-    assert [each.kind for each in effects if isinstance(each, Note)][-1] == "region_failed"
+    assert isinstance([each for each in effects if isinstance(each, Note)][-1], RegionFailed)
     assert driver.gps.phase == "serving"
     assert not driver.gps.ledger.held["eu"]
     effects = failed(driver, "lps-2", "us")

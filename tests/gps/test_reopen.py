@@ -8,8 +8,9 @@ from gps.machine_settings import GpsSettings
 from gps.result import result
 from gps.state import Gps
 from pelago.config.run_file import RunFile
-from pelago.core.machine import PS_PER_MS, Note, Received, Restarted, Send, StopRequested
+from pelago.core.machine import PS_PER_MS, Received, Restarted, Send, StopRequested
 from pelago.core.names import PushId, Version
+from pelago.core.notes.gps import RegionJoined
 from pelago.durable.image import restore, take
 from pelago.wire.messages import Ack, Heartbeat, LeaseRequest, Leave, Offer, Pull, Rejoin, Welcome
 from tests.gps.driver import SETTINGS, GpsDriver, hello, update
@@ -87,9 +88,7 @@ def test_an_end_was_none(driver: GpsDriver) -> None:
 
 def test_regions_may_be_added_and_struck(driver: GpsDriver) -> None:
     later = reopened(driver, replace(LATER, regions=("us", "asia")))
-    assert later.hears("lps-3", hello("lps", "asia"))[0] == Note(
-        "region_joined", {"region": "asia", "fence": 1000, "returned": 0}
-    )
+    assert later.hears("lps-3", hello("lps", "asia"))[0] == RegionJoined("asia", 1000, 0)
     assert "is not in the run" in str(later.hears("lps-1", hello("lps", "eu")))
 
 

@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 from lps.state import Lps, LpsSettings
-from pelago.core.machine import PS_PER_MS, Note, Send, SetTick, Started
+from pelago.core.machine import PS_PER_MS, Send, SetTick, Started
 from pelago.core.names import Address, BlobId, Lease, Peer, PushId, Spans, Version
+from pelago.core.notes.lps import LpsJoined
 from pelago.core.tensor_effects import Measured
 from pelago.wire.messages import (
     PROTOCOL_VERSION,
@@ -98,7 +99,7 @@ class LpsDriver(Conversation):
 
     def serve(self) -> "LpsDriver":
         """It joins the GPS and loads the global model."""
-        joined = Note("joined", {"fence": 1})
+        joined = LpsJoined(1)
         assert self.hears("gps", gps_welcome()) == [joined, Send("gps", Pull(0, 0))]
         self.served = self.hears("gps", global_model(0), -99)
         return self

@@ -5,8 +5,10 @@ import pytest
 from lps.exchange import InFlight
 from lps.state import Lps
 from pelago.core.dedupe import Outcome
-from pelago.core.machine import Event, Finish, Note, Restarted, Send, StopRequested, Tick
+from pelago.core.machine import Event, Finish, Restarted, Send, StopRequested, Tick
 from pelago.core.names import PushId, Spans, Version
+from pelago.core.notes.common import Draining, LeftUnanswered
+from pelago.core.notes.lps import LpsJoined, Rejoining
 from pelago.core.tensor_effects import Loaded, Measured, Release
 from pelago.core.training_effects import Progress, Trained, Validated
 from pelago.protocol.client_session import GIVE_UP_AFTER_PS, LEAVE_TICKS_MAX, UNANSWERED
@@ -51,7 +53,7 @@ def driver() -> LpsDriver:
 def draining(driver: LpsDriver) -> LpsDriver:
     """The run is over; w0 has not left yet."""
     assert driver.hears("gps", Stop("budget")) == [
-        Note("draining", {"why": "budget"}),
+        Draining("budget"),
         Send("w0", Stop("budget")),
     ]
     return driver
@@ -191,7 +193,7 @@ def test_leave_is_said_until_it_is_answered_but_not_for_ever(leaving: LpsDriver)
     for _ in range(LEAVE_TICKS_MAX):
         assert leaving.happens(Tick()) == [leave]
     assert leaving.happens(Tick()) == [
-        Note("left_unanswered", {}),
+        LeftUnanswered(),
         Finish("drained"),
     ]
 
@@ -218,7 +220,7 @@ def test_a_region_evicted_while_it_drains_says_hello_and_leaves_when_it_is_empty
     draining: LpsDriver,
 ) -> None:
     assert without_notes(draining.hears("gps", Rejoin())) == [REJOINING, GPS_HELLO]
-    assert draining.hears("gps", gps_welcome(2)) == [Note("joined", {"fence": 2})]
+    assert draining.hears("gps", gps_welcome(2)) == [LpsJoined(2)]
     effects = draining.hears("w0", FAREWELL)
     assert isinstance(effects[-1], Send)
     assert isinstance(effects[-1].message, Leave)
@@ -241,7 +243,7 @@ def test_a_model_that_is_in_the_arena_already_is_not_transferred() -> None:
     driver = LpsDriver(tick_ps=0)
     assert driver.happens(Loaded(Version(9, 0))) == []
     driver.join("w0")
-    assert driver.hears("gps", gps_welcome()) == [Note("joined", {"fence": 1})]
+    assert driver.hears("gps", gps_welcome()) == [LpsJoined(1)]
     assert driver.lps.phase == "serving"
     assert driver.lps.wan_bytes == 0
 
@@ -328,9 +330,9 @@ def test_a_region_that_was_drained_serves_again_when_it_is_started_again(driver:
     """1. It was asked to end, and left. 2. The next process joins anew, and its workers with it."""
     drained(driver, StopRequested("enough"))
     effects = driver.happens(Restarted())
-    assert effects[-2:] == [Note("rejoining", {}), GPS_HELLO]
+    assert effects[-2:] == [Rejoining(), GPS_HELLO]
     assert driver.hears("gps", gps_welcome(2)) == [
-        Note("joined", {"fence": 2}),
+        LpsJoined(2),
         Send("gps", Pull(0, 0)),
     ]
     driver.hears("gps", global_model(0), -1)

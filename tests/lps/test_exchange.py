@@ -5,8 +5,16 @@ from dataclasses import replace
 import pytest
 
 from lps.exchange import Exchanges, InFlight
-from pelago.core.machine import Delivered, Note, PeerLost, Send, Tick
+from pelago.core.machine import Delivered, PeerLost, Send, Tick
 from pelago.core.names import PushId, Spans, Version
+from pelago.core.notes.common import GoingOn, Waiting
+from pelago.core.notes.lps import (
+    ExchangeAnswered,
+    ExchangeBegun,
+    GlobalMerged,
+    LpsJoined,
+    Rejoining,
+)
 from pelago.core.tensor_effects import Apply, Difference, Measured, Operation, Release
 from pelago.wire.messages import (
     Ack,
@@ -67,9 +75,9 @@ def sent(offered: LpsDriver) -> LpsDriver:
     return offered
 
 
-def answered(outcome: str) -> Note:
+def answered(outcome: str) -> ExchangeAnswered:
     """What is noted of the first exchange."""
-    return Note("exchange_answered", {"number": 1, "fence": 1, "outcome": outcome})
+    return ExchangeAnswered(1, 1, outcome)
 
 
 def test_an_exchange_is_due_exactly_at_k(driver: LpsDriver) -> None:
@@ -81,17 +89,7 @@ def test_an_exchange_is_due_exactly_at_k(driver: LpsDriver) -> None:
     assert effects[3:] == [
         Send("w0", Ack(PushId(2, 1), "applied")),
         Difference(3),
-        Note(
-            "exchange",
-            {
-                "number": 1,
-                "fence": 1,
-                "updates": 2,
-                "version": 2,
-                "spans": ((0, 8),),
-                "dropped": (),
-            },
-        ),
+        ExchangeBegun(number=1, fence=1, updates=2, version=2, spans=((0, 8),), dropped=()),
         Send("gps", Offer(E1)),
     ]
 
@@ -118,7 +116,7 @@ def test_a_round_trip_merges_the_global_model(sent: LpsDriver) -> None:
         Release(3),
         Apply("merge", -9, 0.25),
         Release(-9),
-        Note("merge", {"global": 1, "version": 2}),
+        GlobalMerged(1, 2),
     ]
     assert sent.lps.report().exchanges == 1
     assert not sent.lps.report().exchanging
@@ -277,11 +275,11 @@ def test_the_first_model_is_loaded_whole() -> None:
     1. Hello, until there is a Welcome. 2. Pull, until there is a model. 3. It serves.
     """
     driver = LpsDriver()
-    assert driver.happens(Tick()) == [Note("waiting", {"for": "gps to answer"}), GPS_HELLO]
-    assert driver.hears("gps", Wait("its model")) == [Note("waiting", {"for": "its model"})]
+    assert driver.happens(Tick()) == [Waiting("gps to answer"), GPS_HELLO]
+    assert driver.hears("gps", Wait("its model")) == [Waiting("its model")]
     assert driver.hears("gps", gps_welcome()) == [
-        Note("going_on", {}),
-        Note("joined", {"fence": 1}),
+        GoingOn(),
+        LpsJoined(1),
         Send("gps", Pull(0, 0)),
     ]
     assert driver.hears("gps", gps_welcome(2)) == []
@@ -327,7 +325,7 @@ def test_an_evicted_region_voids_what_it_holds_and_starts_afresh(sent: LpsDriver
     sent.join("w1")
     work, other = sent.work("w0"), sent.work("w1")
     sent.hears("w0", update(work), -7)
-    assert sent.hears("gps", Rejoin()) == [Note("rejoining", {}), Release(3), REJOINING, GPS_HELLO]
+    assert sent.hears("gps", Rejoin()) == [Rejoining(), Release(3), REJOINING, GPS_HELLO]
     assert sent.happens(Measured(-7, 1.0, finite=True)) == [
         Release(-7),
         Send("w0", Ack(work.push, "fenced")),
@@ -338,7 +336,7 @@ def test_an_evicted_region_voids_what_it_holds_and_starts_afresh(sent: LpsDriver
     assert sent.happens(Tick()) == [GPS_HELLO]
     assert sent.hears("gps", global_model(1, E1), -8) == [Release(-8)]
     assert sent.hears("gps", gps_welcome(2)) == [
-        Note("joined", {"fence": 2}),
+        LpsJoined(2),
         Send("gps", Pull(0, 0)),
     ]
     assert sent.hears("gps", global_model(4), -9) == [
@@ -360,7 +358,7 @@ def test_an_evicted_region_voids_what_it_holds_and_starts_afresh(sent: LpsDriver
 
 def test_a_fenced_exchange_means_that_the_region_was_evicted(sent: LpsDriver) -> None:
     assert sent.hears("gps", Ack(E1, "fenced")) == [
-        Note("rejoining", {}),
+        Rejoining(),
         Release(3),
         REJOINING,
         GPS_HELLO,
@@ -374,7 +372,7 @@ def test_an_old_welcome_is_found_out_by_the_grant_that_does_not_fit(
     """Instead of asking for samples for ever: one that is older than another of the same GPS, or than the
     GPS itself, whose fences may be lower."""
     driver.hears("w0", Pull(4, 0))
-    assert driver.grant(1, ((0, 4),), fence=fence) == [Note("rejoining", {}), REJOINING, GPS_HELLO]
+    assert driver.grant(1, ((0, 4),), fence=fence) == [Rejoining(), REJOINING, GPS_HELLO]
     driver.hears("gps", gps_welcome(fence))
     assert driver.hears("gps", global_model(0), -1)[-1] == Send("gps", LeaseRequest(2, 4, 0))
 
@@ -382,8 +380,8 @@ def test_an_old_welcome_is_found_out_by_the_grant_that_does_not_fit(
 def test_a_region_evicted_before_it_had_a_model_asks_for_it_again() -> None:
     driver = LpsDriver()
     driver.hears("gps", gps_welcome())
-    assert driver.hears("gps", Rejoin()) == [Note("rejoining", {}), REJOINING, GPS_HELLO]
-    assert driver.hears("gps", gps_welcome(2)) == [Note("joined", {"fence": 2})]
+    assert driver.hears("gps", Rejoin()) == [Rejoining(), REJOINING, GPS_HELLO]
+    assert driver.hears("gps", gps_welcome(2)) == [LpsJoined(2)]
     assert Send("gps", Pull(0, 0)) in driver.after(1).happens(Tick())
 
 

@@ -5,8 +5,11 @@ from dataclasses import replace
 import pytest
 
 from lps.state import Lps
-from pelago.core.machine import Finish, Note, Restarted, Send, Tick
+from pelago.core.machine import Finish, Restarted, Send, Tick
 from pelago.core.names import Lease
+from pelago.core.notes.common import Draining, GivingUp
+from pelago.core.notes.lps import RoundRejected
+from pelago.core.notes.note import Note
 from pelago.core.tensor_effects import Measured
 from pelago.durable.image import restore, take
 from pelago.protocol.client_session import LEAVE_TICKS_MAX
@@ -38,8 +41,11 @@ def test_a_failed_round_returns_its_samples_and_is_answered_with_the_next(
     work = driver.work("w0")
     failed = Failed(work.push, 2, 4)
     effects = driver.hears("w0", failed)
-    why = {"peer": "w0", "group": 0, "why": "no gradient of 2 steps was finite"}
-    assert effects[:2] == [Note("update_rejected", why), Send("w0", Ack(work.push, "rejected"))]
+    why = "no gradient of 2 steps was finite"
+    assert effects[:2] == [
+        RoundRejected("w0", 0, why),
+        Send("w0", Ack(work.push, "rejected")),
+    ]
     lease = driver.lps.members.get("w0").lease  # type: ignore[union-attr]
     assert isinstance(lease, Lease)
     assert (lease.spans, lease.push) == (work.spans, (work.push.lease + 1, 1))
@@ -89,10 +95,10 @@ def test_a_region_of_which_no_worker_learns_leaves_with_the_reason(driver: LpsDr
     3. Started again, it begins afresh from the global model.
     """
     effects = failed_region(driver)
-    assert [each.kind for each in effects if isinstance(each, Note)] == [
-        "update_rejected",
-        "giving_up",
-        "draining",
+    assert [type(each) for each in effects if isinstance(each, Note)] == [
+        RoundRejected,
+        GivingUp,
+        Draining,
     ]
     for peer in ("w0", "w1"):
         assert Send(peer, Stop("this region learns nothing")) in effects
@@ -137,7 +143,7 @@ def test_the_count_survives_a_restart_of_the_server(driver: LpsDriver) -> None:
     restore(lps, take(driver.lps))
     lps.handle(Restarted(), driver.now)
     driver.lps = driver.machine = lps
-    assert "giving_up" in str(fails(driver, "w0"))
+    assert any(isinstance(each, GivingUp) for each in fails(driver, "w0"))
 
 
 def test_what_was_revoked_while_it_was_measured_counts_for_nobody(driver: LpsDriver) -> None:

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from pelago.core.machine import PS_PER_MS, Delivered, Note, PeerLost, Send, Tick
+from pelago.core.machine import PS_PER_MS, Delivered, PeerLost, Send, Tick
 from pelago.core.names import PushId
+from pelago.core.notes.lps import RoundRejected, UnexpectedPull, UpdateApplied
 from pelago.core.tensor_effects import Apply, Measure, Measured, Pin, Release
 from pelago.wire.messages import Ack, Busy, Grant, LeaseRequest, Leave, Offer, Pull
 from tests.lps.driver import LpsDriver, global_model, gps_welcome, lease, reply, update
@@ -87,7 +88,7 @@ def test_a_region_whose_workers_are_gone_asks_for_nothing_ahead() -> None:
 def test_a_round_larger_than_any_of_the_run_file_is_not_asked_for(driver: LpsDriver) -> None:
     """Also as the next one of an update, which is applied."""
     driver.join("w0")
-    assert driver.hears("w0", Pull(9, 0)) == [Note("unexpected", {"peer": "w0", "samples": 9})]
+    assert driver.hears("w0", Pull(9, 0)) == [UnexpectedPull("w0", 9)]
     effects = driver.push("w0", update(driver.work("w0"), next_samples=1 << 32))
     assert Send("w0", Ack(L1.push, "applied")) in effects
     assert not [each for each in effects if isinstance(each, Send) and each.peer == "gps"]
@@ -225,18 +226,7 @@ def test_an_update_from_the_offer_to_the_next_lease(driver: LpsDriver) -> None:
     assert driver.happens(Measured(-1, 1.0, finite=True)) == [
         Apply("step", -1),
         Release(-1),
-        Note(
-            "update",
-            {
-                "version": 1,
-                "lease": 1,
-                "spans": L1.spans,
-                "steps": 2,
-                "staleness": 0,
-                "norm": 1.0,
-                "loss": 1.5,
-            },
-        ),
+        UpdateApplied(version=1, lease=1, spans=L1.spans, steps=2, staleness=0, norm=1.0, loss=1.5),
         Send("w0", Ack(L1.push, "applied")),
         Send("gps", LeaseRequest(2, 4, 0)),
     ]
@@ -295,8 +285,7 @@ def test_an_update_that_could_spoil_the_model_is_rejected(
     driver.hears("w0", update(L1, next_samples=4), -1)
     effects = driver.happens(Measured(-1, norm, finite))
     assert effects[0] == Release(-1)
-    assert isinstance(effects[1], Note)
-    assert effects[1].kind == "update_rejected"
+    assert isinstance(effects[1], RoundRejected)
     assert effects[2:] == [
         Send("w0", Ack(L1.push, "rejected")),
         Pin(2),
@@ -316,8 +305,8 @@ def test_staleness_is_how_many_versions_came_between(driver: LpsDriver) -> None:
     work = driver.work("w0")
     driver.updates("w1", 3)
     effects = driver.push("w0", update(work))
-    assert isinstance(effects[2], Note)
-    assert effects[2].fields["staleness"] == 3
+    assert isinstance(effects[2], UpdateApplied)
+    assert effects[2].staleness == 3
     assert driver.lps.report().staleness_max == 3
 
 

@@ -6,8 +6,10 @@ import pytest
 
 from lps.members import PAST_MAX
 from lps.state import WORKERS_NAMED_EVERY, WORKERS_NAMED_MAX
-from pelago.core.machine import PS_PER_MS, Delivered, Note, PeerLost, Send, Tick
+from pelago.core.machine import PS_PER_MS, Delivered, PeerLost, Send, Tick
 from pelago.core.names import Address, Lease, Version
+from pelago.core.notes.common import UnexpectedMessage
+from pelago.core.notes.lps import WorkerJoined, WorkerLeft, WorkerRefused
 from pelago.core.tensor_effects import Measured, Pin, Release
 from pelago.wire.messages import (
     Ack,
@@ -41,17 +43,14 @@ def driver() -> LpsDriver:
 # --- joining ----------------------------------------------------------------------------------
 
 
-def left(why: str, work: Lease) -> Note:
+def left(why: str, work: Lease) -> WorkerLeft:
     """w0 is gone, and with it the lease that it held."""
-    return Note(
-        "worker_left",
-        {"group": 0, "peer": "w0", "why": why, "lease": work.push.lease, "spans": work.spans},
-    )
+    return WorkerLeft(group=0, peer="w0", why=why, lease=work.push.lease, spans=work.spans)
 
 
 def test_workers_get_the_groups_that_nobody_holds(driver: LpsDriver) -> None:
     assert driver.hears("w0", hello()) == [
-        Note("worker_joined", {"group": 0, "peer": "w0"}),
+        WorkerJoined(0, "w0"),
         Send("w0", welcome(0)),
     ]
     assert driver.hears("w2", hello(2))[1] == Send("w2", welcome(2))
@@ -95,7 +94,7 @@ def test_until_the_gps_lets_it_in_an_lps_lets_nobody_in() -> None:
     ],
 )
 def test_who_does_not_fit_is_told_why(driver: LpsDriver, message: Message, fault: str) -> None:
-    refused = [Note("refused", {"peer": "w0", "why": fault}), Send("w0", Refuse(fault))]
+    refused = [WorkerRefused("w0", fault), Send("w0", Refuse(fault))]
     assert driver.hears("w0", message) == refused
     assert driver.hears("w0", message, -1) == [*refused, Release(-1)]
     assert len(driver.lps.members) == 0
@@ -125,7 +124,7 @@ def test_a_later_process_takes_a_group_over_with_its_work_undone(driver: LpsDriv
     old = driver.work("w0")
     assert driver.hears("w1", hello(0, incarnation=2)) == [
         left("replaced by a later process", old),
-        Note("worker_joined", {"group": 0, "peer": "w1"}),
+        WorkerJoined(0, "w1"),
         Send("w1", welcome(0, fence=2)),
     ]
     assert driver.hears("w0", Offer(old.push)) == [Send("w0", Rejoin())]
@@ -213,7 +212,7 @@ def test_a_stranger_is_asked_to_introduce_himself(driver: LpsDriver, message: Me
 )
 def test_what_a_worker_never_says_is_noted_and_dropped(driver: LpsDriver, message: Message) -> None:
     driver.join("w0")
-    note = Note("unexpected", {"peer": "w0", "message": type(message).__name__})
+    note = UnexpectedMessage("w0", type(message).__name__)
     assert driver.hears("w0", message) == [note]
     if not isinstance(message, Push):
         assert driver.hears("w0", message, -1) == [note, Release(-1)]
@@ -293,8 +292,8 @@ def test_a_worker_that_does_not_notice_that_its_trainer_is_stuck_loses_its_lease
     quiet = replace(REPORT, quiet_ms=60_000)
     assert driver.hears("w0", Heartbeat(quiet)) == [Send("w0", Heartbeat(None))]
     effects = driver.hears("w0", Heartbeat(replace(quiet, quiet_ms=60_001)))
-    assert isinstance(effects[0], Note)
-    assert effects[0].fields["why"] == "stuck"
+    assert isinstance(effects[0], WorkerLeft)
+    assert effects[0].why == "stuck"
     assert effects[-1] == Send("w0", Rejoin())
     assert driver.lps.leases.pool.total == 4
     driver.join("w0")

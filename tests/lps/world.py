@@ -17,7 +17,6 @@ from pelago.core.machine import (
     PS_PER_MS,
     Delivered,
     Finish,
-    Note,
     PeerLost,
     Received,
     Send,
@@ -26,6 +25,7 @@ from pelago.core.machine import (
     Tick,
 )
 from pelago.core.names import Address, BlobId, Lease, Peer, Version
+from pelago.core.notes.note import Note
 from pelago.core.spans import SpanSet
 from pelago.core.tensor_effects import Apply, Difference, Loaded, Measure, Measured, Pin, Release
 from pelago.core.training_effects import Cancel, Progress, Train, Trained, Validate, Validated
@@ -308,10 +308,10 @@ class LpsScenario:
                 case Validate(version, blob, _):
                     assert blob in node.blobs
                     self._post(node, Validated(version, 1.0, 1), self.random.randrange(4 * TICK))
-                case Note():
-                    pass
                 case Finish():
                     node.finish = effect
+                case _:
+                    assert isinstance(effect, Note)
 
     def _apply(self, node: ScenarioNode, operation: str, content: SpanSet) -> None:
         if operation == "step":

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pelago.core.machine import Finish, Note, SetTick, Started, StopRequested, Tick
+from pelago.core.machine import Finish, SetTick, Started, StopRequested, Tick
 from pelago.core.names import Version
+from pelago.core.notes.common import Draining
+from pelago.core.notes.worker import RoundTrained
 from pelago.core.tensor_effects import Difference, Loaded, Measure, Measured, Pin, Release
 from pelago.core.training_effects import Cancel, Progress, Train, Trained, Validate, Validated
 from pelago.net.command import EXIT_FAILED
@@ -154,7 +156,7 @@ async def test_a_broken_invariant_ends_the_node_and_tells_the_story(
     def answer(event: Event) -> list[object]:
         match event:
             case Started():
-                return [SetTick(MS_PS), Note("hello", {"n": 1})]
+                return [SetTick(MS_PS), Draining("enough")]
             case Tick() if where == "effect":
                 return [Release(77)]
             case Tick() if where == "tensors" and len(machine.of(Tick)) == 1:
@@ -175,7 +177,7 @@ async def test_a_broken_invariant_ends_the_node_and_tells_the_story(
     assert said in story["error"]
     assert said in finish.error
     assert story["events"][0]["event"] == "Started()"
-    assert "Note(kind='hello', fields={'n': 1})" in story["events"][0]["effects"]
+    assert "Draining(why='enough')" in story["events"][0]["effects"]
     assert "Tick()" in [each["event"] for each in story["events"]]
     assert any("handle" in line or "assert" in line for line in story["traceback"])
 
@@ -298,11 +300,7 @@ async def test_a_trainer_that_fails_ends_the_node_with_its_fault(nodes: Nodes) -
 
 async def test_notes_and_counters_are_in_the_event_log(nodes: Nodes) -> None:
     machine = Script(
-        lambda event: (
-            [Note("merge", {"version": 3, "loss": float("nan")})]
-            if isinstance(event, Started)
-            else []
-        )
+        lambda event: [RoundTrained(3, float("nan"), 2.5)] if isinstance(event, Started) else []
     )
     node = nodes.server(machine)
     await machine.hears(Started)
@@ -310,10 +308,10 @@ async def test_notes_and_counters_are_in_the_event_log(nodes: Nodes) -> None:
     await nodes.stop("gps")
     log = nodes.folder / "gps.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    merge = next(line for line in lines if line["kind"] == "merge")
-    assert (merge["node"], merge["version"], merge["loss"]) == ("gps", 3, "nan")
-    assert merge["t_ms"] >= 0
-    assert merge["time"].startswith("20")
+    trained = next(line for line in lines if line["kind"] == "round")
+    assert (trained["node"], trained["steps"], trained["loss"]) == ("gps", 3, "nan")
+    assert trained["t_ms"] >= 0
+    assert trained["time"].startswith("20")
     assert [line["kind"] for line in lines][-2:] == ["finished", "counters"]
     assert lines[-1]["dropped_malformed"] == 2
 

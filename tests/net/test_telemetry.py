@@ -128,7 +128,8 @@ def test_a_node_whose_console_and_log_take_nothing_goes_on_and_ends_well(tmp_pat
     (tmp_path / "events.jsonl").symlink_to("/dev/full")
     program = f"""
 import pathlib, sys
-from pelago.core.machine import Finish, Note, SetTick, Started, Tick
+from pelago.core.machine import Finish, SetTick, Started, Tick
+from pelago.core.notes.common import Draining
 import uvloop
 from pelago.net import command, daemon
 from pelago.net.node import Node, NodeSettings
@@ -139,7 +140,7 @@ class Talker:
         if isinstance(event, Started):
             return [SetTick(10**10)]
         self.ticks += 1
-        return [Finish("done")] if self.ticks == 50 else [Note("joined", {{"text": "x" * 10_000}})]
+        return [Finish("done")] if self.ticks == 50 else [Draining("x" * 10_000)]
     def check(self): pass
 path = pathlib.Path({str(tmp_path)!r})
 def run(options, run_file):

@@ -2,8 +2,9 @@
 
 import pytest
 
-from pelago.core.machine import PS_PER_MS, PS_PER_S, Finish, Note, Send
+from pelago.core.machine import PS_PER_MS, PS_PER_S, Finish, Send
 from pelago.core.names import Address, PushId, Version
+from pelago.core.notes.common import GoingOn, Waiting
 from pelago.protocol.client_session import GIVE_UP_AFTER_PS, UNANSWERED, ClientSession
 from pelago.wire.messages import (
     PROTOCOL_VERSION,
@@ -58,14 +59,14 @@ def test_hello_is_said_until_it_is_answered(session: ClientSession) -> None:
     """
     assert session.join() == [Send("lps", HELLO)]
     assert session.tick(REPORT, 0) == [
-        Note("waiting", {"for": "lps to answer"}),
+        Waiting("lps to answer"),
         Send("lps", HELLO),
     ]
     assert session.tick(REPORT, RETRY) == [Send("lps", HELLO)]
     assert session.heard(RETRY) == []
-    assert session.waiting("the GPS") == [Note("waiting", {"for": "the GPS"})]
+    assert session.waiting("the GPS") == [Waiting("the GPS")]
     assert session.waiting("the GPS") == []
-    assert session.welcome(fence=4, group=2) == [Note("going_on", {})]
+    assert session.welcome(fence=4, group=2) == [GoingOn()]
     assert (session.joined, session.fence) == (True, 4)
     assert session.join() == [
         Send("lps", Hello(PROTOCOL_VERSION, "worker", Address("eu", 2), 7, "model", "corpus"))
@@ -76,11 +77,11 @@ def test_hello_is_said_until_it_is_answered(session: ClientSession) -> None:
 def test_a_silent_server_is_named_once_and_its_return_too(joined: ClientSession) -> None:
     assert joined.tick(REPORT, LOST) == [Send("lps", Heartbeat(REPORT))]
     assert joined.tick(REPORT, LOST + 1) == [
-        Note("waiting", {"for": "lps to answer"}),
+        Waiting("lps to answer"),
         Send("lps", Heartbeat(REPORT)),
     ]
     assert joined.tick(REPORT, LOST + 2) == [Send("lps", Heartbeat(REPORT))]
-    assert joined.heard(LOST + 3) == [Note("going_on", {})]
+    assert joined.heard(LOST + 3) == [GoingOn()]
     assert joined.tick(REPORT, LOST + 4) == [Send("lps", Heartbeat(REPORT))]
 
 

@@ -7,7 +7,6 @@ from pelago.core.machine import (
     PS_PER_MS,
     Delivered,
     Machine,
-    Note,
     PeerLost,
     Received,
     Restarted,
@@ -17,6 +16,7 @@ from pelago.core.machine import (
     Tick,
 )
 from pelago.core.names import Peer, PushId, Version
+from pelago.core.notes.gps import Settled
 from pelago.core.tensor_effects import Pin, Release
 from pelago.sim.disk import Disk
 from pelago.sim.fault_injector import FaultInjector
@@ -50,7 +50,7 @@ class ScriptedServer:
         self.count += 1
         self.heard.append((now, event))
         answer = list(self.script.get(type(event).__name__, ()))
-        return [*answer, Note("count", {"count": self.count})]
+        return [*answer, Settled(self.count)]
 
     def expects(self, peer: Peer, message: Message) -> bool:
         """Whatever comes."""

@@ -11,7 +11,6 @@ from pelago.core.machine import (
     PS_PER_MS,
     Delivered,
     Finish,
-    Note,
     PeerLost,
     Received,
     Send,
@@ -21,6 +20,9 @@ from pelago.core.machine import (
     Tick,
 )
 from pelago.core.names import Lease, Peer, PushId, Version
+from pelago.core.notes.common import Draining, GivingUp
+from pelago.core.notes.gps import RegionSummary, RunStatus
+from pelago.core.notes.note import Note
 from pelago.core.tensor_effects import Difference, Measure, Measured, Pin, Release
 from pelago.core.training_effects import Cancel, Train, Trained, Validate, Validated
 from pelago.sim.links import Links
@@ -379,7 +381,7 @@ def test_notes_are_heard_with_their_node_and_time() -> None:
     simulation = Simulation(
         "a-run", Links(1, 1), EXECUTORS, on_note=lambda *each: heard.append(each)
     )
-    note = Note("kind", {"a": 1})
+    note = Draining("enough")
     simulation.add(SimulatedNode("one", 0, ScriptedNode(on(StopRequested, note)), TimingPlane()))
     simulation.at(77, "one", StopRequested(""))
     simulation.run(until_ps=100)
@@ -392,13 +394,20 @@ def digest(*effects: Effect) -> str:
     return trace.digest()
 
 
+def status(*regions: str) -> RunStatus:
+    summary = RegionSummary(True, 0, 0, 0, False, 1, 0, 0, None)
+    return RunStatus("serving", 0, 0, 0, 0, dict.fromkeys(regions, summary))
+
+
 def test_the_digest_tells_courses_apart_and_not_the_order_of_a_dict() -> None:
-    same = digest(Note("x", {"a": 1, "b": (2.5, None)}))
-    assert same == digest(Note("x", {"b": (2.5, None), "a": 1}))
+    same = digest(status("eu", "us"))
+    assert same == digest(status("us", "eu"))
     others = [
         digest(),
-        digest(Note("x", {"a": 1})),
-        digest(Note("y", {"a": 1, "b": (2.5, None)})),
+        digest(status("eu")),
+        digest(GivingUp("enough")),
+        digest(Draining("enough")),
+        digest(Draining("too much")),
         digest(Pin(1)),
         digest(Difference(1)),
         digest(Send("other", Wait("x"))),

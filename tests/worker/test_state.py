@@ -9,7 +9,6 @@ from pelago.core.machine import (
     Delivered,
     Event,
     Finish,
-    Note,
     PeerLost,
     Send,
     SetTick,
@@ -18,6 +17,14 @@ from pelago.core.machine import (
     Tick,
 )
 from pelago.core.names import Address, Lease, PushId, Version
+from pelago.core.notes.common import GoingOn, LeftUnanswered, Stuck, Waiting
+from pelago.core.notes.worker import (
+    RoundFailed,
+    RoundTrained,
+    UpdateFenced,
+    UpdateRejected,
+    WorkerAdmitted,
+)
 from pelago.core.tensor_effects import Loaded, Measured, Release
 from pelago.core.training_effects import Cancel, Progress, Train, Trained, Validated
 from pelago.protocol.client_session import GIVE_UP_AFTER_PS, LEAVE_TICKS_MAX, UNANSWERED
@@ -91,7 +98,7 @@ def test_a_worker_takes_the_speed_of_the_group_that_the_server_chose() -> None:
 
 @pytest.fixture
 def idle(joining: Conversation) -> Conversation:
-    assert joining.hears("eu", WELCOME) == [Note("joined", {"group": 2}), PULL]
+    assert joining.hears("eu", WELCOME) == [WorkerAdmitted(2), PULL]
     return joining
 
 
@@ -104,7 +111,7 @@ def training(idle: Conversation) -> Conversation:
 @pytest.fixture
 def uploading(training: Conversation) -> Conversation:
     assert training.after(2).happens(TRAINED) == [
-        Note("round", {"steps": 2, "loss": 1.5, "busy_ms": 2000.0}),
+        RoundTrained(2, 1.5, 2000.0),
         Send("eu", Offer(PUSH)),
     ]
     return training
@@ -225,7 +232,7 @@ def test_a_rejected_update_is_forgotten_and_does_not_count_as_a_round(
 ) -> None:
     assert uploading.hears("eu", Ack(PUSH, "rejected")) == [
         Release(-2),
-        Note("update_rejected", {"lease": 11}),
+        UpdateRejected(11),
     ]
     assert uploading.machine.report().rounds == 0  # type: ignore[attr-defined]
     assert uploading.hears("eu", MODEL, -3) == [Train(LEASE, Version(1, 4), -3, 2), Release(-3)]
@@ -241,7 +248,7 @@ def test_a_round_without_a_finite_gradient_gives_its_lease_back(training: Conver
     assert training.happens(Progress(PUSH, 1, 1)) == []
     assert training.after(2).happens(replace(TRAINED, skipped=2)) == [
         Release(-2),
-        Note("round_failed", {"steps": 2, "why": "no gradient was finite"}),
+        RoundFailed(2, "no gradient was finite"),
         failed,
     ]
     assert training.hears("eu", MODEL, -3) == [Release(-3)]
@@ -249,11 +256,11 @@ def test_a_round_without_a_finite_gradient_gives_its_lease_back(training: Conver
     report = replace(NO_REPORT, steps=2, skipped=2, busy_ms=2000, alive_ms=3000)
     assert training.after(0.5).happens(Tick()) == [Send("eu", Heartbeat(report)), failed]
     rejected = Ack(PUSH, "rejected")
-    assert training.hears("eu", rejected) == [Note("update_rejected", {"lease": 11})]
+    assert training.hears("eu", rejected) == [UpdateRejected(11)]
     assert training.hears("eu", rejected) == []
     training.hears("eu", MODEL, -4)
-    assert training.happens(replace(TRAINED, skipped=1, blob=-5))[0] == Note(
-        "round", {"steps": 2, "loss": 1.5, "busy_ms": 0.0, "skipped": 1}
+    assert training.happens(replace(TRAINED, skipped=1, blob=-5))[0] == RoundTrained(
+        steps=2, loss=1.5, busy_ms=0.0, skipped=1
     )
     assert training.machine.report().skipped == 3  # type: ignore[attr-defined]
 
@@ -270,10 +277,10 @@ def test_a_fenced_worker_asks_to_be_let_in_again(uploading: Conversation) -> Non
     """What it holds counts for nothing until it is welcomed with the fence of its group."""
     assert uploading.hears("eu", Ack(PUSH, "fenced")) == [
         Release(-2),
-        Note("update_fenced", {"lease": 11}),
+        UpdateFenced(11),
         Send("eu", HELLO_AGAIN),
     ]
-    assert uploading.hears("eu", replace(WELCOME, fence=4)) == [Note("joined", {"group": 2}), PULL]
+    assert uploading.hears("eu", replace(WELCOME, fence=4)) == [WorkerAdmitted(2), PULL]
 
 
 # --- joining ----------------------------------------------------------------------------------
@@ -281,19 +288,19 @@ def test_a_fenced_worker_asks_to_be_let_in_again(uploading: Conversation) -> Non
 
 def test_hello_is_repeated_while_nobody_answers(joining: Conversation) -> None:
     assert joining.happens(Tick()) == [
-        Note("waiting", {"for": "eu to answer"}),
+        Waiting("eu to answer"),
         Send("eu", HELLO),
     ]
     assert joining.after(0.5).happens(Tick()) == [Send("eu", HELLO)]
 
 
 def test_what_the_server_waits_for_is_said_once(joining: Conversation) -> None:
-    assert joining.hears("eu", Wait("the GPS")) == [Note("waiting", {"for": "the GPS"})]
+    assert joining.hears("eu", Wait("the GPS")) == [Waiting("the GPS")]
     assert joining.hears("eu", Wait("the GPS")) == []
     assert joining.happens(Tick()) == [Send("eu", HELLO)]
     assert joining.hears("eu", WELCOME) == [
-        Note("going_on", {}),
-        Note("joined", {"group": 2}),
+        GoingOn(),
+        WorkerAdmitted(2),
         PULL,
     ]
 
@@ -477,7 +484,7 @@ def test_goodbye_is_said_until_it_is_answered_but_not_for_ever(leaving: Conversa
     farewell = [Send("eu", Leave("enough", NO_REPORT, (), (), ()))]
     for _ in range(LEAVE_TICKS_MAX):
         assert leaving.happens(Tick()) == farewell
-    assert leaving.happens(Tick()) == [Note("left_unanswered", {}), Finish("enough")]
+    assert leaving.happens(Tick()) == [LeftUnanswered(), Finish("enough")]
 
 
 # --- the invariants ---------------------------------------------------------------------------
@@ -545,7 +552,7 @@ def test_a_worker_whose_trainer_is_stuck_hands_its_lease_back_and_ends() -> None
         worker.happens(Progress(PUSH, 1))
     assert not any(isinstance(each, Finish) for each in worker.after(1200).happens(Tick()))
     note, cancel, leave, finish = worker.after(0.5).happens(Tick())
-    assert isinstance(note, Note)
+    assert isinstance(note, Stuck)
     assert cancel == Cancel(PUSH)
     assert isinstance(leave, Send)
     assert isinstance(leave.message, Leave)

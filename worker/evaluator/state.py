@@ -14,7 +14,6 @@ from pelago.core.machine import (
     PS_PER_MS,
     Delivered,
     Finish,
-    Note,
     PeerLost,
     Received,
     Restarted,
@@ -25,6 +24,8 @@ from pelago.core.machine import (
     Tick,
 )
 from pelago.core.names import BlobId, Peer, Version
+from pelago.core.notes.common import Stuck
+from pelago.core.notes.worker import Exported, ExportFailed, ValidationMeasured
 from pelago.core.tensor_effects import Loaded, Measured, Release
 from pelago.core.training_effects import Progress, Trained, Validate, Validated
 from pelago.core.transitions import Transition, TransitionTable
@@ -214,13 +215,11 @@ class Evaluator:
         self._enter("idle")
         self._model, self._measured_steps = None, model.counted_steps
         self.fault = event.fault if model.final else ""
-        fields = {"counted_steps": model.counted_steps, "loss": event.loss, "final": model.final}
-        effects: list[Effect] = [Note("validation", fields)]
+        effects: list[Effect] = [ValidationMeasured(model.counted_steps, event.loss, model.final)]
         if event.fault:
-            effects.append(Note("export_failed", {"why": event.fault}))
+            effects.append(ExportFailed(event.fault))
         elif self._exports:
-            told = {"version": model.version.counter, "counted_steps": model.counted_steps}
-            effects.append(Note("exported", told))
+            effects.append(Exported(model.version.counter, model.counted_steps))
         return [*effects, *(self._leave("run finished") if model.final else self._ask())]
 
     def _on_tick(self) -> list[Effect]:
@@ -251,7 +250,7 @@ class Evaluator:
         self._watchdog.end()
         self._enter("gone")
         leave = Leave("stuck", self._found, (), (), ())
-        note = Note("stuck", {"why": error})
+        note = Stuck(error)
         return [note, Send(self._client.server, leave), Finish(FAILED, error=error)]
 
     def _leave(self, reason: str) -> list[Effect]:

@@ -9,11 +9,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from pelago.config.fields import Durability
 from pelago.core.machine import PS_PER_MS
 from pelago.core.names import BlobId
+from pelago.core.notes.note import VOCABULARY, Note
 from pelago.durable import record
 from pelago.durable.record import Begun
 from pelago.durable.replay import UNCOMMITTED
@@ -136,10 +137,10 @@ class DurabilityManager:
         else:
             self.held.append((self.journal.last, send))
 
-    def note(self, kind: str, fields: dict[str, Any]) -> None:
+    def note(self, note: Note) -> None:
         """What the machine noted belongs into the history, or does not."""
-        if kind in HISTORY_KINDS:
-            self.journal.history(HistoryLine(self._number, kind, fields))
+        if note.kind in HISTORY_KINDS:
+            self.journal.history(HistoryLine(self._number, note.kind, VOCABULARY.fields(note)))
 
     def snapshot_if_due(self, now: int) -> None:
         """Begin a snapshot if it is time: of this moment, whenever it is written."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from pelago.core.errors import CheckpointError, WireError
-from pelago.core.machine import Machine, Note, Received
+from pelago.core.machine import Machine, Received
 from pelago.core.names import BlobId, Peer
+from pelago.core.notes.note import VOCABULARY, Note
 from pelago.durable import image, record
 from pelago.durable.record import Begun, Head, Kind
 from pelago.durable.replay import replay_event
@@ -207,7 +208,7 @@ def _replay(
         found.now = head.second
         effects = replay_event(machine, event, head.second, found.plane, found.held)
         found.told += [
-            HistoryLine(head.number, each.kind, each.fields)
+            HistoryLine(head.number, each.kind, VOCABULARY.fields(each))
             for each in effects
             if isinstance(each, Note) and each.kind in HISTORY_KINDS
         ]

@@ -9,7 +9,6 @@ from pelago.core.machine import (
     Delivered,
     Event,
     Finish,
-    Note,
     PeerLost,
     Send,
     SetTick,
@@ -18,6 +17,8 @@ from pelago.core.machine import (
     Tick,
 )
 from pelago.core.names import Address, PushId, Version
+from pelago.core.notes.common import GoingOn, LeftUnanswered, Stuck, Waiting
+from pelago.core.notes.worker import Exported, ExportFailed, ValidationMeasured
 from pelago.core.tensor_effects import Loaded, Measured, Release
 from pelago.core.training_effects import Progress, Trained, Validate, Validated
 from pelago.protocol.client_session import GIVE_UP_AFTER_PS, LEAVE_TICKS_MAX, UNANSWERED
@@ -88,8 +89,8 @@ def leaving(idle: Conversation) -> Conversation:
     final = replace(MODEL, final=True)
     assert idle.hears("gps", final, -1) == [Validate(V3, -1, export=True), Release(-1)]
     assert idle.happens(Validated(V3, 2.5, 100)) == [
-        Note("validation", {"counted_steps": 24, "loss": 2.5, "final": True}),
-        Note("exported", {"version": 3, "counted_steps": 24}),
+        ValidationMeasured(24, 2.5, True),
+        Exported(3, 24),
         LEAVE,
     ]
     return idle
@@ -101,7 +102,7 @@ STATES = ["joining", "idle", "validating", "leaving"]
 def test_a_version_is_measured_and_the_next_threshold_asked_for(validating: Conversation) -> None:
     """With 24 counted steps and one validation every 10, the next is due at 30."""
     assert validating.happens(Validated(V3, 2.5, 100)) == [
-        Note("validation", {"counted_steps": 24, "loss": 2.5, "final": False}),
+        ValidationMeasured(24, 2.5, False),
         FOUND,
         Send("gps", Pull(0, 30)),
     ]
@@ -140,7 +141,7 @@ def test_the_last_finding_is_repeated_with_the_goodbye_but_not_for_ever(
 ) -> None:
     for _ in range(LEAVE_TICKS_MAX):
         assert leaving.happens(Tick()) == [LEAVE]
-    assert leaving.happens(Tick()) == [Note("left_unanswered", {}), Finish("run finished")]
+    assert leaving.happens(Tick()) == [LeftUnanswered(), Finish("run finished")]
 
 
 def test_the_end_of_the_run_is_no_end_before_the_last_version(validating: Conversation) -> None:
@@ -195,8 +196,8 @@ def test_a_forgotten_idle_evaluator_asks_again(idle: Conversation) -> None:
 
 
 def test_it_says_for_what_it_waits(joining: Conversation) -> None:
-    assert joining.hears("gps", Wait("nothing")) == [Note("waiting", {"for": "nothing"})]
-    assert joining.hears("gps", WELCOME) == [Note("going_on", {}), Send("gps", Pull(0, 0))]
+    assert joining.hears("gps", Wait("nothing")) == [Waiting("nothing")]
+    assert joining.hears("gps", WELCOME) == [GoingOn(), Send("gps", Pull(0, 0))]
 
 
 @pytest.mark.parametrize("state", STATES[:3])
@@ -261,7 +262,7 @@ def test_a_last_version_that_cannot_be_exported_is_measured_and_ends_it_with_an_
 ) -> None:
     idle.hears("gps", replace(MODEL, final=True), -1)
     found = idle.happens(Validated(V3, 2.5, 100, fault="the disk is full"))
-    assert found[1:] == [Note("export_failed", {"why": "the disk is full"}), LEAVE]
+    assert found[1:] == [ExportFailed("the disk is full"), LEAVE]
     assert idle.hears("gps", Goodbye()) == [Finish("run finished", error="the disk is full")]
 
 
@@ -281,7 +282,7 @@ def test_a_version_is_exported_at_its_interval_and_whatever_is_newer_is_asked_fo
     effects = evaluator.hears("gps", newer, -2)
     assert Validate(Version(1, 4), -2, export=True) in effects
     effects = evaluator.happens(Validated(Version(1, 4), 2.4, 100, fault="no room"))
-    assert Note("export_failed", {"why": "no room"}) in effects
+    assert ExportFailed("no room") in effects
     assert effects[-1] == Send("gps", Pull(0, 30))
     assert evaluator.after(59).happens(Tick())[-1] == Send("gps", Pull(0, 30))
     assert evaluator.after(1).happens(Tick())[-1] == Send("gps", Pull(0, 27))
@@ -333,7 +334,7 @@ def test_an_evaluator_that_is_stuck_leaves_with_what_it_found_and_ends() -> None
     told = evaluator.after(20.0).happens(Tick())[-1]
     assert told == Send("gps", Heartbeat(WorkerReport(-1, 0, 0, 0, 0, 0, 0.0, quiet_ms=20_000)))
     note, leave, finish = evaluator.after(0.001).happens(Tick())
-    assert isinstance(note, Note)
+    assert isinstance(note, Stuck)
     assert leave == Send("gps", Leave("stuck", FOUND.message, (), (), ()))
     assert isinstance(finish, Finish)
     assert "measuring the model is stuck: no sign of life for 20 s" in finish.error

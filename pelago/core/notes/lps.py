@@ -1,0 +1,128 @@
+"""Notes of the LPS."""
+
+from typing import ClassVar, Literal
+
+from pelago.core.dedupe import Outcome
+from pelago.core.frozen import frozen
+from pelago.core.names import Peer, Spans
+
+
+@frozen
+class LpsJoined:
+    """The GPS welcomed this LPS."""
+
+    kind: ClassVar[str] = "joined"
+    fence: int
+
+
+@frozen
+class Rejoining:
+    """The LPS gives up its leases and what it has not exchanged, and joins the GPS anew."""
+
+    kind: ClassVar[str] = "rejoining"
+
+
+@frozen
+class WorkerRefused:
+    """A worker may not join: it has another model, corpus or region."""
+
+    kind: ClassVar[str] = "refused"
+    peer: Peer
+    why: str
+
+
+@frozen
+class WorkerJoined:
+    """A worker was admitted."""
+
+    kind: ClassVar[str] = "worker_joined"
+    group: int
+    peer: Peer
+
+
+@frozen
+class WorkerLeft:
+    """A worker left, was lost or was removed; the samples of its lease are lent again."""
+
+    kind: ClassVar[str] = "worker_left"
+    group: int
+    peer: Peer
+    why: str
+    lease: int | None = None
+    """Its open lease; None: it had none."""
+    spans: Spans | None = None
+    """The samples of that lease."""
+
+
+@frozen
+class UnexpectedPull:
+    """A worker asked for more samples than a round of this run has."""
+
+    kind: ClassVar[str] = "unexpected"
+    peer: Peer
+    samples: int
+
+
+@frozen
+class UpdateApplied:
+    """A worker's update was applied to the region's model."""
+
+    kind: ClassVar[str] = "update"
+    version: int
+    """Of the region's model, after it."""
+    lease: int
+    spans: Spans
+    steps: int
+    staleness: int
+    """Versions between the one that it was trained from and the one that it was applied to."""
+    norm: float
+    loss: float
+    """Mean training loss, in nats a token."""
+
+
+@frozen
+class RoundRejected:
+    """A worker's round came to nothing; its samples are lent again."""
+
+    kind: ClassVar[str] = "update_rejected"
+    peer: Peer
+    group: int
+    why: str
+
+
+@frozen
+class ExchangeBegun:
+    """The LPS offers the GPS what its model moved since the last exchange."""
+
+    kind: ClassVar[str] = "exchange"
+    number: int
+    fence: int
+    updates: int
+    version: int
+    """Of the region's model."""
+    spans: Spans
+    """Samples that the movement was trained on."""
+    dropped: Spans
+    """Samples whose movement was lost while the exchange before was in flight."""
+
+
+@frozen
+class ExchangeAnswered:
+    """The GPS said what became of an exchange."""
+
+    kind: ClassVar[str] = "exchange_answered"
+    number: int
+    fence: int
+    outcome: Outcome | Literal["unknown"]
+    """``unknown``: the GPS's model came, and this word did not."""
+
+
+@frozen
+class GlobalMerged:
+    """The global model was merged into the region's."""
+
+    kind: ClassVar[str] = "merge"
+    global_version: int
+    """Written as ``global``."""
+    version: int
+    """Of the region's model."""

@@ -1,0 +1,188 @@
+"""Frozen classes with a ``kind``, written as that kind and a dictionary of their fields, and read again.
+
+What is read may have been through JSON or msgpack: lists stand for tuples, and texts for numbers that are
+not finite.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, fields
+from types import NoneType, UnionType
+from typing import (
+    Any,
+    ClassVar,
+    Final,
+    Generic,
+    Literal,
+    Protocol,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+WRITTEN_AS: Final = {"awaited": "for", "global_version": "global"}
+"""Fields that are written under another name, since Python has that word for itself."""
+
+Read = Callable[[Any], Any]
+"""Makes the value of a field from what was kept of it. Raises `ValueError` if it is of another type."""
+
+
+class Kinded(Protocol):
+    """A frozen dataclass with a kind."""
+
+    kind: ClassVar[str]
+
+
+K = TypeVar("K", bound=Kinded)
+
+
+class Vocabulary(Generic[K]):
+    """Some classes that are written and read. Those of the same kind have fields with different names."""
+
+    def __init__(self, classes: Iterable[type[K]]) -> None:
+        self._forms = {each: _Form(each) for each in classes}
+        self._of_kind: dict[str, list[_Form]] = {}
+        for each, form in self._forms.items():
+            self._of_kind.setdefault(each.kind, []).append(form)
+
+    def fields(self, value: K) -> dict[str, Any]:
+        """The fields as they are written, in their order. A field that has a default value is left out when it has
+        that value."""
+        return self._forms[type(value)].write(value)
+
+    def read(self, kind: str, written: Mapping[str, Any]) -> K | None:
+        """What was written as this kind and these fields; None if no class has this kind and fields of these names.
+
+        Raises `ValueError` if a field's value is not of its type.
+        """
+        for form in self._of_kind.get(kind, ()):
+            if form.fits(written):
+                found: K = form.read(written)
+                return found
+        return None
+
+
+class _Form:
+    """How the fields of a class are written."""
+
+    def __init__(self, kind: type) -> None:
+        hints = get_type_hints(kind)
+        self._kind = kind
+        self._names = [
+            (each.name, WRITTEN_AS.get(each.name, each.name), each.default) for each in fields(kind)
+        ]
+        self._readers = {written: (name, _reader(hints[name])) for name, written, _ in self._names}
+        self._required = {written for _, written, default in self._names if default is MISSING}
+
+    def write(self, value: Any) -> dict[str, Any]:
+        """The fields of an object of this class."""
+        told = {}
+        for name, written, default in self._names:
+            each = getattr(value, name)
+            if each != default:
+                told[written] = _plain(each)
+        return told
+
+    def fits(self, written: Mapping[str, Any]) -> bool:
+        """Whether these are the names of its fields, but for those that may be left out."""
+        return self._required <= written.keys() <= self._readers.keys()
+
+    def read(self, written: Mapping[str, Any]) -> Any:
+        """An object of this class. Raises `ValueError`."""
+        values = {}
+        for key, value in written.items():
+            name, read = self._readers[key]
+            try:
+                values[name] = read(value)
+            except ValueError as error:
+                raise ValueError(f"{self._kind.__name__}.{name}: {error}") from None
+        return self._kind(**values)
+
+
+def _plain(value: Any) -> Any:
+    """A value of a field without classes of our own."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    inner = _INNER.get(type(value))
+    return value if inner is None else inner.write(value)
+
+
+_INNER: Final[dict[type, _Form]] = {}
+"""Forms of classes that stand in fields of others."""
+
+
+def _reader(kind: Any) -> Read:
+    """How a value of an annotated type is read."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return lambda value: value
+    if kind is float:
+        return _float
+    if kind in (int, str, bool, NoneType):
+        return lambda value: _exactly(kind, value)
+    if origin in (Union, UnionType):
+        readers = [_reader(each) for each in inner]
+        return lambda value: _any_of(readers, value)
+    if origin is Literal:
+        return lambda value: _one_of(inner, value)
+    if origin is tuple and inner[-1] is Ellipsis:
+        each = _reader(inner[0])
+        return lambda value: tuple(each(one) for one in _sequence(value))
+    if origin is tuple:
+        each_reader = [_reader(each) for each in inner]
+        return lambda value: _tuple(each_reader, value)
+    if origin is dict:
+        of = _reader(inner[1])
+        return lambda value: {key: of(one) for key, one in _exactly(dict, value).items()}
+    assert isinstance(kind, type), kind
+    form = _INNER[kind] = _Form(kind)
+    return lambda value: _record(form, value)
+
+
+def _exactly(kind: type, value: Any) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"{value!r:.100} is no {kind.__name__}")
+    return value
+
+
+def _float(value: Any) -> float:
+    if isinstance(value, str) and value not in ("nan", "inf", "-inf"):
+        raise ValueError(f"{value!r:.100} is no number")
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"{value!r:.100} is no number")
+    return float(value)
+
+
+def _any_of(readers: list[Read], value: Any) -> Any:
+    faults = []
+    for read in readers:
+        try:
+            return read(value)
+        except ValueError as error:
+            faults.append(str(error))
+    raise ValueError(" and ".join(faults))
+
+
+def _one_of(values: tuple[Any, ...], value: Any) -> Any:
+    if value not in values:
+        raise ValueError(f"{value!r:.100} is none of {values}")
+    return value
+
+
+def _sequence(value: Any) -> list[Any] | tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{value!r:.100} is no list")
+    return value
+
+
+def _tuple(readers: list[Read], value: Any) -> tuple[Any, ...]:
+    if len(_sequence(value)) != len(readers):
+        raise ValueError(f"{value!r:.100} has not {len(readers)} elements")
+    return tuple(read(each) for read, each in zip(readers, value, strict=True))
+
+
+def _record(form: _Form, value: Any) -> Any:
+    if not form.fits(_exactly(dict, value)):
+        raise ValueError(f"{value!r:.100} has other fields")
+    return form.read(value)
