@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from gps.settings import PS_PER_MINUTE, settings
+from gps.settings import settings
 from gps.state import Gps
 from pelago.config import run_toml
 from pelago.config.run_file import RunFile
 from pelago.core.errors import CheckpointError, ConfigError, ForeignState
+from pelago.core.machine import PS_PER_MINUTE
 from pelago.durable import image, record
 from pelago.net import daemon
 from pelago.net.durability import journal

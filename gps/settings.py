@@ -1,15 +1,12 @@
 """From the run file to the settings of the GPS's machine, for the daemon and the virtual driver."""
 
-from typing import Final
-
 from gps.machine_settings import GpsSettings
 from pelago.config.run_file import RunFile
-from pelago.core.machine import PS_PER_MS
+from pelago.config.timeouts import Timeouts
+from pelago.core.machine import PS_PER_MINUTE
 from pelago.core.watchdog import longest_ps
 from pelago.protocol.staging import WITHOUT_LIMIT
 from pelago.wire.messages import TensorSpec
-
-PS_PER_MINUTE: Final = 60_000 * PS_PER_MS
 
 
 def settings(
@@ -27,7 +24,7 @@ def settings(
     room for everyone, as the paper's are. Without ticks the machine does not see ``budget_minutes``
     pass: such a driver ends the run itself.
     """
-    heartbeat_ps = run.network.heartbeat_ms * PS_PER_MS
+    timeouts = Timeouts.of(run.network, lossless=lossless)
     return GpsSettings(
         regions=tuple(region.name for region in run.region),
         incarnation=incarnation,
@@ -42,9 +39,9 @@ def settings(
         max_lr=run.worker.max_lr,
         staleness_power=run.gps.staleness_power,
         staged_max=WITHOUT_LIMIT if lossless else run.gps.staged_max,
-        tick_ps=0 if lossless else heartbeat_ps,
-        retry_ps=2 * heartbeat_ps,
-        lost_after_ps=run.network.lost_after_ms * PS_PER_MS,
+        tick_ps=timeouts.tick_ps,
+        retry_ps=timeouts.retry_ps,
+        lost_after_ps=timeouts.lost_after_ps,
         stuck_after_ps=longest_ps(round(run.worker.stuck_minutes * PS_PER_MINUTE)),
-        region_lost_after_ps=run.network.region_lost_after_ms * PS_PER_MS,
+        region_lost_after_ps=timeouts.region_lost_after_ps,
     )

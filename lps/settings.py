@@ -1,15 +1,12 @@
 """From the run file to the settings of an LPS's machine, for the daemon and the virtual driver."""
 
-from typing import Final
-
 from lps.state import LpsSettings
 from pelago.config.run_file import RunFile
-from pelago.core.machine import PS_PER_MS
+from pelago.config.timeouts import Timeouts
+from pelago.core.machine import PS_PER_MINUTE, PS_PER_S
 from pelago.core.names import Peer
 from pelago.core.watchdog import longest_ps
 from pelago.protocol.staging import WITHOUT_LIMIT
-
-PS_PER_SECOND: Final = 1000 * PS_PER_MS
 
 
 def settings(
@@ -28,7 +25,7 @@ def settings(
     for every update, and samples granted when they are wanted (`lease_seconds` = 0), HALoS's
     learning-rate clock.
     """
-    heartbeat_ps = run.network.heartbeat_ms * PS_PER_MS
+    timeouts = Timeouts.of(run.network, lossless=lossless)
     return LpsSettings(
         gps=gps,
         region=run.region[region].name,
@@ -36,7 +33,7 @@ def settings(
         updates_per_exchange=run.lps.updates_per_exchange,
         merge_weight=run.lps.merge_weight,
         in_flight=run.lps.in_flight,
-        lease_ahead_ps=0 if lossless else round(run.lps.lease_seconds * PS_PER_SECOND),
+        lease_ahead_ps=0 if lossless else round(run.lps.lease_seconds * PS_PER_S),
         # A bound for every worker: none is faster than 1, and `rescale` only makes rounds shorter.
         round_samples_max=run.worker.local_steps * run.worker.batch_size,
         sample_tokens=run.data.sequence_length,
@@ -46,9 +43,9 @@ def settings(
         staged_max=WITHOUT_LIMIT if lossless else run.lps.staged_max,
         payload_bytes=payload_bytes,
         wan=run.region[region].name != run.gps_region,
-        tick_ps=0 if lossless else heartbeat_ps,
-        retry_ps=2 * heartbeat_ps,
-        lost_after_ps=run.network.lost_after_ms * PS_PER_MS,
-        give_up_after_ps=run.network.give_up_after_ms * PS_PER_MS,
-        stuck_after_ps=longest_ps(round(run.worker.stuck_minutes * 60 * PS_PER_SECOND)),
+        tick_ps=timeouts.tick_ps,
+        retry_ps=timeouts.retry_ps,
+        lost_after_ps=timeouts.lost_after_ps,
+        give_up_after_ps=timeouts.give_up_after_ps,
+        stuck_after_ps=longest_ps(round(run.worker.stuck_minutes * PS_PER_MINUTE)),
     )

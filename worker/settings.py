@@ -1,16 +1,13 @@
 """From the run file to the settings of a worker's machine and of the evaluator's, for both drivers."""
 
-from typing import Final
-
 from pelago.config.run_file import RunFile
-from pelago.core.machine import PS_PER_MS
+from pelago.config.timeouts import Timeouts
+from pelago.core.machine import PS_PER_MINUTE
 from pelago.core.names import Address, Peer
 from worker.client_settings import ClientSettings
 from worker.evaluator.state import EvaluatorSettings
 from worker.schedule import local_steps
 from worker.state import WorkerSettings
-
-PS_PER_MINUTE: Final = 60_000 * PS_PER_MS
 
 
 def worker_settings(
@@ -75,16 +72,16 @@ def _client(
     corpus: str,
     lossless: bool,
 ) -> ClientSettings:
-    heartbeat_ps = run.network.heartbeat_ms * PS_PER_MS
+    timeouts = Timeouts.of(run.network, lossless=lossless)
     return ClientSettings(
         server=server,
         address=address,
         incarnation=incarnation,
         fingerprint=fingerprint,
         corpus=corpus,
-        tick_ps=0 if lossless else heartbeat_ps,
-        retry_ps=2 * heartbeat_ps,
-        lost_after_ps=run.network.lost_after_ms * PS_PER_MS,
+        tick_ps=timeouts.tick_ps,
+        retry_ps=timeouts.retry_ps,
+        lost_after_ps=timeouts.lost_after_ps,
         stuck_after_ps=round(run.worker.stuck_minutes * PS_PER_MINUTE),
-        give_up_after_ps=run.network.give_up_after_ms * PS_PER_MS,
+        give_up_after_ps=timeouts.give_up_after_ps,
     )

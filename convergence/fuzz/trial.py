@@ -12,7 +12,8 @@ from convergence.fuzz.ledgers import GlobalLedger
 from convergence.fuzz.world import World
 from gps.state import Gps
 from lps.state import Lps
-from pelago.core.machine import PS_PER_MS, PS_PER_S, StopRequested
+from pelago.config.timeouts import Timeouts
+from pelago.core.machine import PS_PER_S, StopRequested
 from pelago.sim.node import LOST, SimulatedNode
 from pelago.sim.process import DOWN
 from worker.state import Worker
@@ -96,7 +97,7 @@ def _run(world: World) -> None:
     _wait(world, end_ps, lambda: world.over, "the GPS does not finish")
     check_payloads(_present(world))
     # Whoever cannot be served any more ends: first the servers that wait for the GPS, then their clients.
-    give_up_ps = world.run.network.give_up_after_ms * PS_PER_MS
+    give_up_ps = Timeouts.of(world.run.network).give_up_after_ps
     _wait(world, 3 * give_up_ps + END_PS, lambda: not _present(world), "somebody waits for ever")
     gps = world.node("gps")
     world.checker.check_end(gps, [gps, *_present(world)])

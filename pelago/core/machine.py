@@ -20,6 +20,8 @@ PS_PER_MS = 10**9
 """Picoseconds in a millisecond."""
 PS_PER_S = 1000 * PS_PER_MS
 """Picoseconds in a second."""
+PS_PER_MINUTE = 60 * PS_PER_S
+"""Picoseconds in a minute."""
 
 M = TypeVar("M")
 

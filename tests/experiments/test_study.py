@@ -9,7 +9,7 @@ from experiments.__main__ import main
 from experiments.study import study_file
 from experiments.study.plan import Case, StudyPlan, draw
 from experiments.study.study_file import Space
-from pelago.config import run_toml, toml_writer
+from pelago.config import run_toml
 from pelago.config.run_file import RunFile
 from tests.experiments.studies import plan, write
 
@@ -194,17 +194,6 @@ def test_what_is_written_beside_the_results_resolves_to_the_same_runs(tmp_path: 
     other = StudyPlan(study_file.load(again / "copy.toml"), again / "copy.toml")
     assert other.study == found.study
     assert [run.folder for run in other.runs] == [run.folder for run in found.runs]
-
-
-def test_toml_gives_back_what_was_written() -> None:
-    import tomllib
-
-    tables = {
-        "one": {"a.b": [1, 2.5, True], "text": 'q"\\\x7f\n', "far": math.inf},
-        "many": [{"name": "x", "set": {"k": {"l": {"m": 1}}}}, {"name": "y"}],
-        "empty": {},
-    }
-    assert tomllib.loads(toml_writer.text(tables)) == tables
 
 
 @pytest.mark.parametrize(

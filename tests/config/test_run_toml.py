@@ -140,3 +140,14 @@ def test_speeds_are_relative_to_the_fastest_of_the_whole_file() -> None:
         1,
     ]
     assert run.relative_speed(0, 7) == 1
+
+
+def test_addresses_of_every_kind_stand_in_a_run_file() -> None:
+    run = run_toml.parse(
+        '[gps]\nbind = "[::1]:7700"\n[[region]]\nname = "eu"\nworker_speeds = [1]\n'
+        'bind = "*:7710"\nconnect = "bücher.example:7711"\n'
+    )
+    assert run.gps_bind() == run.gps_connect() == ("::1", 7700)
+    assert run.lps_bind(0) == ("*", 7710)
+    assert run.lps_connect(0) == ("xn--bcher-kva.example", 7711)
+    assert run_toml.parse(run_toml.dump(run)) == run
