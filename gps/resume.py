@@ -22,7 +22,7 @@ from pelago.core.errors import CheckpointError, ConfigError, ForeignState
 from pelago.core.machine import PS_PER_MINUTE
 from pelago.durable import image, record
 from pelago.net import daemon
-from pelago.net.durability import journal
+from pelago.net.durability import file_header, snapshot_writer
 from pelago.net.durability.archive import Archive
 from pelago.net.durability.history import HistoryLine, history_line, history_until
 from pelago.net.durability.restore import Restored, SnapshotContents, restore, state
@@ -302,9 +302,9 @@ def _write(found: _Found, run: RunFile, source: str, beside: Path) -> Gps:
     snapshot = plane.snapshot()
     store = StateFolder(beside, run.run_id, NODE)
     try:
-        journal.begin_with(
+        snapshot_writer.begin_with(
             store,
-            journal.header(
+            file_header.new_header(
                 run.run_id, NODE, daemon.process_name(NODE, daemon.random_bits()), incarnation
             ),
             number,

@@ -18,7 +18,7 @@ from pelago.core.tensor_effects import Loaded
 from pelago.durable import image, record
 from pelago.durable.replay import at
 from pelago.net import daemon
-from pelago.net.durability import journal
+from pelago.net.durability import file_header, snapshot_writer
 from pelago.net.durability.archive import Archive, name_of
 from pelago.net.durability.history import HISTORY, HistoryLine, history_line, read_history
 from pelago.net.durability.restore import SnapshotContents, state
@@ -69,9 +69,9 @@ def write(out: Path, run: RunFile) -> str:
     gps, plane = a_gps(run)
     store = StateFolder(daemon.state_folder(out, NODE), run.run_id, NODE)
     found = plane.snapshot()
-    journal.begin_with(
+    snapshot_writer.begin_with(
         store,
-        journal.header(run.run_id, NODE, "gps@there:1:1", 5),
+        file_header.new_header(run.run_id, NODE, "gps@there:1:1", 5),
         7,
         1000,
         state(gps, MANIFEST, -3, facts_of(run, "corpus")),
@@ -284,7 +284,7 @@ def test_damage_before_the_first_snapshot_begins_anew_where_nobody_promised_bett
 ) -> None:
     run = a_run()
     store = StateFolder(daemon.state_folder(tmp_path, NODE), run.run_id, NODE)
-    header = journal.header(run.run_id, NODE, "gps@there:1:1", 5)
+    header = file_header.new_header(run.run_id, NODE, "gps@there:1:1", 5)
     packed, body = record.pack_header(header), record.pack_event("run", Started())
     head = record.head(record.Kind.EVENT, 1, body, salt=header.salt)
     later = record.head(record.Kind.EVENT, 2, body, salt=header.salt) + body

@@ -15,7 +15,7 @@ from pelago.core.machine import PeerLost
 from pelago.durable import record
 from pelago.durable.record import Kind
 from pelago.net import daemon
-from pelago.net.durability import journal
+from pelago.net.durability import file_header, snapshot_writer
 from pelago.net.durability.history import HISTORY, HistoryLine, history_line, read_history
 from pelago.net.durability.manager import StateStore
 from pelago.net.durability.state_folder import StateFolder
@@ -45,14 +45,14 @@ def a_run(*changes: tuple[str, str]) -> RunFile:
 def write(out: Path, run: RunFile, events: int = 200) -> Path:
     """A state with a snapshot, and a journal and a history of several pages; returns its folder."""
     store = StateFolder(daemon.state_folder(out, NAME), run.run_id, NAME)
-    header = journal.header(run.run_id, NAME, "lps-eu@here:1:1", 5)
+    header = file_header.new_header(run.run_id, NAME, "lps-eu@here:1:1", 5)
     lines = [
         HistoryLine(0, "begun", {}),
         *(HistoryLine(7, "update", {"n": each}) for each in range(events)),
     ]
     history = b"".join(map(history_line, lines))
     image, layout = record.pack(["image", "x" * 3 * PAGE]), record.pack({})
-    journal.begin_with(store, header, 7, 1000, image, layout, (), history)
+    snapshot_writer.begin_with(store, header, 7, 1000, image, layout, (), history)
     with store.journal(0).open("ab") as file:
         for number in range(8, 8 + events):
             body = record.pack_event(run.run_id, PeerLost("eu/0", "a reason"))

@@ -19,10 +19,15 @@ from pelago.durable import record
 from pelago.durable.record import Begun
 from pelago.durable.replay import UNCOMMITTED
 from pelago.net.context import NodeContext
-from pelago.net.durability import archive, journal
+from pelago.net.durability import archive, file_header
 from pelago.net.durability.archive import Copier
 from pelago.net.durability.history import BEGUN, HistoryLine
-from pelago.net.durability.journal import SNAPSHOT_MODELS, Journal
+from pelago.net.durability.journal import (
+    SNAPSHOT_MODELS,
+    Journal,
+    JournalListener,
+    JournalPosition,
+)
 from pelago.net.durability.restore import HISTORY_KINDS, Restored, state
 from pelago.net.durability.state_folder import RecoveredState, StateFolder
 from pelago.net.tensors.lane import Tensors
@@ -212,19 +217,15 @@ class DurabilityManager:
         begun = Journal(
             state_store.store,
             state_store.durability,
-            journal.header(
+            file_header.new_header(
                 self._context.run_id,
                 state_store.name,
                 self._context.name,
                 state_store.incarnation,
                 None if recovered is None else recovered.header.salt,
             ),
-            index=0 if recovered is None else recovered.next_index,
-            number=1 if recovered is None else recovered.next_number,
-            grown_bytes=0 if recovered is None else recovered.bytes,
-            on_written=self._on_written,
-            on_trouble=self._on_trouble,
-            on_fault=self._context.on_fault,
+            JournalPosition.after(recovered),
+            JournalListener(self._on_written, self._on_trouble, self._context.on_fault),
         )
         if recovered is None:
             begun.history(HistoryLine(0, BEGUN, {"process": self._context.name}))

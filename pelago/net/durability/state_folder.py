@@ -43,15 +43,6 @@ fraction of what new ones cost. They are given up when the disk is short."""
 LOOKS_MAX: Final = 10
 """How often a folder is looked through whose snapshots go while they are read."""
 _NAME: Final = re.compile(r"(journal|snapshot)-(\d{8})")
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-
-
-def boot_id() -> str:
-    """A name for the time since this machine was started; empty where the system has none."""
-    try:
-        return _BOOT_ID.read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from pelago.wire.codec import encode
 from pelago.wire.messages import Frame
 
 
-class Receiver(Protocol):
+class Recipient(Protocol):
     """Takes what comes from the sockets of a node. No method raises for what a peer sent."""
 
     def on_server_control(self, peer: Peer, parts: list[bytes]) -> None:
@@ -42,7 +42,7 @@ class Receiver(Protocol):
         ...
 
 
-class Progress(Protocol):
+class TransferProgress(Protocol):
     """Says how the transfers to and from a peer get on."""
 
     def progress(self, peer: Peer) -> tuple[bool, int]:
@@ -60,7 +60,7 @@ class Connections:
         assert len(self.upstreams) == len(upstreams), "two servers have the same name"
         self._context = context
         self._bind = server
-        self._receiver: Receiver
+        self._recipient: Recipient
         self._server: SocketPair | None = None
         self._listener: Listener | None = None
         self._pairs: dict[Peer, SocketPair] = {}
@@ -102,9 +102,9 @@ class Connections:
             connect, pair, context.patience, context.telemetry, context.clock
         )
 
-    def deliver_to(self, receiver: Receiver) -> None:
-        """From now on ``receiver`` takes what comes."""
-        self._receiver = receiver
+    def deliver_to(self, recipient: Recipient) -> None:
+        """From now on ``recipient`` takes what comes."""
+        self._recipient = recipient
 
     def send_control(self, peer: Peer, parts: list[Any]) -> bool:
         """Put a message on a peer's control socket. False if it cannot leave."""
@@ -124,7 +124,7 @@ class Connections:
         for pair in self._all():
             pair.bulk.pause() if on else pair.bulk.resume()
 
-    def tick(self, transfers: Progress) -> None:
+    def tick(self, transfers: TransferProgress) -> None:
         """Look for connections that are dead or blocked; to be called a few times a second."""
         if self._listener is not None:
             self._listener.tick()
@@ -144,29 +144,29 @@ class Connections:
     # --- what comes from the sockets --------------------------------------------------------------
 
     def _on_server_control(self, peer: Peer, parts: list[bytes]) -> None:
-        self._receiver.on_server_control(peer, parts)
+        self._recipient.on_server_control(peer, parts)
 
     def _on_server_bulk(self, peer: Peer, parts: list[zmq.Frame]) -> None:
-        self._receiver.on_bulk(peer, parts)
+        self._recipient.on_bulk(peer, parts)
 
     def _on_server_link(self, connect: Connect, label: str, up: bool) -> None:
         if up:
-            self._receiver.on_server_connected(connect.peer)
+            self._recipient.on_server_connected(connect.peer)
         if label == "control":
             kind = "connected" if up else "disconnected"
             self._context.telemetry.event(kind, server=str(connect))
 
     def _on_client_control(self, peer: Peer, parts: list[bytes]) -> None:
         if not self._is_impostor(peer):
-            self._receiver.on_client_control(peer, parts)
+            self._recipient.on_client_control(peer, parts)
 
     def _on_client_bulk(self, peer: Peer, parts: list[zmq.Frame]) -> None:
         if not self._is_impostor(peer):
-            self._receiver.on_bulk(peer, parts)
+            self._recipient.on_bulk(peer, parts)
 
     def _on_client_link(self, _label: str, up: bool) -> None:
         if up:
-            self._receiver.on_client_connected()
+            self._recipient.on_client_connected()
 
     def _is_impostor(self, peer: Peer) -> bool:
         """Whether a client has the name of one of our own servers, which never connects to us."""

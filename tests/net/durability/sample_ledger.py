@@ -5,7 +5,7 @@ from pathlib import Path
 from pelago.core.machine import PeerLost
 from pelago.durable import record
 from pelago.durable.record import Header, Kind
-from pelago.net.durability import journal
+from pelago.net.durability import file_header
 from pelago.net.durability.state_folder import RecoveredState, StateFolder
 from pelago.wire.messages import Event
 
@@ -18,7 +18,7 @@ def a_store(folder: Path, run: str = RUN, node: str = NODE) -> StateFolder:
 
 
 def a_header(run: str = RUN, node: str = NODE) -> Header:
-    return journal.header(run, node, f"{node}@here:1:abc", 7)
+    return file_header.new_header(run, node, f"{node}@here:1:abc", 7)
 
 
 HEADER = a_header()

@@ -416,7 +416,7 @@ async def test_a_server_without_a_snapshot_is_told_its_whole_journal_again(
     def full(*_: object, **__: object) -> int:
         raise OSError(errno.ENOSPC, "no room")
 
-    monkeypatch.setattr(journal, "_write_snapshot", full)
+    monkeypatch.setattr(journal, "write_snapshot", full)
     region = GoldenRegion(3)
     await a_gps(nodes)
     machine = await a_region(nodes, region)

@@ -17,8 +17,8 @@ from pelago.config.fields import Durability
 from pelago.core.machine import Received, Tick
 from pelago.durable import record
 from pelago.durable.record import Begun, Kind
-from pelago.net.durability import journal
-from pelago.net.durability.journal import Journal
+from pelago.net.durability import journal, snapshot_writer
+from pelago.net.durability.journal import Journal, JournalListener, JournalPosition
 from pelago.net.durability.state_folder import StateFolder
 from pelago.tensor.payload import ChunkBuffer
 from pelago.wire.messages import Heartbeat
@@ -55,12 +55,10 @@ class Desk:
             store,
             durability,
             a_header(),
-            index=0 if recovered is None else recovered.next_index,
-            number=1 if recovered is None else recovered.next_number,
-            grown_bytes=0 if recovered is None else recovered.bytes,
-            on_written=self._note(self.written),
-            on_trouble=self._note(self.troubles),
-            on_fault=self._note(self.faults),
+            JournalPosition.after(recovered),
+            JournalListener(
+                self._note(self.written), self._note(self.troubles), self._note(self.faults)
+            ),
         )
 
     def _note(self, said: list[Any]) -> Callable[[Any], None]:
@@ -315,7 +313,7 @@ async def test_a_snapshot_whose_name_does_not_reach_the_disk_is_none(
 
     async with a_desk(tmp_path) as desk:
         desk.events(1, 3)
-        monkeypatch.setattr(journal, "sync_folder", fail)
+        monkeypatch.setattr(snapshot_writer, "sync_folder", fail)
         desk.snapshot()
         await desk.until(lambda: bool(desk.snapshots))
         assert list(filter(counts, names(tmp_path))) == ["journal-00000000", "journal-00000001"]
