@@ -102,11 +102,13 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A payload that arrives in chunks: what its sender calls it, and the message that announces it."""
+    """A payload that arrives in chunks: its sender's number for it, and what its first `Begin` said."""
 
     peer: str
     transfer: int
     message: bytes
+    encoding: str
+    stripes: int
 
 
 def checksum(body: bytes | memoryview) -> int:

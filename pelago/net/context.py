@@ -8,6 +8,7 @@ from pelago.core.machine import Machine
 from pelago.core.names import Peer
 from pelago.net.limits import Limits, Patience
 from pelago.net.telemetry import Telemetry
+from pelago.tensor.encoding import Encoding
 from pelago.wire.messages import Event, Message
 
 Executors: TypeAlias = Mapping[type, Callable[[Any], None]]
@@ -26,6 +27,8 @@ class NodeContext:
     """Of this process, unique in the run."""
     machine: Machine[Message]
     limits: Limits
+    encoding: Encoding
+    """Of the payloads that this node sends, and the only one in which it takes any."""
     patience: Patience
     telemetry: Telemetry
     clock: Callable[[], int]

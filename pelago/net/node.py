@@ -50,6 +50,7 @@ from pelago.net.telemetry import Telemetry
 from pelago.net.tensors.lane import Tensors
 from pelago.net.transfer.transfers import Transfers
 from pelago.protocol.client_session import UNANSWERED
+from pelago.tensor.encoding import FP32, Encoding
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire.codec import encode
@@ -101,6 +102,8 @@ class NodeSettings:
     upstreams: tuple[Connect, ...] = ()
     parts: tuple[PartFactory, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    encoding: Encoding = FP32
+    """Of the payloads that this node sends, and the only one in which it takes any."""
     patience: Patience = field(default_factory=Patience)
     loaded: Version | None = None
     crash_file: Path = Path("crash.json")
@@ -141,6 +144,7 @@ class Node:
             name=settings.name,
             machine=machine,
             limits=settings.limits,
+            encoding=settings.encoding,
             patience=settings.patience,
             telemetry=telemetry,
             clock=self.clock.read,

@@ -207,6 +207,11 @@ class Sender:
         return [TransferFailed(reason)]
 
     @property
+    def acknowledged(self) -> int:
+        """Chunks that the other end says it has."""
+        return self._arrived.total
+
+    @property
     def next_tick_ps(self) -> int:
         """When `tick` will next have something to say; earlier ticks do no harm."""
         return min(self._ask_at, self._heard_at + self._silence_max_ps)
@@ -318,6 +323,11 @@ class Receiver:
         self._unacknowledged += 1
         last = self._arrived.total == self.chunks
         return self._answer() if last or self._unacknowledged >= self._acknowledge_chunks else []
+
+    @property
+    def arrived(self) -> int:
+        """Chunks that have arrived."""
+        return self._arrived.total
 
     def has(self, index: int) -> bool:
         """Whether a chunk has arrived: a driver need not stage it again."""

@@ -14,7 +14,7 @@ from pelago.core import machine
 from pelago.core.frozen import frozen
 from pelago.core.names import Address, Lease, PushId, Spans, Version
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 HEADER_BYTES_MAX: Final = 4 << 20
 """An encoded message; only `Welcome`, with the manifest of a large model, comes near it."""
 TEXT_BYTES_MAX: Final = 1 << 10
@@ -22,6 +22,8 @@ ITEMS_MAX: Final = 1 << 16
 RUN_ID_BYTES_MAX: Final = 64
 CHUNK_BYTES_MAX: Final = 4 << 20
 """Payload of one chunk frame."""
+STRIPES_MAX: Final = 64
+"""Ordered connections that the chunks of one payload may be divided between."""
 SAMPLES_MAX: Final = 1 << 32
 """Samples that one request may ask for."""
 COUNT_MAX: Final = 1 << 48
@@ -303,19 +305,29 @@ Effect: TypeAlias = machine.Effect[Message]
 
 @frozen
 class Begin:
-    """A payload follows: ``message`` is the encoded message it belongs to. Sent again, with the next
-    ``query``, it asks what has arrived."""
+    """Announces a payload. Sent again on the same stripe, with the next ``query``, it asks what has arrived there.
+
+    ``message`` is the encoded message that the payload belongs to. ``chunks`` and ``payload_bytes`` are of the
+    whole payload in its ``encoding``, which `pelago.tensor.encoding` names. The chunks are divided between
+    ``stripes`` ordered connections (`pelago.protocol.stripes`); this frame is of the one with number ``stripe``,
+    of whose chunks the receiver has acknowledged ``acknowledged`` so far.
+    """
 
     transfer: int
     query: int
     message: bytes
     chunks: int
     payload_bytes: int
+    encoding: str
+    stripe: int = 0
+    stripes: int = 1
+    acknowledged: int = 0
 
 
 @frozen
 class Chunk:
-    """One piece of the payload, in the frame that follows; ``checksum`` is XXH3-64 of it."""
+    """One chunk of the payload, encoded, in the part that follows. ``index`` counts the chunks of the whole payload;
+    ``checksum`` is XXH3-64 of the encoded bytes."""
 
     transfer: int
     index: int
@@ -324,17 +336,19 @@ class Chunk:
 
 @frozen
 class Have:
-    """What has arrived: all chunks below ``through``, and those in ``beyond``. ``query`` is the newest seen."""
+    """What has arrived of one stripe: all of its chunks below ``through``, and those in ``beyond``, counted within the
+    stripe. ``query`` is the newest of this stripe that was seen."""
 
     transfer: int
     query: int
     through: int
     beyond: Spans
+    stripe: int = 0
 
 
 @frozen
 class Abort:
-    """This transfer is off: superseded, refused, or unknown here."""
+    """This transfer ends, on all stripes: superseded, refused, or unknown to the receiver."""
 
     transfer: int
     reason: str

@@ -154,7 +154,7 @@ def test_what_is_no_header_is_refused(body: bytes) -> None:
 
 
 def test_the_beginning_of_a_payload_comes_back_equal() -> None:
-    begun = Begun("lps-eu@host:12:abc", 2**62 + 1, b"\x93 a message")
+    begun = Begun("lps-eu@host:12:abc", 2**62 + 1, b"\x93 a message", "fp32", 2)
     assert record.unpack_begun(memoryview(record.pack_begun(begun))) == begun
 
 

@@ -157,7 +157,7 @@ async def test_a_client_that_names_itself_as_its_servers_own_server_sends_it_no_
     )
     await machine.hears(Started)
     manifest = nodes.manifest
-    begin = Begin(1, 1, encode(RUN, a_model()), len(manifest.chunks), manifest.bytes)
+    begin = Begin(1, 1, encode(RUN, a_model()), len(manifest.chunks), manifest.bytes, "fp32")
     with raw_client(own + 1, b"gps") as dealer:
         dealer.send(encode(RUN, begin))
         await eventually(lambda: node.telemetry.counters["dropped_identity"] == 1)

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+from dataclasses import replace
 
 import msgpack
 import pytest
@@ -15,6 +16,7 @@ from pelago.wire.messages import (
     CHUNK_BYTES_MAX,
     HEADER_BYTES_MAX,
     PROTOCOL_VERSION,
+    TEXT_BYTES_MAX,
     Abort,
     Begin,
     Chunk,
@@ -124,7 +126,7 @@ async def test_a_bad_control_message_is_counted_by_its_fault(nodes: Nodes, name:
     await assert_alive(nodes)
 
 
-BEGIN = Begin(1, 1, encode(RUN, a_push()), 7, 4 * (5000 + 16_384 + 3))
+BEGIN = Begin(1, 1, encode(RUN, a_push()), 7, 4 * (5000 + 16_384 + 3), "fp32")
 BULK = {
     "empty": ([b""], "malformed"),
     "truncated": ([encode(RUN, BEGIN)[:-3]], "malformed"),
@@ -150,12 +152,17 @@ async def test_a_bad_bulk_message_is_counted_by_its_fault(nodes: Nodes, name: st
 
 
 REFUSED = {
-    "too few bytes": Begin(1, 1, encode(RUN, a_push()), 7, 1000),
-    "10 GB": Begin(1, 1, encode(RUN, a_push()), 10_000, 10 << 30),
-    "too many chunks": Begin(1, 1, encode(RUN, a_push()), 8, BEGIN.payload_bytes),
-    "a message without payload": Begin(1, 1, encode(RUN, Goodbye()), 7, BEGIN.payload_bytes),
-    "no message": Begin(1, 1, b"\xc1", 7, BEGIN.payload_bytes),
-    "another run's message": Begin(1, 1, encode("o", a_push()), 7, BEGIN.payload_bytes),
+    "too few bytes": replace(BEGIN, payload_bytes=1000),
+    "10 GB": replace(BEGIN, chunks=10_000, payload_bytes=10 << 30),
+    "too many chunks": replace(BEGIN, chunks=8),
+    "an unknown encoding": replace(BEGIN, encoding="bf16"),
+    "an endless name of an encoding": replace(BEGIN, encoding="\x00" * TEXT_BYTES_MAX),
+    "more stripes than chunks": replace(BEGIN, stripes=8),
+    "no stripe": replace(BEGIN, stripes=0),
+    "a stripe that does not exist": replace(BEGIN, stripe=2, stripes=2),
+    "a message without payload": replace(BEGIN, message=encode(RUN, Goodbye())),
+    "no message": replace(BEGIN, message=b"\xc1"),
+    "another run's message": replace(BEGIN, message=encode("o", a_push())),
 }
 
 

@@ -363,7 +363,7 @@ def test_maps_are_refused_on_the_long_way_round_too() -> None:
             Welcome(1, 1, 1, (TensorSpec("w", (1,)),) * (ITEMS_MAX + 1), "", ""),
             "more than 65536 items",
         ),
-        (Begin(1, 1, bytes(HEADER_BYTES_MAX), 1, 1), "exceed the limit"),
+        (Begin(1, 1, bytes(HEADER_BYTES_MAX), 1, 1, "fp32"), "exceed the limit"),
         (Chunk(1, -1, 0), "Chunk.index: integer out of 0"),
         (REPORT, "WorkerReport is neither a message nor a frame"),
         (Heartbeat(PUSH), "Heartbeat.report: Push is not in the union"),  # type: ignore[arg-type]

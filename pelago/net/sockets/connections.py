@@ -115,8 +115,9 @@ class Connections:
         leave."""
         return self.send_control(peer, [encode(self._context.run_id, frame), b""])
 
-    def send_bulk(self, peer: Peer, parts: list[Any]) -> bool:
-        """Put parts on a peer's bulk socket, without copying them. False if they cannot leave."""
+    def send_bulk(self, peer: Peer, _stripe: int, parts: list[Any]) -> bool:
+        """Put parts on a peer's bulk socket, without copying them; all stripes share it. False if they cannot
+        leave."""
         return self._pair(peer).bulk.send(peer, parts)
 
     def throttle(self, on: bool) -> None:

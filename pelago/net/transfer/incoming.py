@@ -1,50 +1,75 @@
-"""Payloads that arrive: admitted against the manifest before a byte is kept, staged off the loop.
+"""Payloads that arrive: checked against the model before a byte is kept, staged off the event loop.
 
 A payload is announced by `Begin`. It is refused with `Abort`, before anything is allocated or journalled,
-unless it is exactly one model large, the machine expects it, and a place is free. Chunks are verified and
-kept by the staging thread, in the very frames in which ZeroMQ received them; what came while the thread was
-busy makes its next batch. When all of it is here the machine hears `Received`.
+unless it is exactly one model large in the encoding that is expected here, the machine expects it, and a place
+is free. The staging thread verifies, decodes and keeps the chunks; it keeps fp32 in the very frames in which
+ZeroMQ received them. What comes while the thread is busy makes its next batch. A pure `Receiver` for each
+stripe says what has arrived of it. When all stripes are complete, the machine gets `Received`.
 
 A durable node journals how a payload began, and its chunks, and acknowledges a chunk when the journal
-holds it. So the process that comes after it goes on where it was.
+holds it. So the process that follows a killed one goes on where that one was.
 """
 
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final, assert_never
+from functools import cached_property
+from typing import Final, TypeAlias, assert_never
 
 from pelago.core.errors import WireError
 from pelago.core.machine import Received
-from pelago.core.names import BlobId, Peer, Span
+from pelago.core.names import BlobId, Peer
 from pelago.durable.record import Begun
 from pelago.net.context import NodeContext
 from pelago.net.durability.manager import DurabilityManager
 from pelago.net.durability.restore import Arriving, Restored
-from pelago.net.sockets.connections import Connections
 from pelago.net.tensors.lane import Tensors
 from pelago.net.transfer.outgoing import UNKNOWN
+from pelago.net.transfer.peer_sockets import PeerSockets
 from pelago.protocol import transfer
+from pelago.protocol.stripes import Striping
 from pelago.wire.codec import decode_message
-from pelago.wire.messages import Abort, Begin, Chunk, Have, Message, Model, Push
+from pelago.wire.messages import STRIPES_MAX, Abort, Begin, Chunk, Have, Message, Model, Push
 
 REMEMBERED_MAX: Final = 1024
-"""Peers whose last finished transfer is remembered, so that a repeated question gets its answer."""
+"""Peers whose last finished transfer is remembered, so that a repeated query gets its answer."""
+NAME_SHOWN_MAX: Final = 32
+"""Characters of an unknown encoding's name that a refusal repeats."""
+
+StripeEffect: TypeAlias = tuple[int, transfer.ReceiverEffect]
+"""A stripe, and an effect of its receiver."""
 
 
 @dataclass(slots=True, eq=False)
 class _Transfer:
-    number: int
-    peer: Peer
     blob: BlobId
     begun: Begun
     message: Message
-    receiver: transfer.Receiver
+    striping: Striping
+    receivers: list[transfer.Receiver]
+    """One for each stripe."""
     heard_ps: int
     waiting: list[Begin | tuple[Chunk, memoryview]] = field(default_factory=list)
-    """What came and was not staged yet, in order: a question waits for the chunks before it."""
+    """What came and was not staged yet, in order: a query waits for the chunks before it."""
     staging: bool = False
     over: bool = False
+
+    @property
+    def number(self) -> int:
+        return self.begun.transfer
+
+    @property
+    def peer(self) -> Peer:
+        return self.begun.peer
+
+    def begin(self, frame: Begin) -> list[StripeEffect]:
+        """A query about one stripe."""
+        return [(frame.stripe, each) for each in self.receivers[frame.stripe].begin(frame.query)]
+
+    def chunk(self, index: int, intact: bool) -> list[StripeEffect]:
+        """A chunk of the payload was verified."""
+        stripe, place = self.striping.stripe_of(index), self.striping.place_of(index)
+        return [(stripe, each) for each in self.receivers[stripe].chunk(place, intact)]
 
 
 class Incoming:
@@ -57,14 +82,14 @@ class Incoming:
         self,
         context: NodeContext,
         tensors: Tensors,
-        connections: Connections,
+        sockets: PeerSockets,
         durability: DurabilityManager | None,
     ) -> None:
         self._context = context
         self._tensors = tensors
         self._limits = context.limits
         self._telemetry = context.telemetry
-        self._connections = connections
+        self._sockets = sockets
         self._durability = durability
         self._transfers: dict[Peer, _Transfer] = {}
         self._finished: OrderedDict[Peer, _Transfer] = OrderedDict()
@@ -85,47 +110,64 @@ class Incoming:
         return [(one.blob, one.begun) for one in self._transfers.values()]
 
     def resume(self, restored: Restored) -> None:
-        """Know what the process before this one knew; of payloads under way the newest, as many as have
-        a place. Nobody is told anything yet."""
-        arriving = list(restored.arriving.values())
-        too_many = max(0, len(arriving) - self._limits.incoming_max)
-        for each in arriving[:too_many]:
-            self._tensors.plane.release(each.blob)
-            self._journal_end(each.blob)
-        for each in arriving[too_many:]:
-            self._tensors.created(each.blob)
-            here = self._tensors.plane.arrived(each.blob)
-            one = self._know(each, [(place, place + 1) for place, _ in here])
-            self._transfers[one.peer] = one
+        """Take over the transfers of the process before this one: the newest ones, as many as have a place.
+        Nothing is sent yet."""
+        ours = self._context.encoding.name
+        known = [each for each in restored.arriving.values() if each.begun.encoding == ours]
+        keep = {each.blob for each in known[max(0, len(known) - self._limits.incoming_max) :]}
+        for each in restored.arriving.values():
+            if each.blob in keep:
+                self._tensors.created(each.blob)
+                here = (index for index, _ in self._tensors.plane.arrived(each.blob))
+                one = self._start(each, here)
+                self._transfers[one.peer] = one
+            else:
+                self._tensors.plane.release(each.blob)
+                self._journal_end(each.blob)
         for each in restored.finished.values():
-            one = self._know(each, [(0, len(self._tensors.plane.manifest.chunks))])
-            one.over = one.receiver.completed = True
+            one = self._start(each, range(len(self._sizes)))
+            one.over = True
+            for receiver in one.receivers:
+                receiver.completed = True
             self._finished[one.peer] = one
 
     def go_on(self) -> None:
-        """After `resume`: the machine hears of what was whole before its predecessor could."""
+        """After `resume`: the machine gets the payloads that were whole when the process before this one ended."""
         for one in list(self._transfers.values()):
             if self._tensors.plane.complete(one.blob):
-                self._obey(one, one.receiver.begin(0))
+                answers = [receiver.begin(0) for receiver in one.receivers]
+                self._obey(
+                    one, [(stripe, each) for stripe, those in enumerate(answers) for each in those]
+                )
 
     def on_begin(self, peer: Peer, frame: Begin) -> None:
-        """A payload is announced, or its sender asks what of it has arrived."""
-        one = self._transfers.get(peer)
-        if one is None or one.number != frame.transfer:
-            finished = self._finished.get(peer)
-            if finished is not None and finished.number == frame.transfer:
-                self._obey(finished, finished.receiver.begin(frame.query))
-                return
-            if frame.query > 1:
-                # Its sender counts on chunks that arrived before this process knew of it.
-                self._connections.send_frame(peer, Abort(frame.transfer, UNKNOWN))
+        """A payload is announced, or its sender asks what of a stripe has arrived."""
+        one = self._find(peer, frame.transfer)
+        if one is None:
+            if frame.query > 1 or frame.acknowledged:
+                # Its sender counts on chunks that came before this process knew of the payload.
+                self._sockets.send_frame(peer, Abort(frame.transfer, UNKNOWN))
                 return
             reason, message = self._judge(peer, frame)
             if message is None:
                 self._telemetry.drop("transfer", peer, reason)
-                self._connections.send_frame(peer, Abort(frame.transfer, reason))
+                self._sockets.send_frame(peer, Abort(frame.transfer, reason))
                 return
             one = self._admit(peer, frame, message)
+        elif not _agrees(frame, one):
+            detail = (
+                f"stripe {frame.stripe} of {frame.stripes} in {frame.encoding[:NAME_SHOWN_MAX]!r}"
+            )
+            self._telemetry.drop("transfer", peer, detail)
+            return
+        if one.over:
+            self._obey(one, one.begin(frame))
+            return
+        if frame.acknowledged > one.receivers[frame.stripe].arrived:
+            # The process before this one had more of this stripe.
+            self._end(one)
+            self._sockets.send_frame(peer, Abort(frame.transfer, UNKNOWN))
+            return
         one.heard_ps = self._context.clock()
         one.waiting.append(frame)
         self._stage(one)
@@ -135,15 +177,13 @@ class Incoming:
         one = self._transfers.get(peer)
         if one is None or one.number != frame.transfer:
             # Of a payload that is over, or that this process never heard of since it started: its
-            # sender will ask, and be told what is missing.
+            # sender will ask, and learn what is missing.
             self._telemetry.counters["late_chunks"] += 1
             return
-        pieces = self._tensors.plane.manifest.chunks
-        if not 0 <= frame.index < len(pieces):
-            self._telemetry.drop("chunk", peer, f"index {frame.index} of {len(pieces)}")
+        if not 0 <= frame.index < len(self._sizes):
+            self._telemetry.drop("chunk", peer, f"index {frame.index} of {len(self._sizes)}")
             return
-        piece = pieces[frame.index]
-        if payload.nbytes != 4 * (piece.stop - piece.start):
+        if payload.nbytes != self._sizes[frame.index]:
             self._telemetry.drop("chunk", peer, f"{payload.nbytes} bytes for chunk {frame.index}")
             return
         one.heard_ps = self._context.clock()
@@ -151,23 +191,38 @@ class Incoming:
         self._waiting_bytes += payload.nbytes
         if self._waiting_bytes > self._limits.staging_bytes_max and not self._throttled:
             self._throttled = True
-            self._connections.throttle(True)
+            self._sockets.throttle(True)
         self._stage(one)
 
     def on_abort(self, peer: Peer, frame: Abort) -> None:
-        """The sender thought better of it."""
+        """The sender sends no more of a payload."""
         one = self._transfers.get(peer)
         if one is not None and one.number == frame.transfer:
             self._end(one)
+
+    @cached_property
+    def _sizes(self) -> tuple[int, ...]:
+        """Encoded bytes of each chunk of the model, which is known."""
+        return self._context.encoding.sizes(self._tensors.plane.manifest)
+
+    def _find(self, peer: Peer, number: int) -> _Transfer | None:
+        """A transfer that is under way, or the last one of its sender, if that is complete."""
+        found = (self._transfers.get(peer), self._finished.get(peer))
+        return next((one for one in found if one is not None and one.number == number), None)
 
     def _judge(self, peer: Peer, frame: Begin) -> tuple[str, Message | None]:
         """The message that announces an admissible payload, or why there is none."""
         if not self._tensors.ready:
             return "the model is not known here yet", None
-        manifest = self._tensors.plane.manifest
-        if (frame.payload_bytes, frame.chunks) != (manifest.bytes, len(manifest.chunks)):
+        encoding = self._context.encoding.name
+        if frame.encoding != encoding:
+            return f"encoding {frame.encoding[:NAME_SHOWN_MAX]!r}; here it is {encoding!r}", None
+        size, chunks = sum(self._sizes), len(self._sizes)
+        if (frame.payload_bytes, frame.chunks) != (size, chunks):
             claim = f"{frame.payload_bytes} bytes in {frame.chunks} chunks"
-            return f"{claim}; a model has {manifest.bytes} in {len(manifest.chunks)}", None
+            return f"{claim}; a model has {size} in {chunks}", None
+        if not frame.stripe < frame.stripes <= min(STRIPES_MAX, chunks):
+            return f"stripe {frame.stripe} of {frame.stripes}", None
         try:
             message = decode_message(self._context.run_id, frame.message)
         except WireError as error:
@@ -184,10 +239,8 @@ class Incoming:
     def _evict(self) -> bool:
         """Drop a payload that the machine expects no more, or else the one that has been silent longest, if
         that is long enough."""
-        here = self._transfers.values()
-        unexpected = [
-            each for each in here if not self._context.machine.expects(each.peer, each.message)
-        ]
+        here, expects = self._transfers.values(), self._context.machine.expects
+        unexpected = [each for each in here if not expects(each.peer, each.message)]
         one = min(unexpected or here, key=lambda each: each.heard_ps)
         if not unexpected and self._context.clock() - one.heard_ps < self._limits.idle_ps:
             return False
@@ -202,29 +255,31 @@ class Incoming:
         blob = self._tensors.new_blob()
         self._tensors.created(blob)
         self._tensors.plane.open(blob)
-        begun = Begun(peer, frame.transfer, frame.message)
+        begun = Begun(peer, frame.transfer, frame.message, frame.encoding, frame.stripes)
         if self._durability is not None:
             self._durability.begin(blob, begun)
-        one = self._know(Arriving(blob, begun, message))
+        one = self._start(Arriving(blob, begun, message))
         self._transfers[peer] = one
         return one
 
-    def _know(self, arriving: Arriving, here: Iterable[Span] = ()) -> _Transfer:
-        """A payload of which these chunks are here."""
-        begun, manifest = arriving.begun, self._tensors.plane.manifest
+    def _start(self, arriving: Arriving, here: Iterable[int] = ()) -> _Transfer:
+        """The transfer of a payload of which these chunks are here."""
+        begun, here = arriving.begun, list(here)
+        striping = Striping(begun.stripes)
         acknowledge_chunks = transfer.acknowledge_chunks_for(
-            self._limits.window_bytes, manifest.chunk_bytes
+            self._limits.window_bytes // begun.stripes, max(self._sizes)
         )
-        receiver = transfer.Receiver(begun.transfer, len(manifest.chunks), acknowledge_chunks, here)
-        return _Transfer(
-            begun.transfer,
-            begun.peer,
-            arriving.blob,
-            begun,
-            arriving.message,
-            receiver,
-            self._context.clock(),
-        )
+        receivers = [
+            transfer.Receiver(
+                begun.transfer,
+                len(striping.share(stripe, self._sizes)),
+                acknowledge_chunks,
+                [(place, place + 1) for place in striping.places(stripe, here)],
+            )
+            for stripe in range(begun.stripes)
+        ]
+        now = self._context.clock()
+        return _Transfer(arriving.blob, begun, arriving.message, striping, receivers, now)
 
     def _stage(self, one: _Transfer) -> None:
         if one.staging or one.over or not one.waiting:
@@ -232,15 +287,16 @@ class Incoming:
         batch, one.waiting = one.waiting, []
         one.staging = True
         plane, blob, keep = self._tensors.plane, one.blob, self._tensors.keep
+        encoding = self._context.encoding
 
         def stage(each: Begin | tuple[Chunk, memoryview]) -> bool:
             if isinstance(each, Begin):
                 return True
             chunk, payload = each
-            sound = plane.stage(blob, chunk.index, payload, chunk.checksum)
-            if sound and keep is not None:
+            intact = plane.stage(blob, chunk.index, payload, chunk.checksum, encoding)
+            if intact and keep is not None:
                 keep(blob, chunk.index)
-            return sound
+            return intact
 
         def job() -> list[bool]:
             return [stage(each) for each in batch]
@@ -254,10 +310,10 @@ class Incoming:
         intact: list[bool],
     ) -> None:
         one.staging = False
-        effects: list[transfer.ReceiverEffect] = []
+        effects: list[StripeEffect] = []
         for each, sound in zip(batch, intact, strict=True):
             if isinstance(each, Begin):
-                effects += one.receiver.begin(each.query)
+                effects += one.begin(each)
                 continue
             chunk, payload = each
             self._stored(payload.nbytes)
@@ -265,33 +321,35 @@ class Incoming:
             self._telemetry.counters["bulk_bytes_received"] += payload.nbytes
             if not sound:
                 self._telemetry.drop("checksum", one.peer, f"chunk {chunk.index} is damaged")
-            effects += one.receiver.chunk(chunk.index, sound)
+            effects += one.chunk(chunk.index, sound)
         if one.over:
             self._tensors.drop(one.blob)
             return
         self._obey(one, effects)
         self._stage(one)
 
-    def _obey(self, one: _Transfer, effects: list[transfer.ReceiverEffect]) -> None:
-        have: transfer.SendHave | None = None
+    def _obey(self, one: _Transfer, effects: list[StripeEffect]) -> None:
+        answers: dict[int, transfer.SendHave] = {}
         completed = False
-        for effect in effects:
+        for stripe, effect in effects:
             match effect:
                 case transfer.SendHave():
                     # The last one of a batch says all that the ones before it said.
-                    have = effect
+                    answers[stripe] = effect
                 case transfer.Completed():
-                    completed = True
+                    completed = all(each.completed for each in one.receivers)
                 case _:
                     assert_never(effect)
-        if have is not None:
-            frame = Have(one.number, have.query, have.through, have.beyond)
-            if self._durability is None:
-                self._connections.send_frame(one.peer, frame)
-            else:
-                self._durability.acknowledge(lambda: self._connections.send_frame(one.peer, frame))
+        for stripe, have in answers.items():
+            self._answer(one, Have(one.number, have.query, have.through, have.beyond, stripe))
         if completed:
             self._complete(one)
+
+    def _answer(self, one: _Transfer, frame: Have) -> None:
+        if self._durability is None:
+            self._sockets.send_frame(one.peer, frame)
+        else:
+            self._durability.acknowledge(lambda: self._sockets.send_frame(one.peer, frame))
 
     def _complete(self, one: _Transfer) -> None:
         assert self._tensors.plane.complete(one.blob), "a chunk is counted that is not there"
@@ -328,4 +386,11 @@ class Incoming:
         self._waiting_bytes -= size_bytes
         if self._throttled and self._waiting_bytes <= self._limits.staging_bytes_max // 2:
             self._throttled = False
-            self._connections.throttle(False)
+            self._sockets.throttle(False)
+
+
+def _agrees(frame: Begin, one: _Transfer) -> bool:
+    """Whether a later `Begin` is of a stripe of the payload that the first one announced."""
+    begun = one.begun
+    announced = (begun.encoding, begun.stripes)
+    return (frame.encoding, frame.stripes) == announced and frame.stripe < begun.stripes

@@ -13,10 +13,10 @@ from pelago.core.errors import WireError
 from pelago.core.names import BlobId, Peer
 from pelago.net.context import NodeContext
 from pelago.net.durability.manager import DurabilityManager
-from pelago.net.sockets.connections import Connections
 from pelago.net.tensors.lane import Tensors
 from pelago.net.transfer.incoming import Incoming
 from pelago.net.transfer.outgoing import Outgoing
+from pelago.net.transfer.peer_sockets import PeerSockets
 from pelago.wire.codec import decode_frame
 from pelago.wire.messages import Abort, Begin, Chunk, Have
 
@@ -28,17 +28,17 @@ class Transfers:
         self,
         context: NodeContext,
         tensors: Tensors,
-        connections: Connections,
+        sockets: PeerSockets,
         durability: DurabilityManager | None = None,
     ) -> None:
         self._context = context
         self._tensors = tensors
         self._telemetry = context.telemetry
-        self.outgoing = Outgoing(context, tensors, connections)
-        self.incoming = Incoming(context, tensors, connections, durability)
+        self.outgoing = Outgoing(context, tensors, sockets)
+        self.incoming = Incoming(context, tensors, sockets, durability)
 
     def send(self, peer: Peer, envelope: bytes, blob: BlobId) -> None:
-        """Send an encoded message with a payload, after every tensor effect that was wished before."""
+        """Send an encoded message with a payload, after every tensor effect that came before it."""
         self._tensors.use(blob)
         self._tensors.after(lambda: self.outgoing.send(peer, envelope, blob))
 

@@ -284,7 +284,7 @@ class RawRegion:
 
     def begins(self) -> None:
         announced = encode(RUN, a_push(1, 1))
-        begin = Begin(1, 1, announced, len(MANIFEST.chunks), MANIFEST.bytes)
+        begin = Begin(1, 1, announced, len(MANIFEST.chunks), MANIFEST.bytes, "fp32")
         self._bulk.send(encode(RUN, begin))
 
     def sends(self, index: int, body: bytes | None = None, claimed: int | None = None) -> None:
@@ -390,11 +390,14 @@ async def test_a_payload_that_nobody_granted_is_turned_away_and_not_journalled(
         await region.joins_and_is_granted()
         written = server.durability.journal.last  # type: ignore[union-attr]
         other = encode(RUN, a_push(2, 1))
-        begin = encode(RUN, Begin(1, 1, other, len(MANIFEST.chunks), MANIFEST.bytes))
+        begin = encode(RUN, Begin(1, 1, other, len(MANIFEST.chunks), MANIFEST.bytes, "fp32"))
         region._bulk.send(begin)
         stranger.send(
             encode(
-                RUN, Begin(1, 1, encode(RUN, a_push(1, 1)), len(MANIFEST.chunks), MANIFEST.bytes)
+                RUN,
+                Begin(
+                    1, 1, encode(RUN, a_push(1, 1)), len(MANIFEST.chunks), MANIFEST.bytes, "fp32"
+                ),
             )
         )
         await eventually(lambda: server.telemetry.counters["dropped_transfer"] == 2)

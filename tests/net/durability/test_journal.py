@@ -397,7 +397,7 @@ async def test_no_journal_goes_before_what_is_to_outlive_it_is_written_again(
     """1. Half a payload is in the journal when a snapshot is due; the disk takes the next journal's header
     and is slow. 2. It takes the half as well: now the snapshot gets its name, and the old journal counts no
     more. 3. It goes when the next snapshot is begun."""
-    begun = Begun("lps-eu", 7, b"a message")
+    begun = Begun("lps-eu", 7, b"a message", "fp32", 1)
     body = b"8 bytes!"
     slow_now, goes_on = threading.Event(), threading.Event()
     writev = os.writev

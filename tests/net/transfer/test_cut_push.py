@@ -164,7 +164,7 @@ class SenderProcess(RawRegion):
 
     def asks(self, query: int) -> None:
         announced = encode(RUN, a_push(1, 1))
-        begin = Begin(1, query, announced, CHUNKS, MANIFEST.bytes)
+        begin = Begin(1, query, announced, CHUNKS, MANIFEST.bytes, "fp32")
         self._bulk.send(encode(RUN, begin))
 
     async def is_told(self, query: int) -> Frame:

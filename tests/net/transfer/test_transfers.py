@@ -373,7 +373,9 @@ async def test_one_payload_too_many_is_refused(nodes: Nodes) -> None:
     await server.hears(Started)
     pieces = len(nodes.manifest.chunks)
     with raw_client(nodes.ports[0] + 1, b"slow-worker") as bulk:
-        bulk.send(encode(RUN, Begin(9, 1, encode(RUN, a_push()), pieces, nodes.manifest.bytes)))
+        bulk.send(
+            encode(RUN, Begin(9, 1, encode(RUN, a_push()), pieces, nodes.manifest.bytes, "fp32"))
+        )
         await eventually(lambda: above.transfers.incoming.active == 1)
         below = nodes.client(client, plane=Plane(nodes.manifest, None))
         await client.hears(Started)
@@ -389,7 +391,9 @@ async def test_a_payload_that_stopped_arriving_makes_room_for_another(nodes: Nod
     await server.hears(Started)
     pieces = len(nodes.manifest.chunks)
     with raw_client(nodes.ports[0] + 1, b"dead-worker") as bulk:
-        bulk.send(encode(RUN, Begin(9, 1, encode(RUN, a_push()), pieces, nodes.manifest.bytes)))
+        bulk.send(
+            encode(RUN, Begin(9, 1, encode(RUN, a_push()), pieces, nodes.manifest.bytes, "fp32"))
+        )
         await eventually(lambda: above.transfers.incoming.active == 1)
     below = nodes.client(client, plane=Plane(nodes.manifest, None))
     await client.hears(Started)

@@ -1,0 +1,23 @@
+"""What the transfers of a node need of its sockets."""
+
+from typing import Any, Protocol
+
+from pelago.core.names import Peer
+from pelago.wire.messages import Frame
+
+
+class PeerSockets(Protocol):
+    """Sends to peers by name. No method waits."""
+
+    def send_frame(self, peer: Peer, frame: Frame) -> bool:
+        """Put `Have` or `Abort` on a peer's control socket. False if it cannot leave."""
+        ...
+
+    def send_bulk(self, peer: Peer, stripe: int, parts: list[Any]) -> bool:
+        """Put parts on the ordered connection of a stripe to a peer, without copying them. False if they cannot
+        leave. Several stripes may share one connection."""
+        ...
+
+    def throttle(self, on: bool) -> None:
+        """Stop reading bulk from all peers, or go on reading it."""
+        ...
