@@ -1,4 +1,4 @@
-"""Marks classes whose objects are state that a durable server writes down (`pelago.durable.image`)."""
+"""Marks classes whose objects are part of the state that a durable server saves (`pelago.durable.image`)."""
 
 from collections.abc import Callable
 from dataclasses import is_dataclass
@@ -9,12 +9,12 @@ T = TypeVar("T")
 CLASSES: Final[dict[str, type]] = {}
 """Every marked class, by its qualified name: no two have the same."""
 SETTINGS: Final[dict[type, tuple[str, ...]]] = {}
-"""For each marked class, the attributes that are no state."""
+"""For each marked class, its attributes that are not part of the state."""
 
 
 def durable(*, settings: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
-    """Mark a class whose objects are state. The attributes ``settings`` are not: they belong to the
-    run file or follow from other attributes, and keep the fresh object's values."""
+    """Mark a class whose objects are part of the state. Its attributes ``settings`` are not: they come from the
+    run file or follow from other attributes, so a restored object keeps the values of the fresh one."""
 
     def mark(kind: type[T]) -> type[T]:
         name = kind.__qualname__
@@ -28,5 +28,5 @@ def durable(*, settings: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
 
 
 def is_record(kind: type) -> bool:
-    """Whether objects of a class are made anew from all their fields: a dataclass or a named tuple."""
+    """Whether objects of a class are constructed from all their fields: a dataclass or a named tuple."""
     return is_dataclass(kind) or issubclass(kind, tuple)

@@ -1,17 +1,17 @@
-"""The exceptions of Pelago; whose fault it was is in the type.
+"""The exceptions of Pelago. The type says where the fault is.
 
     PelagoError
-    ├── ConfigError       the user's: a run file, a flag, a path, a port
-    ├── WireError         a peer's: bytes that are not a message of this protocol
+    ├── ConfigError       what the user gave: a run file, a flag, a path, a port
+    ├── WireError         what a peer sent: bytes that are not a message of this protocol
     │   ├── OtherProtocol   an envelope of another version of the protocol
     │   └── OtherRun        an envelope of another run
-    ├── CheckpointError   the disk's: a file that is not what it should be
+    ├── CheckpointError   what the disk holds: a file that is damaged, missing or of another kind
     │   └── ForeignState    the state of another run, or of another node
-    ├── PeerRefused       a peer said no, and retrying will not help
-    ├── RunFailed         training came to nothing: no update can be applied any more
-    └── PeerSilent        a server did not answer for so long that the run must be taken for over
+    ├── PeerRefused       a server refused this node, and a retry would not help
+    ├── RunFailed         training failed: no update can be applied any more
+    └── PeerSilent        a server did not answer for so long that the run is taken to be over
 
-A broken invariant of our own is an ``assert``: the node stops and says what it saw.
+A broken invariant of Pelago itself is an ``assert``: the node stops and writes a crash report.
 """
 
 
@@ -20,11 +20,11 @@ class PelagoError(Exception):
 
 
 class ConfigError(PelagoError):
-    """The user asked for something impossible; the text names the key and the value."""
+    """The user asked for something impossible. The message names the key and the value."""
 
 
 class WireError(PelagoError):
-    """A peer sent bytes that are not a valid message; they are counted and dropped."""
+    """A peer sent bytes that are not a valid message. They are counted and dropped."""
 
 
 class OtherProtocol(WireError):
@@ -52,7 +52,7 @@ class ForeignState(CheckpointError):
 
 
 class RunFailed(PelagoError):
-    """The run, or a region's part in it, ended before it was over, since training comes to nothing."""
+    """The run, or a region's part in it, ended early because none of its updates can be applied."""
 
 
 class PeerRefused(PelagoError):

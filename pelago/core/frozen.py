@@ -1,8 +1,8 @@
-"""Frozen dataclasses that are made quickly: the vocabulary that a simulation makes by the million.
+"""Frozen dataclasses that are fast to construct: a simulation makes millions of messages, events and effects.
 
-With a guard that refuses assignments while the program runs an object takes twice as long to make,
-because ``__init__`` has to go around it field by field: about 15 % of a whole replay. mypy proves that
-this code assigns to none, so the guard stands in the tests only.
+A dataclass that refuses assignments at run time takes twice as long to construct, because its ``__init__``
+has to set each field through ``object.__setattr__``: about 15 % of a whole simulation. mypy proves that no
+code here assigns to a field, so only the tests make these classes refuse assignments.
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from pelago.core.durable import durable
 T = TypeVar("T")
 
 guarded = False
-"""Whether the types that are made from now on refuse assignments while the program runs, too."""
+"""Whether classes defined from now on refuse assignments at run time too."""
 
 
 @dataclass_transform(frozen_default=True)
 def frozen(kind: type[T]) -> type[T]:
-    """``@dataclass(frozen=True, slots=True)``, as type checkers see it; a value that may stand in an image."""
+    """``@dataclass(frozen=True, slots=True)`` to a type checker; its objects may be part of an image."""
     if guarded:
         return durable()(dataclass(frozen=True, slots=True)(kind))
     return durable()(dataclass(unsafe_hash=True, slots=True)(kind))

@@ -1,9 +1,9 @@
-"""Who may train on which samples, and what became of them.
+"""Who may train on which samples, and where each sample is.
 
-`SampleLedger` is the GPS's: every sample below the cursor is in exactly one of its sets, so the books
-balance by construction and `duplicated` counts what would break them. `LeaseTable` is an LPS's: it cuts
-the region's samples into leases for worker groups. A lease is open until its update was applied or it was
-revoked, so it is the dedupe window for updates as well.
+The GPS has a `SampleLedger`: every sample below the cursor is in exactly one of its sets, so their sizes
+always add up; `duplicated` counts samples that would be in two. An LPS has a `LeaseTable`, which cuts the
+region's samples into leases for worker groups. A lease is open until its update is applied or it is
+revoked, so the table is also the deduplication window for updates.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from pelago.core.spans import SpanSet
 
 @dataclass(frozen=True, slots=True)
 class LedgerTotals:
-    """The books, in samples: issued = applied + dropped_in_flight + unexchanged + returned + held."""
+    """Sizes of the ledger's sets in samples: issued = applied + dropped_in_flight + unexchanged + returned + held."""
 
     issued: int
     applied: int
@@ -30,15 +30,15 @@ class LedgerTotals:
 
 
 SPENT_SPANS_MAX: Final = 4096
-"""So many spans of spent samples are kept before the oldest are added up; see `SampleLedger.closed`."""
+"""Spans of spent samples that are kept before the oldest are only counted; see `SampleLedger.closed`."""
 
 
 @durable()
 class SampleLedger:
     """All samples of the run: lent to regions, consumed by their exchanges, given back, lent again.
 
-    Samples below ``closed`` are all spent: nobody holds them and none is free. They are kept as numbers
-    (``closed_totals``), not as spans, so a ledger stays small however long the run is.
+    Samples below ``closed`` are all spent: none is held and none is free. Only their counts are kept
+    (``closed_totals``), not their spans, so the ledger stays small however long the run is.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class SampleLedger:
         self.duplicated = 0
 
     def lend(self, region: str, samples: int) -> Spans:
-        """Lend so many samples to a region: returned ones first, then fresh ones."""
+        """Lend samples to a region: returned ones first, then fresh ones. Returns their spans."""
         returned = min(samples, self.free.total)
         spans = self.free.take(returned) if returned else ()
         fresh = samples - returned
@@ -69,7 +69,7 @@ class SampleLedger:
         return self._held(region).holds(spans)
 
     def consume(self, region: str, applied: Spans, dropped: Spans) -> None:
-        """An exchange was applied: its samples are spent, and so are those it says were dropped."""
+        """An exchange was applied: its samples are spent, and so are those that the region dropped."""
         self._move(region, applied, self.applied)
         self._move(region, dropped, self.dropped)
         if sum(len(spent) for spent in self._spent().values()) > SPENT_SPANS_MAX:
@@ -80,9 +80,10 @@ class SampleLedger:
         self._move(region, spans, self.free)
 
     def settle(self, region: str, unexchanged: Spans, dropped: Spans) -> None:
-        """A region left at the end of the run: what it applied but never exchanged, what it dropped, and
-        the rest of what it held, which returns. Samples of an exchange whose acknowledgement was lost are
-        named by the region although they were applied here: only what it still holds is moved."""
+        """A region left at the end of the run. ``unexchanged``: samples that it applied and never exchanged;
+        ``dropped``: samples whose updates it dropped; the rest of what it holds is returned. If the
+        acknowledgement of an exchange was lost, the region names samples that were applied here: only
+        samples that it still holds are moved."""
         held = self._held(region)
         self._move(region, held.common(unexchanged), self.unexchanged)
         self._move(region, held.common(dropped), self.dropped)
@@ -96,11 +97,11 @@ class SampleLedger:
         return samples
 
     def reopen(self) -> None:
-        """The end was none: what regions applied and never exchanged may be lent again."""
+        """A finished run goes on: samples that regions never exchanged may be lent again."""
         self.free.add(self.unexchanged.clear())
 
     def totals(self) -> LedgerTotals:
-        """The books as they stand."""
+        """The current sizes."""
         return LedgerTotals(
             issued=self.cursor,
             applied=self.applied.total + self.closed_totals["applied"],
@@ -130,7 +131,7 @@ class SampleLedger:
         return {"applied": self.applied, "dropped": self.dropped, "unexchanged": self.unexchanged}
 
     def _close(self) -> None:
-        """Add up what is spent below the lowest sample that is not."""
+        """Keep only the counts of spent samples below the lowest one that is held or free."""
         alive = [self.free, *self.held.values()]
         low = min((next(iter(each))[0] for each in alive if each), default=self.cursor)
         for name, spent in self._spent().items():
@@ -156,7 +157,7 @@ class SampleLedger:
 @durable()
 @dataclass(slots=True)
 class OpenLease:
-    """A lease that somebody holds."""
+    """A lease with the worker group that holds it."""
 
     lease: Lease
     group: int
@@ -172,13 +173,13 @@ class LeaseTable:
         self.open: dict[int, OpenLease] = {}
         self.outcomes = Outcomes()
         self.clock = 0
-        """Of the newest lease; none is cut with an earlier one, see `Lease.clock`."""
+        """The clock of the newest lease, in samples; later leases never have an earlier one, see `Lease.clock`."""
         self._clock_when_empty = 0
-        """What the clock will be when all samples in the pool are lent."""
+        """The clock, in samples, once all samples in the pool are lent."""
         self._next = (incarnation << 32) + 1
 
     def add(self, spans: Spans, clock: int) -> None:
-        """The GPS lent samples, when so many had been handed out in the whole run, those in this pool
+        """The GPS lent samples. ``clock``: samples handed out in the whole run before them, those in this pool
         included."""
         self.pool.add(spans)
         self._clock_when_empty = clock + sum(stop - start for start, stop in spans)
@@ -187,8 +188,8 @@ class LeaseTable:
         """Cut a lease from the pool, lowest samples first; None if the pool holds too few."""
         if self.pool.total < samples:
             return None
-        # Not their place in the order: it was given to them when they came into the pool, and others trained
-        # in the meantime.
+        # Not the place of the samples in the global order: other regions have trained since they came into
+        # the pool.
         self.clock = max(self.clock, self._clock_when_empty - self.pool.total)
         spans = self.pool.take(samples)
         lease = Lease(PushId(self._next, fence), spans, self.clock)
@@ -202,7 +203,7 @@ class LeaseTable:
         return held if held is not None and held.lease.push == push else None
 
     def outcome(self, push: PushId) -> Outcome:
-        """What became of a push whose lease is not open (or whose fence is not the lease's)."""
+        """The outcome of a push whose lease is not open, or has another fence."""
         return "fenced" if push.lease in self.open else self.outcomes.get(push.lease)
 
     def consume(self, push: PushId) -> Spans:
@@ -214,14 +215,14 @@ class LeaseTable:
         self.pool.add(self._close(push, outcome))
 
     def void(self) -> Spans:
-        """Revoke every lease and empty the pool. Returns all samples that were not consumed. What comes
-        next is of another time, perhaps of a life of the GPS that knows less."""
+        """Revoke every lease and empty the pool. Returns all samples that were not consumed. The clock starts
+        again, because the next samples may come from an incarnation of the GPS that handed out fewer."""
         self.clock = self._clock_when_empty = 0
         spans = [self._close(held.lease.push, "fenced") for held in list(self.open.values())]
         return SpanSet(chain(self.pool.clear(), *spans)).spans()
 
     def check(self) -> None:
-        """Assert that no sample is in two places, and that time only goes on."""
+        """Assert that no sample is in two places, and that the clock never goes back."""
         everything, clock = SpanSet(self.pool), 0
         for number, held in self.open.items():
             assert number == held.lease.push.lease < self._next

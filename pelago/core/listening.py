@@ -1,19 +1,19 @@
-"""A clock that stands still while its owner does not listen.
+"""A clock that stops while its process does not run.
 
-A node that did not run for a while (stopped, moved to another host, swapped out, or busy with one thing
-for too long) finds its timers due before it has looked at what came in the meantime. By the clock on the
-wall everybody was silent for that long; but what nobody listened to is no silence. So a driver looks at
-its clock at least every so often, and of a longer gap between two looks only that much counts; and after
-such a gap it listens for a moment before its machine hears that time has passed.
+When a process was paused (stopped, moved to another host, swapped out, or busy for too long), its timers are
+due before it has read the messages that arrived in the meantime. By the wall clock all its peers were silent
+for that time, although their heartbeats are waiting in the sockets. So the driver reads this clock at least
+every ``gap_ps_max``, and a longer gap between two readings counts as that much only. After such a gap the
+driver first reads its sockets for a moment, and then tells its machine that time has passed.
 
-Pure: what the time is, is an argument. All are integer picoseconds.
+Pure: the time is an argument. All times are integer picoseconds.
 """
 
 
 class Listening:
-    """Time in which somebody looked at the clock at least every ``gap_ps_max``.
+    """Time in which the process ran: the clock was read at least every ``gap_ps_max``.
 
-    ``moment_ps``: for how long it listens after a gap before anything is judged.
+    ``moment_ps``: how long sockets are read after a gap before silence counts again.
     """
 
     def __init__(self, gap_ps_max: int, moment_ps: int) -> None:
@@ -21,12 +21,12 @@ class Listening:
         self.gap_ps_max = gap_ps_max
         self.moment_ps = moment_ps
         self.missed_ps = 0
-        """What did not count so far."""
+        """Time that did not count so far."""
         self._seen_ps: int | None = None
         self._gap_ended_ps: int | None = None
 
     def read(self, time_ps: int) -> int:
-        """What the clock shows at a time that does not go back."""
+        """The clock at a time, which may not go back."""
         if self._seen_ps is not None and time_ps - self._seen_ps > self.gap_ps_max:
             self.missed_ps += time_ps - self._seen_ps - self.gap_ps_max
             self._gap_ended_ps = time_ps
@@ -34,6 +34,6 @@ class Listening:
         return time_ps - self.missed_ps
 
     def has_listened(self, time_ps: int) -> bool:
-        """Whether what came during the last gap has had its moment to be heard."""
+        """Whether the sockets have been read for ``moment_ps`` since the last gap."""
         self.read(time_ps)
         return self._gap_ended_ps is None or time_ps - self._gap_ended_ps >= self.moment_ps

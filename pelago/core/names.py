@@ -6,7 +6,7 @@ from pelago.core.durable import durable
 from pelago.core.frozen import frozen
 
 Peer = str
-"""What a driver calls the other end of a connection: one running process, never reused."""
+"""The name of a process at the other end of a connection; never used for another process."""
 
 BlobId = int
 """A tensor payload held by the tensor plane. Machines number theirs upwards from 1; a driver
@@ -29,7 +29,7 @@ class Address:
 
 @durable()
 class Version(NamedTuple):
-    """A state of some server's parameters: grows for ever, also across restarts of the server."""
+    """A state of a server's parameters. Versions only grow, also across restarts of the server."""
 
     incarnation: int
     counter: int
@@ -39,8 +39,8 @@ class Version(NamedTuple):
 class PushId(NamedTuple):
     """The name of an update: the lease that it was trained on, and the holder's fence.
 
-    A holder that was declared lost gets a higher fence when it comes back, so what it had in hand
-    can no longer be applied. Towards the GPS the "lease" is the number of the region's exchange.
+    A holder that was declared lost gets a higher fence when it comes back, so the update that it was working
+    on can no longer be applied. At the GPS the "lease" is the number of the region's exchange.
     """
 
     lease: int
@@ -54,7 +54,7 @@ Spans = tuple[Span, ...]
 
 
 def samples_of(spans: Spans) -> int:
-    """How many there are."""
+    """The number of samples in some spans."""
     samples = 0
     for start, stop in spans:
         samples += stop - start
@@ -68,9 +68,9 @@ class Lease:
     push: PushId
     spans: Spans
     clock: int
-    """Samples of the whole run that workers were given before these, this time: the learning rate's clock.
-    It is later than their place in the order for those that are lent again, and may be earlier for those
-    that a region keeps in hand."""
+    """The clock of the learning-rate schedule: samples of the whole run that were leased before these. It is
+    later than their place in the global order if they are leased again, and may be earlier if the region
+    has kept them in hand."""
 
     @property
     def samples(self) -> int:

@@ -70,7 +70,7 @@ class Permutation:
         self._keys = tuple(derive(key, number) for number in range(ROUNDS))
 
     def __call__(self, index: int) -> int:
-        """Where ``index`` goes. Raises `IndexError` outside range(size)."""
+        """The image of ``index``. Raises `IndexError` outside range(size)."""
         if not 0 <= index < self.size:
             raise IndexError(f"index {index} is outside range({self.size})")
         value = self._encipher(index)

@@ -1,8 +1,8 @@
-"""Who has nothing accepted any more, and whether that is one of them or everybody.
+"""Counts of rejected updates in a row, by client, and what follows from them.
 
-A model that has gone astray gives updates that are not finite, or too large, or none at all. Each is
-rejected, its samples are lent again, and so it would go on for ever. A server counts for each of its
-clients how many came to nothing since the last one that was accepted, and gives up at a limit.
+When training diverges, updates are not finite, or too large, or a round fails altogether. Each is rejected
+and its samples are leased again, which could go on for ever. So a server counts the rejections of each
+client since its last accepted update, and gives up at a limit.
 """
 
 from typing import Literal, TypeAlias
@@ -11,60 +11,60 @@ from pelago.core.durable import durable
 from pelago.core.tensor_effects import Measured
 
 Client: TypeAlias = int | str
-"""A group of a region at its LPS, a region at the GPS: a process that comes back counts on."""
+"""A group at its LPS, a region at the GPS. The next process of the same client continues its count."""
 Verdict: TypeAlias = Literal["go on", "it", "all"]
 
 
 @durable(settings=("_limit",))
 class Refusals:
-    """Counts in a row, by client."""
+    """Rejections in a row, by client; ``limit`` of them are too many."""
 
     def __init__(self, limit: int) -> None:
         self.total = 0
-        """Of all clients, so far."""
+        """Rejections of all clients so far."""
         self.in_a_row: dict[Client, int] = {}
-        """Since the last one of this client that was accepted; clients without any are not here."""
+        """Rejections since the client's last accepted update; clients without any are not in it."""
         self._limit = limit
 
     def accepted(self, client: Client) -> None:
-        """Something of a client's was good."""
+        """An update of a client was accepted."""
         self.in_a_row.pop(client, None)
 
     def refused(self, client: Client, present: list[Client]) -> Verdict:
-        """Something of a client's was no good. ``present``: those who might do better, itself included.
+        """An update of a client was rejected. ``present``: all clients that are there, this one included.
 
-        "it": it had enough of them, but there are others, whose last one was good or who have none yet.
-        "all": there is nobody else of whom that can be said.
+        "go on": the client is below the limit. "it": the client has reached it, but another client's last
+        update was accepted, or is still to come. "all": every client's last update was rejected.
         """
         self.total += 1
         self.in_a_row[client] = self.in_a_row.get(client, 0) + 1
         return self.verdict(client, present)
 
     def given_up(self, client: Client, present: list[Client]) -> Verdict:
-        """A client found out for itself."""
+        """A client gave up by itself. Returns the verdict, as `refused` does."""
         self.in_a_row[client] = max(self._limit, self.in_a_row.get(client, 0))
         return self.verdict(client, present)
 
     def verdict(self, client: Client, present: list[Client]) -> Verdict:
-        """As `refused` has it."""
+        """The verdict on a client, see `refused`."""
         if self.in_a_row.get(client, 0) < self._limit:
             return "go on"
         return "all" if all(each in self.in_a_row for each in present) else "it"
 
     def clear(self) -> None:
-        """What comes now is of other circumstances."""
+        """Forget all counts: training starts from another model."""
         self.in_a_row.clear()
 
 
 def update_fault(event: Measured, norm_max: float, key: str) -> str:
-    """Why an update could spoil the model, in words; empty: it could not. ``key``: of ``norm_max``."""
+    """Why an update must be rejected; empty if it need not be. ``key``: the run file's key of ``norm_max``."""
     if not event.finite:
         return "not finite"
     return f"norm {event.norm:.3g} above {key} = {norm_max:g}" if event.norm > norm_max else ""
 
 
 def hopeless(who: str, in_a_row: int, why: str, max_lr: float, norm_max: float, key: str) -> str:
-    """What a user is told when no update comes any more that can be applied."""
+    """The message to the user when a client has reached the limit."""
     return (
         f"no update of {who} can be applied: the last {in_a_row} in a row came to nothing, the newest one since"
         f" {why}; worker.max_lr = {max_lr:g}, lps.lr or gps.lr may be too high, {key} = {norm_max:g} too low, or"

@@ -1,4 +1,4 @@
-"""Sets of samples, kept as sorted disjoint spans: small however many samples they hold."""
+"""Sets of samples as sorted disjoint spans: small even with many samples."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
@@ -66,7 +66,7 @@ class SpanSet:
         starts[first:last] = [start]
         stops[first:last] = [stop]
         self.total += stop - start - before
-        # What the parts have more than the whole, they have twice.
+        # The sum of the parts exceeds the whole by the overlap.
         return given + before - (stop - start)
 
     def remove(self, spans: Iterable[Span]) -> None:
@@ -119,9 +119,9 @@ class SpanSet:
         return tuple(taken)
 
     def clear(self) -> Spans:
-        """Empty the set; returns what was in it."""
+        """Empty the set. Returns the spans that were in it."""
         self.total = 0
-        if len(self._starts) == 1:  # So is every pool that is asked for no more than it was given.
+        if len(self._starts) == 1:  # The usual case of a pool.
             return ((self._starts.pop(), self._stops.pop()),)
         spans = self.spans()
         self._starts.clear()
@@ -134,7 +134,7 @@ class SpanSet:
         return max(start, self._stops[index]) if index >= 0 else start
 
     def gaps(self, start: int, stop: int) -> Spans:
-        """What of start <= i < stop is not in the set."""
+        """The parts of start <= i < stop that are not in the set."""
         first, last = bisect_right(self._stops, start), bisect_left(self._starts, stop)
         edges = [start]
         for index in range(first, last):

@@ -11,14 +11,14 @@ Operation = Literal["step", "load", "merge", "merge_carry", "merge_replay"]
 
 @frozen
 class Loaded:
-    """The parameters are in the arena already (made from a seed, or read from a file)."""
+    """The parameters are in the arena (initialised from a seed, or read from a file)."""
 
     version: Version
 
 
 @frozen
 class Measured:
-    """Facts about a staged payload, computed on this node from the bytes themselves."""
+    """A staged payload was measured on this node. ``norm``: L2 norm; ``finite``: whether every element is."""
 
     blob: BlobId
     norm: float
@@ -71,6 +71,6 @@ class Difference:
 
 @frozen
 class Release:
-    """The machine needs this payload no more; it is freed when no send uses it."""
+    """The machine no longer needs this payload. It is freed when no send uses it."""
 
     blob: BlobId

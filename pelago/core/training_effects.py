@@ -6,9 +6,9 @@ from pelago.core.names import BlobId, Lease, PushId, Version
 
 @frozen
 class Progress:
-    """The trainer goes on: it has finished so many local steps of a lease, and perhaps a part of the next;
-    several may be told of at once. ``skipped``: of how many the gradient was not finite, so that they changed
-    nothing. ``push`` None: it measures, and has done so many batches of that."""
+    """The trainer makes progress. ``steps``: local steps of the lease that are done so far; one event may report
+    several. ``skipped``: steps among them whose gradient was not finite, so that they changed nothing.
+    ``push`` None: the evaluator measures, and ``steps`` counts its batches."""
 
     push: PushId | None
     steps: int
@@ -31,7 +31,7 @@ class Trained:
 @frozen
 class Validated:
     """The evaluator measured the held-out loss (nats per token) of a version. ``fault``: why it could not
-    be exported, if that was wished and failed."""
+    be exported, if an export was asked for and failed."""
 
     version: Version
     loss: float
@@ -41,7 +41,7 @@ class Validated:
 
 @frozen
 class Train:
-    """Train from the parameters ``blob`` on a lease: the one long effect. Answers `Progress`, `Trained`.
+    """Train from the parameters ``blob`` on a lease: the one long effect. `Progress` and `Trained` follow.
     ``group``: for which group of the region."""
 
     lease: Lease
@@ -52,14 +52,14 @@ class Train:
 
 @frozen
 class Cancel:
-    """Stop training on a lease; nothing is answered for it any more."""
+    """Stop training on a lease. No event follows for it."""
 
     push: PushId
 
 
 @frozen
 class Validate:
-    """Measure the held-out loss of ``blob``, and export it too if ``export``. Answers `Validated`."""
+    """Measure the held-out loss of ``blob``, and export the model too if ``export``. `Validated` follows."""
 
     version: Version
     blob: BlobId

@@ -1,20 +1,20 @@
-"""Whether something long goes on, or is stuck: by what it took for a part so far."""
+"""Whether a long computation makes progress or is stuck, judged by how long its parts took so far."""
 
 from typing import Final
 
 from pelago.core.machine import PS_PER_S
 
 FIRST_FACTOR: Final = 6
-"""The first part of all, for which a model may have to be compiled, may take so many times as long, and so
-may one that is announced as long."""
+"""The first part may take this many times the limit, since a model may have to be compiled; so may a part that
+is announced as long."""
 SLOWEST_FACTOR: Final = 20
-"""What goes on slowly is not stuck: a part may take so many times as long as the slowest one before it."""
+"""A part may take this many times as long as the slowest part before it: slow is not stuck."""
 
 
 class Watchdog:
-    """Watches a thread that tells after each part of its work that it is alive.
+    """Watches a thread that reports progress after each part of its work.
 
-    ``limit_ps``: what any part may take; 0: for ever.
+    ``limit_ps``: the time that any part may take, in picoseconds; 0: no limit.
     """
 
     def __init__(self, limit_ps: int) -> None:
@@ -23,10 +23,10 @@ class Watchdog:
         self._is_first = True
         self._is_long = False
         self._since: int | None = None
-        """Of when the last sign of life is; None: there is nothing to wait for."""
+        """When the last progress was reported; None: no work is under way."""
 
     def begin(self, now: int, *, is_long: bool = False) -> None:
-        """Work begins. ``is_long``: some part of it takes longer than others do."""
+        """Work begins. ``is_long``: one of its parts takes longer than others do."""
         self._since, self._is_long = now, is_long
 
     def progress(self, now: int) -> None:
@@ -38,21 +38,21 @@ class Watchdog:
         self._since, self._is_first = now, False
 
     def end(self) -> None:
-        """Nothing is waited for any more."""
+        """The work is over."""
         self._since = None
 
     def quiet_ps(self, now: int) -> int:
-        """How long ago the last sign of life is; 0 if there is nothing to wait for."""
+        """Picoseconds since the last progress; 0 if no work is under way."""
         return 0 if self._since is None else now - self._since
 
     @property
     def allowed_ps(self) -> int:
-        """What the part in hand may take."""
+        """The time that the current part may take, in picoseconds."""
         factor = FIRST_FACTOR if self._is_first or self._is_long else 1
         return max(self._limit_ps * factor, self._slowest_ps * SLOWEST_FACTOR)
 
     def is_over(self, now: int) -> bool:
-        """Whether it must be taken for stuck."""
+        """Whether the work must be considered stuck."""
         return bool(self._limit_ps) and self.quiet_ps(now) > self.allowed_ps
 
     def stuck_message(self, what: str, now: int) -> str:
@@ -66,5 +66,6 @@ class Watchdog:
 
 
 def longest_ps(limit_ps: int) -> int:
-    """After what a process is taken for stuck by others, which leave it time to notice by itself."""
+    """The time, in picoseconds, after which others consider a process stuck. It leaves the process time to notice
+    by itself."""
     return 2 * FIRST_FACTOR * limit_ps
