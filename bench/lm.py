@@ -19,7 +19,7 @@ import torch
 from parts.machine import describe
 
 from convergence.lm.problem import LanguageModelling
-from convergence.problems import Job, Part
+from convergence.problems.problem import Job, Part
 from pelago.config.run_file import RunFile
 from pelago.core.names import Lease, PushId
 from worker.trainer import Trainer

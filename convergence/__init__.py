@@ -1,7 +1,11 @@
 """Does it converge, in both senses: clusters built inside the virtual driver, and their checks.
 
-problems.py  what is trained, as a cluster sees it; `timing`: nothing at all
-scalar.py    `scalar`: one float64 parameter, HALoS's conformance problem
-tensors.py   the daemons' tensor plane as a plane of the virtual driver
-cluster.py   a run file as nodes of a simulation, and what a run of it gave
+problems/         what is trained, as a cluster sees it
+lm/               the problem `lm`: many small Llamas, trained in one batch
+methods.py        a method as an arrangement of the machines
+cluster.py        a run file as nodes of a simulation, and what a run of it gave
+rounds.py         rounds under way, trained when their results are needed
+batch_trainer.py  trains the models of several simulated runs together
+theory/           a bound on convergence, compared with measured runs
+fuzz/             clusters under drawn faults, and what must hold of them
 """

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-from convergence.problems import Batchable, Job, Problem
+from convergence.problems.problem import Batchable, Job, Problem
 from pelago.sim.planes import Round
 
 
@@ -69,12 +69,12 @@ class BatchTrainer:
         groups: dict[Hashable, list[_Request]] = {}
         for request in requests:
             if isinstance(request.problem, Batchable):
-                groups.setdefault(request.problem.kin, []).append(request)
+                groups.setdefault(request.problem.batch_key, []).append(request)
             else:
                 request.rounds = request.problem.train(request.jobs)
         for group in groups.values():
             first = group[0].problem
             assert isinstance(first, Batchable)
-            found = first.train_kin([(each.problem, each.jobs) for each in group])
+            found = first.train_together([(each.problem, each.jobs) for each in group])
             for request, rounds in zip(group, found, strict=True):
                 request.rounds = rounds

@@ -18,7 +18,8 @@ import lps.settings
 import worker.settings
 from convergence.batch_trainer import BatchTrainer
 from convergence.methods import SimulatedWorker, WorkerUnit, layout
-from convergence.problems import Job, Part, Problem, build
+from convergence.problems.problem import Job, Part, Problem
+from convergence.problems.registry import build
 from convergence.rounds import Rounds
 from gps.result import result
 from gps.state import Gps

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
-from convergence.problems import Job
+from convergence.problems.problem import Job
 from pelago.core.names import PushId
 from pelago.sim.planes import Payload, Round
 

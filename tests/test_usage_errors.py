@@ -27,7 +27,7 @@ COMMANDS = (
     "worker.__main__",
     "experiments.__main__",
     "convergence.fuzz.__main__",
-    "convergence.theory",
+    "convergence.theory.__main__",
 )
 DAEMONS = (
     "gps.__main__",
@@ -76,7 +76,7 @@ WRONG = (
     "experiments.__main__ replay halos_paper --fresh",
     "experiments.__main__ report /nowhere",
     "convergence.fuzz.__main__ --seeds 0",
-    "convergence.theory --seeds 0",
+    "convergence.theory.__main__ --seeds 0",
 )
 
 

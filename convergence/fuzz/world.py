@@ -16,7 +16,8 @@ import worker.settings
 from convergence.fuzz.draw import Draw
 from convergence.fuzz.invariant_checker import InvariantChecker
 from convergence.fuzz.ledgers import GlobalLedger
-from convergence.problems import Job, Part, build
+from convergence.problems.problem import Job, Part
+from convergence.problems.registry import build
 from gps.state import Gps
 from lps.state import Lps
 from pelago.config import run_toml

@@ -10,14 +10,14 @@ from typing import Final
 import numpy as np
 import torch
 
-from convergence import tensors
 from convergence.lm.graphs import Graphs
 from convergence.lm.heap import keep_freed_memory
 from convergence.lm.optimiser import Moments, StackedOptimiser
 from convergence.lm.samples import Integers, Samples
 from convergence.lm.shape import check_layout, shape_of
 from convergence.lm.stacked import Stacked
-from convergence.problems import Job
+from convergence.problems import tensors
+from convergence.problems.problem import Job
 from pelago.config.fields import InFlight
 from pelago.config.run_file import RunFile
 from pelago.config.servers import ServerSection
@@ -92,7 +92,7 @@ class LanguageModelling:
         self._held_out = torch.cat(list(batches)).to(self._device)
 
     def _recorded(self, data: str) -> Graphs | None:
-        """The graphs of this model on a GPU, which all problems of this kin share; None on the CPU."""
+        """The graphs of this model on a GPU, which all problems with this batch key share; None on the CPU."""
         tokens = _on_device(data, str(self._device)) if self._device.type == "cuda" else None
         if tokens is None:
             return None
@@ -111,7 +111,7 @@ class LanguageModelling:
         return tensors.client_plane(self._manifest, torch.float32)
 
     @property
-    def kin(self) -> Hashable:
+    def batch_key(self) -> Hashable:
         """Who has the same model and inner optimiser, but for rates and schedule, on the same device."""
         return (*self._inner(), str(self._device), id(self._graphs))
 
@@ -127,12 +127,12 @@ class LanguageModelling:
 
         Raises `ConfigError` for token ids that the model does not know.
         """
-        return self.train_kin([(self, jobs)])[0]
+        return self.train_together([(self, jobs)])[0]
 
-    def train_kin(
+    def train_together(
         self, requests: Sequence[tuple["LanguageModelling", Sequence[Job]]]
     ) -> list[list[Round]]:
-        """`train` for problems of this one's kin."""
+        """`train` for problems with this one's batch key."""
         for problem, jobs in requests:
             replicas = [job.replica for job in jobs]
             assert len(set(replicas)) == len(jobs), "a replica has one job at a time"

@@ -12,7 +12,8 @@ import torch
 from convergence.batch_trainer import BatchTrainer
 from convergence.cluster import Cluster
 from convergence.lm.problem import LanguageModelling
-from convergence.problems import Job, build
+from convergence.problems.problem import Job
+from convergence.problems.registry import build
 from pelago.config.run_file import RunFile
 from pelago.sim.planes import Round
 from tests.convergence.paper import PAPER, run_file
@@ -80,7 +81,7 @@ def language(folder: Path, seed: int, **worker: Any) -> RunFile:
 def test_language_models_of_several_runs_train_in_one_batch_as_they_do_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two seeds, two learning rates and another optimiser: kin are those who share the last."""
+    """Two seeds, two learning rates and another optimiser: runs that share the last train together."""
     folder = write_texts(tmp_path / "texts")
     runs = [
         language(folder, 0),
@@ -90,13 +91,13 @@ def test_language_models_of_several_runs_train_in_one_batch_as_they_do_alone(
     ]
     alone = [Cluster(run).replay() for run in runs]
     sizes: list[int] = []
-    train_kin = LanguageModelling.train_kin
+    train_together = LanguageModelling.train_together
 
     def counting(self: LanguageModelling, requests: Any) -> list[list[Round]]:
         sizes.append(len(requests))
-        return train_kin(self, requests)
+        return train_together(self, requests)
 
-    monkeypatch.setattr(LanguageModelling, "train_kin", counting)
+    monkeypatch.setattr(LanguageModelling, "train_together", counting)
     for ours, theirs in zip(together(runs), alone, strict=True):
         assert ours["elapsed_ms"] == theirs["elapsed_ms"]
         assert ours["ledger"] == theirs["ledger"]

@@ -11,7 +11,7 @@ import gps.settings
 import lps.settings
 import worker.settings
 from convergence.cluster import Cluster, SimulatedTrainer
-from convergence.problems import Timing
+from convergence.problems.timing import Timing
 from gps.result import result
 from gps.state import Gps
 from lps.state import Lps

@@ -14,7 +14,8 @@ from convergence.lm.problem import LanguageModelling
 from convergence.lm.samples import Samples, mixed, permuted
 from convergence.lm.shape import Shape, check_layout, shape_of
 from convergence.lm.stacked import Stacked
-from convergence.problems import Job, Part, build
+from convergence.problems.problem import Job, Part
+from convergence.problems.registry import build
 from pelago.config.run_file import RunFile
 from pelago.config.training import WorkerSection
 from pelago.core.errors import ConfigError

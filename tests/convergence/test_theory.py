@@ -6,13 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convergence import coefficients
-from convergence.bound_tightness import compare, estimated_lag, example, with_rate
 from convergence.cluster import GPS, Cluster
-from convergence.coefficients import Course, course
-from convergence.nonconvex import START, Nonconvex
-from convergence.sgd import Noise
-from convergence.theory import (
+from convergence.problems.nonconvex import START, Nonconvex
+from convergence.problems.sgd import Noise
+from convergence.theory import coefficients
+from convergence.theory.bound import (
     Statistics,
     bound,
     conditions,
@@ -21,6 +19,8 @@ from convergence.theory import (
     spread,
     statistics,
 )
+from convergence.theory.coefficients import Course, course
+from convergence.theory.tightness import compare, estimated_lag, example, with_rate
 
 GROUPS: dict[str, Any] = {"run.budget_local_steps": 480, "worker.local_steps": 2}
 HALOS: dict[str, Any] = GROUPS | {

@@ -1,10 +1,10 @@
-"""A convergence bound for every lossless method of the simulator, and a check against measured runs.
+"""A convergence bound for every lossless method of the simulator.
 
 Derived in docs/THEORY.md, whose names this module uses. In short: gradient j of N is computed at
 
     y_j = x_0 - sum_i W_ji g_i
 
-with coefficients W that a run's course fixes (`convergence.coefficients`), and has in the end the gain w_j in
+with coefficients W that a run's course fixes (`convergence.theory.coefficients`), and has in the end the gain w_j in
 every model. With the virtual sequence z_j = x_0 - sum_{i<j} w_i g_i and the deviation D_ji = W_ji - w_i
 (i < j), for f with an L-Lipschitz gradient, gap = f(x_0) - f* and noise of variance s_j^2 at most,
 
@@ -18,21 +18,15 @@ and any other sequence of models, with coefficients X, has (rho', nu' from X - W
     (sum_j w_j E|grad f(x_j)|^2)^(1/2) <= (1 + L rho') t + L nu'.
 """
 
-import argparse
-import json
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import isfinite, sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pelago import children
-
 if TYPE_CHECKING:
-    from convergence.coefficients import Course
+    from convergence.theory.coefficients import Course
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
@@ -223,44 +217,3 @@ def lag_estimate(
             + momentum(*gps) * cycle / regions
         )
     )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table of docs/THEORY.md, progress on stderr, and at last a line of JSON."""
-    children.leave_working_folder()
-    parser = argparse.ArgumentParser(prog="python -m convergence.theory", description=main.__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="runs to average (default: 3)")
-    options = parser.parse_args(arguments)
-    if options.seeds < 1:
-        parser.error(f"argument --seeds: {options.seeds} must be at least 1")
-    # Here: the comparison stands on this module, which is no more than formulas, and on torch.
-    from convergence.bound_tightness import SETTINGS, compare, example
-
-    seeds = range(options.seeds)
-    rows = []
-    print(
-        "| setting | N | lag | estimated | largest rate | bound | measured | ratio | GPS: bound |"
-        " measured | ratio |\n|---|---|---|---|---|---|---|---|---|---|---|"
-    )
-    for number, (setting, changes) in enumerate(SETTINGS.items(), start=1):
-        print(f"{number}/{len(SETTINGS)} {setting}", file=sys.stderr, flush=True)
-        row = compare(setting, example(changes), seeds)
-        rows.append(row)
-        estimate = "" if row.lag_estimated is None else f"{row.lag_estimated:.0f}"
-        points, models = row.ratios
-        print(
-            f"| {setting} | {row.gradients} | {row.lag:.0f} | {estimate} | {row.rate_max:.3g}"
-            f" | {row.bound.points:.3g} | {row.measured.points:.3g} | {points:.1f}"
-            f" | {row.bound.global_models:.3g} | {row.measured.global_models:.3g} | {models:.1f} |",
-            flush=True,
-        )
-    worst = {
-        "points": max(row.ratios[0] for row in rows),
-        "global_models": max(row.ratios[1] for row in rows),
-    }
-    print(json.dumps({"worst_ratio": worst, "rows": [asdict(row) for row in rows]}))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

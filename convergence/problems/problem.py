@@ -8,14 +8,13 @@ trained together far faster than one after the other; no job depends on another 
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, assert_never, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from pelago.config.fields import InFlight
-from pelago.config.run_file import RunFile
 from pelago.config.servers import ServerSection
 from pelago.core.frozen import frozen
 from pelago.core.names import Spans
-from pelago.sim.planes import Payload, PlanePort, Round, TimingPlane
+from pelago.sim.planes import Payload, PlanePort, Round
 from pelago.wire.messages import TensorSpec
 
 
@@ -95,70 +94,10 @@ class Batchable(Problem, Protocol):
     """A problem that trains faster in larger batches, also of several simulations."""
 
     @property
-    def kin(self) -> Hashable:
-        """Problems of equal kin may train in one batch."""
+    def batch_key(self) -> Hashable:
+        """Problems with equal keys may train in one batch."""
         ...
 
-    def train_kin(self, requests: Sequence[tuple[Any, Sequence[Job]]]) -> list[list[Round]]:
-        """`train` for several problems of this one's kin, each with its own optimiser states."""
+    def train_together(self, requests: Sequence[tuple[Any, Sequence[Job]]]) -> list[list[Round]]:
+        """`train` for several problems with this one's batch key, each with its own optimiser states."""
         ...
-
-
-class Timing:
-    """No tensors: who would be where when. Every update is accepted, every loss 0."""
-
-    validates = False
-
-    def __init__(self, run: RunFile) -> None:
-        assert run.simulation is not None
-        # An fp32 model of this size; the links charge its bytes.
-        self.specs = (TensorSpec("timing", (max(1, run.simulation.model_bytes // 4),)),)
-        self.fingerprint = "timing"
-        self._sequence_length = run.data.sequence_length
-
-    def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> PlanePort:
-        """Names of payloads only."""
-        return TimingPlane()
-
-    def client_plane(self) -> PlanePort:
-        """Names of payloads only."""
-        return TimingPlane()
-
-    def train(self, jobs: Sequence[Job]) -> list[Round]:
-        """Nothing is trained."""
-        return [Round(None, job.steps * job.batch * self._sequence_length, 0.0) for job in jobs]
-
-    def validate(self, payload: Payload) -> tuple[float, int]:
-        """Nothing is measured."""
-        return 0.0, 0
-
-    def value(self, plane: PlanePort) -> float | None:
-        """There is none."""
-        return None
-
-
-def build(run: RunFile, replicas: int) -> Problem:
-    """The problem that a run file names, for so many replicas. Raises `ConfigError`."""
-    assert run.simulation is not None
-    # torch takes seconds to import, longer than a whole run without tensors.
-    match run.simulation.problem:
-        case "timing":
-            return Timing(run)
-        case "scalar":
-            from convergence.scalar import Scalar
-
-            return Scalar(run)
-        case "quadratic":
-            from convergence.quadratic import Quadratic
-
-            return Quadratic(run)
-        case "nonconvex":
-            from convergence.nonconvex import Nonconvex
-
-            return Nonconvex(run)
-        case "lm":
-            from convergence.lm.problem import LanguageModelling
-
-            return LanguageModelling(run, replicas)
-        case _:
-            assert_never(run.simulation.problem)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from convergence.problems import Job
+from convergence.problems.problem import Job
 from pelago.config.run_file import RunFile
 from pelago.config.training import WorkerSection
 from pelago.core.prng import derive

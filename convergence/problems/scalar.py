@@ -13,9 +13,9 @@ from typing import Final
 
 import torch
 
-from convergence import tensors
-from convergence.problems import Job
-from convergence.tensors import TensorPlane
+from convergence.problems import tensors
+from convergence.problems.problem import Job
+from convergence.problems.tensors import TensorPlane
 from pelago.config.fields import InFlight
 from pelago.config.run_file import RunFile
 from pelago.config.servers import ServerSection

@@ -11,11 +11,11 @@ from typing import Any, Final
 import numpy as np
 
 from convergence.cluster import GPS, Arrival, Cluster
-from convergence.coefficients import Course, course
-from convergence.nonconvex import START, Nonconvex
-from convergence.sgd import Vector
-from convergence.tensors import TensorPlane
-from convergence.theory import Bound, bound, conditions, lag_estimate, scaled, statistics
+from convergence.problems.nonconvex import START, Nonconvex
+from convergence.problems.sgd import Vector
+from convergence.problems.tensors import TensorPlane
+from convergence.theory.bound import Bound, bound, conditions, lag_estimate, scaled, statistics
+from convergence.theory.coefficients import Course, course
 from pelago.config.run_file import RunFile
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from convergence.nonconvex import START, Nonconvex
-from convergence.problems import Job, Part
+from convergence.problems.nonconvex import START, Nonconvex
+from convergence.problems.problem import Job, Part
 from pelago.config.run_file import RunFile
 from pelago.core.errors import ConfigError
 

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from convergence import tensors
 from convergence.cluster import GPS, Arrival, Cluster, HandedOut
 from convergence.methods import WorkerUnit
-from convergence.problems import Job
-from convergence.sgd import Noise, Vector, descend, steps
-from convergence.tensors import TensorPlane
+from convergence.problems import tensors
+from convergence.problems.problem import Job
+from convergence.problems.sgd import Noise, Vector, descend, steps
+from convergence.problems.tensors import TensorPlane
 from pelago.config.fields import InFlight
 from pelago.config.run_file import RunFile
 from pelago.config.servers import ServerSection

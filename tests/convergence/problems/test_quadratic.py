@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from convergence.cluster import Cluster
-from convergence.problems import Job, Part
-from convergence.quadratic import Quadratic
-from convergence.sgd import Noise, steps
+from convergence.problems.problem import Job, Part
+from convergence.problems.quadratic import Quadratic
+from convergence.problems.sgd import Noise, steps
 from pelago.config.run_file import RunFile
 from pelago.core.errors import ConfigError
 from worker.schedule import learning_rate

@@ -16,10 +16,10 @@ from typing import Final
 import numpy as np
 import torch
 
-from convergence import tensors
-from convergence.problems import Job
-from convergence.sgd import Noise, Vector, descend, numbers
-from convergence.tensors import TensorPlane
+from convergence.problems import tensors
+from convergence.problems.problem import Job
+from convergence.problems.sgd import Noise, Vector, descend, numbers
+from convergence.problems.tensors import TensorPlane
 from pelago.config.fields import InFlight
 from pelago.config.run_file import RunFile
 from pelago.config.servers import ServerSection
