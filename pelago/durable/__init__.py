@@ -1,1 +1,1 @@
-"""What a durable server writes down, and how its state is recovered from that: images, records, replay. Pure."""
+"""What a durable server saves, and how its state is recovered from it: images, records, replay. Pure."""

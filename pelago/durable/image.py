@@ -1,16 +1,17 @@
-"""The state of a machine as plain data, and back: what a durable server writes down.
+"""The state of a machine as plain data, and back: the main part of a durable server's snapshot.
 
-An image is made of what msgpack packs. All that is no plain value is a list that begins with the name
-of its class, and a class of ours names its fields, so that what another version of Pelago wrote is
-refused and never misread:
+An image consists of values that msgpack packs. A value that is not plain is a list that begins with the name
+of its class. Classes of Pelago also name their fields, so an image of another version is refused and never
+misread:
 
-    ["tuple", 0, 8]                                   so are a list and a deque
-    ["dict", "eu", 1, "us", 2]                        so is an OrderedDict; the order is kept
+    ["tuple", 0, 8]                                   a list and a deque likewise
+    ["dict", "eu", 1, "us", 2]                        an OrderedDict likewise; the order is kept
     ["Version", "incarnation", 9, "counter", 4]
 
-Only classes marked with `durable` take part, of two sorts. *Records*, dataclasses and named tuples,
-are made anew from their fields. All others are *parts*: the fresh machine has them, with the settings
-of its run file, and they are filled in place; one that it lacks is made without arguments.
+Only classes marked with `durable` may occur. There are two sorts. *Records* (dataclasses and named tuples)
+are constructed from their fields. All others are *parts*: the fresh machine has them already, with the
+settings of its run file, and their state is set in place; a part that it lacks is constructed without
+arguments.
 """
 
 from collections import OrderedDict, deque
@@ -31,13 +32,13 @@ from pelago.core.durable import CLASSES, SETTINGS, is_record
 from pelago.core.errors import CheckpointError
 
 Plain: TypeAlias = Union[bool, int, float, str, bytes, list["Plain"], None]
-"""What an image is made of."""
+"""Any value of an image."""
 
 Pairs: TypeAlias = Iterable[tuple[Plain, Plain]]
 
 INTEGER_MIN: Final = -(2**63)
 INTEGER_MAX: Final = 2**64 - 1
-"""Of the integers that msgpack packs."""
+"""The range of integers that msgpack packs."""
 
 _PLAIN: Final = (NoneType, bool, int, float, str, bytes)
 _SEQUENCES: Final[dict[str, type]] = {"list": list, "tuple": tuple, "deque": deque}
@@ -47,21 +48,21 @@ _types: dict[type, dict[str, Any]] = {}
 
 
 def take(machine: object) -> Plain:
-    """The state of a machine as it is now; the same state gives the same image."""
+    """The image of a machine's current state. Equal states give equal images."""
     return _write(machine)
 
 
 def restore(machine: object, image: Plain) -> None:
-    """Put a state into a machine that was just constructed, of the class that it was taken from.
+    """Set the state of a machine that was just constructed, of the class that the image was taken from.
 
-    The machine keeps its own settings. Entries of its dicts that the image does not know stay, behind
+    The machine keeps its own settings. Entries of its dicts that the image does not have stay, behind
     those of the image: they come from its settings too. Raises `CheckpointError` for an image that
-    does not fit; the machine is of no use then.
+    does not fit; the machine must not be used then.
     """
     _read(image, machine, type(machine).__qualname__)
 
 
-# --- out -----------------------------------------------------------------------------------------
+# --- to plain data -----------------------------------------------------------------------------------------
 
 
 def _write(value: Any) -> Plain:
@@ -83,11 +84,11 @@ def _write(value: Any) -> Plain:
     return [name, *(each for field, held in fields.items() for each in (field, _write(held)))]
 
 
-# --- and back ------------------------------------------------------------------------------------
+# --- from plain data ------------------------------------------------------------------------------------
 
 
 def _read(image: Plain, fresh: Any, where: str) -> Any:
-    """A value. ``fresh``: what stands in its place; None: nothing, or it is not known yet what."""
+    """A value. ``fresh``: the value of the fresh machine in its place; None if there is none or it is not known."""
     name = type(image).__qualname__
     if type(image) is list:
         if not image or type(image[0]) is not str:
@@ -116,7 +117,7 @@ def _read(image: Plain, fresh: Any, where: str) -> Any:
 
 
 def _read_mapping(pairs: Pairs, fresh: dict[Any, Any], where: str) -> dict[Any, Any]:
-    # In place: an object may keep a method of its dict.
+    # In place, because an object may hold a bound method of its dict.
     stays = dict(fresh)
     fresh.clear()
     for plain_key, plain in pairs:
@@ -154,7 +155,7 @@ def _blank(kind: type, where: str) -> Any:
 
 
 def _named(pairs: Pairs, expected: tuple[str, ...], where: str) -> dict[str, Plain]:
-    """Fields by name, each of those expected once."""
+    """Fields by name; each of the expected ones must occur once."""
     fields: dict[str, Plain] = {}
     for name, plain in pairs:
         if type(name) is not str or name not in expected:
@@ -175,14 +176,14 @@ def _misfit(what: str) -> CheckpointError:
 
 def _hints(kind: type) -> dict[str, Any]:
     """A record's fields and their types."""
-    # Not when it is marked: a type may be named that is made only later.
+    # Not when the class is marked, since a field's type may be defined later.
     if kind not in _types:
         _types[kind] = get_type_hints(kind)
     return _types[kind]
 
 
 def _fields(value: Any) -> tuple[str, ...]:
-    """Names of the attributes of a durable object that are its state."""
+    """The attributes of a durable object that are part of its state."""
     kind = type(value)
     if is_record(kind):
         return tuple(_hints(kind))
@@ -200,7 +201,7 @@ def _fits(value: Any, annotation: Any) -> bool:
     if origin in (Union, UnionType):
         return any(_fits(value, each) for each in arguments)
     if annotation is float:
-        return type(value) in (float, int)  # As type checkers have it.
+        return type(value) in (float, int)  # As type checkers treat float.
     if origin is tuple and type(value) is tuple:
         if arguments[-1] is Ellipsis:
             return all(_fits(each, arguments[0]) for each in value)

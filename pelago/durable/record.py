@@ -1,23 +1,23 @@
-"""What a durable node writes to disk: records of one form, in journals and in snapshots alike.
+"""The records that a durable node writes to disk: one form for journals, snapshots and histories.
 
 A record is a head of `HEAD_BYTES` and a body::
 
     magic 4 | kind 1 | zeros 3 | number 8 | length 8 | checksum of the body 8 | first 8 | second 8
     | checksum of all of that 8
 
-little-endian; checksums are XXH3-64. ``number`` counts the records of a node upwards, over all of its
-files, so that a record left over from another time is never taken for the next one; in a snapshot all have
-the number of the last event inside.
+little-endian; checksums are XXH3-64. ``number`` counts the records of a node upwards over all of its files, so
+that a record left over in a reused file is never taken for the next one. In a snapshot all records have the
+number of the last event inside.
 
-The last checksum is seeded with the *salt* of the node's life, a random number that stands in every HEADER
-(which itself has none, like the lines of a history). So no record that a peer made up, and sent as part of a
-payload, is ever taken for one of ours.
+The last checksum is seeded with the node's *salt*, a random number that stands in every HEADER (which itself
+has none, as the lines of a history have none). So a record that a peer forged and sent as part of a payload is
+never taken for a real one.
 
 ==========  ========================================  ==================  =======
 kind        body                                      first               second
 ==========  ========================================  ==================  =======
 HEADER      msgpack: who wrote this file, `Header`
-EVENT       msgpack: what a machine was told          its number          its now
+EVENT       msgpack: an event of the machine          0                   its time, ps
 BEGIN       msgpack: whose payload begins, `Begun`    the payload
 CHUNK       raw bytes of a payload's chunk            the payload         its place
 ABORT       empty: no more of it will arrive          the payload
@@ -45,7 +45,7 @@ from pelago.wire.fields import Codec, compile_type
 from pelago.wire.messages import Event
 
 FORMAT: Final = 5
-"""Of records and everything in them; a file of another format is refused."""
+"""The format of records and of everything in them. A file of another format is refused."""
 MAGIC: Final = b"PLGO"
 _HEAD: Final = struct.Struct("<4sB3xQQQqQ")
 _SEAL: Final = struct.Struct("<Q")
@@ -55,7 +55,7 @@ NUMBER_MAX: Final = 2**64 - 1
 
 
 class Kind(IntEnum):
-    """What a record holds."""
+    """The kind of a record."""
 
     HEADER = 1
     EVENT = 2
@@ -75,29 +75,28 @@ class Head(NamedTuple):
     number: int
     length: int
     checksum: int
-    """Of the body."""
+    """XXH3-64 of the body."""
     first: int
     second: int
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Who wrote a file, and when: its first record."""
+    """The first record of a file: who wrote it, and when."""
 
     format: int
     run: str
     node: str
-    """Which of the run's nodes: ``gps``, ``lps-eu``."""
+    """The node: ``gps``, ``lps-eu``."""
     process: str
-    """What its peers call it."""
+    """The process's name on the sockets."""
     incarnation: int
     boot: str
-    """Of the machine: what was written without a sync is certain only while the machine has not
-    been started again."""
+    """The host's boot id. Without a sync, writes are certain to be there only until the host is booted again."""
     wall_ms: int
     """Milliseconds since 1970 when the file was begun."""
     salt: int
-    """Of this life: what no peer knows."""
+    """A random number that no peer knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +111,7 @@ class Begun:
 
 
 def checksum(body: bytes | memoryview) -> int:
-    """XXH3-64, as `pelago.tensor.checksum` has it."""
+    """XXH3-64 of some bytes, as in `pelago.tensor.checksum`."""
     return xxhash.xxh3_64_intdigest(body)
 
 
@@ -129,8 +128,7 @@ def head(
     known: int = -1,
     salt: int = 0,
 ) -> bytes:
-    """The head that goes before ``body``; ``known``: its checksum, if that was computed already;
-    ``salt``: of the life that writes it."""
+    """The head of a record with this body. ``known``: the checksum of the body if it was computed already, else -1."""
     length = body.nbytes if isinstance(body, memoryview) else len(body)
     of_body = checksum(body) if known < 0 else known
     packed = _HEAD.pack(MAGIC, kind, number, length, of_body, first, second)
@@ -138,7 +136,7 @@ def head(
 
 
 def parse_head(data: bytes | memoryview, salt: int | None = 0) -> Head | None:
-    """A head; None if this is none, or a damaged one, or has another salt. ``salt`` None: whatever it has."""
+    """The head in some bytes; None if it is damaged or has another salt. ``salt`` None: any salt."""
     if len(data) < HEAD_BYTES:
         return None
     packed = bytes(data[: _HEAD.size])
@@ -161,7 +159,7 @@ INTEGER_MIN: Final = -(2**63)
 _HEADER: Final[Codec] = compile_type(Header, 0)
 _BEGUN: Final[Codec] = compile_type(Begun, 0)
 _EVENTS: Final = [each for each in get_args(machine.Event) if isinstance(each, type)]
-"""Without `Received`, which is generic, and whose message has a codec of its own."""
+"""All events but `Received`, which is generic, and whose message has a codec of its own."""
 _TAGS: Final = {kind: tag for tag, kind in enumerate(_EVENTS, 1)}
 _CODECS: Final[dict[type, Codec]] = {kind: compile_type(kind, INTEGER_MIN) for kind in _EVENTS}
 _RECEIVED: Final = 0
@@ -174,7 +172,7 @@ def pack_header(header: Header) -> bytes:
 
 
 def unpack_header(body: bytes | memoryview) -> Header:
-    """What `pack_header` packed. Raises `CheckpointError`."""
+    """The header in a body. Raises `CheckpointError`."""
     found = _unpack(body)
     if isinstance(found, tuple) and found and found[0] != FORMAT:
         raise CheckpointError(f"format {found[0]!r} is not {FORMAT}: written by another Pelago")
@@ -192,7 +190,7 @@ def pack_begun(begun: Begun) -> bytes:
 
 
 def unpack_begun(body: bytes | memoryview) -> Begun:
-    """What `pack_begun` packed. Raises `CheckpointError`."""
+    """The `Begun` in a body. Raises `CheckpointError`."""
     try:
         begun: Begun = _BEGUN[1](_unpack(body))
     except WireError as error:
@@ -212,7 +210,7 @@ def pack_event(run: str, event: Event) -> bytes:
 
 
 def unpack_event(run: str, body: bytes | memoryview) -> Event:
-    """What `pack_event` packed. Raises `CheckpointError`."""
+    """The event in a body. Raises `CheckpointError`."""
     try:
         tag, *rest = _unpack(body)
         if tag == _RECEIVED:
@@ -225,13 +223,13 @@ def unpack_event(run: str, body: bytes | memoryview) -> Event:
 
 
 def pack(value: Any) -> bytes:
-    """Plain data, as the body of STATE or LAYOUT."""
+    """The body of STATE or LAYOUT, from plain data."""
     packed: bytes = msgpack.packb(value)
     return packed
 
 
 def unpack(body: bytes | memoryview) -> Any:
-    """What `pack` packed, with lists as lists. Raises `CheckpointError`."""
+    """The plain data in a body, lists as lists. Raises `CheckpointError`."""
     return _unpack(body, use_list=True)
 
 
@@ -242,4 +240,4 @@ def _unpack(body: bytes | memoryview, use_list: bool = False) -> Any:
         raise CheckpointError(f"not msgpack: {error}") from None
 
 
-assert next(each.name for each in fields(Header)) == "format"  # `unpack_header` looks there first.
+assert next(each.name for each in fields(Header)) == "format"  # `unpack_header` reads it first.
