@@ -106,6 +106,10 @@ class Exchanges:
             # The GPS took the samples back; they may be ours again already, under a new lease.
             self.current.spans = self.current.dropped = ()
 
+    def awaits(self, push: PushId | None) -> bool:
+        """Whether this is the exchange under way."""
+        return self.current is not None and self.current.push == push
+
     def holding(self, spans: Spans) -> PushId | None:
         """The exchange under way, if it holds some of these samples and nothing is known of its fate."""
         current = self.current

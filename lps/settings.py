@@ -1,6 +1,6 @@
 """From the run file to the settings of an LPS's machine, for the daemon and the virtual driver."""
 
-from lps.state import LpsSettings
+from lps.machine_settings import LpsSettings
 from pelago.config.run_file import RunFile
 from pelago.config.timeouts import Timeouts
 from pelago.core.machine import PS_PER_MINUTE, PS_PER_S

@@ -162,9 +162,7 @@ def _scene(world: World) -> str:
         state = getattr(machine, "state", None) or getattr(machine, "phase", "")
         told = f"{name}: {state}, {node.finished}"
         if isinstance(machine, Lps):
-            told += (
-                f", {machine.version} updates, pool {machine.leases.pool.total}, {machine.session}"
-            )
+            told += f", {machine.model.version} updates, pool {machine.workers.leases.pool.total}, {machine.session}"
         if isinstance(machine, Gps):
             told += (
                 f", {[(each.name, each.peer, each.replying) for each in machine.regions.values()]}"

@@ -155,6 +155,11 @@ class ClientSession:
         if self.upload is not None and self.upload.blob == blob:
             self.upload.state, self.upload.asked_at = "arrived", now
 
+    def decided(self) -> None:
+        """The update's fate is known, but not yet all that follows from it: an offer asks for that again."""
+        if self.upload is not None:
+            self.upload.state = "arrived"
+
     def lost(self, now: int) -> None:
         """The driver gave up on sending to the server: ask again on the tick."""
         if self.upload is not None and self.upload.state == "sending":

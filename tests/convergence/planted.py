@@ -161,7 +161,7 @@ def fences_begin_anew_with_every_life(patch: pytest.MonkeyPatch) -> None:
 @plant
 def a_restarted_lps_believes_its_models_to_be_on_their_way(patch: pytest.MonkeyPatch) -> None:
     def on_restarted(original: Any, self: Lps) -> Any:
-        replying = [(member, member.replying) for member in self.members]
+        replying = [(member, member.replying) for member in self.workers.members]
         effects = original(self)
         for member, blob in replying:
             member.replying = blob
@@ -325,7 +325,7 @@ def a_tick_comes_before_what_waited(patch: pytest.MonkeyPatch) -> None:
 @plant
 def a_member_that_says_hello_is_not_heard(patch: pytest.MonkeyPatch) -> None:
     def on_message(original: Any, self: Any, peer: Any, message: Any, blob: Any) -> Any:
-        known = self.members.get(peer) if isinstance(message, Hello) else None
+        known = self.workers.members.get(peer) if isinstance(message, Hello) else None
         before = known and known.heard_at
         effects = original(self, peer, message, blob)
         if known is not None:

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from lps.state import Lps, LpsSettings
+from lps.machine_settings import LpsSettings
+from lps.state import Lps
 from pelago.core.machine import PS_PER_MS, Send, SetTick, Started
 from pelago.core.names import Address, BlobId, Lease, Peer, PushId, Spans, Version
 from pelago.core.notes.lps import LpsJoined
@@ -119,10 +120,10 @@ class LpsDriver(Conversation):
     def work(self, peer: Peer, samples: int = 4) -> Lease:
         """A member asks for work, and gets it whatever the GPS must lend for it."""
         self.hears(peer, Pull(samples, 0))
-        member = self.lps.members.get(peer)
+        member = self.lps.workers.members.get(peer)
         assert member is not None
         if member.lease is None:
-            request = self.lps._prefetch.request
+            request = self.lps.workers.prefetch.request
             assert request is not None
             start = 4 * request.request - 4
             self.grant(request.request, ((start, start + request.samples),))
@@ -142,5 +143,5 @@ class LpsDriver(Conversation):
         """A member works for so many rounds of 4 samples; returns what followed from the last."""
         effects: list[Effect] = []
         for _ in range(count):
-            effects = self.push(peer, update(self.work(peer), base=self.lps.version))
+            effects = self.push(peer, update(self.work(peer), base=self.lps.model.version))
         return effects

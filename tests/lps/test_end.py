@@ -165,7 +165,7 @@ def test_every_sample_is_settled(
     driver = LpsDriver(in_flight=in_flight).serve().join("w0")
     driver.updates("w0", 3)
     driver.work("w0")
-    driver.lps.leases.pool.add(((16, 24),))
+    driver.lps.workers.leases.pool.add(((16, 24),))
     if outcome is not None:
         driver.hears("gps", Ack(E1, outcome))
     driver.hears("gps", Stop("budget"))
@@ -204,7 +204,7 @@ def test_a_gps_that_does_not_know_a_leaving_region_settles_it_too(leaving: LpsDr
 
 def test_a_goodbye_that_nobody_said_leave_for_is_ignored(driver: LpsDriver) -> None:
     assert driver.hears("gps", Goodbye()) == []
-    assert driver.lps.phase == "serving"
+    assert driver.lps.membership.phase == "serving"
 
 
 def test_a_region_that_is_not_in_just_ends() -> None:
@@ -244,8 +244,8 @@ def test_a_model_that_is_in_the_arena_already_is_not_transferred() -> None:
     assert driver.happens(Loaded(Version(9, 0))) == []
     driver.join("w0")
     assert driver.hears("gps", gps_welcome()) == [LpsJoined(1)]
-    assert driver.lps.phase == "serving"
-    assert driver.lps.wan_bytes == 0
+    assert driver.lps.membership.phase == "serving"
+    assert driver.lps.model.wan_bytes == 0
 
 
 def test_after_an_eviction_the_arena_is_not_trusted() -> None:
@@ -302,7 +302,7 @@ def test_the_check_sees_a_broken_lps(driver: LpsDriver) -> None:
     driver.join("w1")
     work = driver.work("w0")
     lps: Lps = driver.lps
-    first, second = lps.members.get("w0"), lps.members.get("w1")
+    first, second = lps.workers.members.get("w0"), lps.workers.members.get("w1")
     assert first is not None
     assert second is not None
     second.lease = work
@@ -312,7 +312,7 @@ def test_the_check_sees_a_broken_lps(driver: LpsDriver) -> None:
     with pytest.raises(AssertionError):  # An open lease without one.
         lps.check()
     first.lease = work
-    lps.leases.open.clear()
+    lps.workers.leases.open.clear()
     with pytest.raises(AssertionError):  # A holder of a lease that is not open.
         lps.check()
     first.lease = None
@@ -336,7 +336,7 @@ def test_a_region_that_was_drained_serves_again_when_it_is_started_again(driver:
         Send("gps", Pull(0, 0)),
     ]
     driver.hears("gps", global_model(0), -1)
-    assert driver.lps.phase == "serving"
+    assert driver.lps.membership.phase == "serving"
     assert isinstance(without_notes(driver.hears("w0", hello()))[0].message, Welcome)  # type: ignore[union-attr]
     assert driver.happens(Restarted())[-1].__class__ is not Finish
 
@@ -367,5 +367,5 @@ def test_an_lps_whose_gps_is_gone_for_good_ends_with_an_error_and_keeps_its_stat
     assert "network.give_up_after_ms" in ended[0].error
     driver.happens(Restarted())
     assert not [each for each in driver.happens(Tick()) if isinstance(each, Finish)]
-    assert driver.lps.phase == "serving"
-    assert driver.lps.leases.find(work.push) is not None
+    assert driver.lps.membership.phase == "serving"
+    assert driver.lps.workers.leases.find(work.push) is not None

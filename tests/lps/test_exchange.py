@@ -120,7 +120,7 @@ def test_a_round_trip_merges_the_global_model(sent: LpsDriver) -> None:
     ]
     assert sent.lps.report().exchanges == 1
     assert not sent.lps.report().exchanging
-    assert sent.lps.wan_bytes == 300
+    assert sent.lps.model.wan_bytes == 300
 
 
 def test_samples_that_are_lent_again_say_that_the_exchange_was_rejected(sent: LpsDriver) -> None:
@@ -130,7 +130,7 @@ def test_samples_that_are_lent_again_say_that_the_exchange_was_rejected(sent: Lp
     assert isinstance(asked, Send)
     assert isinstance(asked.message, LeaseRequest)
     assert sent.grant(asked.message.request, ((0, 8),))[0] == answered("rejected")
-    member = sent.lps.members.get("w0")
+    member = sent.lps.workers.members.get("w0")
     assert member is not None
     assert member.lease is not None
     sent.push("w0", update(member.lease))
@@ -178,7 +178,7 @@ def test_work_that_is_kept_is_in_the_next_exchange(
 
 def test_an_exchange_inside_one_region_is_counted_as_local_traffic() -> None:
     driver = LpsDriver(wan=False).serve().join("w0")
-    assert (driver.lps.wan_bytes, driver.lps.lan_bytes) == (0, 100)
+    assert (driver.lps.model.wan_bytes, driver.lps.model.lan_bytes) == (0, 100)
 
 
 def test_a_rejected_exchange_starts_the_region_afresh(sent: LpsDriver) -> None:
@@ -191,7 +191,7 @@ def test_a_rejected_exchange_starts_the_region_afresh(sent: LpsDriver) -> None:
     assert sent.hears("gps", Ack(E1, "rejected")) == [answered("rejected")]
     sent.hears("w0", Pull(8, 0))
     sent.grant(4, ((0, 8),))
-    member = sent.lps.members.get("w0")
+    member = sent.lps.workers.members.get("w0")
     assert member is not None
     assert member.lease is not None
     sent.push("w0", update(member.lease))
@@ -264,7 +264,7 @@ def test_a_model_that_nobody_waits_for_is_released(driver: LpsDriver) -> None:
 def test_the_fate_of_another_exchange_is_not_this_ones(sent: LpsDriver) -> None:
     for push in (E2, PushId(1, 0)):
         assert sent.hears("gps", Ack(push, "fenced")) == []
-    assert sent.lps.phase == "serving"
+    assert sent.lps.membership.phase == "serving"
 
 
 # --- joining the GPS --------------------------------------------------------------------------
@@ -288,7 +288,7 @@ def test_the_first_model_is_loaded_whole() -> None:
     assert driver.after(0.5).happens(Tick()) == [beat, Send("gps", Pull(0, 0))]
     assert driver.hears("gps", global_model(3), -1) == [Apply("load", -1), Release(-1)]
     assert driver.hears("gps", global_model(3), -2) == [Release(-2)]
-    assert driver.lps.wan_bytes == 100
+    assert driver.lps.model.wan_bytes == 100
 
 
 def test_the_size_of_a_model_follows_from_the_manifest() -> None:
@@ -296,7 +296,7 @@ def test_the_size_of_a_model_follows_from_the_manifest() -> None:
     manifest = (TensorSpec("a", (2, 3)), TensorSpec("b", (4,)))
     driver.hears("gps", replace(gps_welcome(), manifest=manifest))
     driver.hears("gps", global_model(0), -1)
-    assert driver.lps.wan_bytes == 40
+    assert driver.lps.model.wan_bytes == 40
 
 
 def test_workers_are_served_as_soon_as_the_model_is_there() -> None:
@@ -345,8 +345,8 @@ def test_an_evicted_region_voids_what_it_holds_and_starts_afresh(sent: LpsDriver
         Send("gps", LeaseRequest(5, 4, 0)),
     ]
     assert sent.grant(5, ((40, 44),), fence=2)[1].__class__ is Send
-    sent.lps.members.get("w1").replying = None  # type: ignore[union-attr]
-    member = sent.lps.members.get("w1")
+    sent.lps.workers.members.get("w1").replying = None  # type: ignore[union-attr]
+    member = sent.lps.workers.members.get("w1")
     assert member is not None
     assert member.lease is not None
     sent.push("w1", update(member.lease))

@@ -79,11 +79,11 @@ def test_the_run_file_may_say_otherwise_than_before() -> None:
 def test_a_restored_server_knows_its_members() -> None:
     driver = used()
     lps = restored(driver.lps)
-    member = lps.members.get("w-1")
-    assert member is not driver.lps.members.get("w-1")
-    assert member == driver.lps.members.get("w-1")
+    member = lps.workers.members.get("w-1")
+    assert member is not driver.lps.workers.members.get("w-1")
+    assert member == driver.lps.workers.members.get("w-1")
     lps.handle(Received("w-3", hello()), driver.now)
-    assert lps.members.get("w-3").group == 2
+    assert lps.workers.members.get("w-3").group == 2
 
 
 def test_states_of_a_moment_come_back_too() -> None:
@@ -102,13 +102,13 @@ def test_an_attribute_that_is_neither_state_nor_a_setting_is_noticed(content: ob
     parts = (
         lps,
         lps.session,
-        lps.leases,
-        lps.leases.outcomes,
-        lps.members,
+        lps.workers.leases,
+        lps.workers.leases.outcomes,
+        lps.workers.members,
         lps.admission,
         lps.admission.staging,
     )
-    for part in (*parts, lps.exchanges, lps._prefetch):
+    for part in (*parts, lps.exchanges, lps.workers.prefetch):
         take(lps)
         part._added = content  # type: ignore[attr-defined]
         with pytest.raises(AssertionError, match="not durable"):

@@ -46,7 +46,7 @@ def test_a_failed_round_returns_its_samples_and_is_answered_with_the_next(
         RoundRejected("w0", 0, why),
         Send("w0", Ack(work.push, "rejected")),
     ]
-    lease = driver.lps.members.get("w0").lease  # type: ignore[union-attr]
+    lease = driver.lps.workers.members.get("w0").lease  # type: ignore[union-attr]
     assert isinstance(lease, Lease)
     assert (lease.spans, lease.push) == (work.spans, (work.push.lease + 1, 1))
     assert driver.hears("w0", failed) == [Send("w0", Ack(work.push, "rejected"))]
@@ -54,7 +54,7 @@ def test_a_failed_round_returns_its_samples_and_is_answered_with_the_next(
         Send("w0", Ack(lease.push._replace(fence=9), "fenced"))
     ]
     assert driver.lps.report().rejected == 1
-    assert driver.lps.version == 0
+    assert driver.lps.model.version == 0
 
 
 def test_a_worker_whose_rounds_all_fail_is_told_to_end_while_others_do_better(
@@ -72,12 +72,12 @@ def test_a_worker_whose_rounds_all_fail_is_told_to_end_while_others_do_better(
     assert refusal.peer == "w0"
     assert "no update of worker eu/0 can be applied: the last 3 in a row" in str(refusal)
     assert "worker.max_lr = 0.5" in str(refusal)
-    assert driver.lps.members.get("w0") is None
+    assert driver.lps.workers.members.get("w0") is None
     driver.updates("w1", 1)
     driver.join("w9")
     fails(driver, "w9")
-    assert driver.lps.members.get("w9") is None, "it has the place of one that failed"
-    assert driver.lps.phase == "serving"
+    assert driver.lps.workers.members.get("w9") is None, "it has the place of one that failed"
+    assert driver.lps.membership.phase == "serving"
 
 
 def failed_region(driver: LpsDriver) -> list[Effect]:
@@ -112,7 +112,11 @@ def test_a_region_of_which_no_worker_learns_leaves_with_the_reason(driver: LpsDr
     restore(lps, take(driver.lps))
     effects = lps.handle(Restarted(), driver.now)
     assert GPS_HELLO in effects
-    assert (lps.phase, lps.error, lps.refusals.in_a_row) == ("joining", "", {})
+    assert (lps.membership.phase, lps.workers.error, lps.workers.refusals.in_a_row) == (
+        "joining",
+        "",
+        {},
+    )
 
 
 def test_an_error_is_told_to_the_user_also_where_the_gps_does_not_answer(driver: LpsDriver) -> None:
@@ -151,4 +155,4 @@ def test_what_was_revoked_while_it_was_measured_counts_for_nobody(driver: LpsDri
     driver.hears("w0", update(driver.work("w0")), -1)
     driver.hears("w0", Leave("enough", None, (), (), ()))
     driver.happens(Measured(-1, 1.0, finite=False))
-    assert driver.lps.refusals.total == 0
+    assert driver.lps.workers.refusals.total == 0

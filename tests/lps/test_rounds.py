@@ -43,7 +43,7 @@ def test_with_nothing_ahead_of_need_exactly_what_is_wanted_is_asked_for_when_it_
         Send("w1", reply(0, lease(2, ((4, 10),))), 2),
         Release(2),
     ]
-    assert driver.lps.leases.pool.total == 0
+    assert driver.lps.workers.leases.pool.total == 0
 
 
 def test_samples_are_there_before_they_are_wanted() -> None:
@@ -107,7 +107,7 @@ def test_an_update_that_claims_more_than_its_lease_gives_is_not_measured(
     driver.hears("w0", Offer(message.push))
     effects = driver.hears("w0", replace(message, **claims), -1)
     assert not [each for each in effects if isinstance(each, Measure)]
-    assert driver.lps.version == 0
+    assert driver.lps.model.version == 0
     most = replace(message, steps=4, tokens=4 * 64)
     assert driver.hears("w0", most, -2) == [Measure(-2)]
 
@@ -115,7 +115,7 @@ def test_an_update_that_claims_more_than_its_lease_gives_is_not_measured(
 def test_a_base_that_does_not_exist_yet_counts_as_the_newest(driver: LpsDriver) -> None:
     driver.join("w0")
     driver.push("w0", update(driver.work("w0"), base=1 << 40))
-    assert (driver.lps.version, driver.lps.staleness_max) == (1, 0)
+    assert (driver.lps.model.version, driver.lps.model.staleness_max) == (1, 0)
 
 
 def test_a_payload_is_expected_when_it_was_granted_and_until_it_is_here(driver: LpsDriver) -> None:
@@ -270,7 +270,7 @@ def test_an_update_that_comes_twice_is_applied_once(driver: LpsDriver) -> None:
     assert driver.hears("w0", message, -3) == [Release(-3), ack]
     assert driver.hears("w0", Offer(L1.push)) == [ack]
     assert driver.happens(Measured(-1, 1.0, finite=True)) == []
-    assert driver.lps.version == 1
+    assert driver.lps.model.version == 1
 
 
 @pytest.mark.parametrize(

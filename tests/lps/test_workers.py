@@ -97,7 +97,7 @@ def test_who_does_not_fit_is_told_why(driver: LpsDriver, message: Message, fault
     refused = [WorkerRefused("w0", fault), Send("w0", Refuse(fault))]
     assert driver.hears("w0", message) == refused
     assert driver.hears("w0", message, -1) == [*refused, Release(-1)]
-    assert len(driver.lps.members) == 0
+    assert len(driver.lps.workers.members) == 0
 
 
 def test_the_last_group_that_fits_is_let_in(driver: LpsDriver) -> None:
@@ -132,7 +132,7 @@ def test_a_later_process_takes_a_group_over_with_its_work_undone(driver: LpsDriv
     new = driver.work("w1")
     assert new == lease(2, old.spans, fence=2)
     assert driver.hears("w1", Offer(old.push)) == [Send("w1", Ack(old.push, "fenced"))]
-    assert driver.lps.version == 0
+    assert driver.lps.model.version == 0
 
 
 # --- loss -------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def test_the_samples_of_a_silent_worker_are_leased_to_another(driver: LpsDriver)
     ]
     assert driver.hears("w0", Heartbeat(REPORT)) == [Send("w0", Rejoin())]
     assert driver.hears("w0", hello(0))[1] == Send("w0", welcome(0, fence=2))
-    assert driver.lps.version == 0
+    assert driver.lps.model.version == 0
 
 
 def test_any_word_is_a_sign_of_life(driver: LpsDriver) -> None:
@@ -184,7 +184,7 @@ def test_a_worker_that_leaves_returns_its_lease_and_its_place(driver: LpsDriver)
         Send("w0", Goodbye()),
     ]
     assert driver.hears("w0", Leave("enough", REPORT, (), (), ())) == [Send("w0", Goodbye())]
-    assert driver.lps.leases.pool.spans() == works[0].spans
+    assert driver.lps.workers.leases.pool.spans() == works[0].spans
 
 
 def test_a_transfer_lost_to_a_stranger_changes_nothing(driver: LpsDriver) -> None:
@@ -265,7 +265,7 @@ def test_bytes_that_arrived_are_counted(driver: LpsDriver) -> None:
     driver.grant(1, ((0, 4),))
     driver.happens(Delivered("w0", 1))
     driver.push("w0", update(L1))
-    assert (driver.lps.wan_bytes, driver.lps.lan_bytes) == (100, 200)
+    assert (driver.lps.model.wan_bytes, driver.lps.model.lan_bytes) == (100, 200)
 
 
 def test_a_member_that_says_hello_again_and_again_is_not_silent() -> None:
@@ -279,7 +279,7 @@ def test_a_member_that_says_hello_again_and_again_is_not_silent() -> None:
             Send("w0", Wait("the GPS, for which the LPS of eu waits"))
         ]
         driver.happens(Tick())
-    assert driver.lps.members.get("w0") is not None
+    assert driver.lps.workers.members.get("w0") is not None
 
 
 def test_a_worker_that_does_not_notice_that_its_trainer_is_stuck_loses_its_lease() -> None:
@@ -295,7 +295,7 @@ def test_a_worker_that_does_not_notice_that_its_trainer_is_stuck_loses_its_lease
     assert isinstance(effects[0], WorkerLeft)
     assert effects[0].why == "stuck"
     assert effects[-1] == Send("w0", Rejoin())
-    assert driver.lps.leases.pool.total == 4
+    assert driver.lps.workers.leases.pool.total == 4
     driver.join("w0")
     work = driver.work("w0")
     driver.after(100).push("w0", update(work))
@@ -317,8 +317,8 @@ def test_what_is_known_of_processes_that_are_gone_is_bounded_and_adds_up() -> No
         driver.hears(f"w{number}", hello(0, number))
         driver.hears(f"w{number}", Heartbeat(replace(REPORT, rounds=2)))
         driver.hears(f"w{number}", Leave("enough", None, (), (), ()))
-    assert len(driver.lps.members._recovered) == PAST_MAX
-    assert len(driver.lps.members._before) == 1
+    assert len(driver.lps.workers.members._recovered) == PAST_MAX
+    assert len(driver.lps.workers.members._before) == 1
     assert [(each.group, each.rounds) for each in driver.lps.report().workers] == [(0, 2 * count)]
     driver.hears(f"w{count - 1}", hello(0, count))
     driver.hears(f"w{count - 1}", Heartbeat(replace(REPORT, rounds=5)))
@@ -353,7 +353,7 @@ def test_who_leaves_waits_for_nothing_any_more(driver: LpsDriver) -> None:
     driver.join("w0")
     driver.hears("w0", Pull(4, 0))
     driver.hears("w0", Leave("enough", None, (), (), ()))
-    assert list(driver.lps._queue) == []
+    assert list(driver.lps.workers._queue) == []
 
 
 def test_a_slow_worker_gives_its_place_to_one_who_waits_and_its_update_still_counts() -> None:

@@ -12,7 +12,8 @@ from random import Random
 from gps.machine_settings import GpsSettings
 from gps.state import Gps
 from lps.exchange import InFlight
-from lps.state import Lps, LpsSettings
+from lps.machine_settings import LpsSettings
+from lps.state import Lps
 from pelago.core.machine import (
     PS_PER_MS,
     Delivered,

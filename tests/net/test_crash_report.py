@@ -13,7 +13,8 @@ import torch
 from gps.regions import Region as ServedRegion
 from gps.state import Gps
 from lps.exchange import Exchanges
-from lps.state import Lps, LpsSettings
+from lps.machine_settings import LpsSettings
+from lps.state import Lps
 from pelago.core.errors import CheckpointError
 from pelago.core.leases import SampleLedger
 from pelago.core.machine import PS_PER_MS, PeerLost, Received, Send, Started, Tick

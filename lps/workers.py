@@ -1,0 +1,350 @@
+"""The LPS's conversations with its workers: joining, leases, updates, leaving."""
+
+from collections import deque
+from dataclasses import replace
+from typing import Final
+
+from lps.exchange import Exchanges
+from lps.exchange_session import ExchangeSession
+from lps.lease_prefetch import LeasePrefetch
+from lps.machine_settings import LpsSettings
+from lps.members import Member, Members, hello_fault
+from lps.membership import RunMembership
+from lps.model import RegionModel
+from pelago.core.durable import durable
+from pelago.core.leases import LeaseTable
+from pelago.core.machine import PS_PER_MS, Send
+from pelago.core.names import BlobId, Lease, Peer, PushId, Version
+from pelago.core.notes.lps import (
+    RoundRejected,
+    UnexpectedPull,
+    UpdateApplied,
+    WorkerJoined,
+    WorkerLeft,
+    WorkerRefused,
+)
+from pelago.core.refusals import Client, Refusals, hopeless, update_fault
+from pelago.core.tensor_effects import Apply, Measured, Pin, Release
+from pelago.protocol.update_admission import UpdateAdmission
+from pelago.wire.messages import (
+    Ack,
+    Effect,
+    Failed,
+    Goodbye,
+    Hello,
+    Leave,
+    Model,
+    Push,
+    Refuse,
+    RegionReport,
+    Rejoin,
+    Stop,
+    Wait,
+    Welcome,
+    WorkerReport,
+)
+
+NORM_KEY: Final = "lps.update_norm_max"
+STUCK_ROUNDS: Final = 4
+"""A trainer of which nothing is heard for as long as so many of its rounds took may be stuck."""
+
+
+@durable(settings=("_settings", "_membership", "_model", "_books", "_exchange", "_admission"))
+class RegionWorkers:
+    """The workers of the region, the samples that are lent to them, and what becomes of their updates."""
+
+    def __init__(
+        self,
+        settings: LpsSettings,
+        membership: RunMembership,
+        model: RegionModel,
+        books: Exchanges,
+        exchange: ExchangeSession,
+        admission: UpdateAdmission,
+    ) -> None:
+        self.members = Members()
+        self.leases = LeaseTable(settings.incarnation)
+        self.prefetch = LeasePrefetch()
+        self.refusals = Refusals(settings.rejected_max)
+        """Rounds of its groups that came to nothing."""
+        self.error = ""
+        """Why no worker's update can be applied any more; empty: they can."""
+        self._settings = settings
+        self._membership = membership
+        self._model = model
+        self._books = books
+        self._exchange = exchange
+        self._admission = admission
+        self._queue: deque[Peer] = deque()
+        """Members that wait for a lease, first come first served."""
+
+    # --- joining and leaving -------------------------------------------------------------------------
+
+    def join(self, peer: Peer, message: Hello, now: int) -> list[Effect]:
+        """A process asks to work for this region."""
+        membership = self._membership
+        region, corpus = self._settings.region, membership.corpus
+        fault = hello_fault(message, region, membership.fingerprint, corpus)
+        if fault:
+            return [WorkerRefused(peer, fault), Send(peer, Refuse(fault))]
+        effects: list[Effect] = []
+        rival = self.members.holder(message.address.group)
+        if rival is not None and rival.peer != peer:
+            if message.incarnation <= rival.incarnation:
+                what = f"group {rival.group}, which another process holds"
+                return [Send(peer, Wait(what))]
+            effects += self.remove(rival, "replaced by a later process", now)
+        member = self.members.get(peer)
+        if member is None:
+            member = self.members.admit(peer, message, now)
+            effects.append(WorkerJoined(member.group, peer))
+        welcome = Welcome(
+            incarnation=self._settings.incarnation,
+            fence=member.fence,
+            group=member.group,
+            manifest=(),
+            fingerprint=membership.fingerprint,
+            corpus=membership.corpus,
+        )
+        return [*effects, Send(peer, welcome)]
+
+    def is_stuck(self, member: Member, report: WorkerReport | RegionReport | None) -> bool:
+        """Take a worker's report. Returns whether its trainer made no progress for too long.
+
+        What goes on slowly is not stuck, so a part of a round may take longer than several rounds did.
+        """
+        if not isinstance(report, WorkerReport):
+            return False
+        member.report = replace(report, group=member.group)
+        limit_ps = self._settings.stuck_after_ps
+        patience_ps = max(limit_ps, STUCK_ROUNDS * member.round_ps)
+        return bool(limit_ps) and report.quiet_ms * PS_PER_MS > patience_ps
+
+    def leave(self, member: Member, message: Leave, now: int) -> list[Effect]:
+        """A worker says goodbye."""
+        if isinstance(message.report, WorkerReport):
+            member.report = replace(message.report, group=member.group)
+        goodbye: Effect = Send(member.peer, Goodbye())
+        return [*self.remove(member, message.reason, now), goodbye]
+
+    def remove(self, member: Member, reason: str, now: int) -> list[Effect]:
+        """A member is gone: its samples return to the pool, and what it still holds is fenced off."""
+        lease, spans = None, None
+        if member.lease is not None:
+            self.leases.give_back(member.lease.push, "fenced")
+            lease, spans = member.lease.push.lease, member.lease.spans
+        left = WorkerLeft(member.group, member.peer, reason, lease, spans)
+        self.members.remove(member)
+        if member.peer in self._queue:
+            self._queue.remove(member.peer)
+        freed = self._admission.free(member.peer)
+        return [left, *freed, *self.serve(now)]
+
+    def remove_silent(self, now: int) -> list[Effect]:
+        """Give up the members that were silent for too long."""
+        effects: list[Effect] = []
+        for member in self.members.silent_since(now - self._settings.lost_after_ps):
+            lost = self.remove(member, "lost: no heartbeat", now)
+            effects += [*lost, Send(member.peer, Rejoin())]
+        return effects
+
+    def stop(self, reason: str) -> list[Effect]:
+        """Ask all members to leave."""
+        return [Send(member.peer, Stop(reason)) for member in self.members]
+
+    def transfer_lost(self, peer: Peer) -> list[Effect]:
+        """A transfer to or from a peer was given up. It asks again if it is alive."""
+        member = self.members.get(peer)
+        if member is None:
+            return []
+        member.replying = None
+        return self._admission.free(peer)
+
+    def delivered(self, peer: Peer, blob: BlobId) -> None:
+        """A model arrived at a worker."""
+        member = self.members.get(peer)
+        if member is not None and member.replying == blob:
+            member.replying = None
+
+    def restarted(self, now: int) -> None:
+        """What was on its way is lost. Nobody was silent: this process did not listen."""
+        for member in self.members:
+            member.replying, member.heard_at = None, now
+
+    def void(self) -> None:
+        """All samples are in other hands: no lease counts any more, and all begin with new patience."""
+        self.leases.void()
+        self.refusals.clear()
+        self.error = ""
+        for member in self.members:
+            member.lease = None
+
+    # --- leases --------------------------------------------------------------------------------------
+
+    def pull(self, member: Member, samples: int, now: int) -> list[Effect]:
+        """A worker asks for samples and the model; ``samples`` = 0: it asks for none."""
+        if samples == 0 or member.replying is not None:
+            return []
+        if not 0 < samples <= self._settings.round_samples_max:
+            # It has another run file's rounds, or bad intentions; the region would hoard what it asks for.
+            return [UnexpectedPull(member.peer, samples)]
+        if self._membership.is_over:
+            return [Send(member.peer, Stop("run finished"))]
+        member.wants = member.round_samples = samples
+        if member.peer not in self._queue:
+            self._queue.append(member.peer)
+        return self.serve(now)
+
+    def serve(self, now: int) -> list[Effect]:
+        """Answer waiting members, first come first served, as far as the samples in hand go; ask the
+        GPS for what is missing."""
+        effects: list[Effect] = []
+        if self._membership.phase != "serving":
+            return effects
+        queue, wanted = self._queue, 0
+        while queue:
+            member = self.members.get(queue[0])
+            if member is not None and member.wants:
+                if member.lease is None:
+                    member.lease = self.leases.lend(member.group, member.fence, member.wants)
+                    member.lent_at = now
+                if member.lease is None:
+                    wanted = member.wants
+                    break
+                effects += self._answer(member)
+            queue.popleft()
+        needed = self.members.samples_in(self._settings.lease_ahead_ps)
+        request = self.prefetch.ask(self.leases.pool.total, wanted, needed, now)
+        if request is not None:
+            effects.append(Send(self._settings.gps, request))
+        return effects
+
+    def _answer(self, member: Member) -> list[Effect]:
+        blob = self._model.new_blob()
+        member.wants, member.replying = 0, blob
+        version = Version(self._settings.incarnation, self._model.version)
+        member.sent = self._model.version
+        message = Model(version, 0, member.lease, None, final=False)
+        return [Pin(blob), Send(member.peer, message, blob), Release(blob)]
+
+    # --- updates -------------------------------------------------------------------------------------
+
+    def offered(self, member: Member, push: PushId) -> list[Effect]:
+        """A worker asks whether it may send an update."""
+        held = self.leases.find(push)
+        if held is None or held.group != member.group:
+            return self._admission.settled(member.peer, push, self.leases.outcome(push))
+        return self._admission.offered(member.peer, push)
+
+    def pushed(self, member: Member, message: Push, blob: BlobId) -> list[Effect]:
+        """All of an update is here."""
+        member.replying = None  # It trained on what we sent, so that arrived.
+        held = self.leases.find(message.push)
+        mine = held is not None and held.group == member.group
+        tokens = self._settings.sample_tokens
+        if held is None or not mine or not _trained_on(message, held.lease, tokens):
+            outcome = self.leases.outcome(message.push)
+            return [Release(blob), *self._admission.settled(member.peer, message.push, outcome)]
+        return self._admission.arrived(member.peer, message, blob)
+
+    def failed(self, member: Member, message: Failed, now: int) -> list[Effect]:
+        """A worker's round came to nothing, as it found itself."""
+        member.replying = None  # It trained on what we sent, so that arrived.
+        held = self.leases.find(message.push)
+        if held is None or held.group != member.group:
+            outcome = self.leases.outcome(message.push)
+            return self._admission.settled(member.peer, message.push, outcome)
+        why = f"no gradient of {message.steps} steps was finite"
+        effects = self._admission.free(member.peer, message.push)
+        return [*effects, *self._reject(member.peer, message.push, why, message.next_samples, now)]
+
+    def measured(self, event: Measured, now: int) -> list[Effect]:
+        """An update was measured: apply or reject it, and lend its worker the next samples."""
+        pending = self._admission.measured(event.blob)
+        if pending is None:
+            return []
+        peer, message = pending
+        effects = self._admission.free(peer, message.push)
+        member = self.members.get(peer)
+        if self.leases.find(message.push) is None or self._membership.phase == "joining":
+            # Revoked while it was being measured: its samples are in other hands.
+            outcome = self.leases.outcome(message.push)
+            return [*effects, Release(event.blob), Send(peer, Ack(message.push, outcome))]
+        fault = update_fault(event, self._settings.update_norm_max, NORM_KEY)
+        if fault:
+            effects.append(Release(event.blob))
+            return [*effects, *self._reject(peer, message.push, fault, message.next_samples, now)]
+        effects += self._apply(message, event)
+        effects.append(Send(peer, Ack(message.push, "applied")))
+        if self._membership.phase == "serving":
+            effects += self._exchange.begin_if_due(now)
+        if member is not None:
+            member.round_done(now)
+            effects += self.pull(member, message.next_samples, now)
+        return effects
+
+    def _apply(self, message: Push, event: Measured) -> list[Effect]:
+        self.refusals.accepted(self.leases.open[message.push.lease].group)
+        spans = self.leases.consume(message.push)
+        staleness = self._model.count(message.base.counter)
+        self._model.count_worker_payload()
+        self._books.record(spans, message)
+        applied = UpdateApplied(
+            version=self._model.version,
+            lease=message.push.lease,
+            spans=spans,
+            steps=message.steps,
+            staleness=staleness,
+            norm=event.norm,
+            loss=message.loss,
+        )
+        return [Apply("step", event.blob), Release(event.blob), applied]
+
+    def _reject(
+        self, peer: Peer, push: PushId, why: str, next_samples: int, now: int
+    ) -> list[Effect]:
+        """A round came to nothing: its samples are lent again. ``why``: for the user."""
+        group = self.leases.open[push.lease].group
+        self.leases.give_back(push, "rejected")
+        present: list[Client] = [each.group for each in self.members]
+        verdict = self.refusals.refused(group, present)
+        effects: list[Effect] = [
+            RoundRejected(peer, group, why),
+            Send(peer, Ack(push, "rejected")),
+        ]
+        member = self.members.get(peer)
+        if member is not None:
+            member.round_done(now)
+        if verdict == "all":
+            if not self._membership.is_over:
+                self.error = self._hopeless(group, why)
+            return effects
+        if member is None:
+            return effects
+        if verdict == "it":
+            effects.append(Send(peer, Refuse(self._hopeless(group, why))))
+            return [*effects, *self.remove(member, "its updates are rejected", now)]
+        return [*effects, *self.pull(member, next_samples, now)]
+
+    def _hopeless(self, group: int, why: str) -> str:
+        settings, count = self._settings, self.refusals.in_a_row[group]
+        who = f"worker {settings.region}/{group}"
+        return hopeless(who, count, why, settings.max_lr, settings.update_norm_max, NORM_KEY)
+
+    def check(self) -> None:
+        """Assert the invariants of workers and leases."""
+        self.leases.check()
+        held = [member.lease.push for member in self.members if member.lease is not None]
+        assert len(set(held)) == len(held)  # L1: a lease has one holder.
+        for push in held:  # L2: what a member holds is open, in its own group and fence.
+            assert self.leases.find(push) is not None, push
+        assert len(held) == len(self.leases.open), (held, self.leases.open)
+        for member in self.members:  # L4: a member never saw a version that is not there yet.
+            assert member.sent <= self._model.version
+
+
+def _trained_on(message: Push, lease: Lease, sample_tokens: int) -> bool:
+    """Whether an update can be what it says: of all of its lease, a step a sample at the most."""
+    steps = 0 < message.steps <= lease.samples
+    tokens = 0 <= message.tokens <= lease.samples * sample_tokens
+    return steps and tokens and message.spans == lease.spans
