@@ -11,6 +11,7 @@ from pelago.core.notes.gps import RegionJoined, RegionLeft, UnexpectedOfRegion
 from pelago.core.tensor_effects import Loaded, Release
 from pelago.core.training_effects import Progress, Trained, Validated
 from pelago.wire.messages import (
+    PROTOCOL_VERSION,
     Ack,
     Evaluated,
     Goodbye,
@@ -69,7 +70,10 @@ def test_before_the_model_is_there_a_region_waits_for_it() -> None:
 @pytest.mark.parametrize(
     ("message", "fault"),
     [
-        (replace(hello("lps", "eu"), protocol=1), "protocol 1 is not 2: update the older node"),
+        (
+            replace(hello("lps", "eu"), protocol=1),
+            f"protocol 1 is not {PROTOCOL_VERSION}: update the older node",
+        ),
         (hello("lps", "asia"), "region 'asia' is not in the run; there are ['eu', 'us']"),
         (hello("worker", "eu"), "workers attach to their region's LPS, not to the GPS"),
         (

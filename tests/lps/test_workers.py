@@ -12,6 +12,7 @@ from pelago.core.notes.common import UnexpectedMessage
 from pelago.core.notes.lps import WorkerJoined, WorkerLeft, WorkerRefused
 from pelago.core.tensor_effects import Measured, Pin, Release
 from pelago.wire.messages import (
+    PROTOCOL_VERSION,
     Ack,
     Evaluated,
     Goodbye,
@@ -74,7 +75,10 @@ def test_until_the_gps_lets_it_in_an_lps_lets_nobody_in() -> None:
 @pytest.mark.parametrize(
     ("message", "fault"),
     [
-        (replace(hello(), protocol=1), "protocol 1 is not 2: update the older node"),
+        (
+            replace(hello(), protocol=1),
+            f"protocol 1 is not {PROTOCOL_VERSION}: update the older node",
+        ),
         (replace(hello(), role="evaluator"), "an LPS serves workers, not evaluator"),
         (
             replace(hello(), address=Address("us")),
