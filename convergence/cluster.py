@@ -32,11 +32,12 @@ from pelago.core.names import Lease, Version
 from pelago.core.notes.gps import ExchangeArrived
 from pelago.core.notes.lps import UpdateApplied
 from pelago.core.notes.note import Note
+from pelago.core.ports import Payload, TensorPort
 from pelago.core.prng import derive
 from pelago.core.spans import SpanSet
 from pelago.core.tensor_effects import Loaded
 from pelago.sim.node import SimulatedNode
-from pelago.sim.planes import Payload, PlanePort, Round, RoundPlan
+from pelago.sim.planes import Round, RoundPlan
 from pelago.sim.simulation import Simulation
 from pelago.sim.tensor_executor import TensorExecutor
 from pelago.sim.trace import Trace
@@ -244,7 +245,7 @@ class Cluster:
             found["final"] = {"gps": final, "lps": regions}
         return found
 
-    def plane(self, node: str) -> PlanePort:
+    def plane(self, node: str) -> TensorPort:
         """The plane of a node: "gps", "lps/REGION" or "REGION/GROUP"."""
         return self.simulation.nodes[node].plane
 

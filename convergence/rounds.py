@@ -11,7 +11,8 @@ from typing import Any
 
 from convergence.problems.problem import Job
 from pelago.core.names import PushId
-from pelago.sim.planes import Payload, Round
+from pelago.core.ports import Payload
+from pelago.sim.planes import Round
 
 Key = tuple[str, PushId]
 """A node's name, and the lease that it trains on."""

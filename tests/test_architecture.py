@@ -13,6 +13,7 @@ PACKAGES = ("pelago", "gps", "lps", "worker", "convergence", "experiments")
 LAYERS = "Imports point down only; roles, and the two drivers, never see each other"
 PARTS = "Every part of pelago has its layer"
 VIRTUAL = "Convergence is studied on the virtual driver only"
+TRAINER = "What a worker computes knows no driver; only its process does"
 PURE = "Machines, core, wire and the virtual driver do no I/O and know no clock"
 INTEGERS = "Machines, core and wire hold no tensors"
 
@@ -51,7 +52,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_import_contract_holds() -> None:
     status, output = lint_imports(ROOT)
     assert status == 0, output
-    for name in (LAYERS, PARTS, VIRTUAL, PURE, INTEGERS):
+    for name in (LAYERS, PARTS, VIRTUAL, TRAINER, PURE, INTEGERS):
         assert f"{name} KEPT" in output
 
 
@@ -75,6 +76,8 @@ def test_every_import_contract_holds() -> None:
         ("pelago/net/planted.py", "import lps", LAYERS),
         ("pelago/planted.py", "", PARTS),
         ("convergence/planted.py", "import pelago.net", VIRTUAL),
+        ("worker/trainer.py", "from pelago.net.tensors import training", TRAINER),
+        ("worker/evaluator/planted.py", "import pelago.net.node", TRAINER),
     ],
 )
 def test_a_planted_violation_breaks_its_contract(

@@ -1,14 +1,14 @@
-"""A worker's optimiser moments on its disk, so that a process that is killed does not take them along.
+"""A file with the moments of a worker's optimiser, from which the next process of the same group goes on.
 
-One file for each slot, that is for each group of a region that this host had:
+There is one file for each group of a region that this host has had:
 
     OUT/optimiser/REGION-GROUP.moments
 
     magic 8 | length of the header 8, little-endian | header, JSON | XXH3-64 of all of that 8
     | tensors, one after the other | XXH3-64 of all of that 8
 
-It is written beside its place and renamed, without a sync: what a loss of power leaves of it is seen by
-the checksum. It is a cache. Whatever is wrong with it, the worker starts without.
+It is written to a file beside it and renamed, without a sync: a checksum finds what a loss of power damaged.
+The file is a cache: if anything is wrong with it, the worker starts without moments.
 """
 
 import json
@@ -16,7 +16,6 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,9 @@ from typing import Any, BinaryIO, Final, TypeAlias
 import torch
 import xxhash
 
+from pelago.core.ports import LogEvent
+
 Tensors: TypeAlias = dict[str, torch.Tensor]
-Tell: TypeAlias = Callable[[str, dict[str, Any]], None]
 
 MAGIC: Final = b"PLGMOM01"
 DTYPES: Final = {
@@ -36,18 +36,18 @@ DTYPES: Final = {
 HEADER_BYTES_MAX: Final = 1 << 26
 PIECE_BYTES: Final = 4 << 20
 INTERVAL_S: Final = 30.0
-"""Seconds between two writings, at least."""
+"""Shortest time between the end of a write and the next write."""
 SHARE: Final = 0.05
-"""Of its time that the disk may be kept busy with it, at most."""
+"""Largest share of the time that writing may take."""
 
 
 @dataclass(frozen=True, slots=True)
-class Whose:
-    """What moments must be of, or they are no good here."""
+class MomentsOwner:
+    """Whose moments they are; those of another owner are refused."""
 
     run: str
     model: str
-    """Its fingerprint."""
+    """Fingerprint of its manifest."""
     optimiser: str
     region: str
     group: int
@@ -55,47 +55,47 @@ class Whose:
 
 @dataclass(frozen=True, slots=True)
 class SavedMoments:
-    """What an earlier process left."""
+    """The moments that an earlier process saved."""
 
     tensors: Tensors
     clock: int
-    """Samples handed out in the run before its last lease."""
+    """Samples handed out in the run before the process's last lease."""
     steps: int
-    """Steps behind them."""
+    """Optimiser steps made so far."""
     age_s: float
-    """By the wall's clock; for people only."""
+    """By the wall clock; for display only."""
 
 
 class MomentsFile:
-    """The file of one slot. Not thread-safe, but for what it does in a thread of its own."""
+    """The file of one group. Not thread-safe; it writes in a thread of its own."""
 
-    def __init__(self, folder: Path, whose: Whose, tell: Tell) -> None:
-        """Nothing is touched yet. ``tell``: logs an event, from any thread."""
-        self.path = folder / f"{whose.region}-{whose.group}.moments"
-        self._whose = whose
-        self._tell = tell
+    def __init__(self, folder: Path, owner: MomentsOwner, log: LogEvent) -> None:
+        """Touches no file yet."""
+        self.path = folder / f"{owner.region}-{owner.group}.moments"
+        self._owner = owner
+        self._log = log
         self._thread: threading.Thread | None = None
         self._due_s = -math.inf
         self._trouble = ""
 
-    def take(self, clock: int) -> SavedMoments | str:
-        """What is there for a worker whose next lease has this clock; or else why there is nothing."""
+    def load(self, clock: int) -> SavedMoments | str:
+        """The saved moments, for a worker whose next lease has this clock; or why there are none to use."""
         try:
             with self.path.open("rb") as file:
-                return _read(file, self._whose, clock)
+                return _read(file, self._owner, clock)
         except FileNotFoundError:
             return "there are none"
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             return f"{self.path} is of no use: {error}"
 
     def due(self) -> bool:
-        """Whether it is time to put something there."""
+        """Whether it is time to save."""
         return time.monotonic() >= self._due_s and (
             self._thread is None or not self._thread.is_alive()
         )
 
-    def put(self, tensors: Tensors, clock: int, steps: int) -> None:
-        """Keep these; a copy is made at once, and written by a thread of its own."""
+    def save(self, tensors: Tensors, clock: int, steps: int) -> None:
+        """Copy the tensors at once, and write the copies in a thread of its own."""
         copies = {
             name: each.detach().to("cpu", copy=True).contiguous() for name, each in tensors.items()
         }
@@ -106,7 +106,7 @@ class MomentsFile:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until what was put there lies there."""
+        """Wait until the last `save` is written."""
         if self._thread is not None:
             self._thread.join()
 
@@ -116,10 +116,10 @@ class MomentsFile:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as file:
-                _dump(file, _header(self._whose, tensors, clock, steps), tensors)
+                _dump(file, _header(self._owner, tensors, clock, steps), tensors)
             os.replace(part, self.path)
         except OSError as error:
-            # A disk that is full is everybody's: leave nothing half made there, and try again in time.
+            # If the disk is full, other processes need the room too: leave no partial file. Try again later.
             trouble = f"{part}: {error.strerror or error}"
             with suppress(OSError):
                 part.unlink(missing_ok=True)
@@ -128,12 +128,12 @@ class MomentsFile:
         if trouble != self._trouble:
             self._trouble = trouble
             if trouble:
-                self._tell("optimiser_not_kept", {"why": trouble})
+                self._log("optimiser_not_kept", {"why": trouble})
 
 
-def _header(whose: Whose, tensors: Tensors, clock: int, steps: int) -> bytes:
-    facts = {
-        "whose": [whose.run, whose.model, whose.optimiser, whose.region, whose.group],
+def _header(owner: MomentsOwner, tensors: Tensors, clock: int, steps: int) -> bytes:
+    fields = {
+        "whose": [owner.run, owner.model, owner.optimiser, owner.region, owner.group],
         "clock": clock,
         "steps": steps,
         "wall_s": time.time(),
@@ -142,7 +142,7 @@ def _header(whose: Whose, tensors: Tensors, clock: int, steps: int) -> bytes:
             for name, each in tensors.items()
         ],
     }
-    text = json.dumps(facts).encode()
+    text = json.dumps(fields).encode()
     return MAGIC + len(text).to_bytes(8, "little") + text
 
 
@@ -158,8 +158,8 @@ def _dump(file: BinaryIO, header: bytes, tensors: Tensors) -> None:
     file.write(digest.intdigest().to_bytes(8, "little"))
 
 
-def _read(file: BinaryIO, whose: Whose, clock: int) -> SavedMoments:
-    """Raises `ValueError` with the reason, and what damaged files make libraries raise."""
+def _read(file: BinaryIO, owner: MomentsOwner, clock: int) -> SavedMoments:
+    """Raises `ValueError` with the reason, or whatever a library raises on a damaged file."""
     start = file.read(16)
     length = int.from_bytes(start[8:], "little")
     if start[:8] != MAGIC or length > HEADER_BYTES_MAX:
@@ -168,19 +168,19 @@ def _read(file: BinaryIO, whose: Whose, clock: int) -> SavedMoments:
     digest = xxhash.xxh3_64(start + text)
     if file.read(8) != digest.intdigest().to_bytes(8, "little"):
         raise ValueError("its header is damaged")
-    facts = json.loads(text)
+    fields = json.loads(text)
     names = ("run", "model", "optimiser", "region", "group")
-    ours = [whose.run, whose.model, whose.optimiser, whose.region, whose.group]
-    for name, theirs, our in zip(names, facts["whose"], ours, strict=True):
+    ours = [owner.run, owner.model, owner.optimiser, owner.region, owner.group]
+    for name, theirs, our in zip(names, fields["whose"], ours, strict=True):
         if theirs != our:
             raise ValueError(f"it is of {name} {theirs!r}, not {our!r}")
-    if facts["clock"] > clock:
-        raise ValueError(f"it is of sample {facts['clock']:,} of the run, which is at {clock:,}")
-    size = sum(_size(dtype, shape) for _, dtype, shape in facts["tensors"])
+    if fields["clock"] > clock:
+        raise ValueError(f"it is of sample {fields['clock']:,} of the run, which is at {clock:,}")
+    size = sum(_size(dtype, shape) for _, dtype, shape in fields["tensors"])
     if os.fstat(file.fileno()).st_size != len(start) + length + size + 16:
         raise ValueError("it was not written to its end")
     tensors: Tensors = {}
-    for name, dtype, shape in facts["tensors"]:
+    for name, dtype, shape in fields["tensors"]:
         tensor = torch.empty(shape, dtype=DTYPES[dtype])
         view = _bytes(tensor)
         for begin in range(0, len(view), PIECE_BYTES):
@@ -191,8 +191,8 @@ def _read(file: BinaryIO, whose: Whose, clock: int) -> SavedMoments:
         tensors[name] = tensor
     if file.read(8) != digest.intdigest().to_bytes(8, "little"):
         raise ValueError("its checksum is wrong")
-    age_s = time.time() - float(facts["wall_s"])
-    return SavedMoments(tensors, int(facts["clock"]), int(facts["steps"]), age_s)
+    age_s = time.time() - float(fields["wall_s"])
+    return SavedMoments(tensors, int(fields["clock"]), int(fields["steps"]), age_s)
 
 
 def _size(dtype: str, shape: list[int]) -> int:

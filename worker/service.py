@@ -22,8 +22,9 @@ from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from worker import device as devices
 from worker.evaluator.held_out_loss import HeldOutLoss
+from worker.evaluator.port import EvaluatorPort
 from worker.evaluator.state import Evaluator
-from worker.ports import EvaluatorPort, WorkerPort
+from worker.port import WorkerPort
 from worker.rehearsal import describe
 from worker.schedule import Pace
 from worker.settings import evaluator_settings, worker_settings
@@ -74,7 +75,7 @@ def _train(options: argparse.Namespace, run: RunFile) -> int:
     log = daemon.telemetry(out, name)
     pace = Pace.of(run, region, options.group) if options.paced else None
     trainer = Trainer(run, pace=pace, slot=options.slot, tell=log.line)
-    keep = out / "optimiser" if run.worker.keep_optimiser else None
+    moments = out / "optimiser" if run.worker.keep_optimiser else None
     manifest = Manifest(trainer.manifest())
     machine = Worker(
         worker_settings(
@@ -93,7 +94,7 @@ def _train(options: argparse.Namespace, run: RunFile) -> int:
             name=daemon.process_name(f"worker-{options.region}", bits),
             upstreams=(Connect(host, port, "lps", "--connect"),),
             patience=Patience.of(run.network),
-            parts=(partial(TrainingThread, WorkerPort(trainer, run, options.region, keep)),),
+            parts=(partial(TrainingThread, WorkerPort(trainer, run, options.region, moments)),),
             crash_file=out / name / "crash.json",
         ),
         log,

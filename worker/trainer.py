@@ -1,7 +1,6 @@
 """The inner loop: local optimiser steps on a lease, from a server's parameters to a pseudo-gradient."""
 
 import math
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,8 +11,8 @@ import torch
 from pelago.config.run_file import RunFile
 from pelago.config.training import WorkerSection
 from pelago.core.names import Lease
+from pelago.core.ports import Cancellation, TrainingResult
 from pelago.core.prng import derive
-from pelago.net.tensors.training import Result
 from pelago.wire.messages import TensorSpec
 from worker import device as devices
 from worker import memory
@@ -81,8 +80,8 @@ class Trainer:
         lease: Lease,
         flat_start: torch.Tensor,
         on_step: Callable[[int, int], None],
-        cancel: threading.Event,
-    ) -> Result | None:
+        cancel: Cancellation,
+    ) -> TrainingResult | None:
         """Train on a lease, one local step per batch (the last may be smaller). None if cancelled.
 
         ``flat_start``: fp32, shape (elements,), on the CPU, unchanged until this returns.
@@ -126,7 +125,7 @@ class Trainer:
         delta = torch.empty(self.model.elements)
         self.model.read_flat(delta)
         torch.sub(flat_start, delta, out=delta)
-        return Result(
+        return TrainingResult(
             delta=delta,
             steps=steps,
             tokens=len(samples) * self.corpus.sequence_length,
@@ -138,7 +137,7 @@ class Trainer:
         self,
         batch: list[int],
         rate: float,
-        cancel: threading.Event,
+        cancel: Cancellation,
         on_micro_batch: Callable[[], None],
     ) -> tuple[float, bool] | None:
         """One optimiser step on a batch; its mean loss, and whether the gradient was finite, or else
@@ -157,7 +156,7 @@ class Trainer:
         self,
         batch: list[int],
         rate: float,
-        cancel: threading.Event,
+        cancel: Cancellation,
         on_micro_batch: Callable[[], None],
     ) -> tuple[float, bool] | None:
         gradient = self.model.gradient().zero_()

@@ -22,12 +22,13 @@ from pelago.config.run_file import RunFile
 from pelago.config.run_toml import load
 from pelago.core.machine import Received
 from pelago.core.names import Peer
+from pelago.core.ports import TrainingResult
 from pelago.core.training_effects import Train, Trained
 from pelago.net import daemon
 from pelago.net.node import Node, NodeSettings
 from pelago.net.sockets.pair import Connect
 from pelago.net.tensors.malloc import keep_what_is_freed
-from pelago.net.tensors.training import Result, TrainingThread
+from pelago.net.tensors.training import TrainingThread
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire.messages import Ack, Effect, Event, Message, Model, TensorSpec
@@ -86,14 +87,14 @@ class Instant:
 
     def train(
         self, work: Train, flat: Any, on_step: Callable[[int, int], None], cancel: threading.Event
-    ) -> Result | None:
+    ) -> TrainingResult | None:
         """The same update, whatever the lease; None at the end of the input."""
         if not self._ready:
             self._ready = True
             print(json.dumps({"ready": "pelago"}), flush=True)
         if not sys.stdin.readline():
             return None
-        return Result(self._delta, self._steps, work.lease.samples, 1.0)
+        return TrainingResult(self._delta, self._steps, work.lease.samples, 1.0)
 
     def validate(self, flat: Any, on_batch: Any) -> tuple[float, int]:
         """Not a worker's business."""

@@ -33,11 +33,12 @@ from pelago.core.machine import Finish, Machine, Received, Send
 from pelago.core.names import Lease, PushId, Version
 from pelago.core.notes.gps import ExchangeArrived, ExchangeRejected
 from pelago.core.notes.lps import ExchangeBegun, Rejoining, RoundRejected, UpdateApplied
+from pelago.core.ports import Payload, TensorPort
 from pelago.core.tensor_effects import Apply, Difference, Operation
 from pelago.core.training_effects import Trained
 from pelago.protocol.client_session import UNANSWERED
 from pelago.sim.node import SimulatedNode
-from pelago.sim.planes import DurablePlane, Payload, PlanePort, TimingPlane
+from pelago.sim.planes import DurablePlane, TimingPlane
 from pelago.sim.process import ProcessState
 from pelago.sim.recovery import ReplayedServer
 from pelago.wire.messages import Ack, Effect, Event, Goodbye, Message, Model, Outcome, Push, Stop
@@ -82,7 +83,7 @@ class InvariantChecker:
         self,
         find: Callable[[str], ProcessState],
         now: Callable[[], int],
-        value: Callable[[PlanePort], float | None],
+        value: Callable[[TensorPort], float | None],
         drawn: Draw,
     ) -> None:
         self.servers: dict[str, ServerRecord] = {}

@@ -23,6 +23,7 @@ from lps.state import Lps
 from pelago.config import run_toml
 from pelago.core.machine import PS_PER_MS, PS_PER_S, Machine, Restarted, Started, StopRequested
 from pelago.core.names import Lease, Version
+from pelago.core.ports import Payload
 from pelago.core.prng import derive
 from pelago.core.tensor_effects import Loaded
 from pelago.durable import image
@@ -31,7 +32,7 @@ from pelago.sim.fault_injector import FaultInjector
 from pelago.sim.fault_profile import Clock
 from pelago.sim.links import Links
 from pelago.sim.node import LOST, SimulatedNode
-from pelago.sim.planes import DurablePlane, Payload, Round, RoundPlan
+from pelago.sim.planes import DurablePlane, Round, RoundPlan
 from pelago.sim.process import DOWN, SimulatedStore
 from pelago.sim.simulation import Simulation
 from pelago.sim.tensor_executor import TensorExecutor

@@ -22,7 +22,8 @@ from pelago.config.fields import InFlight
 from pelago.config.run_file import RunFile
 from pelago.config.servers import ServerSection
 from pelago.config.training import DataSection, ModelSection
-from pelago.sim.planes import Payload, PlanePort, Round
+from pelago.core.ports import Payload, TensorPort
+from pelago.sim.planes import Round
 from pelago.tensor.manifest import Manifest
 from worker import device as devices
 from worker.data import Corpus, open_corpus
@@ -102,11 +103,11 @@ class LanguageModelling:
             _GRAPHS[key] = Graphs(self._stacked, self._optimiser, tokens, length)
         return _GRAPHS[key]
 
-    def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> PlanePort:
+    def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> TensorPort:
         """The daemons' plane, with the run's initial parameters in it."""
         return tensors.server_plane(self._manifest, server, in_flight, self._initial)
 
-    def client_plane(self) -> PlanePort:
+    def client_plane(self) -> TensorPort:
         """Payloads only."""
         return tensors.client_plane(self._manifest, torch.float32)
 
@@ -160,7 +161,7 @@ class LanguageModelling:
         count = self._held_out.shape[0]
         return float(torch.cat(losses).sum()) / count, count * self._corpus.sequence_length
 
-    def value(self, plane: PlanePort) -> float | None:
+    def value(self, plane: TensorPort) -> float | None:
         """There is none: the parameters are many."""
         return None
 

@@ -24,7 +24,8 @@ from pelago.config.fields import InFlight
 from pelago.config.run_file import RunFile
 from pelago.config.servers import ServerSection
 from pelago.core.errors import ConfigError
-from pelago.sim.planes import Payload, PlanePort, Round
+from pelago.core.ports import Payload, TensorPort
+from pelago.sim.planes import Round
 from pelago.tensor.manifest import Manifest
 from pelago.wire.messages import TensorSpec
 
@@ -67,7 +68,7 @@ class Nonconvex:
         """Mean squared norm of one sample's gradient noise; of a step's, divided by its samples."""
         self._noise = Noise(run.run.seed, dimension, run.simulation.noise)
 
-    def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> PlanePort:
+    def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> TensorPort:
         """The daemons' plane, with the start in it."""
         initial = torch.full((self._manifest.numel,), START, dtype=torch.float64)
         return tensors.server_plane(self._manifest, server, in_flight, initial)
@@ -109,6 +110,6 @@ class Nonconvex:
         """f(x) - f*."""
         return self.loss(numbers(payload)), 1
 
-    def value(self, plane: PlanePort) -> float | None:
+    def value(self, plane: TensorPort) -> float | None:
         """It is more than one number."""
         return None

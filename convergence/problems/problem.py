@@ -14,7 +14,8 @@ from pelago.config.fields import InFlight
 from pelago.config.servers import ServerSection
 from pelago.core.frozen import frozen
 from pelago.core.names import Spans
-from pelago.sim.planes import Payload, PlanePort, Round
+from pelago.core.ports import Payload, TensorPort
+from pelago.sim.planes import Round
 from pelago.wire.messages import TensorSpec
 
 
@@ -68,11 +69,11 @@ class Problem(Protocol):
         """Whether `validate` measures something."""
         ...
 
-    def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> PlanePort:
+    def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> TensorPort:
         """A server's, with the initial parameters in it. ``in_flight`` None: it never exchanges (GPS)."""
         ...
 
-    def client_plane(self) -> PlanePort:
+    def client_plane(self) -> TensorPort:
         """A worker's or the evaluator's: payloads only."""
         ...
 
@@ -84,7 +85,7 @@ class Problem(Protocol):
         """Loss of parameters, and what it counts as tokens."""
         ...
 
-    def value(self, plane: PlanePort) -> float | None:
+    def value(self, plane: TensorPort) -> float | None:
         """A server's parameters, if they are one number, for `result.json`."""
         ...
 

@@ -23,8 +23,9 @@ from pelago.config.fields import InFlight
 from pelago.config.run_file import RunFile
 from pelago.config.servers import ServerSection
 from pelago.core.errors import ConfigError
+from pelago.core.ports import Payload, TensorPort
 from pelago.core.prng import derive
-from pelago.sim.planes import Payload, PlanePort, Round
+from pelago.sim.planes import Round
 from pelago.tensor.manifest import Manifest
 from pelago.wire.messages import TensorSpec
 
@@ -55,7 +56,7 @@ class Quadratic:
         """b_r, shape [regions, dimension]."""
         self._noise = Noise(run.run.seed, dimension, run.simulation.noise)
 
-    def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> PlanePort:
+    def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> TensorPort:
         """The daemons' plane, with the start in it."""
         initial = torch.full((self._manifest.numel,), START, dtype=torch.float64)
         return tensors.server_plane(self._manifest, server, in_flight, initial)
@@ -86,7 +87,7 @@ class Quadratic:
         """f(x) - f*, exactly 1/2 x^T A x."""
         return float(self.eigenvalues @ numbers(payload) ** 2) / 2, 1
 
-    def value(self, plane: PlanePort) -> float | None:
+    def value(self, plane: TensorPort) -> float | None:
         """It is more than one number."""
         return None
 

@@ -19,7 +19,8 @@ from convergence.problems.tensors import TensorPlane
 from pelago.config.fields import InFlight
 from pelago.config.run_file import RunFile
 from pelago.config.servers import ServerSection
-from pelago.sim.planes import Payload, PlanePort, Round
+from pelago.core.ports import Payload, TensorPort
+from pelago.sim.planes import Round
 from pelago.tensor.manifest import Manifest
 from pelago.wire.messages import TensorSpec
 
@@ -40,12 +41,12 @@ class Scalar:
         self.targets = [(w - 7.5) / 10 for w in range(workers)]
         """b_w of each worker."""
 
-    def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> PlanePort:
+    def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> TensorPort:
         """The daemons' plane, with th = 1 in it."""
         initial = torch.tensor([START], dtype=torch.float64)
         return tensors.server_plane(self._manifest, server, in_flight, initial)
 
-    def client_plane(self) -> PlanePort:
+    def client_plane(self) -> TensorPort:
         """Payloads only."""
         return tensors.client_plane(self._manifest, torch.float64)
 
@@ -73,7 +74,7 @@ class Scalar:
         th = self._number(payload)
         return sum((th - target) ** 2 / 2 for target in self.targets) / len(self.targets), 1
 
-    def value(self, plane: PlanePort) -> float | None:
+    def value(self, plane: TensorPort) -> float | None:
         """The parameter itself."""
         assert isinstance(plane, TensorPlane)
         return float(plane.plane.model())

@@ -7,8 +7,8 @@ import torch
 from pelago.config.fields import InFlight
 from pelago.config.servers import GpsSection, ServerSection
 from pelago.core.names import BlobId
+from pelago.core.ports import Payload
 from pelago.core.tensor_effects import Operation
-from pelago.sim.planes import Payload
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
 from pelago.tensor.plane import Plane
@@ -58,7 +58,7 @@ class TensorPlane:
 
     def lend(self, blob: BlobId) -> Payload:
         """The payload as one tensor, not to be written to."""
-        return self.plane.flat(blob)
+        return self.plane.lend(blob)
 
     def adopt(self, blob: BlobId, payload: Payload) -> None:
         """Name a tensor of another plane or of the trainer; the planes share its memory."""

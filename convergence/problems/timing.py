@@ -6,7 +6,8 @@ from convergence.problems.problem import Job
 from pelago.config.fields import InFlight
 from pelago.config.run_file import RunFile
 from pelago.config.servers import ServerSection
-from pelago.sim.planes import Payload, PlanePort, Round, TimingPlane
+from pelago.core.ports import Payload, TensorPort
+from pelago.sim.planes import Round, TimingPlane
 from pelago.wire.messages import TensorSpec
 
 
@@ -22,11 +23,11 @@ class Timing:
         self.fingerprint = "timing"
         self._sequence_length = run.data.sequence_length
 
-    def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> PlanePort:
+    def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> TensorPort:
         """Names of payloads only."""
         return TimingPlane()
 
-    def client_plane(self) -> PlanePort:
+    def client_plane(self) -> TensorPort:
         """Names of payloads only."""
         return TimingPlane()
 
@@ -38,6 +39,6 @@ class Timing:
         """Nothing is measured."""
         return 0.0, 0
 
-    def value(self, plane: PlanePort) -> float | None:
+    def value(self, plane: TensorPort) -> float | None:
         """There is none."""
         return None

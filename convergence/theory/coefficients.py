@@ -26,7 +26,8 @@ from convergence.problems.tensors import TensorPlane
 from pelago.config.fields import InFlight
 from pelago.config.run_file import RunFile
 from pelago.config.servers import ServerSection
-from pelago.sim.planes import Payload, PlanePort, Round
+from pelago.core.ports import Payload, TensorPort
+from pelago.sim.planes import Round
 from pelago.tensor.manifest import Manifest
 from pelago.wire.messages import TensorSpec
 
@@ -84,7 +85,7 @@ class UnitGradients:
         self._asked = 0
         self._none = Noise(0, size, 0.0)
 
-    def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> PlanePort:
+    def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> TensorPort:
         """The daemons' plane, with zeros in it."""
         initial = torch.zeros(self._manifest.numel, dtype=torch.float64)
         return tensors.server_plane(self._manifest, server, in_flight, initial)
@@ -112,7 +113,7 @@ class UnitGradients:
         """Nothing is measured."""
         return 0.0, 0
 
-    def value(self, plane: PlanePort) -> float | None:
+    def value(self, plane: TensorPort) -> float | None:
         """It is more than one number."""
         return None
 

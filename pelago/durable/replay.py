@@ -6,11 +6,12 @@ with them, and does again what its answers change of tensors. What was sent was 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, assert_never
+from typing import Any, Final, assert_never
 
 from pelago.core.machine import Machine
 from pelago.core.names import BlobId
-from pelago.core.tensor_effects import Apply, Difference, Operation, Pin, Release
+from pelago.core.ports import TensorPort
+from pelago.core.tensor_effects import Apply, Difference, Pin, Release
 from pelago.durable import record
 from pelago.durable.record import HEAD_BYTES, Head
 from pelago.wire.messages import Busy, Effect, Event, Heartbeat, Message, Refuse, Wait
@@ -22,35 +23,15 @@ UNCOMMITTED: Final = (Heartbeat, Wait, Busy, Refuse)
 # --- what was told -------------------------------------------------------------------------------
 
 
-class Parameters(Protocol):
-    """Tensors of a node; the operations are those of `pelago.core.machine`."""
-
-    def apply(self, operation: Operation, blob: BlobId, weight: float) -> None:
-        """Change the parameters with a payload."""
-        ...
-
-    def pin(self, blob: BlobId, average: bool = False) -> None:
-        """Name the parameters as they are now."""
-        ...
-
-    def difference(self, blob: BlobId) -> None:
-        """Name snapshot - model as it is now."""
-        ...
-
-    def release(self, blob: BlobId) -> None:
-        """Forget a payload."""
-        ...
-
-
-def perform(parameters: Parameters, effect: Pin | Difference | Apply) -> None:
-    """Do what a machine wished of the parameters."""
+def perform(plane: TensorPort, effect: Pin | Difference | Apply) -> None:
+    """Do what a machine wished of the plane."""
     match effect:
         case Pin(blob, average):
-            parameters.pin(blob, average)
+            plane.pin(blob, average)
         case Difference(blob):
-            parameters.difference(blob)
+            plane.difference(blob)
         case Apply(operation, blob, weight):
-            parameters.apply(operation, blob, weight)
+            plane.apply(operation, blob, weight)
         case _:
             assert_never(effect)
 
@@ -59,25 +40,25 @@ def replay_event(
     machine: Machine[Message],
     event: Event,
     now: int,
-    parameters: Parameters | None,
+    plane: TensorPort | None,
     held: dict[BlobId, None],
 ) -> list[Effect]:
     """Tell a machine what its predecessor was told, and do what its answer changes of tensors.
 
-    ``parameters``: None as long as the model is not known. ``held``: the payloads that the machine
+    ``plane``: None as long as the model is not known. ``held``: the payloads that the machine
     needs, kept up to date; the driver adds those that it is told of. Returns the whole answer.
     """
     effects = machine.handle(event, now)
     for effect in effects:
         match effect:
             case Pin() | Difference() | Apply():
-                assert parameters is not None, "a tensor effect before the model is known"
-                perform(parameters, effect)
+                assert plane is not None, "a tensor effect before the model is known"
+                perform(plane, effect)
                 if not isinstance(effect, Apply):
                     held[effect.blob] = None
             case Release(blob):
-                assert parameters is not None, "a tensor effect before the model is known"
-                parameters.release(blob)
+                assert plane is not None, "a tensor effect before the model is known"
+                plane.release(blob)
                 del held[blob]
             case _:
                 pass

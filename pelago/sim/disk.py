@@ -15,10 +15,10 @@ from typing import Final
 from pelago.core.errors import CheckpointError
 from pelago.core.machine import Received
 from pelago.core.names import BlobId
+from pelago.core.ports import Payload
 from pelago.durable import record
 from pelago.durable.record import HEAD_BYTES, Head, Header, Kind
 from pelago.durable.replay import at, find_later, scan
-from pelago.sim.planes import Payload
 from pelago.wire.messages import Event
 
 STUB: Final = record.head(Kind.EVENT, record.NUMBER_MAX, b"?") + b"?"

@@ -6,10 +6,10 @@ from typing import Final
 
 from pelago.core.machine import Delivered, PeerLost, Received
 from pelago.core.names import BlobId, Peer
+from pelago.core.ports import Payload
 from pelago.sim.fault_draws import FaultDraws
 from pelago.sim.node import SimulatedNode
 from pelago.sim.observer import Observer
-from pelago.sim.planes import Payload
 from pelago.sim.process import DOWN, ProcessState
 from pelago.sim.simulation import Simulation
 from pelago.wire.messages import Message

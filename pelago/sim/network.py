@@ -14,10 +14,10 @@ from typing import Final
 
 from pelago.core.machine import Delivered, PeerLost, Received, Send
 from pelago.core.names import BlobId, Peer
+from pelago.core.ports import Payload
 from pelago.sim.executor import EffectMethods, Scheduler
 from pelago.sim.links import Links, SharedLink
 from pelago.sim.node import LOST, Route, SimulatedNode
-from pelago.sim.planes import Payload
 from pelago.wire.codec import decode_message, encode
 from pelago.wire.messages import Message
 

@@ -5,8 +5,9 @@ from typing import Final
 
 from pelago.core.machine import Finish, Machine
 from pelago.core.names import BlobId, Lease, Peer
+from pelago.core.ports import TensorPort
 from pelago.sim.links import SharedLink
-from pelago.sim.planes import PlanePort, VirtualTrainer
+from pelago.sim.planes import VirtualTrainer
 from pelago.wire.messages import Message
 
 LOST: Final = Finish("lost", error="lost")
@@ -24,7 +25,7 @@ class SimulatedNode:
     name: Peer
     place: int
     machine: Machine[Message]
-    plane: PlanePort
+    plane: TensorPort
     trainer: VirtualTrainer | None = None
     serves: Peer = ""
     server: Peer = ""

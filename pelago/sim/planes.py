@@ -1,8 +1,8 @@
-"""What a virtual node computes with, as the driver sees it: a plane of payloads and a trainer.
+"""What a simulated node computes with: a plane of payloads and a trainer.
 
 A payload is whatever the planes of one simulation agree on; the driver carries it from one to
-another and never looks inside. The real ports with tensors live above (`convergence`), because the
-tensor plane knows threads; the one without tensors is here.
+another and never looks inside. The plane with tensors is in `convergence.tensors`, because the
+tensor plane uses threads; the one without tensors is here.
 """
 
 from collections.abc import Collection
@@ -11,50 +11,11 @@ from typing import Protocol
 
 from pelago.core.frozen import frozen
 from pelago.core.names import BlobId, Lease
+from pelago.core.ports import Payload, TensorPort
 from pelago.core.tensor_effects import Operation
 
-Payload = object
-"""Immutable: a plane that lent one never changes it."""
 
-
-class PlanePort(Protocol):
-    """A node's parameters and named payloads; the operations are those of `pelago.core.machine`."""
-
-    def apply(
-        self,
-        operation: Operation,
-        blob: BlobId,
-        weight: float,
-    ) -> None:
-        """Change the parameters with a payload."""
-        ...
-
-    def pin(self, blob: BlobId, average: bool = False) -> None:
-        """Name the parameters as they are now, or their running mean if the plane keeps one."""
-        ...
-
-    def difference(self, blob: BlobId) -> None:
-        """Name snapshot - model as it is now."""
-        ...
-
-    def measure(self, blob: BlobId) -> tuple[float, bool]:
-        """Norm of a payload, and whether every element is finite."""
-        ...
-
-    def release(self, blob: BlobId) -> None:
-        """Forget a name; the payload lives on for those to whom it was lent."""
-        ...
-
-    def lend(self, blob: BlobId) -> Payload:
-        """The payload behind a name, for a transfer or the trainer."""
-        ...
-
-    def adopt(self, blob: BlobId, payload: Payload) -> None:
-        """Name a payload that another plane lent or the trainer made."""
-        ...
-
-
-class DurablePlane(PlanePort, Protocol):
+class DurablePlane(TensorPort, Protocol):
     """A plane of a server that keeps its state."""
 
     def image(self, blobs: Collection[BlobId]) -> object:
@@ -87,7 +48,12 @@ class Round:
 
 
 class VirtualTrainer(Protocol):
-    """What a worker does with parameters. It takes no time of its own: the plan says how long."""
+    """What a worker or the evaluator computes in a simulation.
+
+    It is not `pelago.core.ports.TrainerPort`: that one blocks a thread until a lease is trained, and this one
+    plans. `begin` says how long the training takes in virtual time, and `finish` gives the result when that
+    time is over, so many rounds that overlap can be computed together, in one batch.
+    """
 
     def begin(self, lease: Lease, payload: Payload) -> RoundPlan:
         """Training on a lease from the parameters ``payload`` begins. ``steps`` >= 1."""

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pelago.core.machine import Machine, Received
 from pelago.core.names import BlobId
 from pelago.core.notes.note import Note
+from pelago.core.ports import Payload
 from pelago.durable import image, record
 from pelago.durable.record import HEAD_BYTES, Kind
 from pelago.durable.replay import replay_event
 from pelago.sim.disk import DiskContents
-from pelago.sim.planes import DurablePlane, Payload
+from pelago.sim.planes import DurablePlane
 from pelago.wire.messages import Effect, Event, Message
 
 

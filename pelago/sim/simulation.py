@@ -20,11 +20,11 @@ from typing import Any, Final, Protocol
 
 from pelago.core.machine import Finish, Machine, SetTick, Tick
 from pelago.core.notes.note import NOTES, Note
+from pelago.core.ports import TensorPort
 from pelago.sim.executor import EffectMethods, ExecutorFactory
 from pelago.sim.links import Links
 from pelago.sim.network import SimulatedNetwork
 from pelago.sim.node import LOST, SimulatedNode, Timer
-from pelago.sim.planes import PlanePort
 from pelago.sim.trace import Trace
 from pelago.wire.messages import Effect, Event, Message
 
@@ -119,7 +119,7 @@ class Simulation:
         if node.finished is None:
             self._finish(node, LOST)
 
-    def revive(self, node: SimulatedNode, machine: Machine[Message], plane: PlanePort) -> None:
+    def revive(self, node: SimulatedNode, machine: Machine[Message], plane: TensorPort) -> None:
         """A node that was lost is there again: a new process that continues where the old one was."""
         assert node.finished is not None, node.name
         node.machine, node.plane, node.finished = machine, plane, None

@@ -5,7 +5,7 @@ and holds what travels. It takes no decisions and does no I/O.
 
 Threads. What touches the parameters (`apply`, `pin`, `difference`, `model`, `digest`, `snapshot`,
 `restore`) takes turns, in one lane. What touches payloads (`adopt`, `open`, `stage`, `complete`,
-`measure`, `read`, `flat`, `release`) runs beside it in any number of threads and never waits for it,
+`measure`, `read`, `lend`, `release`) runs beside it in any number of threads and never waits for it,
 because a chunk that anybody can see is never written again: `apply` writes in place only where nobody
 holds the chunk; otherwise it writes the new chunk elsewhere and leaves the old one to those who have
 it. So a pin costs nothing, nobody copies what is pinned, and replies stream out while the next update
@@ -179,7 +179,7 @@ class Plane:
         encoded = memoryview(encoding.encode(chunk.tensor))
         return encoded, checksum(encoded)
 
-    def flat(self, blob: BlobId) -> torch.Tensor:
+    def lend(self, blob: BlobId) -> torch.Tensor:
         """A complete payload as one tensor, shape [numel]; a copy if it is in pieces.
 
         Not to be written to. Raises `KeyError` for an unknown blob.

@@ -98,7 +98,7 @@ def _exchanges(seed: int, in_flight: str) -> dict[str, Any]:
             lps.adopt(update, torch.rand(manifest.numel, generator=generator) - 0.5)
             if update == 104:  # the rest moves while this exchange is in flight
                 lps.difference(exchange)
-                difference = lps.flat(exchange)
+                difference = lps.lend(exchange)
             lps.apply("step", update, 0.3 if update == 101 else 1.0)
             lps.release(update)
         gps.adopt(exchange, difference)

@@ -16,11 +16,12 @@ from pelago.core.machine import Finish, SetTick, Started, StopRequested, Tick
 from pelago.core.names import Version
 from pelago.core.notes.common import Draining
 from pelago.core.notes.worker import RoundTrained
+from pelago.core.ports import TrainingResult
 from pelago.core.tensor_effects import Difference, Loaded, Measure, Measured, Pin, Release
 from pelago.core.training_effects import Cancel, Progress, Train, Trained, Validate, Validated
 from pelago.net.command import EXIT_FAILED
 from pelago.net.node import CRASHED, EXIT_CRASHED, exit_code
-from pelago.net.tensors.training import Result, TrainingThread
+from pelago.net.tensors.training import TrainingThread
 from pelago.tensor.plane import Plane
 from pelago.wire.messages import Event
 from tests.net.nodes import Nodes, Script, a_lease, eventually
@@ -207,7 +208,7 @@ class Lessons:
             while step == 2 and not self.go.wait(0.005):
                 if cancel.is_set():
                     return None
-        return Result(flat * 0.5, 3, 96, 1.25, 1)
+        return TrainingResult(flat * 0.5, 3, 96, 1.25, 1)
 
     def validate(self, flat, on_batch):  # type: ignore[no-untyped-def]
         self.seen.append(flat.clone())
@@ -242,7 +243,7 @@ async def test_training_answers_with_progress_and_the_pseudo_gradient(nodes: Nod
     await eventually(lambda: lessons.rested == 1)
     assert trained.blob < 0
     assert torch.equal(lessons.seen[0], plane.model())
-    assert torch.equal(plane.flat(trained.blob), plane.model() * 0.5)
+    assert torch.equal(plane.lend(trained.blob), plane.model() * 0.5)
     # The pin was released by the machine, and then by the trainer; the gradient is the machine's.
     assert node.tensors.payloads == 1
 

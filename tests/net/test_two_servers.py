@@ -86,7 +86,7 @@ async def test_payloads_go_to_and_come_from_both_servers_at_the_same_time(nodes:
     for stub, at, lease in ((lps, at_lps, 1), (coordinator, at_coordinator, 2)):
         pushed = await stub.hears(Push)
         assert (pushed.peer, pushed.message) == ("rank-0", a_push(lease))
-        assert torch.equal(at.tensors.plane.flat(pushed.blob), update)
+        assert torch.equal(at.tensors.plane.lend(pushed.blob), update)
     await machine.hears(Delivered, 2)
     assert {event.peer for event in machine.of(Delivered)} == {LPS, COORDINATOR}
     models = {event.peer: event for event in machine.messages(Model)}

@@ -23,11 +23,12 @@ from pelago.core.names import Lease, Peer, PushId, Version
 from pelago.core.notes.common import Draining, GivingUp
 from pelago.core.notes.gps import RegionSummary, RunStatus
 from pelago.core.notes.note import Note
+from pelago.core.ports import Payload
 from pelago.core.tensor_effects import Difference, Measure, Measured, Pin, Release
 from pelago.core.training_effects import Cancel, Train, Trained, Validate, Validated
 from pelago.sim.links import Links
 from pelago.sim.node import SimulatedNode
-from pelago.sim.planes import Payload, Round, RoundPlan, TimingPlane
+from pelago.sim.planes import Round, RoundPlan, TimingPlane
 from pelago.sim.simulation import Simulation
 from pelago.sim.tensor_executor import TensorExecutor
 from pelago.sim.trace import Trace

@@ -59,7 +59,7 @@ def test_a_payload_arrives_as_its_encoding_leaves_it(encoding: Encoding) -> None
     flat = numbers()
     expected = flat if encoding.is_memory else flat.half().float()
     found = carried(flat, encoding)
-    assert torch.equal(found.flat(2), expected)
+    assert torch.equal(found.lend(2), expected)
     assert found.complete(2)
 
 

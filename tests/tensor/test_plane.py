@@ -68,7 +68,7 @@ def test_a_payload_staged_in_any_order_is_the_payload_sent(dtype):
         assert not plane.complete(-1)
         assert plane.stage(-1, index, chunk, sum_)
     assert plane.complete(-1)
-    assert bits(plane.flat(-1)) == read_all(plane, -1) == bits(sent)
+    assert bits(plane.lend(-1)) == read_all(plane, -1) == bits(sent)
 
 
 def test_a_wrong_chunk_is_refused_and_the_right_one_still_taken():
@@ -126,7 +126,7 @@ def test_a_buffer_at_an_odd_address_is_staged_all_the_same():
     plane.open(-1)
     for index, (chunk, sum_) in enumerate(chunks_of(sent)):
         assert plane.stage(-1, index, memoryview(b"x" + chunk)[1:], sum_)
-    assert bits(plane.flat(-1)) == bits(sent)
+    assert bits(plane.lend(-1)) == bits(sent)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -264,7 +264,7 @@ def test_any_sequence_of_operations_does_what_the_vocabulary_says(
         np.testing.assert_allclose(plane.model().numpy(), reference.model, rtol=0, atol=1e-13)
         np.testing.assert_allclose(plane.average().numpy(), reference.average, rtol=0, atol=1e-13)
     for blob, expected in named.items():
-        np.testing.assert_allclose(plane.flat(blob).numpy(), expected, rtol=0, atol=1e-13)
+        np.testing.assert_allclose(plane.lend(blob).numpy(), expected, rtol=0, atol=1e-13)
 
 
 def test_without_carry_a_difference_starts_again_from_the_merge():
@@ -275,7 +275,7 @@ def test_without_carry_a_difference_starts_again_from_the_merge():
     plane.apply("step", 10)  # moved in flight
     plane.apply("merge", 10, 0.25)
     plane.difference(12)
-    assert not plane.flat(12).any()
+    assert not plane.lend(12).any()
 
 
 def test_with_carry_the_next_difference_holds_what_moved_in_flight():
@@ -287,7 +287,7 @@ def test_with_carry_the_next_difference_holds_what_moved_in_flight():
     moved = sent - plane.model()
     plane.apply("merge_carry", 10, 0.25)
     plane.difference(12)
-    torch.testing.assert_close(plane.flat(12), moved, rtol=0, atol=1e-15)
+    torch.testing.assert_close(plane.lend(12), moved, rtol=0, atol=1e-15)
 
 
 # --- replay: the merge is made at the send point --------------------------------------------------
@@ -330,10 +330,10 @@ def test_a_replayed_merge_is_made_where_the_exchange_was_sent(pinned, moves):
     snapshot = (1 - weight) * sent + weight * answer
     close(plane.model(), snapshot + (model - sent))
     plane.difference(13)
-    close(plane.flat(13), sent - model)
-    assert bits(plane.flat(12)) == bits(answer)
+    close(plane.lend(13), sent - model)
+    assert bits(plane.lend(12)) == bits(answer)
     for blob, expected in named.items():
-        assert bits(plane.flat(blob)) == bits(expected)
+        assert bits(plane.lend(blob)) == bits(expected)
 
 
 def test_with_nothing_in_flight_a_replayed_merge_is_a_merge_to_the_bit():
@@ -345,7 +345,7 @@ def test_with_nothing_in_flight_a_replayed_merge_is_a_merge_to_the_bit():
         plane.apply(operation, 10, 0.25)
         plane.difference(12)
     assert bits(replayed.model()) == bits(merged.model())
-    assert not replayed.flat(12).any()
+    assert not replayed.lend(12).any()
 
 
 def test_before_the_first_exchange_a_replayed_merge_keeps_nothing():
@@ -381,14 +381,14 @@ def test_replayed_movement_is_sent_once_and_whole(in_flight):
     for exchange in range(5):
         move(2, seed=exchange)
         plane.difference(11)
-        total += plane.flat(11)
+        total += plane.lend(11)
         move(in_flight, seed=50 + exchange)
         plane.adopt(12, numbers(99 + exchange, torch.float64))
         plane.apply("merge_replay", 12, 0.0)
         close(plane.model(), alone.model())
         plane.release(11), plane.release(12)
     plane.difference(11)
-    total += plane.flat(11)
+    total += plane.lend(11)
     torch.testing.assert_close(total, start - plane.model(), rtol=0, atol=1e-14)
 
 
@@ -434,7 +434,7 @@ def test_a_mean_changes_no_bit_of_the_model():
 def test_without_a_mean_its_pin_is_the_model():
     plane = server()
     plane.pin(10, average=True)
-    assert bits(plane.flat(10)) == bits(plane.model())
+    assert bits(plane.lend(10)) == bits(plane.model())
 
 
 def test_a_pinned_mean_stays_as_it_was():
@@ -460,7 +460,7 @@ def test_a_load_starts_the_mean_again():
     plane.apply("load", 10)
     assert bits(plane.average()) == bits(numbers(10))
     plane.apply("step", 10)
-    assert bits(plane.flat(10)) == bits(numbers(10))
+    assert bits(plane.lend(10)) == bits(numbers(10))
 
 
 def test_the_digest_sees_the_mean():
@@ -672,7 +672,7 @@ def test_many_threads_that_stage_the_same_chunks_complete_the_payload_once():
             futures = [pool.submit(stage) for _ in range(4)]
             assert all(all(future.result(DEADLINE_S)) for future in futures)
         assert plane.complete(blob)
-        assert bits(plane.flat(blob)) == bits(sent)
+        assert bits(plane.lend(blob)) == bits(sent)
 
 
 def test_reading_and_staging_do_not_wait_for_the_lane():

@@ -490,4 +490,4 @@ def test_what_was_sent_is_dropped_where_nothing_is_remembered_and_missing_where_
     other.adopt(11, numbers(11))
     other.apply("merge_carry", 11, 0.25)  # as before the first difference: nothing is kept
     other.difference(12)
-    assert not other.flat(12).any()
+    assert not other.lend(12).any()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pelago.core.names import Lease, PushId
-from pelago.net.tensors.training import Result
+from pelago.core.ports import TrainingResult
 from tests.worker.corpora import write_texts
 from tests.worker.evaluator.test_held_out_loss import of_folder
 from tests.worker.reopened import held_out_loss
@@ -37,7 +37,7 @@ def test_an_architecture_trains_and_its_export_has_the_loss_that_was_measured(
     assert torch.equal(start, evaluator.initial())
     lease = Lease(PushId(1, 0), ((0, 64),), 80)
     result = trainer.train(lease, start, lambda *steps: None, threading.Event())
-    assert isinstance(result, Result)
+    assert isinstance(result, TrainingResult)
     trained = start - result.delta
     before, after = (evaluator.validate(flat)[0] for flat in (start, trained))
     assert after < before

@@ -11,16 +11,16 @@ import torch
 
 from pelago.config.run_file import RunFile
 from pelago.core.names import Lease, PushId, Version
+from pelago.core.ports import TrainingResult
 from pelago.core.training_effects import Train
-from pelago.net.tensors.training import Result
 from tests.worker.corpora import run_file, write_texts
 from worker import moments
-from worker.moments import MomentsFile, SavedMoments, Whose
-from worker.ports import WorkerPort
+from worker.moments import MomentsFile, MomentsOwner, SavedMoments
+from worker.port import WorkerPort
 from worker.schedule import begins_late, warmed
 from worker.trainer import Trainer
 
-WHOSE = Whose("run", "model", "adamw", "north", 0)
+OWNER = MomentsOwner("run", "model", "adamw", "north", 0)
 LATE = 1000
 """A clock, in samples, at which these runs are past their warm-up."""
 
@@ -33,27 +33,27 @@ def source(tmp_path: Path) -> str:
 class Process:
     """A worker's trainer thread, as the driver uses it."""
 
-    def __init__(self, run: RunFile, keep: Path | None) -> None:
+    def __init__(self, run: RunFile, folder: Path | None) -> None:
         self.trainer = Trainer(run)
-        self.told: list[tuple[str, dict[str, Any]]] = []
-        self.port = WorkerPort(self.trainer, run, "north", keep)
-        self.port.begin(lambda kind, fields: self.told.append((kind, fields)))
+        self.logged: list[tuple[str, dict[str, Any]]] = []
+        self.port = WorkerPort(self.trainer, run, "north", folder)
+        self.port.begin(lambda kind, fields: self.logged.append((kind, fields)))
         self.start = self.trainer.initial()
 
-    def round(self, clock: int, group: int = 0) -> Result:
-        """Eight samples, from the same model every time; what there is to keep is kept when it returns."""
+    def round(self, clock: int, group: int = 0) -> TrainingResult:
+        """Eight samples, from the same model every time; its moments are saved when it returns."""
         lease = Lease(PushId(1, 0), ((clock % 512, clock % 512 + 8),), clock)
         work = Train(lease, Version(0, 0), 1, group)
         found = self.port.train(work, self.start, lambda *_: None, threading.Event())
         self.port.rest()
-        if self.port._shelf is not None:
-            self.port._shelf.wait()
+        if self.port._file is not None:
+            self.port._file.wait()
         assert found is not None
         return found
 
     def kinds(self) -> list[str]:
-        """Of what it told."""
-        return [kind for kind, _ in self.told]
+        """Kinds of the events that it logged."""
+        return [kind for kind, _ in self.logged]
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "muon"])
@@ -67,7 +67,7 @@ def test_a_process_that_follows_a_killed_one_trains_as_if_it_were_the_same(
     second = Process(run, tmp_path / "optimiser")
     found, expected = second.round(LATE + 64), first.round(LATE + 64)
     assert torch.equal(found.delta, expected.delta)
-    [(kind, fields)] = second.told
+    [(kind, fields)] = second.logged
     assert kind == "optimiser_taken_up"
     assert (fields["samples"], fields["steps"]) == (64, 2)
     assert fields["age_s"] >= 0
@@ -83,16 +83,16 @@ def test_a_cold_start_in_the_middle_of_a_run_warms_up_and_one_at_its_beginning_d
     warming, at_once = Process(run, tmp_path / "a"), Process(cold, None)
     ratio = warming.round(LATE).delta.norm() / at_once.round(LATE).delta.norm()
     assert 0.2 < ratio < 0.5
-    assert warming.told == [
+    assert warming.logged == [
         ("optimiser_cold", {"why": "there are none", "warm_up_steps": 4}),
     ]
-    assert at_once.told[0][1]["why"] == "worker.keep_optimiser = false"
+    assert at_once.logged[0][1]["why"] == "worker.keep_optimiser = false"
     begun, plain = Process(run, None), Trainer(run)
     lease = Lease(PushId(1, 0), ((16, 24),), 16)
     expected = plain.train(lease, plain.initial(), lambda *_: None, threading.Event())
     assert expected is not None
     assert torch.equal(begun.round(16).delta, expected.delta)
-    assert begun.told == []
+    assert begun.logged == []
 
 
 def test_a_warm_up_that_was_broken_off_goes_on(source: str, tmp_path: Path) -> None:
@@ -125,61 +125,61 @@ def test_a_run_is_late_when_its_warm_up_and_everybodys_first_round_are_over() ->
     assert warmed(1, 0) == 1.0
 
 
-def put(folder: Path, whose: Whose = WHOSE, clock: int = 5) -> Path:
-    """A file of moments."""
-    shelf = MomentsFile(folder, whose, lambda kind, fields: None)
+def save(folder: Path, owner: MomentsOwner = OWNER, clock: int = 5) -> Path:
+    """Save some moments; returns their file."""
+    file = MomentsFile(folder, owner, lambda kind, fields: None)
     tensors = {"0.0.exp_avg": torch.arange(9.0), "0.0.step": torch.tensor(3.0)}
-    shelf.put(tensors, clock, 3)
-    shelf.wait()
-    return shelf.path
+    file.save(tensors, clock, 3)
+    file.wait()
+    return file.path
 
 
-def taken(folder: Path, whose: Whose = WHOSE, clock: int = 5) -> SavedMoments | str:
-    """What is there for somebody."""
-    return MomentsFile(folder, whose, lambda kind, fields: None).take(clock)
+def loaded(folder: Path, owner: MomentsOwner = OWNER, clock: int = 5) -> SavedMoments | str:
+    """The moments that are there for an owner, or why there are none."""
+    return MomentsFile(folder, owner, lambda kind, fields: None).load(clock)
 
 
-def test_what_was_put_there_is_found(tmp_path: Path) -> None:
-    put(tmp_path)
-    found = taken(tmp_path, clock=9)
+def test_saved_moments_are_loaded(tmp_path: Path) -> None:
+    save(tmp_path)
+    found = loaded(tmp_path, clock=9)
     assert isinstance(found, SavedMoments)
     assert torch.equal(found.tensors["0.0.exp_avg"], torch.arange(9.0))
     assert (found.tensors["0.0.step"].shape, found.clock, found.steps) == (torch.Size([]), 5, 3)
 
 
 @pytest.mark.parametrize(
-    ("whose", "clock", "why"),
+    ("owner", "clock", "why"),
     [
-        (replace(WHOSE, run="other"), 5, "of run 'run', not 'other'"),
-        (replace(WHOSE, model="other"), 5, "of model 'model', not 'other'"),
-        (replace(WHOSE, optimiser="muon"), 5, "of optimiser 'adamw', not 'muon'"),
-        (replace(WHOSE, group=1), 5, "of group 0, not 1"),
-        (WHOSE, 4, "it is of sample 5 of the run, which is at 4"),
+        (replace(OWNER, run="other"), 5, "of run 'run', not 'other'"),
+        (replace(OWNER, model="other"), 5, "of model 'model', not 'other'"),
+        (replace(OWNER, optimiser="muon"), 5, "of optimiser 'adamw', not 'muon'"),
+        (replace(OWNER, group=1), 5, "of group 0, not 1"),
+        (OWNER, 4, "it is of sample 5 of the run, which is at 4"),
     ],
 )
 def test_moments_of_something_else_are_refused_with_the_reason(
-    tmp_path: Path, whose: Whose, clock: int, why: str
+    tmp_path: Path, owner: MomentsOwner, clock: int, why: str
 ) -> None:
-    path = put(tmp_path)
-    path.rename(MomentsFile(tmp_path, whose, lambda kind, fields: None).path)
-    found = taken(tmp_path, whose, clock)
+    path = save(tmp_path)
+    path.rename(MomentsFile(tmp_path, owner, lambda kind, fields: None).path)
+    found = loaded(tmp_path, owner, clock)
     assert isinstance(found, str)
     assert why in found
 
 
 def test_a_damaged_file_is_refused_whatever_is_damaged(tmp_path: Path) -> None:
     """Each byte in turn, and each length."""
-    path = put(tmp_path)
+    path = save(tmp_path)
     whole = path.read_bytes()
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
-        assert isinstance(taken(tmp_path, clock=10**9), str), place
+        assert isinstance(loaded(tmp_path, clock=10**9), str), place
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
-        assert isinstance(taken(tmp_path), str), length
+        assert isinstance(loaded(tmp_path), str), length
     path.unlink()
     path.mkdir()
-    assert isinstance(taken(tmp_path), str)
+    assert isinstance(loaded(tmp_path), str)
 
 
 def test_moments_that_do_not_fit_the_model_are_refused(source: str, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_full_disk_ends_nobody_and_leaves_nothing(
     monkeypatch.setattr(moments, "INTERVAL_S", 0.0)
     monkeypatch.setattr(moments, "SHARE", 1e9)
     process.round(LATE)
-    before = process.port._shelf.path.read_bytes()  # type: ignore[union-attr]
+    before = process.port._file.path.read_bytes()  # type: ignore[union-attr]
     with monkeypatch.context() as patch:
 
         def full(file: Any, header: bytes, tensors: Any) -> None:
@@ -210,11 +210,11 @@ def test_a_full_disk_ends_nobody_and_leaves_nothing(
         for clock in (LATE + 8, LATE + 16):
             process.round(clock)
     assert process.kinds() == ["optimiser_cold", "optimiser_not_kept"]
-    assert "No space left" in process.told[1][1]["why"]
+    assert "No space left" in process.logged[1][1]["why"]
     assert [each.name for each in tmp_path.glob("*moments*")] == ["north-0.moments"]
-    assert process.port._shelf.path.read_bytes() == before  # type: ignore[union-attr]
+    assert process.port._file.path.read_bytes() == before  # type: ignore[union-attr]
     process.round(LATE + 24)
-    found = MomentsFile(tmp_path, process.port._shelf._whose, lambda *_: None).take(LATE + 24)  # type: ignore[union-attr]
+    found = MomentsFile(tmp_path, process.port._file._owner, lambda *_: None).load(LATE + 24)  # type: ignore[union-attr]
     assert isinstance(found, SavedMoments)
     assert found.clock == LATE + 24
 
@@ -231,15 +231,15 @@ def test_they_are_not_written_all_the_time_nor_by_the_thread_that_trains(
         assert go.wait(30)
 
     monkeypatch.setattr(moments, "_dump", slow)
-    shelf = MomentsFile(tmp_path, WHOSE, lambda kind, fields: None)
-    assert shelf.due()
+    file = MomentsFile(tmp_path, OWNER, lambda kind, fields: None)
+    assert file.due()
     tensor = torch.zeros(3)
-    shelf.put({"0.0.exp_avg": tensor}, 1, 1)
+    file.save({"0.0.exp_avg": tensor}, 1, 1)
     assert going.wait(30)
-    assert not shelf.due()
+    assert not file.due()
     go.set()
-    shelf.wait()
-    assert not shelf.due()
+    file.wait()
+    assert not file.due()
     assert writers != [threading.current_thread()]
 
 

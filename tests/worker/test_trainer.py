@@ -13,7 +13,7 @@ from pelago.config.run_file import RunFile
 from pelago.config.training import WorkerSection
 from pelago.core.errors import ConfigError
 from pelago.core.names import Lease, PushId, Spans
-from pelago.net.tensors.training import Result
+from pelago.core.ports import TrainingResult
 from pelago.tensor.manifest import Manifest
 from tests.small_disk import fill, small_disk
 from tests.worker.corpora import TINY, run_file, write_texts, write_tokens
@@ -41,12 +41,12 @@ def train(
     start: torch.Tensor | None = None,
     on_step: Callable[[int, int], None] = lambda steps, skipped: None,
     cancel: threading.Event | None = None,
-) -> Result | None:
+) -> TrainingResult | None:
     flat = trainer.initial() if start is None else start
     return trainer.train(lease(*spans), flat, on_step, cancel or threading.Event())
 
 
-def done(result: Result | None) -> Result:
+def done(result: TrainingResult | None) -> TrainingResult:
     assert result is not None
     return result
 
@@ -384,7 +384,7 @@ def test_a_cancel_ends_a_wait_for_the_pace_at_once(source: str) -> None:
     """At this pace a step takes an hour; the test would run into its time limit."""
     trainer = Trainer(run_file(source), pace=Pace(step_ms=3.6e6, speed=1.0))
     cancel, stepped = threading.Event(), threading.Event()
-    results: list[Result | None] = []
+    results: list[TrainingResult | None] = []
 
     def work() -> None:
         results.append(

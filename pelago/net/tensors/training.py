@@ -1,12 +1,11 @@
-"""The one long effect: a thread in which a worker's trainer, or the evaluator, computes."""
+"""The thread in which the trainer of a worker, or of the evaluator, computes."""
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from pelago.core.errors import CheckpointError
 from pelago.core.names import PushId
+from pelago.core.ports import TrainerPort, TrainingResult
 from pelago.core.training_effects import (
     Cancel,
     Progress,
@@ -17,58 +16,6 @@ from pelago.core.training_effects import (
 )
 from pelago.net.context import Executors, NodeContext
 from pelago.net.tensors.lane import Lane, Tensors
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What training on a lease gave.
-
-    ``delta``: the pseudo-gradient, start minus end, a flat fp32 tensor on the CPU, shape
-    (elements,). ``tokens``: predicted in all. ``skipped``: steps among ``steps`` whose gradient was not
-    finite, so that they changed nothing. ``loss``: mean training loss of the others' tokens, in nats; not
-    a number if there are none.
-    """
-
-    delta: Any
-    steps: int
-    tokens: int
-    loss: float
-    skipped: int = 0
-
-
-class TrainerPort(Protocol):
-    """What a worker does with parameters. Every method runs in the one trainer thread.
-
-    ``flat`` is the flat fp32 arena of a payload, to be read only.
-    """
-
-    def begin(self, tell: Callable[[str, dict[str, Any]], None]) -> None:
-        """Before anything else, on the event loop's thread. ``tell`` logs an event, from any thread."""
-        ...
-
-    def rest(self) -> None:
-        """A round is over, and its result on its way."""
-        ...
-
-    def train(
-        self,
-        work: Train,
-        flat: Any,
-        on_step: Callable[[int, int], None],
-        cancel: threading.Event,
-    ) -> Result | None:
-        """Train; call ``on_step(steps, skipped ones)`` so far after each step, and within one to say that it
-        goes on; None once ``cancel`` is set."""
-        ...
-
-    def validate(self, flat: Any, on_batch: Callable[[int], None]) -> tuple[float, int]:
-        """Held-out loss, in nats per token, and the number of tokens it is a mean of; call
-        ``on_batch(batches so far)`` after each batch."""
-        ...
-
-    def export(self, flat: Any) -> None:
-        """Write the model out for users. Raises `CheckpointError`."""
-        ...
 
 
 class TrainingThread:
@@ -97,19 +44,19 @@ class TrainingThread:
         }
 
     def train(self, effect: Train) -> None:
-        """Train on a lease, after every tensor effect wished before."""
+        """Train on a lease, after every tensor effect before it."""
         cancel = self._cancels[effect.lease.push] = threading.Event()
         self._tensors.use(effect.blob)
         self._tensors.after(lambda: self._train(effect, cancel))
 
     def cancel(self, push: PushId) -> None:
-        """Stop training on a lease at its next step; nothing is answered for it from now on."""
+        """Stop training on a lease at its next step; no event follows for it from now on."""
         cancel = self._cancels.pop(push, None)
         if cancel is not None:
             cancel.set()
 
     def validate(self, effect: Validate) -> None:
-        """Measure the held-out loss, after every tensor effect wished before."""
+        """Measure the held-out loss, after every tensor effect before it."""
         self._tensors.use(effect.blob)
         plane, post = self._tensors.plane, self._lane.post
 
@@ -117,13 +64,13 @@ class TrainingThread:
             self._post(Progress(None, batches))
 
         def job() -> Validated:
-            flat = plane.flat(effect.blob)
-            loss, tokens = self._port.validate(flat, lambda batches: post(measured, batches))
+            parameters = plane.lend(effect.blob)
+            loss, tokens = self._port.validate(parameters, lambda batches: post(measured, batches))
             try:
                 if effect.export:
-                    self._port.export(flat)
+                    self._port.export(parameters)
             except CheckpointError as error:
-                # What was measured is worth telling all the same.
+                # The loss is reported all the same.
                 return Validated(effect.version, loss, tokens, str(error))
             return Validated(effect.version, loss, tokens)
 
@@ -150,13 +97,13 @@ class TrainingThread:
             if live():
                 self._post(Progress(push, *so_far))
 
-        def job() -> Result | None:
+        def job() -> TrainingResult | None:
             if cancel.is_set():
                 return None
-            flat = plane.flat(effect.blob)
-            return self._port.train(effect, flat, lambda *so_far: post(stepped, so_far), cancel)
+            start = plane.lend(effect.blob)
+            return self._port.train(effect, start, lambda *so_far: post(stepped, so_far), cancel)
 
-        def done(result: Result | None) -> None:
+        def done(result: TrainingResult | None) -> None:
             self._tensors.drop(effect.blob)
             if result is None or not live():
                 return

@@ -325,7 +325,7 @@ async def test_a_payload_whose_line_fell_silent_arrives_once_over_the_next(
         lines.heal()
         await client.hears(Delivered)
         (push,) = server.messages(Push)
-        assert torch.equal(there.tensors.plane.flat(push.blob), sent)
+        assert torch.equal(there.tensors.plane.lend(push.blob), sent)
     assert not client.of(PeerLost)
 
 

@@ -117,7 +117,7 @@ async def test_a_model_arrives_bit_equal_and_both_sides_hear_of_it(nodes: Nodes)
     below = nodes.client(client, plane=Plane(nodes.manifest, None))
     received = await client.hears(Model)
     assert received.message == a_model(1)
-    assert torch.equal(below.tensors.plane.flat(received.blob), plane.model())
+    assert torch.equal(below.tensors.plane.lend(received.blob), plane.model())
     assert await server.hears(Delivered) == Delivered("lps-1", 1)
     # The machine released the pin before it had left; now that it is delivered it is gone.
     await eventually(lambda: above.tensors.payloads == 0)
@@ -140,7 +140,7 @@ async def test_a_pin_of_the_mean_is_the_mean(nodes: Nodes) -> None:
     nodes.server(server, plane=plane)
     below = nodes.client(client, plane=Plane(nodes.manifest, None))
     received = await client.hears(Model)
-    found = below.tensors.plane.flat(received.blob)
+    found = below.tensors.plane.lend(received.blob)
     assert torch.equal(found, plane.average())
     assert not torch.equal(found, plane.model())
 
@@ -173,7 +173,7 @@ async def test_an_update_is_measured_and_applied_and_the_next_model_contains_it(
     expected.adopt(5, update.clone())
     expected.apply("step", 5)
     model = await client.hears(Model)
-    assert torch.equal(below.tensors.plane.flat(model.blob), expected.model())
+    assert torch.equal(below.tensors.plane.lend(model.blob), expected.model())
     measured = server.of(Measured)[0]
     assert measured.finite
     assert measured.norm == pytest.approx(float(update.norm()), rel=1e-5)
@@ -203,7 +203,7 @@ async def test_a_difference_is_taken_before_it_is_sent_however_busy_the_lane_is(
         expected.apply("step", 5)
     expected.difference(6)
     model = await client.hears(Model)
-    assert torch.equal(below.tensors.plane.flat(model.blob), expected.flat(6))
+    assert torch.equal(below.tensors.plane.lend(model.blob), expected.lend(6))
 
 
 async def test_the_plane_is_made_from_the_manifest_in_the_welcome(nodes: Nodes) -> None:
@@ -279,7 +279,7 @@ async def test_a_transfer_through_a_cut_connection_resumes_with_the_missing_chun
         control.heal()
         received = await server.hears(Push)
         await client.hears(Delivered)
-        assert torch.equal(above.tensors.plane.flat(received.blob), flat)
+        assert torch.equal(above.tensors.plane.lend(received.blob), flat)
         sent = below.telemetry.counters["chunks_sent"]
         assert chunks <= sent <= chunks + 2 * 8 + 4, (chunks, sent)
         assert len(server.messages(Push)) == 1
@@ -401,7 +401,7 @@ async def test_a_payload_that_stopped_arriving_makes_room_for_another(nodes: Nod
     give(below, flat)
     received = await server.hears(Push)
     assert received.peer == "lps-1"
-    assert torch.equal(above.tensors.plane.flat(received.blob), flat)
+    assert torch.equal(above.tensors.plane.lend(received.blob), flat)
     assert above.tensors.payloads == 1
 
 
@@ -433,7 +433,7 @@ async def test_a_server_that_restarts_during_a_transfer_gets_all_of_it(nodes: No
         await big.stop("gps")
         above = big.server(second, plane=Plane(big.manifest, None))
         received = await second.hears(Push)
-        assert torch.equal(above.tensors.plane.flat(received.blob), flat)
+        assert torch.equal(above.tensors.plane.lend(received.blob), flat)
         await client.hears(Delivered)
         await big.stop("lps-1")
 
@@ -447,7 +447,7 @@ async def test_bulk_is_left_to_tcp_while_staging_is_behind(nodes: Nodes) -> None
     flat = big.flat(2)
     give(below, flat)
     received = await server.hears(Push)
-    assert torch.equal(above.tensors.plane.flat(received.blob), flat)
+    assert torch.equal(above.tensors.plane.lend(received.blob), flat)
 
 
 async def test_both_directions_at_once_between_three_nodes(nodes: Nodes) -> None:
@@ -479,7 +479,7 @@ async def test_both_directions_at_once_between_three_nodes(nodes: Nodes) -> None
     )
     node = nodes.client(bottom, "worker-1", port=nodes.ports[1], plane=Plane(nodes.manifest, None))
     received = await bottom.hears(Model)
-    assert torch.equal(node.tensors.plane.flat(received.blob), plane.model())
+    assert torch.equal(node.tensors.plane.lend(received.blob), plane.model())
 
 
 def _large() -> Manifest:
