@@ -37,8 +37,8 @@ from parts.machine import describe, usage
 from pelago.cli.audit import examine, histories
 from pelago.durable import record
 from pelago.durable.replay import scan
-from pelago.net.durability.history import HISTORY
 from pelago.net.sockets.tcp_ports import free_pairs
+from pelago.runlog.history import HISTORY
 
 RUN: Final = """
 [run]

@@ -24,17 +24,15 @@ from pelago.durable import image, record
 from pelago.net import daemon
 from pelago.net.durability import file_header, snapshot_writer
 from pelago.net.durability.archive import Archive
-from pelago.net.durability.history import HistoryLine, history_line, history_until
 from pelago.net.durability.restore import Restored, SnapshotContents, restore, state
 from pelago.net.durability.state_folder import RecoveredState, StateFolder, StoredSnapshot
 from pelago.net.files import lock, sync_folder
+from pelago.runlog.history import HistoryLine, LifeResumed, history_line, history_until
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
 from pelago.tensor.plane import Plane
 
 NODE: Final = "gps"
-RESUMED: Final = "resumed"
-"""Kind of the line in a GPS's history with which a life begins that goes on from another."""
 FIXED: Final = ("model", "data")
 """Tables of the run file that say what the state is of. Paths in them may change."""
 PATHS: Final = ("preset", "source", "tokenizer")
@@ -199,7 +197,7 @@ def _read(place: Path, source: str, stack: ExitStack) -> _Found:
         raise CheckpointError(f"{source}: the GPS that began there wrote no snapshot; begin anew")
     kept, run, machine, restored = restored_state(recovered, recovered.snapshot, source)
     history = history_until(store.history, recovered.snapshot.number)
-    told = b"".join(history_line(each) for each in restored.told)
+    told = b"".join(history_line(each) for each in restored.history)
     used = recovered.snapshot.name
     return _Found(
         recovered, kept, restored, machine, run, history + told, used, recovered.passed_over
@@ -293,12 +291,9 @@ def _write(found: _Found, run: RunFile, source: str, beside: Path) -> Gps:
     gps.check()
     _check_budget(gps, run, source)
     number = found.recovered.next_number - 1
-    fields = {
-        "version": gps.model.version.counter,
-        "incarnation": incarnation,
-        "counted_steps": gps.model.counted_steps,
-        "from": source,
-    }
+    life = LifeResumed(
+        gps.model.version.counter, incarnation, gps.model.counted_steps, resumed_from=source
+    )
     snapshot = plane.snapshot()
     store = StateFolder(beside, run.run_id, NODE)
     try:
@@ -312,7 +307,7 @@ def _write(found: _Found, run: RunFile, source: str, beside: Path) -> Gps:
             state(gps, manifest, found.restored.last_blob, facts_of(run, corpus)),
             record.pack(snapshot.layout()),
             snapshot.chunks,
-            found.history + history_line(HistoryLine(number, RESUMED, fields)),
+            found.history + history_line(HistoryLine(number, life)),
         )
     except OSError as error:
         raise CheckpointError(

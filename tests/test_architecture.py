@@ -73,6 +73,7 @@ def test_every_import_contract_holds() -> None:
         ("pelago/net/planted.py", "import pelago.sim", LAYERS),
         ("pelago/sim/planted.py", "import pelago.net", LAYERS),
         ("pelago/tensor/planted.py", "from pelago.config import run_toml", LAYERS),
+        ("pelago/runlog/planted.py", "import pelago.net", LAYERS),
         ("pelago/net/planted.py", "import lps", LAYERS),
         ("pelago/planted.py", "", PARTS),
         ("convergence/planted.py", "import pelago.net", VIRTUAL),

@@ -9,24 +9,37 @@ import pytest
 
 from pelago.cli.audit import Audit, examine, histories
 from pelago.cli.main import main
+from pelago.core.dedupe import Outcome
 from pelago.core.errors import CheckpointError, ConfigError
-from pelago.durable import record
-from pelago.durable.record import Kind
-from pelago.net.durability.history import HISTORY, HistoryLine
+from pelago.core.notes.gps import ExchangeArrived
+from pelago.core.notes.lps import ExchangeAnswered, ExchangeBegun, Rejoining, UpdateApplied
+from pelago.runlog.history import HISTORY, HistoryLine, LifeBegun, LifeResumed, history_line
 
 Histories = dict[str, list[HistoryLine]]
 
 
 def update(number: int, version: int, lease: int, *spans: tuple[int, int]) -> HistoryLine:
-    return HistoryLine(
-        number, "update", {"version": version, "lease": lease, "spans": [*map(list, spans)]}
+    return HistoryLine(number, UpdateApplied(version, lease, spans, 1, 0, 1.0, 2.5))
+
+
+def arrival(
+    number: int, version: int, exchange: int, spans: Any, dropped: Any = (), fence: int = 1
+) -> HistoryLine:
+    arrived = ExchangeArrived(
+        region="eu",
+        version=version,
+        exchange=exchange,
+        fence=fence,
+        spans=tuple(spans),
+        dropped=tuple(dropped),
+        steps=1,
+        cumulative_steps=1,
+        elapsed_ps=0,
+        staleness=0,
+        norm=1.0,
+        loss=2.5,
     )
-
-
-def arrival(number: int, version: int, exchange: int, spans: Any, dropped: Any = ()) -> HistoryLine:
-    fields = {"region": "eu", "version": version, "exchange": exchange, "fence": 1}
-    lists = {"spans": [*map(list, spans)], "dropped": [*map(list, dropped)]}
-    return HistoryLine(number, "arrival", fields | lists)
+    return HistoryLine(number, arrived)
 
 
 def sound() -> Histories:
@@ -91,25 +104,22 @@ def test_a_fault_is_named(fault: str) -> None:
 
 def test_a_region_that_joined_again_may_train_its_samples_again() -> None:
     told = sound()
-    told["lps-eu"] += [HistoryLine(8, "rejoining", {}), update(9, 5, 200, (24, 32))]
+    told["lps-eu"] += [HistoryLine(8, Rejoining()), update(9, 5, 200, (24, 32))]
     assert not examine(told).exceptions
 
 
 def test_a_region_that_began_anew_counts_its_versions_anew() -> None:
     told = sound()
-    told["lps-eu"] += [HistoryLine(0, "begun", {"process": "lps"}), update(4, 1, 200, (24, 32))]
+    told["lps-eu"] += [HistoryLine(0, LifeBegun("lps")), update(4, 1, 200, (24, 32))]
     assert not examine(told).exceptions
 
 
 def exchange(number: int, exchange: int, *spans: tuple[int, int]) -> HistoryLine:
-    fields = {"number": exchange, "fence": 1, "spans": [*map(list, spans)], "dropped": []}
-    return HistoryLine(number, "exchange", fields)
+    return HistoryLine(number, ExchangeBegun(exchange, 1, 1, 1, spans, ()))
 
 
-def answered(number: int, exchange: int, outcome: str) -> HistoryLine:
-    return HistoryLine(
-        number, "exchange_answered", {"number": exchange, "fence": 1, "outcome": outcome}
-    )
+def answered(number: int, exchange: int, outcome: Outcome) -> HistoryLine:
+    return HistoryLine(number, ExchangeAnswered(exchange, 1, outcome))
 
 
 def forgotten() -> Histories:
@@ -125,8 +135,7 @@ def forgotten() -> Histories:
 
 
 def resumed(incarnation: int) -> HistoryLine:
-    fields = {"from": "s3://far", "version": 2, "incarnation": incarnation}
-    return HistoryLine(9, "resumed", fields)
+    return HistoryLine(9, LifeResumed(2, incarnation, 100, "s3://far"))
 
 
 def test_an_exchange_of_the_life_that_went_on_is_no_loss_but_a_fault() -> None:
@@ -149,10 +158,8 @@ def test_what_a_gps_lost_that_was_resumed_from_a_snapshot_is_named(
     """Half of it was trained on again since."""
     told = forgotten()
     told["gps"].append(resumed(999))
-    told["lps-eu"] += [HistoryLine(12, "rejoining", {}), update(13, 5, 300, (24, 28))]
-    told["gps"].append(
-        HistoryLine(12, "arrival", arrival(0, 3, 1, [(24, 28)]).fields | {"fence": 1000})
-    )
+    told["lps-eu"] += [HistoryLine(12, Rejoining()), update(13, 5, 300, (24, 28))]
+    told["gps"].append(arrival(12, 3, 1, [(24, 28)], fence=1000))
     found = examine(told)
     assert not found.exceptions
     assert found.lost == ["exchange 3 of eu (fence 1): 8 samples, 4 trained on again"]
@@ -168,9 +175,8 @@ def write(out: Path, told: Histories) -> None:
         path = out / node / "state" / HISTORY
         path.parent.mkdir(parents=True)
         for line in lines:
-            body = record.pack([line.kind, line.fields])
             with path.open("ab") as file:
-                file.write(record.head(Kind.HISTORY, line.number, body) + body)
+                file.write(history_line(line))
 
 
 def test_the_command_reads_a_folder_and_compares_the_result(

@@ -10,16 +10,19 @@ know, is lost. One of the life that went on, which its fence tells, is an except
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from pelago.core.errors import CheckpointError, ConfigError
+from pelago.core.names import Spans
+from pelago.core.notes.gps import ExchangeArrived
+from pelago.core.notes.lps import ExchangeAnswered, ExchangeBegun, Rejoining, UpdateApplied
 from pelago.core.spans import SpanSet
-from pelago.net.durability.history import BEGUN, HISTORY, HistoryLine, read_history
 from pelago.net.telemetry import say
+from pelago.runlog.history import HISTORY, HistoryLine, LifeBegun, LifeResumed, read_history
 
 LINES_SHOWN = 20
 
@@ -120,19 +123,20 @@ def _region(node: str, lines: Sequence[HistoryLine], found: Audit) -> SpanSet:
     """Check an LPS's history; returns the samples that it applied."""
     every, samples, leases, versions = SpanSet(), SpanSet(), set(), [0]
     for line in lines:
-        if line.kind in (BEGUN, "rejoining"):
+        note = line.entry
+        if isinstance(note, LifeBegun | Rejoining):
             # The GPS lent to others what this region had not exchanged; it may be lent here again.
             samples = SpanSet()
-        if line.kind == BEGUN:
+        if isinstance(note, LifeBegun):
             _check_steps(node, versions, found)
             versions = [0]
-        if line.kind != "update":
+        if not isinstance(note, UpdateApplied):
             continue
-        lease, spans = line.fields["lease"], _spans(line.fields["spans"])
+        lease, spans = note.lease, note.spans
         if lease in leases:
             found.exceptions.append(f"{node}: lease {lease} was applied twice")
         leases.add(lease)
-        versions.append(line.fields["version"])
+        versions.append(note.version)
         every.add(spans)
         twice = samples.add(spans)
         if twice:
@@ -149,15 +153,16 @@ def _acknowledged(
     region: str, lines: Sequence[HistoryLine], pushes: set[_Push], samples: SpanSet, found: Audit
 ) -> None:
     """Whether each exchange that the GPS acknowledged is in its history."""
-    spans: dict[_Push, tuple[tuple[int, int], ...]] = {}
+    spans: dict[_Push, Spans] = {}
     for line in lines:
-        if line.kind not in ("exchange", "exchange_answered"):
+        note = line.entry
+        if not isinstance(note, ExchangeBegun | ExchangeAnswered):
             continue
-        push = (region, line.fields["number"], line.fields["fence"])
-        if line.kind == "exchange":
-            spans[push] = _spans(line.fields["spans"])
+        push = (region, note.number, note.fence)
+        if isinstance(note, ExchangeBegun):
+            spans[push] = note.spans
             continue
-        if line.fields["outcome"] != "applied" or push in pushes:
+        if note.outcome != "applied" or push in pushes:
             continue
         if push[2] >= found.incarnation:
             found.exceptions.append(
@@ -183,21 +188,19 @@ def _global(
     pushes: set[_Push] = set()
     versions = [0]
     for line in lines:
-        if line.kind == "resumed":
-            fields = line.fields
-            found.resumed.append(f"from {fields['from']} at version {fields['version']:,}")
-            found.incarnation = fields["incarnation"]
-        if line.kind != "arrival":
+        note = line.entry
+        if isinstance(note, LifeResumed):
+            found.resumed.append(f"from {note.resumed_from} at version {note.version:,}")
+            found.incarnation = note.incarnation
+        if not isinstance(note, ExchangeArrived):
             continue
-        fields = line.fields
-        region = fields["region"]
-        push = (region, fields["exchange"], fields["fence"])
+        region, spans, lost = note.region, note.spans, note.dropped
+        push = (region, note.exchange, note.fence)
         name = _name(push)
         if push in pushes:
             found.exceptions.append(f"gps: {name} was applied twice")
         pushes.add(push)
-        versions.append(fields["version"])
-        spans, lost = _spans(fields["spans"]), _spans(fields["dropped"])
+        versions.append(note.version)
         twice = applied.add(spans) + dropped.add(lost)
         twice += sum(stop - start for start, stop in dropped.common(spans))
         if twice:
@@ -243,7 +246,3 @@ def _compare(found: Audit, path: Path) -> None:
         for key, theirs, ours in pairs
         if theirs != ours
     ]
-
-
-def _spans(spans: Iterable[Sequence[int]]) -> tuple[tuple[int, int], ...]:
-    return tuple((start, stop) for start, stop in spans)

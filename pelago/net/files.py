@@ -1,12 +1,9 @@
-"""Files as a durable node needs them: locked, mapped, on the disk."""
+"""Files as a durable node needs them: locked, and on the disk."""
 
 import fcntl
-import mmap
 import os
 from pathlib import Path
 from typing import IO, Any
-
-from pelago.core.errors import CheckpointError
 
 
 def lock(path: Path) -> IO[Any]:
@@ -65,15 +62,3 @@ def _sync(path: Path, flags: int) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def map_file(path: Path) -> tuple[memoryview, list[mmap.mmap]]:
-    """A file's bytes, which stay readable when it is removed. Raises `CheckpointError`."""
-    try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                return memoryview(b""), []
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from None
-    return memoryview(mapped), [mapped]

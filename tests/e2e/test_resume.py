@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from pelago.cli.audit import examine, histories
-from pelago.net.durability.history import HISTORY, read_history
+from pelago.core.notes.gps import ExchangeArrived
+from pelago.runlog.history import HISTORY, read_history
 from tests.e2e.topology import ONE_THREAD, Daemons, assert_books_balance, run_file
 
 pytestmark = pytest.mark.timeout(240)
@@ -34,8 +35,8 @@ def test_a_gps_that_is_lost_with_its_disk_goes_on_from_a_copy(tmp_path: Path) ->
         daemons.until("more updates", lambda: _versions(daemons)[-1] >= then + 6)
         daemons.kill("gps")
         told = read_history(tmp_path / "out" / "gps" / "state" / HISTORY)
-        arrivals = [each.fields for each in told if each.kind == "arrival"]
-        assert {each["region"] for each in arrivals} == {"eu", "us"}
+        arrivals = [each.entry for each in told if isinstance(each.entry, ExchangeArrived)]
+        assert {each.region for each in arrivals} == {"eu", "us"}
         shutil.rmtree(tmp_path / "out" / "gps")
         daemons.out = elsewhere
         daemons.start("gps", "gps", "--resume", f"file://{far}")
@@ -52,10 +53,8 @@ def test_a_gps_that_is_lost_with_its_disk_goes_on_from_a_copy(tmp_path: Path) ->
     assert found.applied == daemons.result()["ledger"]["applied"]
     version = int(found.resumed[0].rpartition(" ")[2])
     assert version > 0
-    gone = [each for each in arrivals if each["version"] > version]
-    names = {
-        f"exchange {each['exchange']} of {each['region']} (fence {each['fence']})" for each in gone
-    }
+    gone = [each for each in arrivals if each.version > version]
+    names = {f"exchange {each.exchange} of {each.region} (fence {each.fence})" for each in gone}
     lost = {each.partition(":")[0] for each in found.lost}
     # Of each region, the last one's acknowledgement may not have got there.
     assert lost <= names

@@ -7,23 +7,31 @@ from pathlib import Path
 import pytest
 import torch
 
-from gps.resume import NODE, RESUMED, facts_of, machine_of, open_state, plane_of
+from gps.resume import NODE, facts_of, machine_of, open_state, plane_of
 from gps.state import Gps
 from pelago.config import run_toml
 from pelago.config.run_file import RunFile
 from pelago.core.errors import CheckpointError, ConfigError, ForeignState
 from pelago.core.machine import Started
 from pelago.core.names import Version
+from pelago.core.notes.gps import RegionLeft
 from pelago.core.tensor_effects import Loaded
 from pelago.durable import image, record
 from pelago.durable.replay import at
 from pelago.net import daemon
 from pelago.net.durability import file_header, snapshot_writer
 from pelago.net.durability.archive import Archive, name_of
-from pelago.net.durability.history import HISTORY, HistoryLine, history_line, read_history
 from pelago.net.durability.restore import SnapshotContents, state
 from pelago.net.durability.state_folder import StateFolder
 from pelago.net.files import lock
+from pelago.runlog.history import (
+    HISTORY,
+    HistoryLine,
+    LifeBegun,
+    LifeResumed,
+    history_line,
+    read_history,
+)
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire.messages import TensorSpec
@@ -77,8 +85,8 @@ def write(out: Path, run: RunFile) -> str:
         state(gps, MANIFEST, -3, facts_of(run, "corpus")),
         record.pack(found.layout()),
         found.chunks,
-        history_line(HistoryLine(0, "begun", {}))
-        + history_line(HistoryLine(6, "arrival", {"version": 1})),
+        history_line(HistoryLine(0, LifeBegun(NODE)))
+        + history_line(HistoryLine(6, RegionLeft("eu", "drained"))),
     )
     store.close()
     return plane.digest()
@@ -116,7 +124,7 @@ def test_a_folder_goes_on_elsewhere_with_another_budget_and_learning_rate(tmp_pa
     assert gps.model.version.incarnation == gps.settings.incarnation > 5
     assert "at version 1, 40 local steps" in word
     lines = read_history(daemon.state_folder(tmp_path / "b", NODE) / HISTORY)
-    assert [line.kind for line in lines] == ["begun", "arrival", RESUMED]
+    assert [type(line.entry) for line in lines] == [LifeBegun, RegionLeft, LifeResumed]
     assert resumed(a_run(), tmp_path / "a", None)[0].model.version.incarnation == 5
 
 

@@ -12,14 +12,15 @@ from pelago.config import run_toml
 from pelago.config.run_file import RunFile
 from pelago.core.errors import CheckpointError, ForeignState
 from pelago.core.machine import PeerLost
+from pelago.core.notes.lps import ExchangeAnswered
 from pelago.durable import record
 from pelago.durable.record import Kind
 from pelago.net import daemon
 from pelago.net.durability import file_header, snapshot_writer
-from pelago.net.durability.history import HISTORY, HistoryLine, history_line, read_history
 from pelago.net.durability.manager import StateStore
 from pelago.net.durability.state_folder import StateFolder
 from pelago.net.telemetry import Telemetry
+from pelago.runlog.history import HISTORY, HistoryLine, LifeBegun, history_line, read_history
 
 NAME = "lps-eu"
 PAGE = 4096
@@ -47,8 +48,8 @@ def write(out: Path, run: RunFile, events: int = 200) -> Path:
     store = StateFolder(daemon.state_folder(out, NAME), run.run_id, NAME)
     header = file_header.new_header(run.run_id, NAME, "lps-eu@here:1:1", 5)
     lines = [
-        HistoryLine(0, "begun", {}),
-        *(HistoryLine(7, "update", {"n": each}) for each in range(events)),
+        HistoryLine(0, LifeBegun(NAME)),
+        *(HistoryLine(7, ExchangeAnswered(each, 1, "applied")) for each in range(events)),
     ]
     history = b"".join(map(history_line, lines))
     image, layout = record.pack(["image", "x" * 3 * PAGE]), record.pack({})
@@ -134,8 +135,8 @@ def test_damage_of_a_host_that_went_down_is_a_fresh_start(
     assert line["removed"] == str(folder)
     assert not list(folder.glob("journal-*"))
     assert not list(folder.glob("snapshot-*"))
-    kept = [each.kind for each in read_history(folder / HISTORY)]
-    assert kept[:1] == ["begun"]
+    kept = [each.entry for each in read_history(folder / HISTORY)]
+    assert kept[:1] == [LifeBegun(NAME)]
     assert (folder / "history-damaged").exists() == (name == HISTORY)
     assert state_store.store.recovered() is None
 

@@ -21,7 +21,7 @@ from typing import (
     get_type_hints,
 )
 
-WRITTEN_AS: Final = {"awaited": "for", "global_version": "global"}
+WRITTEN_AS: Final = {"awaited": "for", "global_version": "global", "resumed_from": "from"}
 """Fields that are written under another name, since Python has that word for itself."""
 
 Read = Callable[[Any], Any]
@@ -52,14 +52,17 @@ class Vocabulary(Generic[K]):
         return self._forms[type(value)].write(value)
 
     def read(self, kind: str, written: Mapping[str, Any]) -> K | None:
-        """What was written as this kind and these fields; None if no class has this kind and fields of these names.
+        """What was written as this kind and these fields; None if no class has this kind.
 
-        Raises `ValueError` if a field's value is not of its type.
+        Raises `ValueError` for fields of other names or types than those of the classes.
         """
-        for form in self._of_kind.get(kind, ()):
+        forms = self._of_kind.get(kind, ())
+        for form in forms:
             if form.fits(written):
                 found: K = form.read(written)
                 return found
+        if forms:
+            raise ValueError(f"{kind} has no such fields: {', '.join(written)}")
         return None
 
 

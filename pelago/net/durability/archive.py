@@ -22,9 +22,9 @@ import fsspec
 
 from pelago import reading
 from pelago.core.errors import CheckpointError, ConfigError
-from pelago.net.durability.history import HISTORY, history_until
 from pelago.net.durability.state_folder import StateFolder
 from pelago.net.telemetry import Telemetry
+from pelago.runlog.history import HISTORY, history_until
 
 SNAPSHOT: Final = "snapshot"
 WHOLE: Final = "whole"

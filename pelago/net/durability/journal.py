@@ -24,11 +24,11 @@ from pelago.core.names import BlobId
 from pelago.durable import record
 from pelago.durable.record import Begun, Header, Kind
 from pelago.net.durability.file_header import packed_header
-from pelago.net.durability.history import HistoryLine, history_line
 from pelago.net.durability.journal_file import JournalFile
 from pelago.net.durability.snapshot_writer import snapshot_records, write_snapshot
 from pelago.net.durability.state_folder import RecoveredState, StateFolder
 from pelago.net.files import sync_file
+from pelago.runlog.history import HistoryLine, history_line
 from pelago.tensor.payload import ChunkBuffer
 from pelago.wire.messages import Event, Heartbeat
 

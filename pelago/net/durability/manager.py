@@ -14,23 +14,23 @@ from typing import Final
 from pelago.config.fields import Durability
 from pelago.core.machine import PS_PER_MS
 from pelago.core.names import BlobId
-from pelago.core.notes.note import VOCABULARY, Note
+from pelago.core.notes.note import Note
 from pelago.durable import record
 from pelago.durable.record import Begun
 from pelago.durable.replay import UNCOMMITTED
 from pelago.net.context import NodeContext
 from pelago.net.durability import archive, file_header
 from pelago.net.durability.archive import Copier
-from pelago.net.durability.history import BEGUN, HistoryLine
 from pelago.net.durability.journal import (
     SNAPSHOT_MODELS,
     Journal,
     JournalListener,
     JournalPosition,
 )
-from pelago.net.durability.restore import HISTORY_KINDS, Restored, state
+from pelago.net.durability.restore import Restored, state
 from pelago.net.durability.state_folder import RecoveredState, StateFolder
 from pelago.net.tensors.lane import Tensors
+from pelago.runlog.history import HistoryLine, HistoryNote, LifeBegun
 from pelago.tensor.snapshot import PlaneSnapshot
 from pelago.wire.messages import Event, Message
 
@@ -143,9 +143,9 @@ class DurabilityManager:
             self.held.append((self.journal.last, send))
 
     def note(self, note: Note) -> None:
-        """What the machine noted belongs into the history, or does not."""
-        if note.kind in HISTORY_KINDS:
-            self.journal.history(HistoryLine(self._number, note.kind, VOCABULARY.fields(note)))
+        """Write a note of the machine to the history, if it is one of those."""
+        if isinstance(note, HistoryNote):
+            self.journal.history(HistoryLine(self._number, note))
 
     def snapshot_if_due(self, now: int) -> None:
         """Begin a snapshot if it is time: of this moment, whenever it is written."""
@@ -228,8 +228,8 @@ class DurabilityManager:
             JournalListener(self._on_written, self._on_trouble, self._context.on_fault),
         )
         if recovered is None:
-            begun.history(HistoryLine(0, BEGUN, {"process": self._context.name}))
-        for each in () if restored is None else restored.told:
+            begun.history(HistoryLine(0, LifeBegun(self._context.name)))
+        for each in () if restored is None else restored.history:
             begun.history(each)
         return begun
 

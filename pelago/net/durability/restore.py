@@ -6,37 +6,21 @@ The last snapshot, then everything the machine was told since (`pelago.durable.r
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from pelago.core.errors import CheckpointError, WireError
 from pelago.core.machine import Machine, Received
 from pelago.core.names import BlobId, Peer
-from pelago.core.notes.note import VOCABULARY, Note
 from pelago.durable import image, record
 from pelago.durable.record import Begun, Head, Kind
 from pelago.durable.replay import replay_event
-from pelago.net.durability.history import HistoryLine
 from pelago.net.durability.state_folder import RecoveredState, StoredSnapshot
 from pelago.net.telemetry import Telemetry
+from pelago.runlog.history import HistoryLine, HistoryNote
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire.codec import decode_message
 from pelago.wire.messages import Message, TensorSpec, Welcome
-
-HISTORY_KINDS: Final = frozenset(
-    {
-        "arrival",
-        "update",
-        "update_rejected",
-        "worker_left",
-        "region_joined",
-        "region_left",
-        "rejoining",
-        "exchange",
-        "exchange_answered",
-    }
-)
-"""Notes that a node never forgets: what became of samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +49,8 @@ class Restored:
     """The last one that each peer had sent, as far as the journal goes back."""
     events: int = 0
     """That were told again."""
-    told: list[HistoryLine] = field(default_factory=list)
-    """What of it belongs into the history."""
+    history: list[HistoryLine] = field(default_factory=list)
+    """The lines of the history that follow from those events."""
     seconds: dict[str, float] = field(default_factory=dict)
     """What the parts of it took."""
 
@@ -207,10 +191,8 @@ def _replay(
                 _meet(found, event.message, make_plane)
         found.now = head.second
         effects = replay_event(machine, event, head.second, found.plane, found.held)
-        found.told += [
-            HistoryLine(head.number, each.kind, VOCABULARY.fields(each))
-            for each in effects
-            if isinstance(each, Note) and each.kind in HISTORY_KINDS
+        found.history += [
+            HistoryLine(head.number, each) for each in effects if isinstance(each, HistoryNote)
         ]
         found.events += 1
     for arriving in found.arriving.values():

@@ -29,9 +29,10 @@ from pelago.core.errors import CheckpointError, ConfigError, ForeignState
 from pelago.durable import record
 from pelago.durable.record import HEAD_BYTES, Header, Kind
 from pelago.durable.replay import Record, at, find_later, scan
+from pelago.mapped_files import map_file
 from pelago.net import disk
-from pelago.net.durability.history import HISTORY, certain_bytes, history_until
-from pelago.net.files import lock, lock_to_read, map_file
+from pelago.net.files import lock, lock_to_read
+from pelago.runlog.history import HISTORY, certain_bytes, history_until
 
 PART: Final = ".part"
 CLEARING: Final = "clearing"

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from pelago.core.errors import ConfigError
+from pelago.core.notes.gps import RegionLeft
 from pelago.net.disk import free_bytes
 from pelago.net.durability.archive import Archive, Copier, name_of
-from pelago.net.durability.history import HISTORY, HistoryLine, history_line
 from pelago.net.durability.state_folder import StateFolder
 from pelago.net.telemetry import Telemetry
+from pelago.runlog.history import HISTORY, HistoryLine, LifeBegun, history_line
 from tests.net.nodes import eventually
 from tests.small_disk import small_disk
 
@@ -50,9 +51,9 @@ def store(tmp_path: Path) -> Iterator[StateFolder]:
     store = StateFolder(tmp_path / "state", "run", "gps")
     store.snapshot(3).write_bytes(b"snapshot three")
     lines = [
-        HistoryLine(0, "begun", {}),
-        HistoryLine(5, "arrival", {}),
-        HistoryLine(6, "arrival", {}),
+        HistoryLine(0, LifeBegun("gps")),
+        HistoryLine(5, RegionLeft("eu", "drained")),
+        HistoryLine(6, RegionLeft("us", "drained")),
     ]
     store.history.write_bytes(b"".join(map(history_line, lines)))
     yield store
@@ -75,7 +76,10 @@ async def test_a_snapshot_is_copied_with_its_history_and_its_bytes_stay(
     copied = tmp_path / "far" / name_of(7, 5)
     assert (copied / "snapshot").read_bytes() == b"snapshot three"
     assert (copied / HISTORY).read_bytes() == b"".join(
-        map(history_line, [HistoryLine(0, "begun", {}), HistoryLine(5, "arrival", {})])
+        map(
+            history_line,
+            [HistoryLine(0, LifeBegun("gps")), HistoryLine(5, RegionLeft("eu", "drained"))],
+        )
     )
     log.close()
 

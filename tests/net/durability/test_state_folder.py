@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from pelago.core.errors import CheckpointError, ConfigError
+from pelago.core.notes.lps import Rejoining
 from pelago.durable import record
 from pelago.durable.record import FORMAT, HEAD_BYTES, Kind
-from pelago.net.durability.history import read_history
 from pelago.net.durability.state_folder import StateFolder
 from pelago.net.files import open_over
+from pelago.runlog.history import HistoryLine, LifeBegun, history_line, read_history
 from tests.net.durability.sample_ledger import (
     NODE,
     RUN,
@@ -566,22 +567,29 @@ def test_old_files_that_cannot_be_removed_stay_for_another_time(tmp_path: Path) 
 # --- the history ---------------------------------------------------------------------------------
 
 
-def write_history(store: StateFolder, *lines: tuple[int, str]) -> list[int]:
+def write_history(store: StateFolder, *lines: HistoryLine) -> list[int]:
     """Returns where the lines end."""
     ends = []
     with store.history.open("wb") as file:
-        for number, kind in lines:
-            body = record.pack([kind, {}])
-            file.write(record.head(Kind.HISTORY, number, body) + body)
+        for line in lines:
+            file.write(history_line(line))
             ends.append(file.tell())
     return ends
 
 
-def history(store: StateFolder) -> list[tuple[int, str]]:
-    return [(each.number, each.kind) for each in read_history(store.history)]
+def history(store: StateFolder) -> list[HistoryLine]:
+    return read_history(store.history)
 
 
-LIVES = [(0, "begun"), (4, "update"), (9, "update"), (0, "begun"), (3, "update"), (7, "update")]
+BEGUN = HistoryLine(0, LifeBegun("gps"))
+LIVES = [
+    BEGUN,
+    HistoryLine(4, Rejoining()),
+    HistoryLine(9, Rejoining()),
+    BEGUN,
+    HistoryLine(3, Rejoining()),
+    HistoryLine(7, Rejoining()),
+]
 
 
 @pytest.mark.parametrize(("number", "kept"), [(0, 4), (2, 4), (3, 5), (6, 5), (7, 6)])
