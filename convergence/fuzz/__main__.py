@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from multiprocessing import cpu_count
 
     from convergence.fuzz.pool import outcomes
-    from convergence.fuzz.tally import Tally
+    from convergence.fuzz.summary import Tally
     from convergence.fuzz.trial import Verdict
 
     begin = time.monotonic()

@@ -24,9 +24,9 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
 
-from convergence.fuzz.draw import Draw
 from convergence.fuzz.ledgers import GlobalLedger, LedgerEntry, LedgerNote, LocalLedger
-from convergence.fuzz.silence import Silences
+from convergence.fuzz.scenario import Draw
+from convergence.fuzz.silence_checker import Silences
 from gps.state import Gps
 from lps.state import Lps
 from pelago.core.machine import Finish, Machine, Received, Send

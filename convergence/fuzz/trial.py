@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from convergence.fuzz.draw import draw
+from convergence.fuzz.fuzzed_cluster import World
 from convergence.fuzz.invariant_checker import check_payloads
 from convergence.fuzz.ledgers import GlobalLedger
-from convergence.fuzz.world import World
+from convergence.fuzz.scenario import draw
 from gps.state import Gps
 from lps.state import Lps
 from pelago.config.timeouts import Timeouts

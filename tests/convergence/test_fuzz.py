@@ -11,9 +11,9 @@ import pytest
 
 from convergence.fuzz import __main__ as command
 from convergence.fuzz import pool
-from convergence.fuzz.draw import draw
+from convergence.fuzz.fuzzed_cluster import World
+from convergence.fuzz.scenario import draw
 from convergence.fuzz.trial import TrialResult, Verdict, _run, trial
-from convergence.fuzz.world import World
 from tests.convergence.planted import PLANTS
 
 ONCE: Final = {

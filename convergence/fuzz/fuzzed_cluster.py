@@ -13,11 +13,11 @@ from typing import Final, Literal
 import gps.settings
 import lps.settings
 import worker.settings
-from convergence.fuzz.draw import Draw
 from convergence.fuzz.invariant_checker import InvariantChecker
 from convergence.fuzz.ledgers import GlobalLedger
 from convergence.problems.problem import Job, Part
 from convergence.problems.registry import build
+from convergence.fuzz.scenario import Draw
 from gps.state import Gps
 from lps.state import Lps
 from pelago.config import run_toml
