@@ -1,8 +1,8 @@
 """`python -m convergence.fuzz`: whole clusters under injected faults, one from each seed.
 
-Exit status: 0 nothing was found, 1 something was wrong that must never be, 2 usage, 3 in the healthy phase
-something did not happen that should, 4 a machine or this program itself failed. The last line says how
-to run the seed that failed (or the last one) again.
+Exit status: 0 nothing was found, 1 an invariant was broken, 2 usage, 3 in the healthy phase something did not
+happen that should, 4 a machine or this program itself failed. The last line is the command that runs the seed
+that failed (or the last one) again.
 """
 
 import argparse
@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m convergence.fuzz",
         description="Runs whole clusters under loss, delay, cuts, crashes and full disks, all drawn "
-        "from seeds, and checks what must hold.",
+        "from seeds, and checks invariants.",
     )
     top.add_argument("--seed", type=int, default=1, metavar="N", help="the first seed (default 1)")
     top.add_argument("--seeds", type=int, metavar="K", help="so many seeds (default 1)")
@@ -42,11 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             top.error(f"--{name} = {given}: must be above 0")
     if options.seed < 0:
         top.error(f"--seed = {options.seed}: must not be negative")
-    # What this program is made of is imported when it is known what to do.
+    # The rest is imported late, so that usage errors come at once.
     from multiprocessing import cpu_count
 
-    from convergence.fuzz.pool import outcomes
-    from convergence.fuzz.summary import Tally
+    from convergence.fuzz.pool import run_seeds
+    from convergence.fuzz.summary import FuzzSummary
     from convergence.fuzz.trial import Verdict
 
     begin = time.monotonic()
@@ -54,12 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seeds: Iterator[int] = count(options.seed)
     if options.minutes is None:
         seeds = islice(seeds, options.seeds or 1)
-    tally = Tally(begin)
-    for outcome in outcomes(seeds, options.jobs or cpu_count(), deadline):
-        tally.add(outcome)
-        if outcome.verdict is not Verdict.SOUND and not options.keep_going:
+    summary = FuzzSummary(begin)
+    for result in run_seeds(seeds, options.jobs or cpu_count(), deadline):
+        summary.add(result)
+        if result.verdict is not Verdict.SOUND and not options.keep_going:
             break
-    return tally.conclude()
+    return summary.conclude()
 
 
 if __name__ == "__main__":

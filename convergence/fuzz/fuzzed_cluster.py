@@ -1,7 +1,7 @@
-"""A drawn cluster in the virtual driver: its processes, slot after slot, and who starts them again.
+"""The cluster of a scenario in the virtual driver: its processes by slot, their restarts, and faults of whole nodes.
 
-A slot is a place in the run: "gps", "lps/eu", "eu/0", "evaluator". The process that takes it first is
-called like it, later ones "eu/0#2" and so on. What a process is not durable for dies with it.
+A slot is a place in the run: "gps", "lps/eu", "eu/0", "evaluator". The first process in a slot has the slot's
+name, later ones "eu/0#2" and so on. State that is not durable dies with its process.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,9 @@ import lps.settings
 import worker.settings
 from convergence.fuzz.invariant_checker import InvariantChecker
 from convergence.fuzz.ledgers import GlobalLedger
+from convergence.fuzz.scenario import Scenario
 from convergence.problems.problem import Job, Part
 from convergence.problems.registry import build
-from convergence.fuzz.scenario import Draw
 from gps.state import Gps
 from lps.state import Lps
 from pelago.config import run_toml
@@ -42,80 +42,82 @@ from pelago.wire.messages import Message
 from worker.evaluator.state import Evaluator
 from worker.state import Worker
 
-TEND_PS: Final = 100 * PS_PER_MS
-"""How often somebody looks for slots that nobody holds."""
-LIVES_APART_S: Final = 1000
-"""Incarnations are seconds: so far apart are those of a slot."""
+RESTART_CHECK_PS: Final = 100 * PS_PER_MS
+"""How often slots without a process are looked for."""
+INCARNATIONS_APART_S: Final = 1000
+"""Incarnations are seconds: two successive ones of a slot are so far apart."""
 CLOCK_BITS: Final = 50
-"""Clocks begin anywhere below 2 to this power, as the daemons' do."""
+"""Clocks begin anywhere below 2 to this power (picoseconds), as those of the daemons do."""
 
-Kind = Literal["kill", "cut", "full", "jump", "stop", "lose", "power", "copy", "freeze", "slow"]
+FaultKind = Literal[
+    "kill", "cut", "full", "jump", "stop", "lose", "power", "copy", "freeze", "slow"
+]
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
-    """A GPS's state, away from its host."""
+class GpsCopy:
+    """A copy of a GPS's state, away from its host."""
 
     machine: image.Plain
     plane: object
     now: int
-    """On its clock."""
+    """The time of its clock."""
     ledger: GlobalLedger
-    """What the checker knows to be in it."""
+    """The checker's ledger of this state."""
 
 
 class FakeTrainer:
-    """Trains a worker's rounds on the problem."""
+    """Trains a worker's rounds on the problem. ``index``: of the worker in the run. ``speed``: relative."""
 
-    def __init__(self, world: "World", region: int, index: int, speed: float) -> None:
-        self._world, self._region, self._index = world, region, index
+    def __init__(self, cluster: "FuzzedCluster", region: int, index: int, speed: float) -> None:
+        self._cluster, self._region, self._index = cluster, region, index
         self._speed = speed
         self._start: Payload = None
 
     def begin(self, lease: Lease, payload: Payload) -> RoundPlan:
         """A round begins."""
         self._start = payload
-        settings = self._world.run.simulation
+        settings = self._cluster.run.simulation
         assert settings is not None
-        steps = lease.samples // self._world.run.worker.batch_size
-        jitter = self._world.random.uniform(0.8, 1.2)
+        steps = lease.samples // self._cluster.run.worker.batch_size
+        jitter = self._cluster.random.uniform(0.8, 1.2)
         step_ps = settings.step_ms * PS_PER_MS / self._speed * jitter
         return RoundPlan(steps, max(1, round(steps * step_ps)))
 
     def finish(self, lease: Lease) -> Round:
-        """What it gave."""
-        batch = self._world.run.worker.batch_size
+        """The result of a round, or one in which no step counted, by the scenario's share of failures."""
+        batch = self._cluster.run.worker.batch_size
         part = Part(self._index, self._region, batch)
         steps = lease.samples // batch
         job = Job(self._index, steps, (part,), lease.spans, lease.clock, self._start)
-        found = self._world.problem.train([job])[0]
-        return replace(found, skipped=steps) if self._world.fails() else found
+        found = self._cluster.problem.train([job])[0]
+        return replace(found, skipped=steps) if self._cluster.fails() else found
 
     def cancel(self, lease: Lease) -> None:
-        """It is not wanted any more."""
+        """Nothing: a round trains when it ends."""
 
     def validate(self, payload: Payload) -> tuple[float, int]:
-        """A loss of any kind."""
+        """A constant loss, of one token."""
         return 0.5, 1
 
 
-class World:
-    """The cluster of a draw. ``trace``: keep a digest of everything."""
+class FuzzedCluster:
+    """``trace``: keep a digest of everything."""
 
-    def __init__(self, drawn: Draw, trace: bool = False) -> None:
-        self.drawn = drawn
-        self.run = run_toml.parse(drawn.toml)
-        self.problem = build(self.run, sum(drawn.workers))
-        self.random = Random(derive("world", drawn.seed))
-        self._failures = Random(derive("failures", drawn.seed))
-        self._newer = Random(derive("newer trouble", drawn.seed))
-        """For kinds of trouble that came later, so that the seeds of old findings keep their course."""
-        self._power = Random(derive("fuzz-power-loss", drawn.seed))
+    def __init__(self, scenario: Scenario, trace: bool = False) -> None:
+        self.scenario = scenario
+        self.run = run_toml.parse(scenario.toml)
+        self.problem = build(self.run, sum(scenario.workers))
+        self.random = Random(derive("world", scenario.seed))
+        self._failures = Random(derive("failures", scenario.seed))
+        self._newer = Random(derive("newer trouble", scenario.seed))
+        """For kinds of faults that were added later, so that seeds that once found bugs still run as they did."""
+        self._power = Random(derive("fuzz-power-loss", scenario.seed))
         self.trace = Trace() if trace else None
         settings, network = self.run.simulation, self.run.network
         assert settings is not None
         links = Links(
-            settings.model_bytes, len(drawn.workers), network.bandwidth_gbps, network.latency_ms
+            settings.model_bytes, len(scenario.workers), network.bandwidth_gbps, network.latency_ms
         )
         self.simulation = Simulation(
             self.run.run_id, links, (TensorExecutor, TrainingExecutor), trace=self.trace
@@ -124,32 +126,32 @@ class World:
             lambda name: self.injector.states[name],
             lambda: self.simulation.now,
             self.problem.value,
-            drawn,
+            scenario,
         )
         self.injector = FaultInjector(
             self.simulation,
             self.run.run_id,
-            Random(derive("fate", drawn.seed)),
-            drawn.profile,
+            Random(derive("fate", scenario.seed)),
+            scenario.profile,
             self.checker,
-            Random(derive("fuzz-decay", drawn.seed)),
+            Random(derive("fuzz-decay", scenario.seed)),
         )
         self.slots: dict[str, str] = {}
-        """The newest process of each slot."""
-        self.calm = False
-        self._copy: Copy | None = None
-        self._lives: dict[str, int] = {}
+        """The name of the newest process of each slot."""
+        self.healthy = False
+        self._copy: GpsCopy | None = None
+        self._incarnations: dict[str, int] = {}
         self._speeds = [speed for region in self.run.region for speed in region.worker_speeds]
 
     def begin(self) -> None:
-        """Everybody starts, and trouble is arranged."""
+        """Start all nodes, and schedule the first faults."""
         for slot in self._all_slots():
-            self._take(slot)
-        self.simulation.call(TEND_PS, self._tend)
-        if self.drawn.ends_early:
-            self.simulation.call(self.drawn.safety_ps * 3 // 5, self._stop_gps)
-        schedule = self.drawn.schedule
-        kinds: tuple[tuple[Kind, int], ...] = (
+            self._start_process(slot)
+        self.simulation.call(RESTART_CHECK_PS, self._restart_ended)
+        if self.scenario.ends_early:
+            self.simulation.call(self.scenario.faulty_ps * 3 // 5, self._stop_gps)
+        schedule = self.scenario.schedule
+        kinds: tuple[tuple[FaultKind, int], ...] = (
             ("kill", schedule.kill_ps),
             ("cut", schedule.cut_ps),
             ("full", schedule.full_ps),
@@ -160,40 +162,40 @@ class World:
         )
         for kind, every_ps in kinds:
             if every_ps:
-                self._arrange(kind, every_ps, self.random)
+                self._schedule_fault(kind, every_ps, self.random)
         if schedule.freeze_ps:
-            self._arrange("freeze", schedule.freeze_ps, self._newer)
+            self._schedule_fault("freeze", schedule.freeze_ps, self._newer)
         if schedule.slow_ps:
-            self._arrange("slow", schedule.slow_ps, self._newer)
+            self._schedule_fault("slow", schedule.slow_ps, self._newer)
         if schedule.power_ps:
-            self._arrange("power", schedule.power_ps, self._power)
+            self._schedule_fault("power", schedule.power_ps, self._power)
 
     def heal(self) -> None:
-        """No more trouble from now on, but for what the draw says of slow links."""
-        self.calm = True
+        """No more faults happen from now on, except the slow links of the scenario."""
+        self.healthy = True
         self.injector.heal()
         for slot in self._all_slots():
-            if slot in self.drawn.slow:
+            if slot in self.scenario.slow:
                 self.injector.network.slow(slot)
             else:
                 self.injector.network.quicken(slot)
-        # Who was frozen hears what waited for it.
+        # Processes that were frozen handle what waited for them.
         self.simulation.run(until_ps=self.simulation.now)
 
     def quicken(self) -> None:
         """No link is slow any more."""
-        for slot in self.drawn.slow:
+        for slot in self.scenario.slow:
             self.injector.network.quicken(slot)
 
     def fails(self) -> bool:
-        """Whether a round that is over now had no gradient that was finite."""
-        if self.calm:
-            return self.drawn.hopeless
-        share = self.drawn.failing
+        """Whether no gradient was finite in a round that ends now."""
+        if self.healthy:
+            return self.scenario.hopeless
+        share = self.scenario.failing
         return share > 0 and self._failures.random() < share
 
     def machine(self, slot: str) -> Machine[Message]:
-        """The machine that has a slot now."""
+        """The machine of the newest process of a slot."""
         return self.node(slot).machine
 
     def node(self, slot: str) -> SimulatedNode:
@@ -209,41 +211,41 @@ class World:
 
     @property
     def over(self) -> bool:
-        """Whether the GPS has ended for good. One that was killed while it ended is started again."""
+        """Whether the GPS has ended for good. One that was killed before it had ended is started again."""
         return self.node("gps").finished not in (None, DOWN, LOST)
 
     def servers(self) -> list[str]:
-        """Slots of the servers."""
+        """The slots of the servers."""
         return ["gps", *(f"lps/{region.name}" for region in self.run.region)]
 
-    # --- who is where ----------------------------------------------------------------------------
+    # --- processes -------------------------------------------------------------------------------
 
     def _all_slots(self) -> list[str]:
         workers = [
             f"{region.name}/{group}"
-            for region, count in zip(self.run.region, self.drawn.workers, strict=True)
+            for region, count in zip(self.run.region, self.scenario.workers, strict=True)
             for group in range(count)
         ]
-        return [*self.servers(), *workers, *(["evaluator"] if self.drawn.evaluator else [])]
+        return [*self.servers(), *workers, *(["evaluator"] if self.scenario.evaluator else [])]
 
-    def _tend(self) -> None:
-        """Start again what ended, but not after the run."""
-        self.simulation.call(self.simulation.now + TEND_PS, self._tend)
+    def _restart_ended(self) -> None:
+        """Start processes in slots whose process ended, but not after the run."""
+        self.simulation.call(self.simulation.now + RESTART_CHECK_PS, self._restart_ended)
         if self.over:
             return
-        patience_ps = 0 if self.calm else self.injector.draws.profile.down_ps
+        patience_ps = 0 if self.healthy else self.injector.draws.profile.down_ps
         for slot in self._all_slots():
             finished = self.node(slot).finished
             if finished is None or finished is DOWN:
                 continue
-            if self.random.random() < TEND_PS / (TEND_PS + patience_ps):
-                self._take(slot)
+            if self.random.random() < RESTART_CHECK_PS / (RESTART_CHECK_PS + patience_ps):
+                self._start_process(slot)
 
-    def _take(self, slot: str) -> None:
-        """A new process takes a slot."""
-        lives = self._lives[slot] = self._lives.get(slot, 0) + 1
-        name = slot if lives == 1 else f"{slot}#{lives}"
-        incarnation = lives * LIVES_APART_S
+    def _start_process(self, slot: str) -> None:
+        """Start a new process in a slot."""
+        count = self._incarnations[slot] = self._incarnations.get(slot, 0) + 1
+        name = slot if count == 1 else f"{slot}#{count}"
+        incarnation = count * INCARNATIONS_APART_S
         self.slots[slot] = name
         role, _, place = slot.partition("/")
         if slot == "gps":
@@ -264,13 +266,13 @@ class World:
         incarnation: int,
         place: int,
         make: Callable[[], tuple[Machine[Message], DurablePlane]],
-        copy: Copy | None = None,
+        copy: GpsCopy | None = None,
     ) -> None:
         is_gps = slot == "gps"
         machine, plane = make()
         first = (Loaded(Version(incarnation, 0)),) if is_gps and copy is None else ()
         store = None
-        if self.drawn.durable_gps if is_gps else self.drawn.durable_lps:
+        if self.scenario.durable_gps if is_gps else self.scenario.durable_lps:
             disk = Disk(self.run.run_id, slot, name, incarnation)
             store = SimulatedStore(disk, plane, make, first)
         serves = "gps" if is_gps else f"{slot.partition('/')[2]}/lps"
@@ -284,7 +286,7 @@ class World:
         for event in (Started() if copy is None else Restarted(), *first):
             self.simulation.give(node, event)
 
-    def _gps(self, incarnation: int, copy: Copy | None) -> tuple[Machine[Message], DurablePlane]:
+    def _gps(self, incarnation: int, copy: GpsCopy | None) -> tuple[Machine[Message], DurablePlane]:
         settings = gps.settings.settings(
             self.run,
             incarnation=incarnation,
@@ -332,14 +334,14 @@ class World:
                 worker.settings.worker_settings(
                     self.run,
                     region,
-                    -1 if self.drawn.anonymous else int(group),
+                    -1 if self.scenario.anonymous else int(group),
                     incarnation=incarnation,
                     fingerprint=fingerprint,
                     corpus="",
                     server=server,
                 )
             )
-        index = 0 if region is None else sum(self.drawn.workers[:region]) + int(group)
+        index = 0 if region is None else sum(self.scenario.workers[:region]) + int(group)
         trainer = FakeTrainer(self, region or 0, index, self._speeds[index])
         plane = self.problem.client_plane()
         node = SimulatedNode(name, region or 0, machine, plane, trainer, server=server)
@@ -347,25 +349,25 @@ class World:
         self.simulation.give(node, Started())
 
     def _clock(self) -> Clock:
-        permille = self.random.randint(700, 1500) if self.drawn.skewed else 1000
+        permille = self.random.randint(700, 1500) if self.scenario.skewed else 1000
         clock = Clock(permille=permille)
         clock.set(self.simulation.now, self.random.getrandbits(CLOCK_BITS))
         return clock
 
-    # --- trouble ---------------------------------------------------------------------------------
+    # --- faults ----------------------------------------------------------------------------------
 
-    def _arrange(self, kind: Kind, every_ps: int, random: Random) -> None:
+    def _schedule_fault(self, kind: FaultKind, every_ps: int, random: Random) -> None:
         after_ps = max(1, round(random.expovariate(1.0) * every_ps))
 
-        def strike() -> None:
-            if not self.calm:
-                self._strike(kind, random)
-                self._arrange(kind, every_ps, random)
+        def inject() -> None:
+            if not self.healthy:
+                self._inject(kind, random)
+                self._schedule_fault(kind, every_ps, random)
 
-        self.simulation.call(self.simulation.now + after_ps, strike)
+        self.simulation.call(self.simulation.now + after_ps, inject)
 
-    def _strike(self, kind: Kind, random: Random) -> None:
-        schedule = self.drawn.schedule
+    def _inject(self, kind: FaultKind, random: Random) -> None:
+        schedule = self.scenario.schedule
         until_ps = self.simulation.now + random.randint(1, schedule.lasts_ps)
         slot = random.choice(self._all_slots())
         name = self.slots[slot]
@@ -398,11 +400,11 @@ class World:
             self.simulation.give(self.node(slot), StopRequested("asked to"))
 
     def _quicken(self, slot: str) -> None:
-        if not self.calm:
+        if not self.healthy:
             self.injector.network.quicken(slot)
 
     def _make_copy(self) -> None:
-        """Of the GPS as it is, if it is there."""
+        """Copy the state of the GPS, if it runs."""
         state = self.injector.states[self.slots["gps"]]
         node, ledger = state.node, self.checker.servers[self.slots["gps"]].ledger
         if node.finished is not None or state.frozen_until:
@@ -410,15 +412,15 @@ class World:
         assert isinstance(ledger, GlobalLedger)
         plane = self._plane(node.plane).image(())
         now = state.clock.read(self.simulation.now)
-        self._copy = Copy(image.take(node.machine), plane, now, deepcopy(ledger))
+        self._copy = GpsCopy(image.take(node.machine), plane, now, deepcopy(ledger))
 
     def _lose_power(self, random: Random) -> None:
-        """The next GPS goes on from what the disk has of this one."""
+        """The GPS's machine loses its power; the next GPS continues from what the disk has of this one."""
         name = self.slots["gps"]
         found = self.injector.lose_power(name, random)
         if found is not None:
             ledger = self.checker.salvaged(name, found.number, found.recovered)
-            self._copy = Copy(found.machine, found.plane, found.recovered.now, ledger)
+            self._copy = GpsCopy(found.machine, found.plane, found.recovered.now, ledger)
 
     def _stop_gps(self) -> None:
         node = self.node("gps")

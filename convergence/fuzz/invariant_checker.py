@@ -1,23 +1,23 @@
-"""What must hold of a whole cluster, whatever befalls it; each is asserted as soon as it can be seen.
+"""The invariants of a whole cluster under any faults; each is asserted as soon as it can be checked.
 
 C1  A server applies an update at most once, and just what its client made.
 C2  A sample is in one applied update of a region at most between two resets, in one exchange at most,
-    and once at most in the GPS's books: applied or dropped.
-C3  An exchange holds what its region was trained on since the last one, all of it.
-C4  What a server answered once about an update it never contradicts: not after a restart either.
+    and once at most in the GPS's ledger: applied or dropped.
+C3  An exchange holds all samples that its region was trained on since the last one.
+C4  A server never contradicts its earlier answer about an update, not after a restart either.
 C5  Versions that leave for a peer never go back.
 C6  A lease names one set of samples, of one holder, and an update counts from the model that came with it.
-C7  An honest update is never rejected but for what it was measured to be, and nobody is refused, unless
-    nothing can be learned any more: then the run ends with an error.
-C8  A server that comes back noted what it noted before, as far as its disk goes.
-C9  The GPS's books are those of the updates that arrived, and balance.
-C10 A server's parameters are those of the operations that it ordered and its disk kept.
-C11 An evaluator that went in good order was heard.
-C12 Nobody ends unasked while the run goes on.
+C7  An honest update is rejected only for what was measured of it, and nobody is refused, unless no update can
+    be applied any more: then the run ends with an error.
+C8  A recovered server's replay gives the notes that it gave before, as far as its disk reaches.
+C9  The GPS's ledger holds the updates that arrived, and balances.
+C10 A server's parameters are the result of the operations that it ordered and its disk kept.
+C11 The last result of an evaluator that ended in good order has reached the GPS.
+C12 No node ends before the run does, unless it was asked to.
 C13 No payload is kept that no machine needs.
-C14 Nobody is given up who was not silent while somebody listened (silence.py).
-C15 Whoever has a link that is well gets on, however slow others are (trial.py).
-C16 After a loss of power a GPS finds its newest snapshot, or if that is damaged the one before it (fault_injector.py).
+C14 A peer is given up only if it was silent while the node listened (silence_checker.py).
+C15 A node with a sound link makes progress, however slow the links of others are (trial.py).
+C16 After a loss of power a GPS finds its newest snapshot, or the one before it if that is damaged (durable_servers.py).
 """
 
 from collections.abc import Callable
@@ -25,8 +25,8 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 
 from convergence.fuzz.ledgers import GlobalLedger, LedgerEntry, LedgerNote, LocalLedger
-from convergence.fuzz.scenario import Draw
-from convergence.fuzz.silence_checker import Silences
+from convergence.fuzz.scenario import Scenario
+from convergence.fuzz.silence_checker import SilenceChecker
 from gps.state import Gps
 from lps.state import Lps
 from pelago.core.machine import Finish, Machine, Received, Send
@@ -47,7 +47,7 @@ from worker.state import Worker
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class OrderedOperation:
     """A tensor operation that a machine ordered; ``operation`` None: a difference was taken."""
 
     number: int
@@ -58,46 +58,47 @@ class Done:
 
 @dataclass(slots=True)
 class ServerRecord:
-    """What was seen of a server's process."""
+    """What the checker knows of a server's process."""
 
     make: Callable[[], tuple[Machine[Message], DurablePlane]]
     ledger: LocalLedger | GlobalLedger
     begun_with: LocalLedger | GlobalLedger
-    """What was in it at the beginning of this process."""
+    """The ledger as it was when this process began."""
     entries: list[LedgerEntry] = field(default_factory=list)
-    done: list[Done] = field(default_factory=list)
+    done: list[OrderedOperation] = field(default_factory=list)
     answered: dict[tuple[str, PushId], Outcome] = field(default_factory=dict)
-    """By client and update."""
+    """Outcomes, by client and update."""
     received: dict[tuple[str, PushId], Push] = field(default_factory=dict)
     sent: dict[str, Version] = field(default_factory=dict)
-    """Newest version that left, by peer."""
+    """The newest version that left for each peer."""
     lent: dict[PushId, tuple[str, Lease, Version]] = field(default_factory=dict)
-    """What left with a model."""
+    """Leases that left with a model: the holder, the lease and the version of the model."""
 
 
 class InvariantChecker:
-    """Watches a cluster. ``find``: the process with a name. ``now``: the time of the simulation. ``value``: a
-    server's parameters, if they are one number. ``drawn``: what may befall them."""
+    """The observer of a simulation with faults. ``find``: returns the process with a name. ``now``: returns the time
+    of the simulation. ``value``: returns a server's parameters, if they are one number. ``scenario``: the faults
+    that may happen."""
 
     def __init__(
         self,
         find: Callable[[str], ProcessState],
         now: Callable[[], int],
         value: Callable[[TensorPort], float | None],
-        drawn: Draw,
+        scenario: Scenario,
     ) -> None:
         self.servers: dict[str, ServerRecord] = {}
         self._find = find
-        self._silences = Silences(find, now)
+        self._silence_checker = SilenceChecker(find, now)
         self._value = value
-        self._drawn = drawn
+        self._scenario = scenario
         self._made: dict[tuple[str, PushId], list[Push]] = {}
-        """Updates that workers made, by process; more than one on a lease if a word that came late had
-        them drop the first, whose payload was on its way."""
+        """Updates that workers made, by process; more than one on a lease if a late message made them drop the first,
+        whose payload was on its way."""
         self._asked: dict[str, None] = {}
-        """Processes that were asked to stop, or were told so by one that was."""
+        """Processes that were asked to stop, by the trial or by a server that was."""
 
-    # --- what it hears ---------------------------------------------------------------------------
+    # --- what it is told --------------------------------------------------------------------------
 
     def begins(
         self,
@@ -105,7 +106,7 @@ class InvariantChecker:
         make: Callable[[], tuple[Machine[Message], DurablePlane]],
         ledger: LocalLedger | GlobalLedger | None = None,
     ) -> None:
-        """A server's process begins; ``ledger``: what is in the state that it goes on from."""
+        """A server's process begins; ``ledger``: of the state from which it continues, if it does."""
         if ledger is None:
             ledger = GlobalLedger() if isinstance(node.machine, Gps) else LocalLedger()
         self.servers[node.name] = ServerRecord(make, deepcopy(ledger), ledger)
@@ -122,15 +123,15 @@ class InvariantChecker:
         if server is not None:
             if type(event) is Received and isinstance(event.message, Push):
                 server.received[event.peer, event.message.push] = event.message
-            self._watch_server(node, server, number, effects)
+            self._check_server(node, server, number, effects)
         elif type(event) is Trained and isinstance(node.machine, Worker):
             upload = node.machine.session.upload
             if upload is not None:
                 self._made.setdefault((node.name, upload.push), []).append(upload.message)
-        self._silences.handled(node, event, effects)
+        self._silence_checker.handled(node, event, effects)
         for effect in effects:
             if type(effect) is Finish:
-                self._ends(node, event, effect)
+                self._check_end_of(node, event, effect)
 
     def departed(self, node: SimulatedNode, peer: str, message: Message) -> None:
         """A message left a node."""
@@ -138,7 +139,7 @@ class InvariantChecker:
         if server is None:
             return
         if isinstance(message, Ack):
-            self._answers(node, server, peer, message)
+            self._check_answer(node, server, peer, message)
         elif isinstance(message, Model):
             newest = server.sent.get(peer)
             assert newest is None or message.version >= newest, (newest, message)  # C5
@@ -152,34 +153,34 @@ class InvariantChecker:
             self._asked[peer] = None
 
     def arrived(self, node: SimulatedNode, sender: SimulatedNode, message: Message) -> None:
-        """A node is about to hear a message."""
-        self._silences.heard(node, sender.name_for(node))
+        """A message has arrived at a node."""
+        self._silence_checker.heard(node, sender.name_for(node))
 
     def restarted(self, node: SimulatedNode, number: int, recovered: ReplayedServer) -> None:
         """A durable server is back."""
-        self._silences.begins(node)
+        self._silence_checker.begins(node)
         server = self.servers[node.name]
-        kept = self._remembers(server, number, recovered)
+        kept = self._check_recovered(server, number, recovered)
         lost = len(server.entries) - len(kept)
         server.entries = kept
         server.done = [each for each in server.done if each.number <= number]
         if lost:
-            server.ledger = _book_of(server, kept)
+            server.ledger = _ledger_of(server, kept)
         self._check_answers(node, server)
         self._check_parameters(node, server)
 
     def salvaged(self, name: str, number: int, recovered: ReplayedServer) -> GlobalLedger:
-        """Of a GPS that is gone was found what was recorded up to a number. Returns what is in it."""
+        """The records of a lost GPS were recovered up to a number. Returns the ledger up to there."""
         server = self.servers[name]
-        ledger = _book_of(server, self._remembers(server, number, recovered))
+        ledger = _ledger_of(server, self._check_recovered(server, number, recovered))
         assert isinstance(ledger, GlobalLedger)
         return ledger
 
     @staticmethod
-    def _remembers(
+    def _check_recovered(
         server: ServerRecord, number: int, recovered: ReplayedServer
     ) -> list[LedgerEntry]:
-        """C8. Returns what it noted up to a number."""
+        """C8. Returns the entries up to a number."""
         first = recovered.told[0][0] if recovered.told else number + 1
         kept = [each for each in server.entries if each.number <= number]
         before = [(each.number, each.note) for each in kept if each.number >= first]
@@ -189,7 +190,7 @@ class InvariantChecker:
 
     # --- servers ---------------------------------------------------------------------------------
 
-    def _watch_server(
+    def _check_server(
         self, node: SimulatedNode, server: ServerRecord, number: int, effects: list[Effect]
     ) -> None:
         about, peer = None, ""
@@ -204,15 +205,15 @@ class InvariantChecker:
                     self._keep(node, server, number, effect, about, peer)
                 case RoundRejected(why=why) | ExchangeRejected(why=why):  # C7
                     if why.startswith("no gradient"):
-                        assert self._drawn.failing or self._drawn.hopeless, effect
+                        assert self._scenario.failing or self._scenario.hopeless, effect
                     else:
                         assert why == "not finite", effect
-                        assert self._drawn.profile.unfit, effect
+                        assert self._scenario.profile.unfit, effect
                 case Apply(operation, blob, weight):
                     payload = node.plane.lend(blob)
-                    server.done.append(Done(number, operation, payload, weight))
+                    server.done.append(OrderedOperation(number, operation, payload, weight))
                 case Difference():
-                    server.done.append(Done(number, None, None, 0.0))
+                    server.done.append(OrderedOperation(number, None, None, 0.0))
                 case _:
                     pass
 
@@ -233,15 +234,17 @@ class InvariantChecker:
         elif isinstance(note, UpdateApplied | ExchangeArrived):
             assert about is not None, "an update was applied and not acknowledged"
             push = server.received[peer, about]
-            self._is_honest(node, server, peer, push)
+            self._check_honest(node, server, peer, push)
             denied = server.answered.get((peer, about), "applied")
             assert denied == "applied", f"{about} of {peer} was {denied}, and is applied"  # C4
         entry = LedgerEntry(number, note, push, peer)
         server.entries.append(entry)
-        server.ledger.keep(entry)
+        server.ledger.add(entry)
 
-    def _is_honest(self, node: SimulatedNode, server: ServerRecord, peer: str, push: Push) -> None:
-        """C1, C6: an update is what its client made, from the model that it was lent."""
+    def _check_honest(
+        self, node: SimulatedNode, server: ServerRecord, peer: str, push: Push
+    ) -> None:
+        """C1, C6: assert that an update is the one that its client made, from the model that came with its lease."""
         if isinstance(server.ledger, GlobalLedger):
             region = self.servers[peer].ledger
             assert isinstance(region, LocalLedger)
@@ -254,17 +257,19 @@ class InvariantChecker:
             assert push.base.incarnation == version.incarnation, (push, version)
         assert push in made, f"{peer} made {made}, and {node.name} applies {push}"
 
-    def _answers(self, node: SimulatedNode, server: ServerRecord, peer: str, message: Ack) -> None:
+    def _check_answer(
+        self, node: SimulatedNode, server: ServerRecord, peer: str, message: Ack
+    ) -> None:
         """C4."""
         known = server.answered.setdefault((peer, message.push), message.outcome)
-        if message.outcome == "fenced" and self._is_past(node, peer, message.push):
+        if message.outcome == "fenced" and self._fence_is_past(node, peer, message.push):
             return
         assert known == message.outcome, f"{message} to {peer}, which was {known}"
-        self._agrees(server, peer, message.push, message.outcome)
+        self._check_outcome(server, peer, message.push, message.outcome)
 
     @staticmethod
-    def _is_past(node: SimulatedNode, peer: str, push: PushId) -> bool:
-        """Outcomes are forgotten with their fence, and their client knows that it is another."""
+    def _fence_is_past(node: SimulatedNode, peer: str, push: PushId) -> bool:
+        """Whether an update has an earlier fence: its outcome is forgotten, as its client knows."""
         if not isinstance(node.machine, Gps):
             return False
         serving = [each for each in node.machine.regions.values() if each.peer == peer]
@@ -272,20 +277,22 @@ class InvariantChecker:
 
     def _check_answers(self, node: SimulatedNode, server: ServerRecord) -> None:
         for (client, push), outcome in server.answered.items():
-            if outcome != "fenced" or not self._is_past(node, client, push):
-                self._agrees(server, client, push, outcome)
+            if outcome != "fenced" or not self._fence_is_past(node, client, push):
+                self._check_outcome(server, client, push, outcome)
 
-    def _agrees(self, server: ServerRecord, peer: str, push: PushId, outcome: Outcome) -> None:
+    def _check_outcome(
+        self, server: ServerRecord, peer: str, push: PushId, outcome: Outcome
+    ) -> None:
         applied = server.ledger.has(peer, push)
         assert applied == (outcome == "applied"), f"{push} of {peer} was {outcome}, not so here"
 
     # --- ends ------------------------------------------------------------------------------------
 
-    def _ends(self, node: SimulatedNode, event: Event, finish: Finish) -> None:
+    def _check_end_of(self, node: SimulatedNode, event: Event, finish: Finish) -> None:
         if finish.reason == UNANSWERED:
             return  # C14 asserts that it may.
         machine = node.machine
-        if self._drawn.hopeless and "can be applied" in finish.error:
+        if self._scenario.hopeless and "can be applied" in finish.error:
             return
         assert not finish.error, f"{node.name} ends: {finish.error}"  # C7
         if isinstance(machine, Evaluator):
@@ -293,21 +300,25 @@ class InvariantChecker:
             if found is None or not isinstance(event, Received):
                 return
             if isinstance(event.message, Goodbye):
-                self._was_heard(node, found.version, found.counted_steps)
+                self._check_reported(node, found.version, found.counted_steps)
         elif isinstance(machine, Worker | Lps) and node.name not in self._asked:
             gps = self._find(self._newest_gps()).node.machine
             assert isinstance(gps, Gps)
             over = gps.phase in ("draining", "finished") or len(self._all_gps()) > 1
-            over = over or self._drawn.hopeless
-            assert over, f"{node.name} ends unasked: {finish.reason}"  # C12
+            over = over or self._scenario.hopeless
+            assert over, (
+                f"{node.name} ends before the run, though nobody asked: {finish.reason}"
+            )  # C12
 
-    def _was_heard(self, node: SimulatedNode, version: Version, counted_steps: int) -> None:
+    def _check_reported(self, node: SimulatedNode, version: Version, counted_steps: int) -> None:
         """C11."""
         gps = self._find(self._newest_gps()).node.machine
         assert isinstance(gps, Gps)
         if version.incarnation == gps.settings.incarnation and version == gps.model.version:
             known = [steps for _, steps, _ in gps.evaluators.validations]
-            assert counted_steps in known, f"{node.name} went, and {counted_steps} is not known"
+            assert counted_steps in known, (
+                f"{node.name} ended, and the GPS has no result for {counted_steps}"
+            )
 
     def _all_gps(self) -> list[str]:
         return [
@@ -318,7 +329,7 @@ class InvariantChecker:
         return self._all_gps()[-1]
 
     def check_end(self, gps: SimulatedNode, nodes: list[SimulatedNode]) -> None:
-        """What must hold when all is over; ``nodes``: those that are there."""
+        """C9, C4 and C10 at the end; ``nodes``: those that are still there."""
         machine, seen = gps.machine, self.servers[gps.name]
         assert isinstance(machine, Gps)
         ledger = seen.ledger
@@ -342,7 +353,7 @@ class InvariantChecker:
             self._check_parameters(node, server)
 
     def _check_parameters(self, node: SimulatedNode, server: ServerRecord) -> None:
-        """C10: a server that never crashed, and was ordered the same, has the same parameters."""
+        """C10: a fresh plane on which the same operations are done has the same parameters."""
         theirs = self._value(node.plane)
         if theirs is None:
             return
@@ -355,13 +366,13 @@ class InvariantChecker:
                 fresh.apply(each.operation, blob, each.weight)
             fresh.release(blob)
         ours = self._value(fresh)
-        assert ours == theirs, f"{node.name} has {theirs}, and would have {ours}"
+        assert ours == theirs, f"{node.name} has {theirs}, and should have {ours}"
 
 
-def _book_of(server: ServerRecord, entries: list[LedgerEntry]) -> LocalLedger | GlobalLedger:
+def _ledger_of(server: ServerRecord, entries: list[LedgerEntry]) -> LocalLedger | GlobalLedger:
     ledger = deepcopy(server.begun_with)
     for entry in entries:
-        ledger.keep(entry)
+        ledger.add(entry)
     return ledger
 
 

@@ -1,7 +1,7 @@
 """What a server's notes say of its history: samples trained, exchanges begun, updates that arrived.
 
-A book is kept by an entry for each note that matters, so that it can be told anew from the entries that
-a crash left.
+A ledger is the sum of its entries, one for each note that matters, so that it can be made again from the entries
+that a crash left.
 """
 
 from dataclasses import dataclass, field
@@ -14,12 +14,12 @@ from pelago.core.spans import SpanSet
 from pelago.wire.messages import Push
 
 LedgerNote: TypeAlias = UpdateApplied | ExchangeBegun | Rejoining | ExchangeArrived
-"""The notes that books keep."""
+"""The notes that ledgers hold."""
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """A note, the record of its event, and the update that it is about."""
+    """A note, the number of the record of its event, and the update that it is about."""
 
     number: int
     note: LedgerNote
@@ -30,7 +30,7 @@ class LedgerEntry:
 
 @dataclass(slots=True)
 class LocalLedger:
-    """Of an LPS."""
+    """The ledger of an LPS."""
 
     updates: dict[PushId, Push] = field(default_factory=dict)
     """Updates that it applied."""
@@ -39,8 +39,8 @@ class LocalLedger:
     fresh: SpanSet = field(default_factory=SpanSet)
     """Samples that it trained on and that are in no exchange yet."""
 
-    def keep(self, entry: LedgerEntry) -> None:
-        """Something happened."""
+    def add(self, entry: LedgerEntry) -> None:
+        """Add an entry. Raises `AssertionError` if it contradicts an earlier one."""
         push = entry.push
         match entry.note:
             case UpdateApplied():
@@ -68,7 +68,7 @@ class LocalLedger:
 
 @dataclass(slots=True)
 class GlobalLedger:
-    """Of a GPS. Updates bear the name of their region's process beside their own."""
+    """The ledger of a GPS. The key of an update is the name of its region's process and its own name."""
 
     updates: dict[tuple[str, PushId], Push] = field(default_factory=dict)
     applied: SpanSet = field(default_factory=SpanSet)
@@ -78,8 +78,8 @@ class GlobalLedger:
     regions: dict[str, int] = field(default_factory=dict)
     """Updates of each region."""
 
-    def keep(self, entry: LedgerEntry) -> None:
-        """Something happened."""
+    def add(self, entry: LedgerEntry) -> None:
+        """Add an entry. Raises `AssertionError` if it contradicts an earlier one."""
         note, push, peer = entry.note, entry.push, entry.peer
         if not isinstance(note, ExchangeArrived):
             return

@@ -1,4 +1,4 @@
-"""Many seeds on all cores."""
+"""Runs many seeds on all cores."""
 
 import os
 import time
@@ -11,8 +11,11 @@ from convergence.fuzz.trial import TrialResult, trial
 from pelago.children import end_with
 
 
-def outcomes(seeds: Iterator[int], jobs: int, deadline: float | None) -> Iterator[TrialResult]:
-    """What the seeds came to, as they end, but of a seed before the next only with one process."""
+def run_seeds(seeds: Iterator[int], jobs: int, deadline: float | None) -> Iterator[TrialResult]:
+    """The results of seeds, as they end; in the order of the seeds only with one process.
+
+    ``deadline``: of the monotonic clock, in seconds; no seed begins after it.
+    """
 
     def over() -> bool:
         return deadline is not None and time.monotonic() >= deadline

@@ -1,4 +1,4 @@
-"""A seed's topology, settings and faults."""
+"""The topology, the settings and the faults that are drawn from a seed."""
 
 import math
 from dataclasses import dataclass
@@ -10,91 +10,96 @@ from pelago.core.prng import derive
 from pelago.sim.fault_profile import FaultProfile
 
 REGIONS: Final = ("eu", "us", "asia", "africa")
-ENDLESS: Final = 1 << 40
+UNREACHED_BUDGET: Final = 1 << 40
 """A budget of local steps that no trial reaches."""
 FREEZING: Final = (4, 6, 9, 12)
-"""Seeds modulo 16 in which processes are frozen: none of those that found something before that was known."""
+"""Seeds modulo 16 in which processes are frozen. They leave out seeds that had found bugs before this fault
+existed, so that those seeds still run as they did."""
 SLOW: Final = (6, 9, 10, 14)
-"""Seeds modulo 16 in which links are slow; likewise."""
+"""Seeds modulo 16 in which links are slow, chosen likewise."""
 POWERLESS: Final = (4, 12)
-"""Seeds modulo 16 in which the GPS's machine may lose its power: likewise."""
+"""Seeds modulo 16 in which the GPS's machine may lose its power, chosen likewise."""
 
 
 @dataclass(frozen=True, slots=True)
 class FaultSchedule:
-    """How often, in picoseconds on average, each of these befalls the cluster; 0: never."""
+    """The mean time between two faults of each kind, in picoseconds; 0: there are none."""
 
     kill_ps: int
-    """A node, at a moment between two events."""
+    """A process is killed between two events."""
     cut_ps: int
+    """A link is cut."""
     one_way: float
-    """Share of the cuts that hold back one direction only."""
+    """Share of the cuts that affect one direction only."""
     full_ps: int
-    """All disks, for a while."""
+    """All disks are full for a while."""
     jump_ps: int
-    """A clock."""
+    """A clock jumps."""
     stop_ps: int
     """A node is asked to end in good order."""
     lose_ps: int
-    """The GPS's host, with its disk; another one takes its place."""
+    """The GPS's host is lost with its disk; another one takes its place."""
     copy_ps: int
     """A copy of the GPS's state is made, away from its host."""
     lasts_ps: int
-    """At most so long does a cut or a full disk last."""
+    """The longest time that a cut, a full disk or a slow link lasts, in picoseconds."""
     power_ps: int
-    """The power of the GPS's machine, if it is durable; another process goes on from what is left there."""
+    """The GPS's machine loses its power, if the GPS is durable; another process continues from what is left there."""
     freeze_ps: int
-    """A process, for a while."""
+    """A process is frozen for a while."""
     frozen_ps: int
-    """At most so long."""
+    """The longest time that a process is frozen, in picoseconds."""
     slow_ps: int
-    """The link from a slot to its server: payloads crawl for a while."""
+    """The link from a slot to its server holds payloads back for a while."""
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
-    """All that follows from a seed."""
+class Scenario:
+    """Everything that is drawn from a seed."""
 
     seed: int
     toml: str
+    """The run file."""
     workers: tuple[int, ...]
-    """Of each region."""
+    """How many each region has."""
     endless: bool
+    """The budget of local steps is never reached: the trial asks the GPS to end."""
     evaluator: bool
     durable_gps: bool
     durable_lps: bool
     scalar: bool
+    """The model is one number, so that parameters can be compared; otherwise there are no tensors."""
     anonymous: bool
     """Workers let their server choose their group."""
     ends_early: bool
     """The GPS is asked to end in the faulty phase."""
     skewed: bool
-    """Clocks go at different rates."""
+    """Clocks run at different rates."""
     failing: float
     """Share of the workers' rounds in which no gradient is finite."""
     hopeless: bool
-    """So are all from the end of the faulty phase on, and servers have little patience: the run must end with
-    an error."""
+    """In the healthy phase no gradient of any round is finite, and servers allow few rejected updates: the run
+    must end with an error."""
     slow: tuple[str, ...]
-    """Slots whose payloads crawl in the healthy phase, while others must go on."""
-    safety_ps: int
-    """How long the faulty phase lasts."""
+    """Slots whose payloads are held back in the healthy phase, while others must make progress."""
+    faulty_ps: int
+    """How long the faulty phase lasts, in picoseconds."""
     profile: FaultProfile
     schedule: FaultSchedule
 
 
-def draw(seed: int) -> Draw:
-    """Equal for equal seeds."""
+def draw_scenario(seed: int) -> Scenario:
+    """The scenario of a seed: equal for equal seeds."""
     random = Random(derive("fuzz", seed))
     workers = tuple(random.randint(1, 4) for _ in range(random.randint(1, 4)))
     endless, scalar = random.random() < 0.6, random.random() < 0.1
     lost_after_ms = random.randint(3, 12) * 100
-    # From a stream of its own, and not for all, so that the seeds of old findings keep their course.
+    # From a stream of its own, and not for all seeds, so that seeds that once found bugs still run as they did.
     training = Random(derive("fuzz-training", seed))
     hopeless = training.random() < 0.03
     failing = _chance(training, 0.3) if hopeless or training.random() < 0.25 else 0.0
     toml = _TOML.format(
-        budget=ENDLESS if endless else random.randint(20, 2000),
+        budget=UNREACHED_BUDGET if endless else random.randint(20, 2000),
         seed=seed,
         local_steps=random.randint(1, 4),
         batch_size=random.randint(1, 3),
@@ -154,7 +159,7 @@ def draw(seed: int) -> Draw:
         frozen_ps=frost.randint(1, 8) * lost_after_ms * PS_PER_MS,
         slow_ps=_interval(crawling) if seed % 16 in SLOW else 0,
     )
-    return Draw(
+    return Scenario(
         seed,
         toml,
         workers,
@@ -169,16 +174,16 @@ def draw(seed: int) -> Draw:
         skewed=random.random() < 0.5,
         failing=failing,
         hopeless=hopeless,
-        # Where all is hopeless nobody gets on.
+        # Where no gradient is finite nobody makes progress.
         slow=_slow_slots(crawling, workers) if seed % 16 in SLOW and not hopeless else (),
-        safety_ps=random.randint(2, 12) * PS_PER_S,
+        faulty_ps=random.randint(2, 12) * PS_PER_S,
         profile=profile,
         schedule=schedule,
     )
 
 
 def _slow_slots(random: Random, workers: tuple[int, ...]) -> tuple[str, ...]:
-    """Of regions and of the workers of each: any, but not all."""
+    """Any of the regions and of the workers of each, but not all."""
     slots = [f"lps/{name}" for name in REGIONS[: len(workers)]]
     slow = random.sample(slots, random.randrange(len(slots)))
     for name, count in zip(REGIONS, workers, strict=False):
@@ -188,19 +193,21 @@ def _slow_slots(random: Random, workers: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def _chance(random: Random, most: float) -> float:
-    """Nothing half of the time; else between a hundredth of the most and the most."""
+    """A probability: 0 half of the time; else log-uniform between a hundredth of ``most`` and ``most``."""
     if random.random() < 0.5:
         return 0.0
     return most * math.exp(random.uniform(math.log(0.01), 0.0))
 
 
 def _interval(random: Random) -> int:
+    """A mean time in picoseconds: 0 half of the time; else log-uniform between 0.2 and 10 s."""
     if random.random() < 0.5:
         return 0
     return round(math.exp(random.uniform(math.log(0.2), math.log(10.0))) * PS_PER_S)
 
 
 def _matrix(random: Random, size: int, low: float, high: float, inside: float) -> list[list[float]]:
+    """A square matrix over regions: ``inside`` on the diagonal, uniform between ``low`` and ``high`` elsewhere."""
     return [
         [inside if a == b else round(random.uniform(low, high), 3) for b in range(size)]
         for a in range(size)

@@ -1,5 +1,7 @@
-"""Whether a peer that was given up was silent: while the node that gives it up ran, nothing had come of it
-for as long as the run file says. Time in which that node was frozen is none: it could not listen.
+"""Checks that a peer was silent whom a node gave up: nothing came from it for as long as the run file says.
+
+The time is counted while the node that gives up ran. Time in which that node was frozen does not count: it
+could not listen.
 """
 
 from collections.abc import Callable
@@ -19,67 +21,67 @@ from worker.state import Worker
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """When something came, as the hearing node's clock really ran, and what had befallen that."""
+class Reception:
+    """When a message came, by the time for which the receiving node really ran, and the state of its clock then."""
 
     ran_ps: int
     freezes: int
     jumps: int
     missed_ps: int
-    """How much that clock had left out by then of pauses that it noticed."""
-    before: "Heard | None" = None
-    """What came last before the node was frozen, if this came while it was."""
+    """How much of the pauses that it noticed the clock had left out by then."""
+    before: "Reception | None" = None
+    """The last message before the node was frozen, if this one came while it was."""
 
 
-class Silences:
-    """``state``: that of the process with a name; ``now``: the time of the simulation."""
+class SilenceChecker:
+    """``state``: returns the state of the process with a name. ``now``: returns the time of the simulation."""
 
     def __init__(self, state: Callable[[str], ProcessState], now: Callable[[], int]) -> None:
         self._state = state
         self._now = now
-        self._heard: dict[str, dict[str, Heard]] = {}
-        """By who heard, and of whom."""
-        self._begun: dict[str, Heard] = {}
-        """How the clock of each process was when it last began."""
+        self._heard: dict[str, dict[str, Reception]] = {}
+        """The last message that a node received, by node and sender."""
+        self._begun: dict[str, Reception] = {}
+        """The clock of each process when it last began."""
 
     def heard(self, node: SimulatedNode, peer: str) -> None:
-        """Something of a peer's came to where a node will find it."""
+        """A message of a peer has arrived at a node, which may be frozen."""
         state, before = self._state(node.name), self._last(node, peer)
         clock = state.clock
-        # What waits for a frozen node it hears only after a leap of its clock meanwhile.
+        # A frozen node handles what waits for it only after any jump of its clock meanwhile.
         jumps = before.jumps if state.frozen_until else clock.jumps
-        heard = Heard(clock.ran_ps(self._now()), clock.freezes, jumps, clock.missed_ps)
+        heard = Reception(clock.ran_ps(self._now()), clock.freezes, jumps, clock.missed_ps)
         if state.frozen_until:
             waits = before.before is not None and before.ran_ps == heard.ran_ps
             heard = replace(heard, before=before.before if waits else replace(before, before=None))
         self._heard.setdefault(node.name, {})[peer] = heard
 
     def begins(self, node: SimulatedNode) -> None:
-        """A process begins, or goes on with a clock that was set."""
+        """A process begins, or continues with a clock that was set."""
         self._heard.pop(node.name, None)
         clock = self._state(node.name).clock
-        self._begun[node.name] = Heard(0, clock.freezes, clock.jumps, clock.missed_ps)
+        self._begun[node.name] = Reception(0, clock.freezes, clock.jumps, clock.missed_ps)
 
     def handled(self, node: SimulatedNode, event: Event, effects: list[Effect]) -> None:
-        """C14: assert that whoever was given up was silent."""
+        """C14: assert that a peer that was given up was silent."""
         if type(event) is not Tick:
             return
         machine = node.machine
         for effect in effects:
             if isinstance(effect, Send):
                 if isinstance(effect.message, Rejoin) and isinstance(machine, Gps | Lps):
-                    self._was_silent(node, effect.peer, machine.settings.lost_after_ps)
+                    self._check_silent(node, effect.peer, machine.settings.lost_after_ps)
             elif isinstance(machine, Lps | Worker | Evaluator):
                 settings = machine.settings if isinstance(machine, Lps) else machine.settings.client
                 if isinstance(effect, Finish) and effect.reason == UNANSWERED:
-                    self._was_silent(node, machine.session.server, settings.give_up_after_ps)
+                    self._check_silent(node, machine.session.server, settings.give_up_after_ps)
                 elif (
                     isinstance(effect, Waiting)
                     and machine.session.has_heard  # Otherwise it waits from the start.
                 ):
-                    self._was_silent(node, machine.session.server, settings.lost_after_ps)
+                    self._check_silent(node, machine.session.server, settings.lost_after_ps)
 
-    def _was_silent(self, node: SimulatedNode, peer: str, for_ps: int) -> None:
+    def _check_silent(self, node: SimulatedNode, peer: str, for_ps: int) -> None:
         clock = self._state(node.name).clock
         heard, ran_ps = self._last(node, peer), clock.ran_ps(self._now())
         if heard.before and ran_ps == heard.ran_ps and clock.missed_ps == heard.missed_ps:
@@ -87,13 +89,13 @@ class Silences:
             heard = heard.before
         if clock.jumps > heard.jumps:
             return
-        # What a node does not notice of a pause it counts.
+        # A node counts the part of a pause that it does not notice.
         unnoticed_ps = (1 + clock.freezes - heard.freezes) * LISTENS_PS
         silent_ps = ran_ps - heard.ran_ps
         assert silent_ps + unnoticed_ps >= for_ps, (
             f"{node.name} gives {peer} up, which is silent for {silent_ps} ps, not {for_ps}"
         )
 
-    def _last(self, node: SimulatedNode, peer: str) -> Heard:
-        begun = self._begun.get(node.name, Heard(0, 0, 0, 0))
+    def _last(self, node: SimulatedNode, peer: str) -> Reception:
+        begun = self._begun.get(node.name, Reception(0, 0, 0, 0))
         return self._heard.get(node.name, {}).get(peer, begun)

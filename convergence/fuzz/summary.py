@@ -1,4 +1,4 @@
-"""What many seeds came to, told while it goes on and at its end."""
+"""The results of many seeds: progress while they run, and figures at the end."""
 
 import json
 import sys
@@ -12,8 +12,8 @@ PROGRESS_S: Final = 0.2
 PROGRESS_IN_A_FILE_S: Final = 60.0
 
 
-class Tally:
-    """What was found so far."""
+class FuzzSummary:
+    """Adds results up. ``begin``: of the monotonic clock, in seconds."""
 
     def __init__(self, begin: float) -> None:
         self.seeds = self.events = self.virtual_ps = self.last = 0
@@ -22,32 +22,33 @@ class Tally:
         self._begin = self._told = begin
         self._is_terminal = sys.stderr.isatty()
 
-    def add(self, outcome: TrialResult) -> None:
-        """A seed has ended."""
+    def add(self, result: TrialResult) -> None:
+        """Add the result of a seed, print what it found, and show progress now and then."""
         self.seeds += 1
-        self.last = max(self.last, outcome.seed)
-        self.events += outcome.events
-        self.virtual_ps += outcome.virtual_ps
-        for what, many in outcome.counts.items():
+        self.last = max(self.last, result.seed)
+        self.events += result.events
+        self.virtual_ps += result.virtual_ps
+        for what, many in result.counts.items():
             self.counts[what] = self.counts.get(what, 0) + many
         now = time.monotonic()
-        if outcome.verdict is not Verdict.SOUND:
-            self.found.append(outcome)
+        if result.verdict is not Verdict.SOUND:
+            self.found.append(result)
             self._clear()
-            print(f"{outcome.story.rstrip()}\nseed {outcome.seed}: {outcome.verdict.name.lower()}")
+            print(f"{result.story.rstrip()}\nseed {result.seed}: {result.verdict.name.lower()}")
         elif now - self._told >= (PROGRESS_S if self._is_terminal else PROGRESS_IN_A_FILE_S):
             self._told = now
             rate = self.events / (now - self._begin)
-            told = f"{self.seeds} seeds, {self.events:,} events, {rate:,.0f} events/s, seed {self.last}"
+            line = f"{self.seeds} seeds, {self.events:,} events, {rate:,.0f} events/s, seed {self.last}"
             begin, end = ("\r", " ") if self._is_terminal else ("", "\n")
-            print(begin + told, end=end, file=sys.stderr, flush=True)
+            print(begin + line, end=end, file=sys.stderr, flush=True)
 
     def conclude(self) -> int:
-        """Say what came of it. Returns the exit status: that of the first finding."""
+        """Print the figures, and the command that runs the failing or the last seed again. Returns the exit status:
+        that of the first finding."""
         self._clear()
         seconds = time.monotonic() - self._begin
         if self.seeds != 1:
-            told = {
+            figures = {
                 "seeds": self.seeds,
                 "found": [each.seed for each in self.found],
                 "events": self.events,
@@ -56,7 +57,7 @@ class Tally:
                 "events_per_second": round(self.events / seconds),
                 **dict(sorted(self.counts.items())),
             }
-            print(json.dumps(told))
+            print(json.dumps(figures))
         print(
             f"python -m convergence.fuzz --seed {self.found[0].seed if self.found else self.last}"
         )

@@ -1,4 +1,5 @@
-"""One seed: the faulty phase first, in which nothing may be wrong, then the healthy phase, in which all must go on."""
+"""Runs one seed: first the faulty phase, in which no invariant may break, then the healthy phase, in which everyone
+must make progress."""
 
 import traceback
 from collections.abc import Callable
@@ -6,10 +7,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from convergence.fuzz.fuzzed_cluster import World
+from convergence.fuzz.fuzzed_cluster import FuzzedCluster
 from convergence.fuzz.invariant_checker import check_payloads
 from convergence.fuzz.ledgers import GlobalLedger
-from convergence.fuzz.scenario import draw
+from convergence.fuzz.scenario import draw_scenario
 from gps.state import Gps
 from lps.state import Lps
 from pelago.config.timeouts import Timeouts
@@ -19,18 +20,20 @@ from pelago.sim.process import DOWN
 from worker.state import Worker
 
 EXCHANGES: Final = 2
-"""So many updates of every region must arrive in the healthy phase."""
+"""So many updates of every region and worker must be applied in the healthy phase."""
 CATCH_UP_PS: Final = 60 * PS_PER_S
+"""How long that may take."""
 END_PS: Final = 60 * PS_PER_S
 LOCAL_STEP_PS: Final = PS_PER_S // 4
-"""More than a local step takes on the slowest worker, all told."""
+"""More than a local step takes on the slowest worker, with everything that belongs to it."""
 STEP_PS: Final = PS_PER_S // 2
-"""How often it is looked whether they did."""
+"""How often the conditions of the healthy phase are checked."""
 STORY_CHARACTERS: Final = 20_000
+"""The longest description of a failure that is kept: its end."""
 
 
 class Verdict(IntEnum):
-    """Exit codes."""
+    """What a trial found; the values are exit codes."""
 
     SOUND = 0
     WRONG = 1
@@ -41,7 +44,8 @@ class Verdict(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """What a seed came to."""
+    """What a trial found. ``virtual_ps``: the simulation's clock at its end. ``counts``: of each kind of fault.
+    ``story``: the failure, with what led to it. ``digest``: of everything that happened, if it was traced."""
 
     seed: int
     verdict: Verdict
@@ -57,22 +61,22 @@ class StuckError(Exception):
 
 
 def trial(seed: int, trace: bool = False) -> TrialResult:
-    """Run a seed."""
-    world: World | None = None
+    """Run a seed. ``trace``: keep a digest of everything."""
+    cluster: FuzzedCluster | None = None
     verdict, story = Verdict.SOUND, ""
     try:
-        world = World(draw(seed), trace)
-        _run(world)
+        cluster = FuzzedCluster(draw_scenario(seed), trace)
+        _run(cluster)
     except AssertionError as error:
         verdict, story = Verdict.WRONG, _story(error)
     except StuckError as error:
         verdict, story = Verdict.STUCK, str(error)
     except Exception as error:
         verdict, story = Verdict.CRASHED, _story(error)
-    if world is None:
+    if cluster is None:
         return TrialResult(seed, verdict, 0, 0, {}, story)
-    simulation, digest = world.simulation, world.trace.digest() if world.trace else ""
-    counts = world.injector.draws.counts
+    simulation, digest = cluster.simulation, cluster.trace.digest() if cluster.trace else ""
+    counts = cluster.injector.draws.counts
     return TrialResult(seed, verdict, simulation.events, simulation.now, counts, story, digest)
 
 
@@ -80,84 +84,88 @@ def _story(error: Exception) -> str:
     return "".join(traceback.format_exception(error))[-STORY_CHARACTERS:]
 
 
-def _run(world: World) -> None:
-    drawn, simulation = world.drawn, world.simulation
-    world.begin()
-    simulation.run(until_ps=drawn.safety_ps)
-    world.heal()
-    if drawn.slow:
-        _get_on(world, drawn.slow, "somebody with a sound link does not get on")
-        world.quicken()
-    _get_on(world, (), "somebody's updates do not arrive")
-    check_payloads(_present(world))
-    if drawn.endless and world.gps.phase != "finished":
-        simulation.give(world.node("gps"), StopRequested("the trial is over"))
-    left = max(0, world.run.run.budget_local_steps - world.gps.model.counted_steps)
-    end_ps = END_PS + (0 if drawn.endless else left * LOCAL_STEP_PS)
-    _wait(world, end_ps, lambda: world.over, "the GPS does not finish")
-    check_payloads(_present(world))
-    # Whoever cannot be served any more ends: first the servers that wait for the GPS, then their clients.
-    give_up_ps = Timeouts.of(world.run.network).give_up_after_ps
-    _wait(world, 3 * give_up_ps + END_PS, lambda: not _present(world), "somebody waits for ever")
-    gps = world.node("gps")
-    world.checker.check_end(gps, [gps, *_present(world)])
+def _run(cluster: FuzzedCluster) -> None:
+    scenario, simulation = cluster.scenario, cluster.simulation
+    cluster.begin()
+    simulation.run(until_ps=scenario.faulty_ps)
+    cluster.heal()
+    if scenario.slow:
+        _check_progress(cluster, scenario.slow, "somebody with a sound link makes no progress")
+        cluster.quicken()
+    _check_progress(cluster, (), "somebody's updates do not arrive")
+    check_payloads(_present(cluster))
+    if scenario.endless and cluster.gps.phase != "finished":
+        simulation.give(cluster.node("gps"), StopRequested("the trial is over"))
+    left = max(0, cluster.run.run.budget_local_steps - cluster.gps.model.counted_steps)
+    end_ps = END_PS + (0 if scenario.endless else left * LOCAL_STEP_PS)
+    _wait(cluster, end_ps, lambda: cluster.over, "the GPS does not finish")
+    check_payloads(_present(cluster))
+    # Nodes that nobody serves any more end: first the servers that wait for the GPS, then their clients.
+    give_up_ps = Timeouts.of(cluster.run.network).give_up_after_ps
+    _wait(
+        cluster, 3 * give_up_ps + END_PS, lambda: not _present(cluster), "somebody waits for ever"
+    )
+    gps = cluster.node("gps")
+    cluster.checker.check_end(gps, [gps, *_present(cluster)])
 
 
-def _get_on(world: World, but: tuple[str, ...], otherwise: str) -> None:
-    """Updates of every region and of every worker are taken in, unless the run is over before. C15: so they
-    are of those whose links are well while others, ``but`` these, crawl."""
-    begun = _progress(world)
+def _check_progress(cluster: FuzzedCluster, but: tuple[str, ...], otherwise: str) -> None:
+    """Wait until updates of every region and of every worker were applied, or the run is over. C15: ``but`` those
+    whose links are slow. Raises `StuckError` if it takes too long."""
+    begun = _progress(cluster)
 
     def all_did() -> bool:
-        if world.node("gps").finished in (DOWN, LOST):
-            return False  # What it was asked last it may have forgotten, and nobody can ask it now.
-        if world.gps.phase in ("draining", "finished"):
+        if cluster.node("gps").finished in (DOWN, LOST):
+            return False  # It may have forgotten a request to end, and nobody can ask it now.
+        if cluster.gps.phase in ("draining", "finished"):
             return True
         return all(
             count - begun.get((slot, process), 0) >= EXCHANGES
-            for (slot, process), count in _progress(world).items()
+            for (slot, process), count in _progress(cluster).items()
             if slot not in but
         )
 
-    _wait(world, CATCH_UP_PS, all_did, otherwise)
+    _wait(cluster, CATCH_UP_PS, all_did, otherwise)
 
 
-def _progress(world: World) -> dict[tuple[str, str], int]:
-    """Updates of each region and worker that its server took in, and the process that has counted them."""
-    gps, arrived = world.slots["gps"], _arrived(world)
-    progress = {(f"lps/{each.name}", gps): arrived.get(each.name, 0) for each in world.run.region}
-    for slot, process in world.slots.items():
-        machine = world.machine(slot)
+def _progress(cluster: FuzzedCluster) -> dict[tuple[str, str], int]:
+    """How many updates of each region and worker were applied, by slot and the process that has counted them."""
+    gps, arrived = cluster.slots["gps"], _arrived(cluster)
+    progress = {(f"lps/{each.name}", gps): arrived.get(each.name, 0) for each in cluster.run.region}
+    for slot, process in cluster.slots.items():
+        machine = cluster.machine(slot)
         if isinstance(machine, Worker):
             progress[slot, process] = machine.rounds
     return progress
 
 
-def _present(world: World) -> list[SimulatedNode]:
-    nodes = [world.node(slot) for slot in world.slots]
+def _present(cluster: FuzzedCluster) -> list[SimulatedNode]:
+    nodes = [cluster.node(slot) for slot in cluster.slots]
     return [each for each in nodes if each.finished is None]
 
 
-def _arrived(world: World) -> dict[str, int]:
-    ledger = world.checker.servers[world.slots["gps"]].ledger
+def _arrived(cluster: FuzzedCluster) -> dict[str, int]:
+    ledger = cluster.checker.servers[cluster.slots["gps"]].ledger
     assert isinstance(ledger, GlobalLedger)
     return ledger.regions
 
 
-def _wait(world: World, within_ps: int, done: Callable[[], bool], otherwise: str) -> None:
-    simulation = world.simulation
+def _wait(cluster: FuzzedCluster, within_ps: int, done: Callable[[], bool], otherwise: str) -> None:
+    simulation = cluster.simulation
     until_ps = simulation.now + within_ps
     while not done():
         if simulation.now >= until_ps:
-            raise StuckError(f"{otherwise}\n{_scene(world)}")
+            raise StuckError(f"{otherwise}\n{_scene(cluster)}")
         simulation.run(until_ps=simulation.now + STEP_PS)
 
 
-def _scene(world: World) -> str:
-    """Who is where."""
-    lines = [f"GPS: {world.gps.phase}, {world.gps.model.counted_steps} steps, {_arrived(world)}"]
-    for slot, name in world.slots.items():
-        node = world.node(slot)
+def _scene(cluster: FuzzedCluster) -> str:
+    """The nodes and what each is doing, for the description of a failure."""
+    lines = [
+        f"GPS: {cluster.gps.phase}, {cluster.gps.model.counted_steps} steps, {_arrived(cluster)}"
+    ]
+    for slot, name in cluster.slots.items():
+        node = cluster.node(slot)
         machine = node.machine
         state = getattr(machine, "state", None) or getattr(machine, "phase", "")
         told = f"{name}: {state}, {node.finished}"

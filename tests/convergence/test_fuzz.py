@@ -11,8 +11,8 @@ import pytest
 
 from convergence.fuzz import __main__ as command
 from convergence.fuzz import pool
-from convergence.fuzz.fuzzed_cluster import World
-from convergence.fuzz.scenario import draw
+from convergence.fuzz.fuzzed_cluster import FuzzedCluster
+from convergence.fuzz.scenario import draw_scenario
 from convergence.fuzz.trial import TrialResult, Verdict, _run, trial
 from tests.convergence.planted import PLANTS
 
@@ -20,7 +20,7 @@ ONCE: Final = {
     56: "a GPS that came anew took an update meant for the one before it",
     83: "found something when servers had become durable",
     88: "tensors and restarts",
-    2145: "two lives of a GPS gave one fence, and samples were lent under both",
+    2145: "two incarnations of a GPS gave one fence, and samples were lent under both",
     40411: "an evaluator's last finding went with it",
     104861: "an LPS heeded no grant of a GPS that came anew",
     202369: "the checker was wrong",
@@ -104,11 +104,11 @@ def test_nothing_is_found_in_the_code_as_it_is(seed: int) -> None:
 @pytest.mark.parametrize("seed", [57, 120])
 def test_a_run_in_which_nothing_is_learned_any_more_ends_with_an_error(seed: int) -> None:
     """From the end of the faulty phase on no gradient is finite; processes that end are started again."""
-    world = World(draw(seed))
-    assert world.drawn.hopeless
-    _run(world)
-    assert "no gradient of" in world.gps.error
-    assert "worker.max_lr" in world.gps.error
+    cluster = FuzzedCluster(draw_scenario(seed))
+    assert cluster.scenario.hopeless
+    _run(cluster)
+    assert "no gradient of" in cluster.gps.error
+    assert "worker.max_lr" in cluster.gps.error
 
 
 def test_one_seed_gives_one_course() -> None:
@@ -138,8 +138,8 @@ def test_a_course_does_not_depend_on_the_hashes_of_strings() -> None:
 
 
 def test_draws_differ_and_cover_what_there_is() -> None:
-    draws = [draw(seed) for seed in range(200)]
-    assert draws[7] == draw(7)
+    draws = [draw_scenario(seed) for seed in range(200)]
+    assert draws[7] == draw_scenario(7)
     assert {len(each.workers) for each in draws} == {1, 2, 3, 4}
     for name in ("endless", "evaluator", "durable_gps", "durable_lps", "scalar", "skewed"):
         assert {getattr(each, name) for each in draws} == {True, False}
