@@ -33,13 +33,11 @@ from pelago.core.names import BlobId, Peer, Version
 from pelago.core.notes.common import Draining, GivingUp, ServerRestarted, UnexpectedMessage
 from pelago.core.notes.gps import RegionFailed, RunStatus, Serving, Settled, UnexpectedOfRegion
 from pelago.core.tensor_effects import Loaded, Measured, Release
-from pelago.core.training_effects import Progress, Trained, Validated
 from pelago.protocol.update_admission import UpdateAdmission
 from pelago.wire.messages import (
     PROTOCOL_VERSION,
     Effect,
     Evaluated,
-    Event,
     Goodbye,
     Heartbeat,
     Hello,
@@ -52,6 +50,7 @@ from pelago.wire.messages import (
     Refuse,
     RegionReport,
     Rejoin,
+    ServerEvent,
     Stop,
 )
 
@@ -80,7 +79,7 @@ class Gps:
         self._is_settled = False
         """Whether it was said that all regions have left the run that is over."""
 
-    def handle(self, event: Event, now: int) -> list[Effect]:
+    def handle(self, event: ServerEvent, now: int) -> list[Effect]:
         """Take one event, return the effects that follow from it."""
         self.clock.now = now
         # What is frequent comes first, and is not taken apart by its pattern: see the LPS's machine.
@@ -105,8 +104,6 @@ class Gps:
                 return self._on_tick()
             case StopRequested(reason):
                 return self._end(reason)
-            case Progress() | Trained() | Validated():
-                return []
             case _:
                 assert_never(event)
 

@@ -34,7 +34,6 @@ from pelago.core.names import Address, BlobId, Peer, PushId
 from pelago.core.notes.common import Draining, GivingUp, ServerRestarted, UnexpectedMessage
 from pelago.core.notes.lps import Rejoining
 from pelago.core.tensor_effects import Apply, Loaded, Measured, Release
-from pelago.core.training_effects import Progress, Trained, Validated
 from pelago.protocol.client_session import ClientSession
 from pelago.protocol.update_admission import UpdateAdmission
 from pelago.wire.messages import (
@@ -42,7 +41,6 @@ from pelago.wire.messages import (
     Ack,
     Busy,
     Effect,
-    Event,
     Failed,
     Goodbye,
     Grant,
@@ -59,6 +57,7 @@ from pelago.wire.messages import (
     Refuse,
     RegionReport,
     Rejoin,
+    ServerEvent,
     Stop,
     Wait,
     Welcome,
@@ -103,7 +102,7 @@ class Lps:
 
     # --- events --------------------------------------------------------------------------------------
 
-    def handle(self, event: Event, now: int) -> list[Effect]:
+    def handle(self, event: ServerEvent, now: int) -> list[Effect]:
         """Take one event, return the effects that follow from it."""
         self._now = now
         # What is frequent comes first and is not taken apart by its pattern, which takes several times
@@ -133,8 +132,6 @@ class Lps:
                 return self._drain(reason)
             case Loaded(version):
                 self.membership.preloaded = version
-                return []
-            case Progress() | Trained() | Validated():
                 return []
             case _:
                 assert_never(event)

@@ -16,7 +16,6 @@ from pelago.core.machine import (
     Finish,
     PeerLost,
     Received,
-    Restarted,
     Send,
     SetTick,
     Started,
@@ -32,15 +31,14 @@ from pelago.core.notes.worker import (
     UpdateRejected,
     WorkerAdmitted,
 )
-from pelago.core.tensor_effects import Loaded, Measured, Release
-from pelago.core.training_effects import Cancel, Progress, Train, Trained, Validated
+from pelago.core.tensor_effects import Release
+from pelago.core.training_effects import Cancel, Progress, Train, Trained
 from pelago.core.transitions import Transition, TransitionTable
 from pelago.core.watchdog import Watchdog
 from pelago.wire.messages import (
     Ack,
     Busy,
     Effect,
-    Event,
     Failed,
     Goodbye,
     Grant,
@@ -54,6 +52,7 @@ from pelago.wire.messages import (
     Stop,
     Wait,
     Welcome,
+    WorkerEvent,
     WorkerReport,
 )
 from worker.client_settings import ClientSettings
@@ -133,7 +132,7 @@ class Worker:
         self._watchdog = Watchdog(settings.client.stuck_after_ps)
         self._now = 0
 
-    def handle(self, event: Event, now: int) -> list[Effect]:
+    def handle(self, event: WorkerEvent, now: int) -> list[Effect]:
         """Handle one event; return the effects that follow, in order."""
         self._now = now
         # What is frequent comes first, and is not taken apart by its pattern: see the LPS's machine.
@@ -160,8 +159,6 @@ class Worker:
                 return []
             case StopRequested(reason):
                 return self._leave(reason)
-            case Loaded() | Measured() | Validated() | Restarted():
-                return []
             case _:
                 assert_never(event)
 

@@ -8,7 +8,7 @@ the order in which they were emitted; nothing in this vocabulary carries a tenso
 ``M`` is the union of messages (`pelago.wire.messages.Message`), which lies one layer up.
 """
 
-from typing import Final, Generic, Protocol, TypeAlias, TypeVar, Union
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar, Union
 
 from pelago.core.frozen import frozen
 from pelago.core.names import BlobId, Peer
@@ -144,8 +144,12 @@ Effect: TypeAlias = Union[
 class Machine(Protocol[M]):
     """What a driver drives."""
 
-    def handle(self, event: Event[M], now: int) -> list[Effect[M]]:
-        """Take one fact, return the wishes that follow from it, in order."""
+    def handle(self, event: Any, now: int) -> list[Effect[M]]:
+        """Handle one event, and return the effects that follow from it, in order.
+
+        ``event``: of a type that this machine's role knows, such as `pelago.wire.messages.ServerEvent`. A driver
+        posts others only after effects that other roles have.
+        """
         ...
 
     def expects(self, peer: Peer, message: M) -> bool:

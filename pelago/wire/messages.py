@@ -13,6 +13,8 @@ from typing import Final, Literal, TypeAlias, Union
 from pelago.core import machine
 from pelago.core.frozen import frozen
 from pelago.core.names import Address, Lease, PushId, Spans, Version
+from pelago.core.tensor_effects import Loaded, Measured
+from pelago.core.training_effects import Progress, Trained, Validated
 
 PROTOCOL_VERSION: Final = 3
 HEADER_BYTES_MAX: Final = 4 << 20
@@ -298,6 +300,28 @@ Message: TypeAlias = Union[
 
 Event: TypeAlias = machine.Event[Message]
 Effect: TypeAlias = machine.Effect[Message]
+SharedEvent: TypeAlias = Union[
+    machine.Started,
+    machine.Received[Message],
+    machine.Delivered,
+    machine.PeerLost,
+    machine.Tick,
+    machine.StopRequested,
+]
+"""Events of every machine that sends payloads."""
+ServerEvent: TypeAlias = Union[SharedEvent, machine.Restarted, Loaded, Measured]
+"""Events of the GPS and of an LPS: their tensors are loaded and measured, and their state is restored."""
+WorkerEvent: TypeAlias = Union[SharedEvent, Progress, Trained]
+"""Events of a worker, which trains."""
+EvaluatorEvent: TypeAlias = Union[
+    machine.Started,
+    machine.Received[Message],
+    machine.Tick,
+    machine.StopRequested,
+    Progress,
+    Validated,
+]
+"""Events of the evaluator, which measures the held-out loss and sends no payload."""
 
 
 # --- the two ends of one transfer --------------------------------------------------------------------

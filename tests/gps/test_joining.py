@@ -282,12 +282,16 @@ def test_what_a_region_never_says_is_noted_and_dropped(message: Message) -> None
         Progress(E1, 1),
         Trained(E1, 0, 1, 1, 1.0),
         Validated(Version(1, 0), 1.0, 1),
-        Loaded(Version(1, 0)),
     ],
     ids=lambda event: type(event).__name__,
 )
-def test_facts_that_are_other_nodes_business_change_nothing(event: Event[Message]) -> None:
-    assert GpsDriver().load().happens(event) == []
+def test_an_event_of_a_trainer_is_a_fault_of_the_driver(event: Event[Message]) -> None:
+    with pytest.raises(AssertionError, match=type(event).__name__):
+        GpsDriver().load().happens(event)
+
+
+def test_a_model_that_is_loaded_again_changes_nothing() -> None:
+    assert GpsDriver().load().happens(Loaded(Version(1, 0))) == []
 
 
 def test_a_model_of_a_later_incarnation_cannot_be_loaded() -> None:

@@ -262,14 +262,18 @@ def test_after_an_eviction_the_arena_is_not_trusted() -> None:
         Progress(E1, 1),
         Trained(E1, -1, 1, 1, 1.0),
         Validated(Version(9, 0), 1.0, 1),
-        Measured(-55, 1.0, True),
     ],
     ids=lambda event: type(event).__name__,
 )
-def test_facts_that_are_other_nodes_business_change_nothing(
+def test_an_event_of_a_trainer_is_a_fault_of_the_driver(
     driver: LpsDriver, event: Event[Message]
 ) -> None:
-    assert driver.happens(event) == []
+    with pytest.raises(AssertionError, match=type(event).__name__):
+        driver.happens(event)
+
+
+def test_a_measurement_that_nobody_waits_for_changes_nothing(driver: LpsDriver) -> None:
+    assert driver.happens(Measured(-55, 1.0, True)) == []
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,8 @@ from typing import Final, Literal, TypeAlias, assert_never
 from pelago.core.machine import (
     FAILED,
     PS_PER_MS,
-    Delivered,
     Finish,
-    PeerLost,
     Received,
-    Restarted,
     Send,
     SetTick,
     Started,
@@ -26,14 +23,14 @@ from pelago.core.machine import (
 from pelago.core.names import BlobId, Peer, Version
 from pelago.core.notes.common import Stuck
 from pelago.core.notes.worker import Exported, ExportFailed, ValidationMeasured
-from pelago.core.tensor_effects import Loaded, Measured, Release
-from pelago.core.training_effects import Progress, Trained, Validate, Validated
+from pelago.core.tensor_effects import Release
+from pelago.core.training_effects import Progress, Validate, Validated
 from pelago.core.transitions import Transition, TransitionTable
 from pelago.core.watchdog import Watchdog
 from pelago.wire.messages import (
     Effect,
     Evaluated,
-    Event,
+    EvaluatorEvent,
     Goodbye,
     Heartbeat,
     Leave,
@@ -110,7 +107,7 @@ class Evaluator:
         self._asked_at = 0
         self._now = 0
 
-    def handle(self, event: Event, now: int) -> list[Effect]:
+    def handle(self, event: EvaluatorEvent, now: int) -> list[Effect]:
         """Handle one event; return the effects that follow, in order."""
         self._now = now
         match event:
@@ -128,8 +125,6 @@ class Evaluator:
                 return []
             case StopRequested(reason):
                 return self._leave(reason)
-            case Loaded() | Delivered() | PeerLost() | Measured() | Trained() | Restarted():
-                return []
             case _:
                 assert_never(event)
 
