@@ -142,7 +142,7 @@ def _run(options: argparse.Namespace) -> int:
             from pelago.cli.check import check
 
             return check(run, step=not options.no_step)
-        from pelago.cli.local import local, resume
+        from pelago.cli.local.command import local, resume
 
         out = reading.require_expanded(options.out, "--out") if options.out else run.out
         reading.require_folder(out)
