@@ -21,11 +21,11 @@ from pelago.tensor import model_file
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from worker import device as devices
+from worker.dry_run import describe
 from worker.evaluator.held_out_loss import HeldOutLoss
 from worker.evaluator.port import EvaluatorPort
 from worker.evaluator.state import Evaluator
 from worker.port import WorkerPort
-from worker.rehearsal import describe
 from worker.schedule import Pace
 from worker.settings import evaluator_settings, worker_settings
 from worker.state import Worker

@@ -11,8 +11,8 @@ from typing import Final
 
 from pelago.core.errors import ConfigError
 from pelago.core.prng import text_hash
-from worker.data.account import Account, shown
 from worker.data.encodings import to_utf8
+from worker.data.file_report import FileReport, shown
 
 TEXT_SUFFIXES: Final = frozenset(
     f".{ending}"
@@ -80,7 +80,7 @@ def stdlib_files() -> list[SourceFile]:
     return files
 
 
-def folder_files(folder: str) -> tuple[list[SourceFile], Account]:
+def folder_files(folder: str) -> tuple[list[SourceFile], FileReport]:
     """All text files below a folder, sorted by relative path, and what became of the others. Raises
     `ConfigError`.
     """
@@ -101,14 +101,14 @@ def folder_files(folder: str) -> tuple[list[SourceFile], Account]:
 
 def read_files(
     root: Path, suffixes: frozenset[str], excluded: frozenset[str]
-) -> tuple[list[SourceFile], Account]:
+) -> tuple[list[SourceFile], FileReport]:
     """Read what is below ``root`` in UTF-8, and tell what was left out: by its ending, hidden and
     excluded folders, links to folders, what is no regular file, empty, or no text.
 
     Names decide the order, and not their bytes on this machine: they are compared as UTF-8 in Unicode's
     composed form. Raises `ConfigError` for what cannot be read, or is more than memory holds.
     """
-    account = Account()
+    account = FileReport()
     found = list(_find(os.fsencode(root), suffixes, excluded, account))
     _require_memory(root, sum(size for _, _, size in found))
     files = []
@@ -132,7 +132,7 @@ def read_files(
 
 
 def _find(
-    root: bytes, suffixes: frozenset[str], excluded: frozenset[str], account: Account
+    root: bytes, suffixes: frozenset[str], excluded: frozenset[str], account: FileReport
 ) -> Iterator[tuple[bytes, str, int]]:
     """Path, name relative to ``root`` and size of each file that is to be read."""
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from pelago.config.training import DataSection
 from pelago.core.errors import ConfigError
-from worker.data.account import counted, shown
 from worker.data.corpus import Corpus
+from worker.data.file_report import counted, shown
 from worker.data.files import LFS_POINTER, SourceFile, folder_files, held_out, stdlib_files
 from worker.data.tokens import Tokens, open_tokens, sampled_digest, split_tail
 

@@ -11,8 +11,8 @@ from tests.worker.corpora import run_file, write_texts, write_tokens
 from tests.worker.evaluator.test_held_out_loss import of_folder, word_tokenizer
 from tests.worker.tiny_models import checkpoint_folder, config_folder, tensors_of, write_tensors
 from worker import device as devices
+from worker.dry_run import OPERATIONS_MAX, ResourceEstimate, affordable, demand_of, describe
 from worker.models.architecture import architecture
-from worker.rehearsal import OPERATIONS_MAX, Demand, affordable, demand_of, describe
 from worker.trainer import Trainer
 
 
@@ -99,15 +99,19 @@ def test_a_machine_without_room_for_the_model_says_so_and_reads_the_files_all_th
 def test_what_is_tried_is_what_there_is_room_and_time_for(source: str) -> None:
     run = run_file(source, micro_batch_size=4)
     step = 4 * 100 + 4 * 1000
-    small = Demand(parameters=100, sequence_bytes=1000, sequence_operations=1)
+    small = ResourceEstimate(parameters=100, sequence_bytes=1000, sequence_operations=1)
     assert affordable(run, small, None) == affordable(run, small, step) == (4, "")
     sequences, why = affordable(run, small, step - 1)
     assert sequences == 1
     assert why == "4 would take 0.0 GB, and 0.0 GB are free here"
     assert affordable(run, small, 1399)[0] == 0
-    slow = Demand(parameters=100, sequence_bytes=1000, sequence_operations=OPERATIONS_MAX // 4 + 1)
+    slow = ResourceEstimate(
+        parameters=100, sequence_bytes=1000, sequence_operations=OPERATIONS_MAX // 4 + 1
+    )
     assert affordable(run, slow, None) == (1, "4 would take this CPU long")
-    slower = Demand(parameters=100, sequence_bytes=1000, sequence_operations=OPERATIONS_MAX + 1)
+    slower = ResourceEstimate(
+        parameters=100, sequence_bytes=1000, sequence_operations=OPERATIONS_MAX + 1
+    )
     assert affordable(run, slower, None) == (0, "1 would take this CPU long")
 
 

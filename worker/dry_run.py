@@ -44,7 +44,7 @@ SCORE_COPIES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
+class ResourceEstimate:
     """What a model asks of a machine, about. ``sequence_bytes``: of activations, a sequence."""
 
     parameters: int
@@ -107,7 +107,7 @@ def describe(run: RunFile, *, step: bool) -> Iterator[str]:
         yield f"step       {_step(run, source.model, corpus, demand) if step else 'not tried (--no-step)'}"
 
 
-def demand_of(settings: Any, length: int) -> Demand:
+def demand_of(settings: Any, length: int) -> ResourceEstimate:
     """From a configuration of `transformers`, without building the model."""
     text = settings.get_text_config()
     parameters = sum(each.numel() for each in skeleton(settings).parameters())
@@ -116,10 +116,10 @@ def demand_of(settings: Any, length: int) -> Demand:
     heads = getattr(text, "num_attention_heads", 0) or 0
     elements = layers * TOKEN_COPIES * hidden + LOGIT_COPIES * text.vocab_size
     scores = SCORE_COPIES * layers * heads * length
-    return Demand(parameters, 4 * length * (elements + scores), 6 * parameters * length)
+    return ResourceEstimate(parameters, 4 * length * (elements + scores), 6 * parameters * length)
 
 
-def affordable(run: RunFile, demand: Demand, free: int | None) -> tuple[int, str]:
+def affordable(run: RunFile, demand: ResourceEstimate, free: int | None) -> tuple[int, str]:
     """Sequences of a micro-batch that a CPU can be asked for: all, one or none, and why not all."""
     wanted = run.worker.micro_batch_size or run.worker.batch_size
     why = ""
@@ -133,7 +133,7 @@ def affordable(run: RunFile, demand: Demand, free: int | None) -> tuple[int, str
     return 0, why
 
 
-def _step(run: RunFile, model: LanguageModel, corpus: Corpus, demand: Demand) -> str:
+def _step(run: RunFile, model: LanguageModel, corpus: Corpus, demand: ResourceEstimate) -> str:
     """One micro-batch forward and backward. Raises `ConfigError` if that cannot be."""
     cuda = model.device.type == "cuda"
     wanted = run.worker.micro_batch_size or run.worker.batch_size

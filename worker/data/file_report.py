@@ -7,7 +7,7 @@ NAMES_SHOWN: Final = 3
 
 
 @dataclass(slots=True)
-class Account:
+class FileReport:
     """Counts and names by reason. ``files`` and ``bytes``: read, as they lie on the disk."""
 
     files: int = 0
