@@ -15,7 +15,7 @@ import torch
 
 from pelago.config.training import WorkerSection
 from pelago.core.errors import ConfigError
-from worker.models import LanguageModel
+from worker.models.language import LanguageModel
 
 MUON_MOMENTUM: Final = 0.95
 NEWTON_SCHULZ_STEPS: Final = 5

@@ -16,8 +16,10 @@ from pelago.core.prng import derive
 from pelago.wire.messages import TensorSpec
 from worker import device as devices
 from worker import memory
-from worker.data import Corpus, open_corpus
-from worker.models import CompileFault, LanguageModel, build
+from worker.data.corpus import Corpus
+from worker.data.sources import open_corpus
+from worker.models.build import build
+from worker.models.language import CompileFault, LanguageModel
 from worker.optimiser import WorkerOptimiser
 from worker.schedule import Pace, learning_rate, warmed
 

@@ -26,9 +26,11 @@ from pelago.core.ports import Payload, TensorPort
 from pelago.sim.planes import Round
 from pelago.tensor.manifest import Manifest
 from worker import device as devices
-from worker.data import Corpus, open_corpus
-from worker.models import LanguageModel, build
+from worker.data.corpus import Corpus
+from worker.data.sources import open_corpus
 from worker.models.architecture import architecture
+from worker.models.build import build
+from worker.models.language import LanguageModel
 from worker.schedule import learning_rate
 
 ACTIVATION_BYTES_MAX: Final = {"cpu": 64 << 20, "cuda": 512 << 20}

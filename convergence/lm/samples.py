@@ -6,7 +6,7 @@ import numpy as np
 
 from pelago.core.errors import ConfigError
 from pelago.core.prng import ROUNDS, derive
-from worker.data import Corpus
+from worker.data.corpus import Corpus
 
 Integers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 Words: TypeAlias = np.ndarray[Any, np.dtype[np.uint64]]

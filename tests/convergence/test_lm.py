@@ -25,10 +25,11 @@ from pelago.sim.planes import Round
 from pelago.tensor.manifest import Manifest
 from pelago.wire.messages import TensorSpec
 from tests.worker.corpora import TINY, write_texts, write_tokens
-from worker import models
-from worker.data import open_corpus
+from worker.data.sources import open_corpus
 from worker.evaluator.held_out_loss import HeldOutLoss
 from worker.models.architecture import architecture
+from worker.models.build import build as build_model
+from worker.models.language import LanguageModel
 from worker.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -89,11 +90,11 @@ def delta(found: Round) -> torch.Tensor:
 
 def gradients(
     overrides: dict[str, Any], length: int, replicas: int = 3
-) -> tuple[Shape, list[models.LanguageModel], torch.Tensor, torch.Tensor]:
+) -> tuple[Shape, list[LanguageModel], torch.Tensor, torch.Tensor]:
     """Models with parameters of their own, stacked, and tokens for each."""
     run = run_file(overrides=overrides)
     shape = shape_of(run.model, architecture(run.model, 256))
-    found = [models.build(run.model, 256, seed, CPU) for seed in range(replicas)]
+    found = [build_model(run.model, 256, seed, CPU) for seed in range(replicas)]
     check_layout(run.model, shape, found[0].manifest())
     generator = torch.Generator().manual_seed(1)
     for model in found:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.__main__ import main
-from worker.data import Corpus
+from worker.data.corpus import Corpus
 
 GONE = Path(sys.argv.pop(1))
 

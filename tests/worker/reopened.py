@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from pelago.config.run_file import RunFile
-from worker.data import open_corpus
+from worker.data.sources import open_corpus
 
 
 def held_out_loss(run: RunFile, folder: Path) -> float:

@@ -10,8 +10,9 @@ import pytest
 from pelago.config.training import DataSection
 from pelago.core.errors import ConfigError
 from tests.worker.corpora import write_texts, write_tokens
-from worker.data import Corpus, open_corpus
+from worker.data.corpus import Corpus
 from worker.data.files import STDLIB_EXCLUDED, SourceFile, held_out, stdlib_files
+from worker.data.sources import open_corpus
 from worker.data.tokens import sampled_digest
 
 
@@ -231,7 +232,7 @@ def test_ids_that_the_model_lacks_are_no_fault_if_none_occurs(tmp_path: Path) ->
     place = str(tokenizer(tmp_path / "tokenizer", words, None))
     corpus = texts(colours(tmp_path / "texts"), tokenizer=place)
     corpus.limit_vocabulary(4)
-    assert "5 ids, of which the model knows 4; the largest that occurs is 3" in corpus.account[-1]
+    assert "5 ids, of which the model knows 4; the largest that occurs is 3" in corpus.report[-1]
     with pytest.raises(ConfigError, match=r"uses the token id 3 of a vocabulary of 5 ids.* is 3:"):
         corpus.limit_vocabulary(3)
 
@@ -248,7 +249,7 @@ def test_a_tokenizer_without_an_end_of_text_is_told_of(tmp_path: Path) -> None:
     for eos, told in ((None, True), ("?", False)):
         place = str(tokenizer(tmp_path / f"tokenizer-{eos is None}", words, eos))
         corpus = texts(tmp_path / "texts" if eos else colours(tmp_path / "texts"), tokenizer=place)
-        assert any("no end-of-text token" in line for line in corpus.account) == told
+        assert any("no end-of-text token" in line for line in corpus.report) == told
 
 
 def test_the_largest_id_of_a_tokenizer_counts_not_the_number_of_its_tokens(tmp_path: Path) -> None:
@@ -279,17 +280,17 @@ def test_the_share_of_unknown_tokens_is_told_and_more_than_a_hundredth_doubted(
         config.write_text(config.read_text().replace('"unk_token": "?"', '"unk_token": null'))
     corpus = texts(colours(tmp_path / "texts"), tokenizer=str(place))
     share = "33.3 % of the tokens are '?', which stands for what it does not know"
-    assert f"tokenizer: {share}" in corpus.account
-    assert [share in doubt and "data.tokenizer = " in doubt for doubt in corpus.doubts] == [True]
+    assert f"tokenizer: {share}" in corpus.report
+    assert [share in doubt and "data.tokenizer = " in doubt for doubt in corpus.warnings] == [True]
 
     (tmp_path / "texts" / "a.txt").write_text("red green " * 200 + "blue ")
     corpus = texts(tmp_path / "texts", tokenizer=str(place))
-    assert any(line.startswith("tokenizer: 0.249 % of the tokens") for line in corpus.account)
-    assert corpus.doubts == ()
+    assert any(line.startswith("tokenizer: 0.249 % of the tokens") for line in corpus.report)
+    assert corpus.warnings == ()
 
     (tmp_path / "texts" / "a.txt").write_text("red green " * 200)
     corpus = texts(tmp_path / "texts", tokenizer=str(place))
-    assert not any("does not know" in line for line in corpus.account)
+    assert not any("does not know" in line for line in corpus.report)
 
 
 def test_bytes_that_a_tokenizer_replaces_are_told_of(tmp_path: Path) -> None:
@@ -299,8 +300,8 @@ def test_bytes_that_a_tokenizer_replaces_are_told_of(tmp_path: Path) -> None:
     folder = colours(tmp_path / "texts")
     (folder / "b.txt").write_bytes("король ".encode("cp1251") * 20)
     replaced = "encoding: 1 with bytes that are no UTF-8, which a tokenizer reads as U+FFFD (b.txt)"
-    assert replaced in texts(folder, tokenizer=place).account
-    assert not any("U+FFFD" in line for line in texts(folder).account)
+    assert replaced in texts(folder, tokenizer=place).report
+    assert not any("U+FFFD" in line for line in texts(folder).report)
 
 
 def test_a_text_that_the_tokenizer_cannot_encode_is_named(tmp_path: Path) -> None:

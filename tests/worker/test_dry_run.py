@@ -11,7 +11,7 @@ from tests.worker.corpora import run_file, write_texts, write_tokens
 from tests.worker.evaluator.test_held_out_loss import of_folder, word_tokenizer
 from tests.worker.tiny_models import checkpoint_folder, config_folder, tensors_of, write_tensors
 from worker import device as devices
-from worker.dry_run import OPERATIONS_MAX, ResourceEstimate, affordable, demand_of, describe
+from worker.dry_run import OPERATIONS_MAX, ResourceEstimate, affordable, describe, estimate
 from worker.models.architecture import architecture
 from worker.trainer import Trainer
 
@@ -46,7 +46,7 @@ def test_the_first_line_is_about_the_model_and_the_next_about_its_weights(
     run = of_folder(source, folder)
     first = next(describe(run, step=False))
     assert first.startswith(
-        f"{folder}, {demand_of(architecture(run.model, 0), 16).parameters:,} para"
+        f"{folder}, {estimate(architecture(run.model, 0), 16).parameters:,} para"
     )
     origin, unused = lines(run, step=False)["weights"]
     assert origin == f"pretrained, 21 tensors from {folder}/model.safetensors"
@@ -116,9 +116,9 @@ def test_what_is_tried_is_what_there_is_room_and_time_for(source: str) -> None:
 
 
 def test_the_demand_grows_with_the_shape(source: str) -> None:
-    small = demand_of(architecture(run_file(source).model, 256), 16)
+    small = estimate(architecture(run_file(source).model, 256), 16)
     assert small.parameters == Trainer(run_file(source)).model.elements
-    long = demand_of(architecture(run_file(source).model, 256), 32)
+    long = estimate(architecture(run_file(source).model, 256), 32)
     assert long.sequence_bytes > 2 * small.sequence_bytes
     assert long.sequence_operations == 2 * small.sequence_operations
 

@@ -10,8 +10,9 @@ from pelago.config.training import ModelSection
 from pelago.core.errors import ConfigError
 from tests.worker.corpora import TINY
 from tests.worker.tiny_models import ARCHITECTURES, checkpoint_folder, config_folder
-from worker.models import LanguageModel, build
 from worker.models.architecture import architecture
+from worker.models.build import build
+from worker.models.language import LanguageModel
 from worker.models.presets import PRESETS
 
 CPU = torch.device("cpu")

@@ -9,9 +9,10 @@ import pytest
 
 from pelago.config.training import DataSection
 from pelago.core.errors import ConfigError
-from worker.data import Corpus, open_corpus
+from worker.data.corpus import Corpus
 from worker.data.encodings import PIECE_BYTES, to_utf8
 from worker.data.files import folder_files, held_out
+from worker.data.sources import open_corpus
 
 WORDS = "Grüße, это, 文字 and naïve cafés\n"
 LATIN = "Grüße und naïve Cafés\n"
@@ -99,7 +100,7 @@ def test_what_is_no_text_is_left_out_by_reason_and_changes_nothing(tmp_path: Pat
         door.bind(str(tmp_path / "door.txt"))
         corpus = texts(tmp_path)
     assert corpus.digest == before
-    said = "\n".join(corpus.account)
+    said = "\n".join(corpus.report)
     assert "read: 30 files," in said
     for line in (
         "left out: 5 archives or packed files; unpack them to have them read (a.zip, b.jsonl.gz, c.zst and 2 more)",

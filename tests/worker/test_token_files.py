@@ -15,8 +15,8 @@ from safetensors.numpy import save
 from pelago.config.training import DataSection
 from pelago.core.errors import ConfigError
 from tests.worker.corpora import write_tokens
-from worker.data import Corpus, open_corpus
-from worker.data.corpus import SCAN_TOKENS
+from worker.data.corpus import SCAN_TOKENS, Corpus
+from worker.data.sources import open_corpus
 
 IDS = np.random.default_rng(3).integers(1, 50_000, 6000)
 """As a tokenizer makes them, but for their distribution."""

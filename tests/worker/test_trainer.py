@@ -18,8 +18,9 @@ from pelago.tensor.manifest import Manifest
 from tests.small_disk import fill, small_disk
 from tests.worker.corpora import TINY, run_file, write_texts, write_tokens
 from tests.worker.tiny_models import config_folder
-from worker.data import open_corpus
-from worker.models import LanguageModel, build
+from worker.data.sources import open_corpus
+from worker.models.build import build
+from worker.models.language import LanguageModel
 from worker.optimiser import WorkerOptimiser, in_blocks
 from worker.schedule import Pace, learning_rate
 from worker.settings import worker_settings

@@ -18,7 +18,8 @@ from tests.worker.tiny_models import (
     tensors_of,
     write_tensors,
 )
-from worker.models import LanguageModel, build
+from worker.models.build import build
+from worker.models.language import LanguageModel
 
 CPU = torch.device("cpu")
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"

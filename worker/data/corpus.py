@@ -1,6 +1,7 @@
 """A corpus: two token arrays, cut into windows, and the order in which a run reads them."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -13,60 +14,64 @@ from worker.data.tokens import TokenFile, Tokens
 EDGE_TOKENS: Final = 1 << 16
 """Tokens checked on each end of an array before training starts; others when they are read."""
 SCAN_TOKENS: Final = 1 << 22
-"""Tokens that a scan of the whole corpus looks at together: this bounds its memory."""
+"""Tokens that a scan of the whole corpus checks at once; this limits its memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusContent:
+    """What a source of the run file gives."""
+
+    name: str
+    """``data.source``."""
+    train: Tokens
+    validation: Tokens
+    """The held-out part."""
+    vocabulary: int
+    """Number of token ids; 0 if the source does not say."""
+    digest: str
+    file: TokenFile | None = None
+    """The token file of which ``train`` is the first part and ``validation`` the rest."""
+    report: tuple[str, ...] = ()
+    """Lines for the user: what was read, left out and converted."""
+    warnings: tuple[str, ...] = ()
+    """Lines for the user: what may be wrong with the corpus."""
 
 
 class Corpus:
     """Training and held-out tokens, read as windows of ``sequence_length`` + 1 tokens.
 
     Window w starts at token w * sequence_length: inputs never overlap, and the last target of a
-    window is the first input of the next, so that every token but the first is predicted once per
-    epoch. A rest shorter than a window is left out.
+    window is the first input of the next, so every token but the first is predicted once per
+    epoch. A remainder shorter than a window is left out.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        train: Tokens,
-        validation: Tokens,
-        vocabulary: int,
-        digest: str,
-        sequence_length: int,
-        seed: int,
-        file: TokenFile | None = None,
-        account: tuple[str, ...] = (),
-        doubts: tuple[str, ...] = (),
-    ) -> None:
-        """``vocabulary``: number of token ids, 0 if the source does not tell. ``file``: of which
-        ``train`` and ``validation`` are the first part and the rest. ``account``: what was read, left
-        out and converted to make it, in lines for its user; ``doubts``: what may be wrong with it.
-
-        Raises `ConfigError` if either part is too short for one window.
+    def __init__(self, content: CorpusContent, sequence_length: int, seed: int) -> None:
+        """``seed`` fixes the global order of samples. Raises `ConfigError` if either part is too short for one
+        window.
         """
-        for part, tokens in (("training", train), ("held-out", validation)):
+        self.name = content.name
+        self.train = content.train
+        self.validation = content.validation
+        self.vocabulary = content.vocabulary
+        self.digest = content.digest
+        self.report = content.report
+        self.warnings = content.warnings
+        self.sequence_length = sequence_length
+        for part, tokens in (("training", self.train), ("held-out", self.validation)):
             if len(tokens) <= sequence_length:
                 raise ConfigError(
-                    f"data.source = {name!r}: the {part} part has {len(tokens)} tokens; "
+                    f"data.source = {self.name!r}: the {part} part has {len(tokens)} tokens; "
                     f"data.sequence_length = {sequence_length} needs at least "
                     f"{sequence_length + 1}: use a larger corpus or shorter sequences"
                 )
-        self.name = name
-        self.train = train
-        self.validation = validation
-        self.vocabulary = vocabulary
-        self.digest = digest
-        self.sequence_length = sequence_length
-        self.windows = (len(train) - 1) // sequence_length
+        self.windows = (len(self.train) - 1) // sequence_length
         """Windows of the training part: samples per epoch."""
-        self.account = account
-        self.doubts = doubts
         self._order = GlobalOrder(self.windows, seed)
         self._id_limit = 0
-        self._file = file
+        self._file = content.file
 
     def limit_vocabulary(self, vocabulary: int) -> None:
-        """From now on refuse token ids that a model of ``vocabulary`` ids does not know.
+        """Refuse, from now on, token ids that a model of ``vocabulary`` ids does not know.
 
         Raises `ConfigError` at once if the source uses ids above, if its type cannot hold all
         ids or is not that of the file, or for a bad id near either end of the arrays; a bad id
@@ -82,7 +87,7 @@ class Corpus:
             self._check_ids(tokens[tail:], start + tail)
 
     def _require_spare(self, vocabulary: int) -> None:
-        """The vocabulary is larger than the model's: right only if what the model lacks never occurs."""
+        """Raises `ConfigError` if ids that the model lacks occur: the corpus's vocabulary is larger."""
         highest = max(int(part.max()) for part, _ in self._parts())
         if highest >= vocabulary:
             raise ConfigError(
@@ -95,11 +100,11 @@ class Corpus:
             f"vocabulary: {self.vocabulary:,} ids, of which the model knows {vocabulary:,}; the largest"
             f" that occurs is {highest:,}"
         )
-        if line not in self.account:
-            self.account += (line,)
+        if line not in self.report:
+            self.report += (line,)
 
     def scan(self, progress: Callable[[float], None]) -> int:
-        """Look at every id, and return the largest. ``progress`` hears which part of all was seen.
+        """Check every id, and return the largest. Calls ``progress`` with the part that is checked, from 0 to 1.
 
         Raises `ConfigError` for an id that the model does not know.
         """
@@ -134,7 +139,7 @@ class Corpus:
             yield self._windows(self.validation, chosen[start : start + batch_size])
 
     def _parts(self) -> tuple[tuple[Tokens, int], tuple[Tokens, int]]:
-        """Both arrays, and where each begins."""
+        """Both arrays, and the index of the first token of each in the whole corpus."""
         return (self.train, 0), (self.validation, len(self.train))
 
     def _windows(self, tokens: Tokens, windows: list[int]) -> torch.Tensor:
@@ -149,7 +154,7 @@ class Corpus:
         return torch.from_numpy(out)
 
     def _check_type(self) -> None:
-        """Raises `ConfigError` if the file's ids are of a type that is too narrow or not theirs."""
+        """Raises `ConfigError` if the type of the file's ids is wrong, or too narrow for the model."""
         if self._file is None:
             return
         layout, limit = self._file.layout, self._id_limit
@@ -157,7 +162,7 @@ class Corpus:
         if why:
             raise ConfigError(f"data.source = {self.name!r}, read by {layout.said_by}: {why}")
         most = int(np.iinfo(layout.dtype).max) + 1
-        # A byte may well be all that a corpus needs; who writes 16 bits had a large vocabulary in mind.
+        # One byte may be enough for a corpus; two bytes mean that its tokenizer has a large vocabulary.
         if layout.dtype.itemsize == 2 and most < limit:
             raise ConfigError(
                 f"data.source = {self.name!r}, {layout.dtype.name} by {layout.said_by}, holds ids"
@@ -167,7 +172,7 @@ class Corpus:
             )
 
     def _check_ids(self, tokens: Tokens, start: int) -> None:
-        """``start``: where these tokens begin, counted from the first of the training part."""
+        """``start``: index of the first of these tokens in the whole corpus."""
         if not self._id_limit or not tokens.size:
             return
         low, high = int(tokens.min()), int(tokens.max())

@@ -23,7 +23,7 @@ TEXT_SUFFIXES: Final = frozenset(
     )
     for ending in line.split()
 )
-"""Endings, in lower case, of what text:DIR reads."""
+"""Endings, in lower case, of the files that text:DIR reads."""
 
 ARCHIVE_SUFFIXES: Final = frozenset(
     (
@@ -41,13 +41,13 @@ ARCHIVE_SUFFIXES: Final = frozenset(
         ".arrow",
     )
 )
-"""Endings, in lower case, of what may well hold text, but would have to be unpacked."""
+"""Endings, in lower case, of files that may hold text, but would have to be unpacked."""
 
 LFS_POINTER: Final = b"version https://git-lfs.github.com/"
-"""So begins what is not the file but a note of git-lfs about where it is."""
+"""First bytes of a git-lfs pointer, which stands for a file that was not downloaded."""
 
 COPIES: Final = 3
-"""A text is in memory so many times while it becomes tokens, at least."""
+"""At least so many copies of a text are in memory while it is tokenised."""
 
 STDLIB_EXCLUDED: Final = frozenset(
     {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
@@ -81,7 +81,7 @@ def stdlib_files() -> list[SourceFile]:
 
 
 def folder_files(folder: str) -> tuple[list[SourceFile], FileReport]:
-    """All text files below a folder, sorted by relative path, and what became of the others. Raises
+    """All text files below a folder, sorted by relative path, and a report on all files. Raises
     `ConfigError`.
     """
     key = f"data.source = 'text:{folder}'"
@@ -89,50 +89,50 @@ def folder_files(folder: str) -> tuple[list[SourceFile], FileReport]:
         raise ConfigError(f"{key}: there is no folder {folder!r} (seen from {Path.cwd()})")
     if not os.path.isdir(folder):
         raise ConfigError(f"{key}: {folder!r} is a file; name the folder that holds it")
-    files, account = read_files(Path(folder), TEXT_SUFFIXES, frozenset({"__pycache__"}))
+    files, report = read_files(Path(folder), TEXT_SUFFIXES, frozenset({"__pycache__"}))
     if not files:
-        left_out = "; ".join(account.lines()[1:])
+        left_out = "; ".join(report.lines()[1:])
         raise ConfigError(
             f"{key}: no text files there; read are files that end in .txt, .md, .py and the like"
             + (f"; {left_out}" if left_out else "")
         )
-    return files, account
+    return files, report
 
 
 def read_files(
     root: Path, suffixes: frozenset[str], excluded: frozenset[str]
 ) -> tuple[list[SourceFile], FileReport]:
-    """Read what is below ``root`` in UTF-8, and tell what was left out: by its ending, hidden and
-    excluded folders, links to folders, what is no regular file, empty, or no text.
+    """Read the text files below ``root`` as UTF-8, and report which files were left out: those with another
+    ending, in hidden or excluded folders or behind links to folders; empty, binary and special files.
 
-    Names decide the order, and not their bytes on this machine: they are compared as UTF-8 in Unicode's
-    composed form. Raises `ConfigError` for what cannot be read, or is more than memory holds.
+    The order follows the names as UTF-8 in Unicode's composed form, so it is the same on every machine.
+    Raises `ConfigError` for a file that cannot be read, and for more text than memory holds.
     """
-    account = FileReport()
-    found = list(_find(os.fsencode(root), suffixes, excluded, account))
+    report = FileReport()
+    found = list(_find(os.fsencode(root), suffixes, excluded, report))
     _require_memory(root, sum(size for _, _, size in found))
     files = []
     for path, name, _ in found:
         content = _read(path, name)
         text, done = (b"", "") if content is None else to_utf8(content)
         if content is None:
-            account.leave_out("no regular files (pipes, sockets, devices)", name)
+            report.leave_out("no regular files (pipes, sockets, devices)", name)
         elif content.startswith(LFS_POINTER):
-            account.leave_out("pointers of git-lfs, not the files; run `git lfs pull`", name)
+            report.leave_out("pointers of git-lfs, not the files; run `git lfs pull`", name)
         elif text is None:
-            account.leave_out(f"{done} files with the ending of a text", name)
+            report.leave_out(f"{done} files with the ending of a text", name)
         elif not text:
-            account.leave_out("empty files", name)
+            report.leave_out("empty files", name)
         else:
-            account.files, account.bytes = account.files + 1, account.bytes + len(content)
+            report.files, report.bytes = report.files + 1, report.bytes + len(content)
             files.append(SourceFile(name, text))
             if done:
-                account.convert(done, name)
-    return sorted(files, key=lambda file: (file.path, file.content)), account
+                report.convert(done, name)
+    return sorted(files, key=lambda file: (file.path, file.content)), report
 
 
 def _find(
-    root: bytes, suffixes: frozenset[str], excluded: frozenset[str], account: FileReport
+    root: bytes, suffixes: frozenset[str], excluded: frozenset[str], report: FileReport
 ) -> Iterator[tuple[bytes, str, int]]:
     """Path, name relative to ``root`` and size of each file that is to be read."""
 
@@ -148,7 +148,7 @@ def _find(
             why = _folder_left_out(path, _text(each), excluded)
             if why:
                 folders.remove(each)
-                account.leave_out(why, _name(path, root))
+                report.leave_out(why, _name(path, root))
         for each in sorted(names):
             path = os.path.join(folder, each)
             name = _name(path, root)
@@ -164,7 +164,7 @@ def _find(
                     if not stat.S_ISREG(kind.st_mode):
                         why = "no regular files (pipes, sockets, devices)"
             if why:
-                account.leave_out(why, name)
+                report.leave_out(why, name)
             elif os.path.islink(path):
                 links.append((path, name, kind.st_size))
             else:
@@ -172,7 +172,7 @@ def _find(
                 yield path, name, kind.st_size
     for path, name, size in sorted(links, key=lambda link: link[1]):
         if os.path.realpath(path) in targets:
-            account.leave_out("links to files that are read anyway", name)
+            report.leave_out("links to files that are read anyway", name)
         else:
             targets.add(os.path.realpath(path))
             yield path, name, size
@@ -199,7 +199,7 @@ def _left_out(name: str, suffixes: frozenset[str]) -> str:
 
 
 def _read(path: bytes, name: str) -> bytes | None:
-    """A file's content; None if it is no regular file (any more), on which one might wait for ever."""
+    """A file's content; None if it is no regular file (any more): reading a pipe could block for ever."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as stream:

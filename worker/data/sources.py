@@ -10,14 +10,14 @@ import numpy as np
 
 from pelago.config.training import DataSection
 from pelago.core.errors import ConfigError
-from worker.data.corpus import Corpus
+from worker.data.corpus import Corpus, CorpusContent
 from worker.data.file_report import counted, shown
 from worker.data.files import LFS_POINTER, SourceFile, folder_files, held_out, stdlib_files
 from worker.data.tokens import Tokens, open_tokens, sampled_digest, split_tail
 
 BYTE_VOCABULARY: Final = 256
 UNKNOWN_SHARE_MAX: Final = 0.01
-"""Of a corpus whose tokenizer knows less of it the user is warned."""
+"""The user is warned if a larger share of the tokens stands for what the tokenizer does not know."""
 FILE_SEPARATOR: Final = 0
 """The byte between two files: it occurs in no text, so the model can learn that a file ended."""
 
@@ -38,8 +38,8 @@ def open_corpus(data: DataSection, seed: int) -> Corpus:
         case "stdlib":
             return _from_files(data, stdlib_files(), seed, ())
         case "text":
-            files, account = folder_files(place)
-            return _from_files(data, files, seed, account.lines())
+            files, report = folder_files(place)
+            return _from_files(data, files, seed, report.lines())
         case "tokens":
             return _from_tokens(data, place, seed)
         case _:
@@ -49,7 +49,7 @@ def open_corpus(data: DataSection, seed: int) -> Corpus:
 
 
 def _from_files(
-    data: DataSection, files: list[SourceFile], seed: int, account: tuple[str, ...]
+    data: DataSection, files: list[SourceFile], seed: int, report: tuple[str, ...]
 ) -> Corpus:
     encoder = _encoder(data.tokenizer)
     encode, vocabulary = encoder.encode, encoder.vocabulary
@@ -62,17 +62,16 @@ def _from_files(
     content = (
         hashlib.sha256(train.tobytes()).digest() + hashlib.sha256(validation.tobytes()).digest()
     )
-    return Corpus(
+    found = CorpusContent(
         name=data.source,
         train=train,
         validation=validation,
         vocabulary=vocabulary,
         digest=_digest(train, validation, vocabulary, content),
-        sequence_length=data.sequence_length,
-        seed=seed,
-        account=account + encoder.account + _replaced(encoder.broken) + encoder.unknown.lines(),
-        doubts=encoder.unknown.doubts(data.tokenizer),
+        report=report + encoder.report + _replaced(encoder.broken) + encoder.unknown.lines(),
+        warnings=encoder.unknown.warnings(data.tokenizer),
     )
+    return Corpus(found, data.sequence_length, seed)
 
 
 def _from_tokens(data: DataSection, place: str, seed: int) -> Corpus:
@@ -80,17 +79,16 @@ def _from_tokens(data: DataSection, place: str, seed: int) -> Corpus:
     train, validation = split_tail(file.tokens, data.validation_fraction)
     content = sampled_digest(train) + sampled_digest(validation)
     layout = file.layout
-    return Corpus(
+    found = CorpusContent(
         name=data.source,
         train=train,
         validation=validation,
         vocabulary=0,
         digest=_digest(train, validation, 0, content),
-        sequence_length=data.sequence_length,
-        seed=seed,
         file=file,
-        account=(f"read: {layout.tokens:,} ids of {layout.dtype.name}, by {layout.said_by}",),
+        report=(f"read: {layout.tokens:,} ids of {layout.dtype.name}, by {layout.said_by}",),
     )
+    return Corpus(found, data.sequence_length, seed)
 
 
 def _digest(train: Tokens, validation: Tokens, vocabulary: int, content: bytes) -> str:
@@ -105,7 +103,7 @@ def _joined(parts: list[Tokens], vocabulary: int) -> Tokens:
 
 @dataclass(slots=True)
 class _Unknown:
-    """How many of the tokens stand for what the tokenizer does not know; ``token``: that one."""
+    """How many of the tokens are ``token``, which stands for what the tokenizer does not know."""
 
     token: str = ""
     count: int = 0
@@ -114,7 +112,7 @@ class _Unknown:
     def lines(self) -> tuple[str, ...]:
         return (f"tokenizer: {self._share()}",) if self.count else ()
 
-    def doubts(self, place: str) -> tuple[str, ...]:
+    def warnings(self, place: str) -> tuple[str, ...]:
         if self.count <= UNKNOWN_SHARE_MAX * self.total:
             return ()
         return (
@@ -130,13 +128,13 @@ class _Unknown:
 @dataclass(frozen=True, slots=True)
 class _Encoder:
     """``encode``: from a file to its tokens, the separator included. ``vocabulary``: one more than the
-    largest id. ``account``: what a user should know of it. ``broken``: files that it could not read as they are.
-    ``unknown``: tokens that it has for what it does not know.
+    largest id. ``report``: lines for the user. ``broken``: paths of the files that are not UTF-8.
+    ``unknown``: counts the tokens that stand for what the tokenizer does not know.
     """
 
     encode: Callable[[SourceFile], Tokens]
     vocabulary: int
-    account: tuple[str, ...] = ()
+    report: tuple[str, ...] = ()
     broken: set[str] = field(default_factory=set)
     unknown: _Unknown = field(default_factory=_Unknown)
 
@@ -155,7 +153,7 @@ def _encoder(place: str) -> _Encoder:
             lambda file: np.frombuffer(file.content + separator, dtype=np.uint8), BYTE_VOCABULARY
         )
     tokenizer = load_tokenizer(place)
-    # Some leave out ids between those of the texts and those of added tokens.
+    # Some tokenizers leave ids unused between the ordinary tokens and the added ones.
     vocabulary = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     endless = (
@@ -163,7 +161,7 @@ def _encoder(place: str) -> _Encoder:
     )
 
     broken: set[str] = set()
-    # One that was saved without telling the library's wrapper may be known to what it wraps.
+    # If the library's wrapper does not name the unknown token, the tokenizer inside it may.
     inner = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     unknown = _Unknown(tokenizer.unk_token or getattr(inner, "unk_token", None) or "")
     unknown_id = tokenizer.convert_tokens_to_ids(unknown.token) if unknown.token else None
@@ -177,7 +175,7 @@ def _encoder(place: str) -> _Encoder:
         try:
             ids = tokenizer.encode(text, add_special_tokens=False)
         except Exception as error:
-            # The library raises whatever its parts raise.
+            # The library may raise any exception of its parts.
             raise ConfigError(
                 f"data.tokenizer = {place!r}: cannot encode {shown(file.path)}: {_first_line(error)}"
             ) from None
@@ -205,12 +203,11 @@ def load_tokenizer(place: str) -> Any:
             place, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:
-        # The library raises whatever its parsers raise; the user needs the place and the first line
-        # of it.
-        notes = [each.name for each in sorted(Path(place).iterdir()) if _is_pointer(each)]
-        if notes:
+        # The library may raise any exception of its parsers; the user needs the place and the first line.
+        pointers = [each.name for each in sorted(Path(place).iterdir()) if _is_pointer(each)]
+        if pointers:
             raise ConfigError(
-                f"data.tokenizer = {place!r}: {notes[0]} is a git-lfs pointer, not the file itself: run"
+                f"data.tokenizer = {place!r}: {pointers[0]} is a git-lfs pointer, not the file itself: run"
                 " `git lfs pull` where it was cloned"
             ) from None
         raise ConfigError(
@@ -219,7 +216,7 @@ def load_tokenizer(place: str) -> Any:
 
 
 def _is_pointer(path: Path) -> bool:
-    """Whether a file is but a note of git-lfs about where it is."""
+    """Whether a file is a git-lfs pointer and not the file itself."""
     if not path.is_file():
         return False
     with path.open("rb") as stream:

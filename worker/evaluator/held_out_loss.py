@@ -11,10 +11,11 @@ from pelago.core.errors import CheckpointError
 from pelago.wire.messages import TensorSpec
 from worker import device as devices
 from worker import memory
-from worker.data import Corpus, open_corpus
-from worker.data.sources import load_tokenizer
-from worker.models import LanguageModel, build, companions
-from worker.models.build import FAULTS
+from worker.data.corpus import Corpus
+from worker.data.sources import load_tokenizer, open_corpus
+from worker.models import companions
+from worker.models.build import FAULTS, build
+from worker.models.language import LanguageModel
 from worker.models.presets import PRESETS
 
 EVALUATION_BATCH: int = 16

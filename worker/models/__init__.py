@@ -2,14 +2,9 @@
 
 presets.py       named architectures
 architecture.py  from the run file's [model] to a configuration
-weights.py       which weights a folder holds, and whether they can be trusted
+weights.py       which weights a folder holds, and whether they are usable
 build.py         build: from the run file's [model] to a LanguageModel
-probe.py         what only a try can tell of a model
+probe.py         what can only be found out by running a model
 companions.py    tokenizer, generation config and licence, which travel into an export
 language.py      LanguageModel: manifest, load_flat, read_flat, loss, export
 """
-
-from worker.models.build import build
-from worker.models.language import CompileFault, LanguageModel
-
-__all__ = ["CompileFault", "LanguageModel", "build"]
