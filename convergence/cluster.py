@@ -285,7 +285,6 @@ class Cluster:
             place,
             incarnation=self._incarnation(f"lps/{region}"),
             gps=GPS,
-            payload_bytes=self.settings.model_bytes,
             lossless=self._lossless,
         )
         # Rounds are those of the method's units, which may be whole regions, and not the run file's.

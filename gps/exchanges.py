@@ -76,7 +76,7 @@ class RegionExchanges:
         pending = self._admission.measured(event.blob)
         if pending is None:
             return Decided([])
-        peer, message = pending
+        peer, message, _ = pending
         region = self._regions.served_by(peer)
         effects = self._admission.free(peer, message.push)
         if phase != "serving" or region is None or region.outcome(message.push) is not None:

@@ -61,7 +61,6 @@ class ExchangeSession:
         """The global model that answers the exchange under way came: merge it."""
         exchange = self._books.current
         assert exchange is not None
-        self._model.count_exchange_payload()
         answered = [] if exchange.outcome is not None else [_answered(exchange.push, "unknown")]
         effects: list[Effect] = [*answered, *self.release()]
         operation = self._books.merge_operation()

@@ -29,8 +29,6 @@ class LpsSettings:
     max_lr: float
     """Of the workers: the first thing to look at when they learn nothing."""
     staged_max: int
-    payload_bytes: int
-    """Of one model; 0: taken from the GPS's manifest."""
     wan: bool
     """Whether the GPS stands in another region."""
     tick_ps: int

@@ -1,9 +1,8 @@
-"""The region's model: its version, its replies to workers, and the payload bytes that arrived."""
+"""The region's model: its version, the names of payloads, and the payload bytes that arrived."""
 
 from lps.machine_settings import LpsSettings
 from pelago.core.durable import durable
 from pelago.core.names import BlobId
-from pelago.wire.messages import TensorSpec
 
 
 @durable(settings=("_wan",))
@@ -16,14 +15,8 @@ class RegionModel:
         """In versions, of all updates that were applied."""
         self.lan_bytes = 0
         self.wan_bytes = 0
-        self._payload_bytes = settings.payload_bytes
         self._wan = settings.wan
         self._next_blob = 1
-
-    def learn(self, manifest: tuple[TensorSpec, ...]) -> None:
-        """Take the size of a payload from the manifest, unless the settings tell it."""
-        if self._payload_bytes == 0:
-            self._payload_bytes = 4 * sum(_elements(spec.shape) for spec in manifest)
 
     def new_blob(self) -> BlobId:
         """A name for a payload that this node makes."""
@@ -38,20 +31,13 @@ class RegionModel:
         self.staleness_max = max(staleness, self.staleness_max)
         return staleness
 
-    def count_worker_payload(self) -> None:
-        """A payload went between a worker and this server."""
-        self.lan_bytes += self._payload_bytes
+    def count_worker_payload(self, payload_bytes: int) -> None:
+        """A payload of this size went between a worker and this server."""
+        self.lan_bytes += payload_bytes
 
-    def count_exchange_payload(self) -> None:
-        """A payload went between the GPS and this server."""
+    def count_exchange_payload(self, payload_bytes: int) -> None:
+        """A payload of this size went between the GPS and this server."""
         if self._wan:
-            self.wan_bytes += self._payload_bytes
+            self.wan_bytes += payload_bytes
         else:
-            self.lan_bytes += self._payload_bytes
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    elements = 1
-    for size in shape:
-        elements *= size
-    return elements
+            self.lan_bytes += payload_bytes

@@ -15,15 +15,13 @@ def settings(
     *,
     incarnation: int,
     gps: Peer = "gps",
-    payload_bytes: int = 0,
     lossless: bool = False,
 ) -> LpsSettings:
     """Settings of the LPS of one region, by its place in the run file.
 
-    ``gps``: what the driver calls the GPS. ``payload_bytes``: of one model; 0: the GPS's manifest
-    tells. ``lossless``: for a driver that loses nothing, so no heartbeats and no retries; with room
-    for every update, and samples granted when they are wanted (`lease_seconds` = 0), HALoS's
-    learning-rate clock.
+    ``gps``: what the driver calls the GPS. ``lossless``: for a driver that loses nothing, so no heartbeats
+    and no retries; with room for every update, and samples granted when they are wanted
+    (`lease_seconds` = 0), HALoS's learning-rate clock.
     """
     timeouts = Timeouts.of(run.network, lossless=lossless)
     return LpsSettings(
@@ -41,7 +39,6 @@ def settings(
         rejected_max=run.lps.rejected_max,
         max_lr=run.worker.max_lr,
         staged_max=WITHOUT_LIMIT if lossless else run.lps.staged_max,
-        payload_bytes=payload_bytes,
         wan=run.region[region].name != run.gps_region,
         tick_ps=timeouts.tick_ps,
         retry_ps=timeouts.retry_ps,

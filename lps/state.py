@@ -110,10 +110,10 @@ class Lps:
         match event:
             case Received():
                 if event.peer == self.settings.gps:
-                    return self._on_gps_message(event.message, event.blob)
-                return self._on_worker_message(event.peer, event.message, event.blob)
+                    return self._on_gps_message(event)
+                return self._on_worker_message(event)
             case Delivered():
-                return self._on_delivered(event.peer, event.blob)
+                return self._on_delivered(event)
             case Measured():
                 return [*self.workers.measured(event, now), *self._maybe_give_up()]
             case Started():
@@ -165,7 +165,8 @@ class Lps:
 
     # --- the GPS's side ------------------------------------------------------------------------------
 
-    def _on_gps_message(self, message: Message, blob: BlobId | None) -> list[Effect]:
+    def _on_gps_message(self, event: Received[Message]) -> list[Effect]:
+        message, blob = event.message, event.blob
         effects: list[Effect] = self.session.heard(self._now)
         phase = self.membership.phase
         match message:
@@ -186,7 +187,7 @@ class Lps:
             case Ack(push, outcome):
                 effects += self._on_exchange_ack(push, outcome)
             case Model() if blob is not None:
-                effects += self._on_global_model(message, blob)
+                effects += self._on_global_model(message, blob, event.payload_bytes)
             case Stop(reason):
                 effects += self._drain(reason)
             case Goodbye() if phase == "leaving":
@@ -197,7 +198,6 @@ class Lps:
 
     def _on_welcome(self, message: Welcome) -> list[Effect]:
         effects, preloaded = self.membership.welcome(message, self._now)
-        self.model.learn(message.manifest)
         if preloaded is None:
             return effects
         self.exchanges.reset(preloaded, self.model.version)
@@ -235,15 +235,16 @@ class Lps:
         self.workers.leases.add(message.spans, message.clock)
         return [*told, *self.workers.serve(self._now)]
 
-    def _on_global_model(self, message: Model, blob: BlobId) -> list[Effect]:
+    def _on_global_model(self, message: Model, blob: BlobId, payload_bytes: int) -> list[Effect]:
         phase = self.membership.phase
         if phase == "loading":
             self.membership.loaded()
-            self.model.count_exchange_payload()
+            self.model.count_exchange_payload(payload_bytes)
             self.exchanges.reset(message.version, self.model.version)
             return [Apply("load", blob), Release(blob), *self.workers.serve(self._now)]
         if phase != "serving" or not self.exchanges.awaits(message.answers):
             return [Release(blob)]
+        self.model.count_exchange_payload(payload_bytes)
         return self.exchange_session.answered(message, blob, self._now)
 
     def _on_exchange_ack(self, push: PushId, outcome: Outcome) -> list[Effect]:
@@ -257,7 +258,8 @@ class Lps:
 
     # --- the workers' side ---------------------------------------------------------------------------
 
-    def _on_worker_message(self, peer: Peer, message: Message, blob: BlobId | None) -> list[Effect]:
+    def _on_worker_message(self, event: Received[Message]) -> list[Effect]:
+        peer, message, blob = event.peer, event.message, event.blob
         member = self.workers.members.get(peer)
         if member is not None:
             # Whatever it says: it may be a Hello that we cannot answer yet.
@@ -268,7 +270,7 @@ class Lps:
         elif member is None:
             effects = [Send(peer, Goodbye() if isinstance(message, Leave) else Rejoin())]
         elif isinstance(message, Push) and blob is not None:
-            return self.workers.pushed(member, message, blob)
+            return self.workers.pushed(member, message, blob, event.payload_bytes)
         else:
             effects = self._on_member_message(member, message)
         if blob is not None:
@@ -301,13 +303,13 @@ class Lps:
             return [Send(peer, Wait(f"the GPS, for which the LPS of {self.settings.region} waits"))]
         return self.workers.join(peer, message, self._now)
 
-    def _on_delivered(self, peer: Peer, blob: BlobId) -> list[Effect]:
-        if peer == self.settings.gps:
-            self.session.delivered(blob, self._now)
-            self.model.count_exchange_payload()
+    def _on_delivered(self, event: Delivered) -> list[Effect]:
+        if event.peer == self.settings.gps:
+            self.session.delivered(event.blob, self._now)
+            self.model.count_exchange_payload(event.payload_bytes)
         else:
-            self.model.count_worker_payload()
-            self.workers.delivered(peer, blob)
+            self.model.count_worker_payload(event.payload_bytes)
+            self.workers.delivered(event.peer, event.blob)
         return []
 
     def _on_transfer_lost(self, peer: Peer) -> list[Effect]:

@@ -236,7 +236,9 @@ class RegionWorkers:
             return self._admission.settled(member.peer, push, self.leases.outcome(push))
         return self._admission.offered(member.peer, push)
 
-    def pushed(self, member: Member, message: Push, blob: BlobId) -> list[Effect]:
+    def pushed(
+        self, member: Member, message: Push, blob: BlobId, payload_bytes: int
+    ) -> list[Effect]:
         """All of an update is here."""
         member.replying = None  # It trained on what we sent, so that arrived.
         held = self.leases.find(message.push)
@@ -245,7 +247,7 @@ class RegionWorkers:
         if held is None or not mine or not _trained_on(message, held.lease, tokens):
             outcome = self.leases.outcome(message.push)
             return [Release(blob), *self._admission.settled(member.peer, message.push, outcome)]
-        return self._admission.arrived(member.peer, message, blob)
+        return self._admission.arrived(member.peer, message, blob, payload_bytes)
 
     def failed(self, member: Member, message: Failed, now: int) -> list[Effect]:
         """A worker's round came to nothing, as it found itself."""
@@ -263,7 +265,7 @@ class RegionWorkers:
         pending = self._admission.measured(event.blob)
         if pending is None:
             return []
-        peer, message = pending
+        peer, message, payload_bytes = pending
         effects = self._admission.free(peer, message.push)
         member = self.members.get(peer)
         if self.leases.find(message.push) is None or self._membership.phase == "joining":
@@ -274,6 +276,7 @@ class RegionWorkers:
         if fault:
             effects.append(Release(event.blob))
             return [*effects, *self._reject(peer, message.push, fault, message.next_samples, now)]
+        self._model.count_worker_payload(payload_bytes)
         effects += self._apply(message, event)
         effects.append(Send(peer, Ack(message.push, "applied")))
         if self._membership.phase == "serving":
@@ -287,7 +290,6 @@ class RegionWorkers:
         self.refusals.accepted(self.leases.open[message.push.lease].group)
         spans = self.leases.consume(message.push)
         staleness = self._model.count(message.base.counter)
-        self._model.count_worker_payload()
         self._books.record(spans, message)
         applied = UpdateApplied(
             version=self._model.version,

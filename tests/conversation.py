@@ -1,4 +1,4 @@
-"""Talk to one machine: say what happens, read what it wishes; it is checked each time."""
+"""Talk to one machine: give it events, read its effects; its invariants are checked each time."""
 
 from typing import Self
 
@@ -11,21 +11,24 @@ SECOND = 1000 * PS_PER_MS
 
 
 class Conversation:
-    """A machine and its clock, which stands still unless a test moves it."""
+    """A machine and its clock, which stands still unless a test moves it. ``payload_bytes``: of each payload that
+    comes with a message."""
 
-    def __init__(self, machine: Machine[Message]) -> None:
+    def __init__(self, machine: Machine[Message], payload_bytes: int = 0) -> None:
         self.machine = machine
+        self._payload_bytes = payload_bytes
         self.now = 0
 
     def happens(self, event: Event) -> list[Effect]:
-        """One fact; returns every wish that follows from it."""
+        """One event; returns every effect that follows from it."""
         effects = self.machine.handle(event, self.now)
         self.machine.check()
         return effects
 
     def hears(self, peer: Peer, message: Message, blob: BlobId | None = None) -> list[Effect]:
         """A message comes, with a staged payload or without."""
-        return self.happens(Received(peer, message, blob))
+        size = 0 if blob is None else self._payload_bytes
+        return self.happens(Received(peer, message, blob, size))
 
     def after(self, seconds: float) -> Self:
         """Let time pass."""
@@ -34,5 +37,5 @@ class Conversation:
 
 
 def without_notes(effects: list[Effect]) -> list[Effect]:
-    """The wishes that change something."""
+    """The effects that change something."""
     return [effect for effect in effects if not isinstance(effect, Note)]

@@ -47,6 +47,8 @@ class Received(Generic[M]):
     peer: Peer
     message: M
     blob: BlobId | None = None
+    payload_bytes: int = 0
+    """Size of the payload as it travelled, in its encoding; 0 without one."""
 
 
 @frozen
@@ -55,6 +57,8 @@ class Delivered:
 
     peer: Peer
     blob: BlobId
+    payload_bytes: int = 0
+    """Its size as it travelled, in its encoding."""
 
 
 @frozen

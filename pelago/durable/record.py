@@ -202,7 +202,7 @@ def pack_event(run: str, event: Event) -> bytes:
     """The body of EVENT. Raises `WireError` for an event that cannot be written."""
     if isinstance(event, Received):
         packed: bytes = msgpack.packb(
-            (_RECEIVED, event.peer, encode(run, event.message), event.blob)
+            (_RECEIVED, event.peer, encode(run, event.message), event.blob, event.payload_bytes)
         )
         return packed
     packed = msgpack.packb((_TAGS[type(event)], *_CODECS[type(event)][0](event)))
@@ -214,8 +214,8 @@ def unpack_event(run: str, body: bytes | memoryview) -> Event:
     try:
         tag, *rest = _unpack(body)
         if tag == _RECEIVED:
-            peer, message, blob = rest
-            return Received(peer, decode_message(run, message), blob)
+            peer, message, blob, payload_bytes = rest
+            return Received(peer, decode_message(run, message), blob, payload_bytes)
         event: Event = _CODECS[_EVENTS[tag - 1]][1](tuple(rest))
     except (WireError, ValueError, TypeError, IndexError) as error:
         raise CheckpointError(f"not an event of this Pelago: {error}") from None

@@ -1,9 +1,9 @@
-"""The client's end of a conversation with its server: join, stay alive, get one update across.
+"""The client's end of a conversation with its server: join, send heartbeats, upload one update at a time.
 
-A worker speaks so to its LPS, an LPS and the evaluator to the GPS. Pure: it returns effects, and the
-machine that owns it emits them. Nothing here rests on a message arriving: Hello, Offer and whatever
-the owner asks for are repeated on the tick until they are answered, or until nothing at all was heard
-for so long that the run must be taken for over or lost.
+Workers have it with their LPS, an LPS and the evaluator with the GPS. Pure: it returns effects, and the
+machine that owns it emits them. No message has to arrive: Hello, Offer and what the owner asks for are
+repeated on the tick until they are answered, or until the server has been silent for so long that the
+client gives up.
 """
 
 from dataclasses import dataclass, replace
@@ -28,15 +28,15 @@ from pelago.wire.messages import (
 UNANSWERED: Final = "unanswered"
 """`Finish.reason` of a node that waited for its server in vain."""
 GIVE_UP_AFTER_PS: Final = 3600 * PS_PER_S
-"""An hour: for whoever says nothing else."""
+"""An hour, unless the owner says otherwise."""
 LEAVE_TICKS_MAX: Final = 20
-"""How often a leaving node says so before it goes without an answer."""
+"""How often a leaving node repeats its `Leave` before it ends without an answer."""
 
 
 @durable()
 @dataclass(slots=True)
 class Upload:
-    """One update on its way: offered, then sent, then (all of it arrived) awaiting its fate."""
+    """One update on its way: offered, then sent, then (all of it has arrived) waiting for its `Ack`."""
 
     message: Push
     blob: BlobId
@@ -72,42 +72,43 @@ class ClientSession:
         self.fence = 0
         self.upload: Upload | None = None
         self.leaving: Leave | None = None
-        """What was said in parting, once it was."""
+        """The `Leave` that was sent, if one was."""
         self._leave_ticks = 0
         self._retry_ps = retry_ps
         self._lost_after_ps = lost_after_ps
         self._give_up_after_ps = give_up_after_ps
         self._heard_at: int | None = None
         self._quiet_since: int | None = None
-        """When the server was last heard, or else when we first asked."""
+        """When the server was last heard, or else when this client first asked."""
         self._waiting = ""
 
     def join(self) -> list[Effect]:
-        """Say Hello: at the start, on every tick until welcome, and when the server forgot us."""
+        """Say Hello: at the start, on every tick until `Welcome` comes, and when the server does not know this
+        client any more."""
         self.joined = False
         return [Send(self.server, self.hello)]
 
     def welcome(self, fence: int, group: int) -> list[Effect]:
-        """The server took us in. From now on we ask for the group that it gave us."""
+        """`Welcome` came. From now on Hello asks for the group that the server assigned."""
         self.joined, self.fence = True, fence
         address = replace(self.hello.address, group=group)
         self.hello = replace(self.hello, address=address)
         return self.waiting("")
 
     def heard(self, now: int) -> list[Effect]:
-        """Any message of the server's came."""
+        """A message from the server came, of any type."""
         self._heard_at = self._quiet_since = now
         return self.waiting("") if self.joined and self._waiting else []
 
     def waiting(self, what: str) -> list[Effect]:
-        """Say for what this node waits, once; an empty ``what`` says that it goes on."""
+        """Note what this node waits for, once; an empty ``what`` means that it goes on."""
         if what == self._waiting:
             return []
         self._waiting = what
         return [Waiting(what) if what else GoingOn()]
 
     def tick(self, report: WorkerReport | RegionReport | None, now: int) -> list[Effect]:
-        """Repeat what was not answered; beat the heart."""
+        """Repeat what was not answered, and send a heartbeat."""
         effects: list[Effect] = []
         if self._quiet_since is None:
             self._quiet_since = now
@@ -128,7 +129,7 @@ class ClientSession:
 
     @property
     def has_heard(self) -> bool:
-        """Whether the server ever said anything."""
+        """Whether anything has come from the server."""
         return self._heard_at is not None
 
     def gives_up(self, now: int) -> bool:
@@ -137,13 +138,14 @@ class ClientSession:
         return since is not None and now - since > self._give_up_after_ps
 
     def offer(self, message: Push, blob: BlobId, now: int) -> list[Effect]:
-        """Begin to get an update across."""
+        """Begin to upload an update: ask for a place."""
         assert self.upload is None, self.upload
         self.upload = Upload(message, blob, "offered", now)
         return [Send(self.server, Offer(message.push))]
 
     def granted(self, message: Grant, now: int) -> list[Effect]:
-        """Send the update, unless this is a late echo. A grant for one that arrived means it was lost."""
+        """Send the update, unless this grant is a late repeat. A grant for an update that has arrived means that the
+        server lost it."""
         upload = self.upload
         if upload is None or upload.push != message.push or upload.state == "sending":
             return []
@@ -151,7 +153,7 @@ class ClientSession:
         return [Send(self.server, upload.message, upload.blob)]
 
     def delivered(self, blob: BlobId, now: int) -> None:
-        """All of the payload arrived; what became of it comes as an Ack."""
+        """All of the payload arrived; the server's decision comes as an `Ack`."""
         if self.upload is not None and self.upload.blob == blob:
             self.upload.state, self.upload.asked_at = "arrived", now
 
@@ -166,12 +168,12 @@ class ClientSession:
             self.upload.state, self.upload.asked_at = "offered", now
 
     def restarted(self, now: int) -> None:
-        """The process is another one: what it was sending is lost, and it does not know of a silence."""
+        """The process was started again: what it was sending is lost, and the silence counts from now."""
         self.lost(now)
         self._heard_at = self._quiet_since = now
 
     def finished(self, push: PushId) -> Upload | None:
-        """The update's fate is known: forget it and return it, once."""
+        """The update is decided: forget it and return it, once."""
         upload = self.upload
         if upload is None or upload.push != push:
             return None
@@ -179,16 +181,16 @@ class ClientSession:
         return upload
 
     def leave(self, message: Leave) -> list[Effect]:
-        """Say goodbye, for good; the owner calls `leave_again` on every tick until it is answered."""
+        """Leave for good; the owner calls `leave_again` on every tick until the server answers."""
         self.leaving = message
         return [Send(self.server, message)]
 
     def come_back(self) -> None:
-        """Having left, this node is wanted again; to the server it is a stranger."""
+        """Join again after leaving; the server does not know this client any more."""
         self.joined, self.leaving, self._leave_ticks = False, None, 0
 
     def leave_again(self) -> list[Effect]:
-        """Repeat the goodbye, but not for ever: then the node goes without an answer."""
+        """Repeat the `Leave`, `LEAVE_TICKS_MAX` times at most; then the node ends without an answer."""
         assert self.leaving is not None
         self._leave_ticks += 1
         if self._leave_ticks <= LEAVE_TICKS_MAX:

@@ -1,11 +1,10 @@
 """Staging places of a server: how many updates may be under way to it at once.
 
-A place is held until the update that it was given for is decided. But whoever holds one for much longer
-than somebody who waits would need, or says nothing at all, must not keep those out who wait: then its place
-goes to the next. What it sends may go on beside that and still counts, on a link that carries little anyway;
-so at most twice as many updates are under way as there are places.
+A peer holds a place until the update that it was granted for is decided. But a peer that holds one for much
+longer than a waiting peer would need, or is silent, loses it to the next one that waits. Its update may still
+arrive and then counts, so at most twice as many updates are under way as there are places.
 
-Time is counted in ticks of the server, so that no leap of a clock makes anybody seem slow.
+Time is counted in ticks of the server, so that no jump of a clock makes a peer seem slow.
 """
 
 from collections import deque
@@ -16,13 +15,13 @@ from pelago.core.durable import durable
 from pelago.core.names import Peer, PushId
 
 WITHOUT_LIMIT: Final = 1 << 30
-"""A limit for a server that has room for everyone, as the paper's have."""
+"""A limit for a server that has a place for every peer, as those of the HALoS paper have."""
 TURNS: Final = 4
-"""Whoever holds a place for so many times as long as somebody who waits needs loses it."""
+"""A peer loses its place when it has held it for so many times as long as a waiting peer needs."""
 TURN_MAX: Final = 8
-"""A turn that was too short is twice as long the next time, up to so many times the patience."""
+"""If a peer's turn was too short, its next one is twice as long, up to so many times the patience."""
 PEERS_MAX: Final = 256
-"""Of so many peers it is remembered how long they need."""
+"""How many peers' paces are remembered."""
 
 
 @durable(settings=("_limit",))
@@ -37,17 +36,17 @@ class Staging:
         """Updates that lost their place and may still come; at most ``limit``."""
         self._waiting: deque[tuple[Peer, PushId]] = deque()
         self._since: dict[Peer, int] = {}
-        """At which tick each place was given, also of those who have lost it and may still come."""
+        """The tick at which each place was granted, also those that were lost to others since."""
         self._ticks = 0
         self._paces: dict[Peer, int] = {}
-        """For how many ticks the newest update of each peer was under way."""
+        """How many ticks the newest update of each peer was under way."""
         self._losses: dict[Peer, int] = {}
         """How often in a row a peer lost its place so that its update could not come."""
 
     def ask(self, peer: Peer, push: PushId) -> bool:
-        """Whether the peer may send now. If not it waits, and `free` or `tick` names it when a place is free.
+        """Whether the peer may send now. If not it waits, and `free` or `tick` returns it when a place is free.
 
-        A peer has one update under way: asking for another gives its earlier place to the new one.
+        A peer has one update under way: if it asks for another one, that takes the place of the first.
         """
         if self.late.pop(peer, None):
             del self._since[peer]
@@ -62,7 +61,7 @@ class Staging:
         return False
 
     def expects(self, peer: Peer, push: PushId) -> bool:
-        """Whether an update was given a place and may come, be it late."""
+        """Whether an update was granted a place and may still come, even late."""
         return push in (self.granted.get(peer), self.late.get(peer))
 
     def arrived(self, peer: Peer, push: PushId) -> None:
@@ -84,9 +83,11 @@ class Staging:
         return self._admit()
 
     def tick(self, patience: int, silent: Container[Peer] = ()) -> list[tuple[Peer, PushId]]:
-        """A tick passed: take places from those of ``silent``, and from the slow, for those who wait; nobody
-        loses one within ``patience`` ticks who is heard, which is also what those are taken to need of whom
-        nothing came yet. Returns those that get a place now."""
+        """A tick passed: take places from peers in ``silent`` and from slow ones, if others wait.
+
+        A peer that is heard keeps its place for at least ``patience`` ticks. A waiting peer whose pace is not known
+        is taken to need as many. Returns those that get a place now.
+        """
         self._ticks += 1
         if not self._waiting:
             return []
@@ -107,7 +108,7 @@ class Staging:
         return self._admit()
 
     def _turn(self, peer: Peer, turn: int, patience: int) -> int:
-        """Of a peer that needs more than a turn, and found nobody late who would have made room for it."""
+        """How many ticks a peer may hold its place: longer after each turn that was too short for it."""
         longest = max(turn, TURN_MAX * patience)
         return min(turn << min(self._losses.get(peer, 0), TURN_MAX), longest)
 
@@ -125,7 +126,7 @@ class Staging:
         self.granted[peer] = push
 
     def check(self) -> None:
-        """Assert the limits, and that nobody is in two of the books."""
+        """Assert the limits, and that no peer is in two of the tables."""
         assert len(self.granted) <= self._limit
         assert len(self.late) <= self._limit
         waiting = [peer for peer, _ in self._waiting]
@@ -137,7 +138,7 @@ class Staging:
 
 
 def _remember(of: dict[Peer, int], peer: Peer, count: int) -> None:
-    """Of the newest so many peers."""
+    """Record a count for a peer, and keep those of the newest `PEERS_MAX` peers only."""
     of.pop(peer, None)
     of[peer] = count
     if len(of) > PEERS_MAX:

@@ -1,35 +1,35 @@
-"""The two ends of one payload's journey in chunks: what to send, what to send again, when to end.
+"""The two ends of one transfer of chunks: what to send, what to send again, when to end.
 
-Pure machines. A driver feeds them frames and ticks and carries out their wishes; checksums, bytes
-and sockets are its own. Times are integer picoseconds of the driver's clock.
+Pure machines, for one ordered connection (see `pelago.protocol.stripes`). A driver feeds them frames and ticks
+and carries out their effects; checksums, bytes and sockets are the driver's. Times are integer picoseconds of
+the driver's clock.
 
 The rules, and why they suffice on any transport that loses, repeats, reorders, delays or cuts:
 
 1. **Window.** At most ``window_bytes`` are sent and not yet acknowledged; one chunk always may be.
-   This bounds queues on both sides.
-2. **Proof, not time-outs.** `Begin` carries the number of a query, and `Have` answers with the
-   newest that it saw. On one ordered connection whatever was sent before query q came before it: a
-   chunk that `Have` to q does not list is lost, and only such chunks are sent again. A slow link
-   never causes a second copy, however long it takes. Where frames do overtake one another a "proof"
-   may be wrong; it costs a duplicate, which changes nothing.
+   This bounds the queues on both sides.
+2. **Proof, not time-outs.** `Begin` carries the number of a query, and `Have` answers with the number
+   of the newest query that came. On one ordered connection, what was sent before query q comes before
+   it. So a chunk that the `Have` to q does not list is lost, and only such chunks are sent again. A slow
+   link never causes a second copy, however long it takes. If frames overtake one another after all, this
+   conclusion may be wrong; then a chunk arrives twice, which changes nothing.
 3. **Asking.** Without a new acknowledgement for an interval the sender asks (`Begin` with the next
    query). The interval doubles with every such query; progress resets it to ``retry_ps`` or twice
    the time that the last answer took, whichever is longer, and it grows to `BACKOFF_MAX` times
-   that, or before the first answer without an end: questions must not fill a link that carries
-   them slower than they are asked. A hole in the newest answer makes the sender ask at once. A
-   chunk, a query or an answer that is lost is covered by the next query; so is a connection that
-   was cut and made anew.
+   that, and without limit before the first answer: queries must not fill a link that carries them
+   slower than they are sent. A hole in the newest answer makes the sender ask at once. The next query
+   repairs the loss of a chunk, a query or an answer, and also of a whole connection.
 4. **Acknowledging.** The receiver answers every query, every ``acknowledge_chunks`` new chunks, and
    the last chunk. With `acknowledge_chunks_for`, a full window holds at least one acknowledgement's
-   worth, so the sender never waits for one that is not owed; with larger values it goes on at the
+   worth, so the sender never waits for one that does not come; with larger values it goes on at the
    next query.
-5. **The end.** A side gives up only when told to (`abort`), when the other one breaks these rules,
-   or after ``silence_max_ps`` without any `Have`.
-6. **Restarts.** What a receiver acknowledged is never sent again. So one that may be another process
-   the next time (``arrived``) acknowledges only what that one will have.
+5. **The end.** A sender gives up when its driver says so (`abort`), when the receiver breaks these
+   rules, or after ``silence_max_ps`` without any `Have`.
+6. **Restarts.** What a receiver acknowledged is never sent again. So a receiver that another process
+   may continue (``arrived``) acknowledges only chunks that this process will have.
 
-Every event costs O(log holes) plus the work on chunks that change state, each of which does so once
-per journey; nothing walks over all chunks.
+Every event costs O(log holes) plus the work on chunks that change state, and each chunk changes state once
+per transfer; nothing walks over all chunks.
 """
 
 from collections import OrderedDict
@@ -43,42 +43,42 @@ from pelago.core.names import Span, Spans
 from pelago.core.spans import SpanSet
 
 BEYOND_MAX: Final = 64
-"""Spans in one `Have`. A full list says nothing about chunks behind its end."""
+"""Spans in one `Have`. A full list says nothing about chunks after its end."""
 BACKOFF_MAX: Final = 16
-"""How many times longer than the first one the interval between queries may become."""
+"""The longest interval between queries, in multiples of the first one."""
 SILENCE_MAX_PS: Final = 600_000 * PS_PER_MS
 """Ten minutes."""
 
 
 @dataclass(frozen=True, slots=True)
 class SendBegin:
-    """Wish of a sender: the frame `Begin` with this query."""
+    """Effect of a sender: send the frame `Begin` with this query."""
 
     query: int
 
 
 @dataclass(frozen=True, slots=True)
 class SendChunk:
-    """Wish of a sender: the frame `Chunk` of this index, with its bytes."""
+    """Effect of a sender: send the frame `Chunk` of this index, with its bytes."""
 
     index: int
 
 
 @dataclass(frozen=True, slots=True)
 class PayloadDelivered:
-    """A sender is done: the other end has every chunk. Comes once, and nothing after it."""
+    """Effect of a sender: the receiver has every chunk. Comes once, as the sender's last effect."""
 
 
 @dataclass(frozen=True, slots=True)
 class TransferFailed:
-    """A sender gave up. Comes once, and nothing after it."""
+    """Effect of a sender: it gave up. Comes once, as the sender's last effect."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class SendHave:
-    """Wish of a receiver: the frame `Have`."""
+    """Effect of a receiver: send the frame `Have`."""
 
     query: int
     through: int
@@ -87,7 +87,7 @@ class SendHave:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """A receiver has every chunk. Comes once; later queries are still answered."""
+    """Effect of a receiver: every chunk is here. Comes once; later queries are still answered."""
 
 
 SenderEffect: TypeAlias = Union[SendBegin, SendChunk, PayloadDelivered, TransferFailed]
@@ -95,7 +95,7 @@ ReceiverEffect: TypeAlias = Union[SendHave, Completed]
 
 
 def acknowledge_chunks_for(window_bytes: int, chunk_bytes_max: int) -> int:
-    """How many new chunks a receiver may gather before it acknowledges, so that no window stalls.
+    """How many new chunks a receiver may collect before it acknowledges, so that no window stalls.
 
     Half of the chunks that surely fit the window, at most 16, at least 1.
     """
@@ -155,8 +155,8 @@ class Sender:
         return [self._ask(now), *self._fill()]
 
     def ask(self, now: int) -> list[SenderEffect]:
-        """The other end may be back after a cut: ask now, unless it was asked only just, and begin with short
-        intervals again. No sign of life: a silence goes on."""
+        """The receiver may be reachable again after a cut: ask now, unless the last query is less than ``retry_ps``
+        old, and begin with short intervals again. This is no answer: the time without one goes on."""
         if (
             self.done
             or self._query == 0
@@ -167,7 +167,7 @@ class Sender:
         return [self._ask(now)]
 
     def have(self, query: int, through: int, beyond: Spans, now: int) -> list[SenderEffect]:
-        """The other end says what it has: all below ``through``, and ``beyond``, sorted."""
+        """The receiver says what it has: all chunks below ``through``, and ``beyond``, sorted."""
         if self.done:
             return []
         stop = max(through, beyond[-1][1]) if beyond else through
@@ -188,7 +188,7 @@ class Sender:
         return effects + self._fill()
 
     def tick(self, now: int) -> list[SenderEffect]:
-        """Time passed; see `next_tick_ps`."""
+        """Time passed: ask or give up if it is time for that; see `next_tick_ps`."""
         if self.done or self._query == 0:
             return []
         if now - self._heard_at >= self._silence_max_ps:
@@ -200,7 +200,7 @@ class Sender:
         return [self._ask(now)]
 
     def abort(self, reason: str) -> list[SenderEffect]:
-        """Give up. The driver tells the other end, if it is there."""
+        """Give up. The driver sends the receiver an `Abort`."""
         if self.done:
             return []
         self.done = True
@@ -208,12 +208,12 @@ class Sender:
 
     @property
     def acknowledged(self) -> int:
-        """Chunks that the other end says it has."""
+        """Chunks that the receiver says it has."""
         return self._arrived.total
 
     @property
     def next_tick_ps(self) -> int:
-        """When `tick` will next have something to say; earlier ticks do no harm."""
+        """When `tick` will next return an effect; earlier ticks do no harm."""
         return min(self._ask_at, self._heard_at + self._silence_max_ps)
 
     def check(self) -> None:
@@ -244,7 +244,7 @@ class Sender:
             self._asked_at.popitem(last=False)
 
     def _acknowledge(self, through: int, beyond: Spans) -> bool:
-        """Note what arrived; whether any of it is news."""
+        """Record what arrived. Returns whether any of it is new."""
         before = self._arrived.total
         for start, stop in ((0, through), *beyond) if through else beyond:
             for left, right in self._arrived.gaps(start, stop):
@@ -255,9 +255,9 @@ class Sender:
         return self._arrived.total > before
 
     def _send_lost(self, query: int, known: int) -> list[SenderEffect]:
-        """Rule 2: what flew before ``query``, is below ``known`` and still not here, goes again.
+        """Rule 2: send again what was sent before ``query``, is below ``known`` and has not arrived.
 
-        It takes the place in the window that it had.
+        It keeps its place in the window.
         """
         lost = []
         for index, sent_after in self._flying.items():
@@ -290,7 +290,7 @@ class Sender:
 class Receiver:
     """The receiving end of one transfer of so many ``chunks``. Knows no time: it only answers.
 
-    ``arrived``: what a process before this one has of it.
+    ``arrived``: the chunks that an earlier process has received.
     """
 
     def __init__(
@@ -307,7 +307,7 @@ class Receiver:
         self._arrived = SpanSet(arrived)
 
     def begin(self, query: int) -> list[ReceiverEffect]:
-        """The other end asks what has arrived; also the first word of a transfer."""
+        """The sender asks what has arrived; also the first frame of a transfer."""
         self._query = max(self._query, query)
         return self._answer()
 

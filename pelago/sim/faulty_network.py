@@ -163,7 +163,9 @@ class FaultyNetwork:
         self._observer.arrived(receiver, sender, shipment.message)
         staged = receiver.new_blob()
         receiver.plane.adopt(staged, shipment.payload)
-        simulation.give(receiver, Received(sender.name_for(receiver), shipment.message, staged))
+        size = simulation.network.links.payload_bytes
+        name = sender.name_for(receiver)
+        simulation.give(receiver, Received(name, shipment.message, staged, size))
         if draws.happens(draws.profile.payload_repeated):
             # The receiver did not know any more that it had it.
             draws.count("payloads_repeated")
@@ -173,7 +175,7 @@ class FaultyNetwork:
             draws.count("unconfirmed")
             simulation.give(sender, PeerLost(shipment.peer, "cut"))
         else:
-            simulation.give(sender, Delivered(shipment.peer, shipment.blob))
+            simulation.give(sender, Delivered(shipment.peer, shipment.blob, size))
 
     # --- the way between two nodes ---------------------------------------------------------------
 

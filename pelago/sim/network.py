@@ -149,5 +149,6 @@ class SimulatedNetwork:
         self.arrived[route.places] = self.arrived.get(route.places, 0) + 1
         staged = receiver.new_blob()
         receiver.plane.adopt(staged, transfer.payload)
-        scheduler.give(receiver, Received(route.sender_name, transfer.message, staged))
-        scheduler.give(sender, Delivered(route.receiver_name, transfer.blob))
+        size = self.links.payload_bytes
+        scheduler.give(receiver, Received(route.sender_name, transfer.message, staged, size))
+        scheduler.give(sender, Delivered(route.receiver_name, transfer.blob, size))

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import torch
 
 ELEMENT_BYTES: Final = 4
-"""A parameter is fp32 everywhere between nodes."""
+"""Of a parameter in a node's memory: fp32. On the wire the encoding of a payload says its size."""
 CHUNK_BYTES: Final = 1 << 20
 """Small enough that a chunk stays in the second-level cache between checksum, norm and step; large
-enough that what is paid per chunk does not matter."""
+enough that the cost per chunk does not matter."""
 MODEL_BYTES_MAX: Final = 4 << 40
 DIMENSIONS_MAX: Final = 16
 
@@ -71,7 +71,7 @@ class Manifest:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the arena in fp32."""
+        """Bytes of the arena in memory, in fp32."""
         return self.numel * ELEMENT_BYTES
 
     @cached_property

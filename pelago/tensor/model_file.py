@@ -1,8 +1,8 @@
-"""A model as a safetensors file, written where it is to lie.
+"""A model as a safetensors file, written in place.
 
-The library's own writer makes another file beside it, of a mode of its own, and renames that: an open file
-without a name cannot be written so. Format: https://huggingface.co/docs/safetensors (8 bytes of the
-header's length, a JSON header, the tensors one after the other), which an arena is already.
+The library's own writer writes another file beside it, with other permissions, and renames that, so it cannot
+write to an open file without a name. Format: https://huggingface.co/docs/safetensors (8 bytes with the header's
+length, a JSON header, then the tensors one after the other, as they lie in an arena).
 """
 
 import json
@@ -22,7 +22,7 @@ _ALIGNMENT: Final = 8
 def write(
     path: Path, manifest: Manifest, flat: "torch.Tensor", metadata: Mapping[str, str]
 ) -> None:
-    """Write ``flat``, shape [numel], fp32, on the CPU, with some facts about it. Raises `OSError`."""
+    """Write ``flat``, shape [numel], fp32, on the CPU, with ``metadata`` in the header. Raises `OSError`."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     for spec, start in zip(manifest.specs, manifest.offsets, strict=False):
         ends = [start * ELEMENT_BYTES, (start + math.prod(spec.shape)) * ELEMENT_BYTES]

@@ -1,4 +1,4 @@
-"""Payloads: named sequences of chunks whose bytes never change once anybody can see them.
+"""Payloads: named sequences of chunks whose bytes never change once they are shared.
 
 A `ChunkBuffer` is one chunk in memory. Parameters, snapshots, pins and updates are lists of chunks and may
 share them; to name the parameters of this moment is to copy a list of references. Memory for chunks
@@ -19,18 +19,18 @@ _NUMPY: Final[dict[torch.dtype, Any]] = {torch.float32: np.float32, torch.float6
 
 
 class ChunkBuffer:
-    """One chunk: a flat tensor, and what was found out about it, each at most once.
+    """One chunk: a flat tensor, with its checksum and its norm, each computed at most once.
 
-    Whoever holds a chunk may read it for ever; nobody writes to it. Two threads that ask for the
-    same fact at the same time compute the same.
+    Every holder may read a chunk at any time; none writes to it. Two threads that ask for the same figure
+    at the same time both compute it, with the same result.
     """
 
-    __slots__ = ("_checksum", "_facts", "tensor")
+    __slots__ = ("_checksum", "_measured", "tensor")
 
     def __init__(self, tensor: torch.Tensor, known_checksum: int | None = None) -> None:
         self.tensor = tensor
         self._checksum = known_checksum
-        self._facts: tuple[float, bool] | None = None
+        self._measured: tuple[float, bool] | None = None
 
     @property
     def bytes(self) -> int:
@@ -47,19 +47,19 @@ class ChunkBuffer:
             self._checksum = checksum(self.buffer())
         return self._checksum
 
-    def facts(self) -> tuple[float, bool]:
+    def measure(self) -> tuple[float, bool]:
         """Euclidean norm, summed in float64, and whether every element is finite.
 
         Squares of fp32 cannot overflow in float64, so there the norm alone tells. Squares of
         float64 can: then the norm is inf, and the elements are asked.
         """
-        if self._facts is None:
+        if self._measured is None:
             norm = float(torch.linalg.vector_norm(self.tensor, dtype=torch.float64))
             finite = math.isfinite(norm) or (
                 self.tensor.dtype == torch.float64 and bool(torch.isfinite(self.tensor).all())
             )
-            self._facts = norm, finite
-        return self._facts
+            self._measured = norm, finite
+        return self._measured
 
 
 class Payload:
@@ -80,11 +80,11 @@ class Payload:
 
 
 class BufferPool:
-    """Memory for chunks, used again and again: fresh pages cost several times what a step costs.
+    """Memory for chunks that is used again: fresh pages cost several times what a step costs.
 
-    What it hands out comes back by itself when the last view of it is gone, also one that a socket
-    still sends from. It never shrinks: the most that was in use at once, which the limits on staged
-    and pinned payloads bound.
+    A buffer returns by itself when its last view is gone, also a view that a socket sends from. The pool
+    never shrinks: it holds the most that was in use at once, which the limits on staged and pinned
+    payloads bound.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -98,13 +98,13 @@ class BufferPool:
             memory = free.pop()
         except IndexError:
             memory = torch.empty(elements, dtype=self._dtype)
-        # Every tensor, array and memoryview made of `lent` keeps it alive, so its end is theirs.
+        # Every tensor, array and memoryview made from `lent` keeps it alive.
         lent = memory.numpy()
         weakref.finalize(lent, free.append, memory).atexit = False
         return torch.from_numpy(lent)
 
     def free_bytes(self) -> int:
-        """Memory that waits to be used again."""
+        """Bytes of the buffers that are not in use."""
         size = self._dtype.itemsize
         return sum(elements * size * len(free) for elements, free in self._free.copy().items())
 
@@ -131,7 +131,7 @@ class _Exposed:
 def tensor_over(buffer: Bytes, dtype: torch.dtype) -> torch.Tensor:
     """A flat tensor over received bytes, not copied unless they lie at an odd address.
 
-    The tensor keeps the buffer alive, which from now on nobody may change.
+    The tensor keeps the buffer alive, whose contents may not change from now on.
     """
     array: npt.NDArray[Any] = np.frombuffer(buffer, dtype=_NUMPY[dtype])
     if not array.flags.aligned:

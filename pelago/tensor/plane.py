@@ -1,16 +1,15 @@
 """The tensor plane of one node, in its process: parameters, optimiser state and named payloads.
 
-A plane does what a machine wishes (`pelago.core.machine`: Apply, Pin, Difference, Release, Measure)
-and holds what travels. It takes no decisions and does no I/O.
+A plane carries out a machine's effects on tensors (`pelago.core.tensor_effects`) and holds the payloads
+that travel. It takes no decisions and does no I/O.
 
 Threads. What touches the parameters (`apply`, `pin`, `difference`, `model`, `digest`, `snapshot`,
 `restore`) takes turns, in one lane. What touches payloads (`adopt`, `open`, `stage`, `complete`,
 `measure`, `read`, `lend`, `release`) runs beside it in any number of threads and never waits for it,
-because a chunk that anybody can see is never written again: `apply` writes in place only where nobody
-holds the chunk; otherwise it writes the new chunk elsewhere and leaves the old one to those who have
-it. So a pin costs nothing, nobody copies what is pinned, and replies stream out while the next update
-goes in. Optimiser state and mean are chunks too, so a snapshot of everything costs nothing either,
-and the disk may take its time.
+because a shared chunk is never written again (copy on write): `apply` writes in place only where no one
+else holds the chunk; otherwise it writes the new chunk elsewhere and leaves the old one to its holders.
+So a pin costs nothing and is never copied, and replies leave while the next update is applied. Optimiser
+state and mean are chunks too, so a snapshot of everything costs nothing either, however slow the disk is.
 """
 
 import math
@@ -48,10 +47,10 @@ class Plane:
     so that the start weighs little long before 1 / (1 - d) steps have passed (the rule of
     TensorFlow's ExponentialMovingAverage). Merges leave it alone.
 
-    Holders that share chunks cost nothing, so the memory is at most: model, snapshot, momentum,
-    accumulator, difference, with ``remember`` the model as sent, with ``average`` the mean, and one
-    for each payload staged or pinned. A `PlaneSnapshot` that is held keeps what it shared when that is
-    no longer the plane's: model, momentum, accumulator and mean once more, however many steps run.
+    Shared chunks take memory once, so the most is: model, snapshot, momentum, accumulator, difference, with
+    ``remember`` the model as sent, with ``average`` the mean, and one model for each payload staged or
+    pinned. A `PlaneSnapshot` keeps the chunks that it shared also when the plane has replaced them: model,
+    momentum, accumulator and mean once more, however many steps run.
     """
 
     def __init__(
@@ -137,9 +136,9 @@ class Plane:
             chunk = ChunkBuffer(encoding.decode(buffer))
             assert (chunk.tensor.dtype, chunk.tensor.shape) == (self.dtype, (elements,))
         if self._outer is not None:
-            # A server measures what it is sent, and this thread has the bytes in its cache. What a
-            # worker is sent is the model, which nobody measures.
-            chunk.facts()
+            # A server measures what it receives, and this thread has the bytes in its cache. A worker receives
+            # the model, which is not measured.
+            chunk.measure()
         with self._registry:
             if payload.chunks[chunk_index] is None:
                 payload.chunks[chunk_index] = chunk
@@ -161,7 +160,7 @@ class Plane:
         Norms of chunks are sums in float64 and combined in chunk order: the same on every call. For
         what was staged they are known already. Raises `KeyError` for an unknown blob.
         """
-        facts = [chunk.facts() for chunk in self._payloads[blob].complete_chunks()]
+        facts = [chunk.measure() for chunk in self._payloads[blob].complete_chunks()]
         return math.hypot(*(norm for norm, _ in facts)), all(finite for _, finite in facts)
 
     def read(
@@ -190,7 +189,7 @@ class Plane:
         return torch.cat([chunk.tensor for chunk in payload.complete_chunks()])
 
     def release(self, blob: BlobId) -> None:
-        """Forget a payload, known or not. Views handed out by `read` stay valid."""
+        """Forget a payload, known or not. Views that `read` returned stay valid."""
         with self._registry:
             self._payloads.pop(blob, None)
 
@@ -285,7 +284,7 @@ class Plane:
     def snapshot(self, payloads: Collection[BlobId] = ()) -> PlaneSnapshot:
         """Everything as it is now, with these complete payloads; nothing is copied.
 
-        What the next operations write, they write elsewhere, each chunk once, as after a `pin`. Raises
+        The next operations write elsewhere, each chunk once, as after a `pin`. Raises
         `KeyError` for an unknown blob.
         """
         with self._lane:
@@ -358,7 +357,7 @@ class Plane:
         return self._model
 
     def _share_model(self) -> list[ChunkBuffer]:
-        """The parameters for somebody else to hold, so that `apply` must not write over them."""
+        """The parameters for another holder, so that `apply` must not write over them."""
         self._model_is_shared = True
         return self._parameters()
 
@@ -370,8 +369,8 @@ class Plane:
     def _rewrite(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """For each chunk: index, old parameters, and where to write the new ones.
 
-        The two are one tensor if nobody else holds the chunk. Afterwards the new ones are the
-        model, and nobody else holds them.
+        The two are one tensor if there is no other holder of the chunk. Afterwards the new ones are the
+        model, and have no other holder.
         """
         model = self._parameters()
         for index, chunk in enumerate(model):
@@ -381,7 +380,7 @@ class Plane:
         self._model_is_shared = False
 
     def _beside(self, chunk: ChunkBuffer, is_shared: bool) -> torch.Tensor:
-        """Where to write what this chunk becomes: over it, unless somebody else holds it."""
+        """Where to write the next contents of this chunk: over it, unless it is shared."""
         return self._pool.take(chunk.tensor.numel()) if is_shared else chunk.tensor
 
     def _step(self, chunks: list[ChunkBuffer], weight: float) -> None:

@@ -1,7 +1,7 @@
 """What a plane held at one moment: its chunks, each once, and which of them lie where.
 
-A `PlaneSnapshot` copies no tensor. It holds chunks, and nobody writes to a chunk that another holds, so
-it may be read for as long as it takes, in any thread, while the plane goes on.
+A `PlaneSnapshot` copies no tensor. It holds chunks, and a shared chunk is never written, so it may be read
+at any later time, in any thread, while the plane goes on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,16 +29,15 @@ Layout: TypeAlias = dict[str, Any]
     arenas    [[name, [number of a chunk, ...]], ...]
     payloads  [[blob, [number of a chunk, ...]], ...]
 
-An arena or a payload is a chunk for each of the manifest's, in its order. A number is an index into
-`PlaneSnapshot.chunks`; what is shared bears one number.
+An arena or a payload has one chunk for each of the manifest's, in that order. A number is an index into
+`PlaneSnapshot.chunks`; a shared chunk has one number.
 """
 
 
 class PlaneSnapshot:
     """Arenas by name, in the order of `ARENAS`, payloads by blob, and the number of steps so far.
 
-    Its chunks stay as they are for as long as it is held; dropping it gives back the memory of those
-    that nobody else holds.
+    Its chunks do not change for as long as it is held; dropping it frees those that have no other holder.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class PlaneSnapshot:
         return tuple({id(chunk): chunk for chunks in named for chunk in chunks}.values())
 
     def layout(self) -> Layout:
-        """What `of` needs to know, besides the bytes of `chunks`, to make this snapshot again."""
+        """What `of` needs, besides the bytes of `chunks`, to make this snapshot again."""
         number_of = {id(chunk): number for number, chunk in enumerate(self.chunks)}
 
         def numbers(chunks: Sequence[ChunkBuffer]) -> list[int]:

@@ -4,12 +4,12 @@
 those of the dataclass, in order, as `pelago.wire.fields` writes them. The annotations in
 `pelago.wire.messages` are the only list of fields there is.
 
-Both directions check everything: what `encode` accepts, a peer's `decode_message` or `decode_frame`
-gives back equal, and what a peer sends becomes a frozen object of right types and ranges or a
+Both directions check everything. What `encode` accepts, a peer's `decode_message` or `decode_frame`
+returns equal. What a peer sends becomes a frozen object with the right types and ranges, or a
 `WireError` of one line. Input costs memory in proportion to its length, never to what it claims.
 
-The first three places of the envelope, Hello's tag and all of Refuse are the same in every version
-of the protocol: a server can tell a stranger in the stranger's own terms why it is not let in.
+The first three places of the envelope, the tag of Hello and all of Refuse are the same in every version
+of the protocol. So a server can say why it refuses a client of another version, and that client can read it.
 """
 
 from typing import Any, Final, get_args
@@ -84,7 +84,7 @@ def decode_frame(run: str, data: bytes | memoryview) -> Frame:
 def peek_hello(data: bytes | memoryview) -> tuple[int, str] | None:
     """Protocol and run id of a Hello of whatever protocol and run; None for all other input.
 
-    Reads nothing behind the tag, because another protocol may have other fields there.
+    Reads nothing after the tag, because another protocol may have other fields there.
     """
     try:
         envelope = _unpack(data)
@@ -146,7 +146,7 @@ def _unpack(data: bytes | memoryview) -> Any:
 
 
 def _check_envelope(envelope: Any) -> None:
-    """What is common to all versions: an array of protocol, run and tag before everything else."""
+    """Check what is common to all versions: an array that begins with protocol, run and tag."""
     if type(envelope) is not tuple or len(envelope) < ENVELOPE_FIELDS:
         raise WireError("not an array of protocol, run, tag and fields")
     if type(envelope[0]) is not int or type(envelope[2]) is not int:

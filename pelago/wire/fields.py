@@ -1,4 +1,4 @@
-"""How a value of each annotated type looks on the wire: one pair of functions per type.
+"""How a value of each annotated type is written on the wire: one pair of functions per type.
 
 `compile_type` makes, once at import, a writer from a Python value to what msgpack packs, and a
 reader back. Both check type, range and limits. Types known: ``int float str bytes bool``, `Literal`
@@ -7,9 +7,9 @@ dataclasses, and unions of those. A nested dataclass is an array of its fields; 
 begins with its place in it.
 
 Most values are integers in dataclasses, and a simulation passes millions of messages through here.
-So for each dataclass a straight line of code is generated that accepts what is right, as
-`dataclasses` itself generates ``__init__``; whatever it does not accept goes field by field through
-the plain functions, which find and name the fault.
+So for each dataclass, code without branches is generated that accepts valid values, as
+`dataclasses` itself generates ``__init__``. What it does not accept goes field by field through
+the plain functions, which find the fault and name it.
 """
 
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def check_text(value: Any, bytes_max: int) -> str:
 def compile_type(annotation: Any, minimum: int) -> Codec:
     """Writer and reader for one annotation; integers in it are at least ``minimum``.
 
-    A type that is not known here is an error of the programmer and stops the import.
+    A type that is not known here is a programming error, and the import fails.
     """
     if annotation == Spans:
         return _spans, _spans

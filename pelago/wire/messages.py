@@ -1,10 +1,10 @@
 """The whole protocol: every message that nodes exchange, and every limit on them.
 
-Two closed unions. `Message` is what machines say to one another; each is idempotent, so a driver may
-lose, repeat, reorder or delay any of them. `Frame` is what the two ends of one transfer say while a
-message's payload travels in chunks. `docs/PROTOCOL.md` tells the conversations.
+Two closed unions. A `Message` goes from machine to machine; each is idempotent, so a driver may lose,
+repeat, reorder or delay any of them. A `Frame` goes between the two ends of a transfer while a message's
+payload travels in chunks. `docs/PROTOCOL.md` describes the conversations.
 
-Field types are what the codec accepts, nothing else: ``int`` is -1 <= i < 2**64,
+The codec accepts exactly what the types of fields say: ``int`` is -1 <= i < 2**64,
 ``str`` at most `TEXT_BYTES_MAX` bytes, tuples at most `ITEMS_MAX` items, ``float`` any double.
 """
 
@@ -29,7 +29,7 @@ STRIPES_MAX: Final = 64
 SAMPLES_MAX: Final = 1 << 32
 """Samples that one request may ask for."""
 COUNT_MAX: Final = 1 << 48
-"""The largest count of steps, tokens or the like that is believed, so that sums of them still fit."""
+"""The largest count of steps, tokens or the like that is accepted, so that sums of them still fit."""
 FRAMES_MAX: Final = 3
 """Parts of one ZeroMQ message after the routing identity: envelope, and for a chunk its payload."""
 
@@ -59,7 +59,7 @@ class WorkerReport:
     skipped: int = 0
     """Steps among ``steps`` that changed nothing, since their gradient was not finite."""
     quiet_ms: int = 0
-    """For so long nothing was heard of the thread that trains, or measures; 0 if it is idle."""
+    """Time since the thread that trains, or measures, last reported progress; 0 if it is idle."""
 
 
 @frozen
@@ -83,7 +83,7 @@ class RegionReport:
 
 @frozen
 class Hello:
-    """First word of a client. ``fingerprint`` names the model (empty: not known yet), ``corpus`` the data."""
+    """First message of a client. ``fingerprint`` names the model (empty: not known yet), ``corpus`` the data."""
 
     protocol: int
     role: Role
@@ -95,14 +95,14 @@ class Hello:
 
 @frozen
 class Heartbeat:
-    """Alive. Clients send it on every tick with their report; servers answer it without one."""
+    """The sender is alive. Clients send it on every tick with their report; servers answer it without one."""
 
     report: WorkerReport | RegionReport | None
 
 
 @frozen
 class Pull:
-    """Send me the model: with a lease of ``samples`` if that is not 0, and not before ``after_steps``
+    """A client asks for the model: with a lease of ``samples`` if that is not 0, and not before ``after_steps``
     local steps have been counted at the GPS."""
 
     samples: int
@@ -112,7 +112,7 @@ class Pull:
 @frozen
 class LeaseRequest:
     """An LPS asks for samples. ``request`` numbers its requests, so that a repeat gets the same answer.
-    ``ahead``: so many it will have in hand that no worker waits for."""
+    ``ahead``: how many samples it will then hold that no worker waits for."""
 
     request: int
     samples: int
@@ -121,7 +121,7 @@ class LeaseRequest:
 
 @frozen
 class Offer:
-    """May I send this update? Also asks what became of it, after a silence."""
+    """A client asks whether it may send this update; after a silence also how it was decided."""
 
     push: PushId
 
@@ -132,7 +132,7 @@ class Push:
 
     ``base``: the version it started from. ``steps``: local steps to count, also those whose work was
     dropped. ``spans``: the samples inside the payload; ``dropped``: samples whose update will never be in
-    one (`in_flight = "drop"`). ``next_samples``: also give me the next lease, of this size (0: no).
+    one (`in_flight = "drop"`). ``next_samples``: the client also asks for its next lease, of this size (0: no).
     """
 
     push: PushId
@@ -148,7 +148,7 @@ class Push:
 
 @frozen
 class Evaluated:
-    """The evaluator's finding on one global version: mean nats per token over ``tokens`` held-out tokens."""
+    """The held-out loss of one global version: mean nats per token over ``tokens`` held-out tokens."""
 
     version: Version
     counted_steps: int
@@ -158,10 +158,10 @@ class Evaluated:
 
 @frozen
 class Leave:
-    """I go. What I was leased and did not consume is settled here: a worker's lease simply returns;
-    an LPS names what it gives back, what it applied but never exchanged, and what it dropped. An
-    evaluator's report is what it found last, which the GPS may not have heard. ``error``: why an LPS
-    cannot go on although the run does, for the user; empty: all is well."""
+    """A client leaves. It settles what it was leased and did not consume: a worker's lease simply returns;
+    an LPS names the samples that it gives back, those that it applied but never exchanged, and those that it
+    dropped. An evaluator's report is its last measurement, which the GPS may not have received. ``error``: why
+    an LPS cannot go on although the run does, for the user; empty if there is no error."""
 
     reason: str
     report: WorkerReport | RegionReport | Evaluated | None
@@ -173,8 +173,8 @@ class Leave:
 
 @frozen
 class Failed:
-    """A worker's round came to nothing: no gradient of its ``steps`` steps was finite. So there is no
-    update, and its lease goes back. ``next_samples``: also give me the next lease, as in `Push`."""
+    """A worker's round has no update, since no gradient of its ``steps`` steps was finite; its lease goes back.
+    ``next_samples``: as in `Push`."""
 
     push: PushId
     steps: int
@@ -186,8 +186,9 @@ class Failed:
 
 @frozen
 class Welcome:
-    """You are in. ``fence`` marks what you hold; ``group`` is your index in the region. The manifest is
-    for a region's server, which builds no model of its own; workers and evaluators get an empty one."""
+    """The client has joined. ``fence`` marks the leases that it gets from now on; ``group`` is a worker's index in
+    the region. The manifest is for an LPS, which builds no model itself; workers and evaluators get an empty
+    one."""
 
     incarnation: int
     fence: int
@@ -199,27 +200,27 @@ class Welcome:
 
 @frozen
 class Wait:
-    """Not yet; ``what`` says for what this server itself is waiting. Ask again on your next tick."""
+    """The client has to wait, and asks again on its next tick. ``what``: what the server itself waits for."""
 
     what: str
 
 
 @frozen
 class Refuse:
-    """No, and asking again will not help; ``detail`` is for the user."""
+    """The client is refused for good; ``detail`` is for the user."""
 
     detail: str
 
 
 @frozen
 class Rejoin:
-    """I do not know you (evicted, or I restarted): say Hello again."""
+    """The server does not know this client (it was evicted, or the server restarted): it has to join again."""
 
 
 @frozen
 class LeaseGrant:
-    """Samples for a region. ``clock``: so many had been handed out in the whole run before these, but for
-    those that other regions keep in hand."""
+    """Samples for a region. ``clock``: how many had been handed out in the whole run before these, without those
+    that other regions keep in hand."""
 
     request: int
     fence: int
@@ -229,14 +230,14 @@ class LeaseGrant:
 
 @frozen
 class Grant:
-    """Send it: a staging place is reserved."""
+    """The client may send this update: a staging place is reserved for it."""
 
     push: PushId
 
 
 @frozen
 class Busy:
-    """No staging place is free; offer again after so long."""
+    """No staging place is free; the client offers its update again after ``retry_ms``."""
 
     push: PushId
     retry_ms: int
@@ -244,7 +245,7 @@ class Busy:
 
 @frozen
 class Ack:
-    """What became of an update, once and for ever."""
+    """How an update was decided. The decision never changes."""
 
     push: PushId
     outcome: Outcome
@@ -252,8 +253,8 @@ class Ack:
 
 @frozen
 class Model:
-    """Parameters; payload: the model. ``lease`` is the work to do on them (workers only), ``answers`` the
-    update that this replies to (regions only)."""
+    """Parameters; payload: the model. ``lease`` names the samples to train them on (workers only), ``answers`` the
+    update that this replies to (regions only). ``final``: no later version will come (evaluators only)."""
 
     version: Version
     counted_steps: int
@@ -264,14 +265,14 @@ class Model:
 
 @frozen
 class Stop:
-    """The run is over (or this server goes): finish, settle, leave."""
+    """The run is over, or this server ends: the client finishes its work, settles and leaves."""
 
     reason: str
 
 
 @frozen
 class Goodbye:
-    """Your `Leave` is settled."""
+    """The client's `Leave` is settled."""
 
 
 Message: TypeAlias = Union[
@@ -296,7 +297,7 @@ Message: TypeAlias = Union[
     Goodbye,
     Failed,
 ]
-"""Append only: a message's place in this union is its tag on the wire."""
+"""Append only: the place of a message in this union is its tag on the wire."""
 
 Event: TypeAlias = machine.Event[Message]
 Effect: TypeAlias = machine.Effect[Message]

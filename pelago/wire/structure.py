@@ -1,9 +1,9 @@
-"""How much a msgpack input claims to hold, found before anything is allocated for it.
+"""Checks how many items a msgpack input claims to hold, before anything is allocated for them.
 
 msgpack allocates a tuple as soon as it reads an array's header, so headers that nest, each claiming
-the most items that are allowed, would cost half a gigabyte for five kilobytes of input. Every item
-takes at least a byte: an input whose arrays claim more items together than it has bytes is a lie or
-cut short.
+the largest number of items that is allowed, would cost half a gigabyte for five kilobytes of input. Every
+item takes at least a byte: an input whose arrays together claim more items than it has bytes is malicious or
+truncated.
 """
 
 from typing import Final
@@ -11,7 +11,7 @@ from typing import Final
 from pelago.core.errors import WireError
 
 LARGE_ARRAYS_FREE: Final = 16
-"""So many arrays of more than 15 items are let pass unseen: at most 8 MiB of pointers."""
+"""So many arrays of more than 15 items pass without a check: at most 8 MiB of pointers."""
 
 _ARRAY_16: Final = 0xDC
 _ARRAY_32: Final = 0xDD

@@ -30,7 +30,7 @@ RUN = "demo-0123456789ab"
 HEADER = Header(FORMAT, RUN, "lps-eu", "lps-eu@host:12:abc", 7, "a-boot", 1_800_000_000_000, 17)
 
 blobs = st.none() | st.integers(INTEGER_MIN, 2**63)
-received = st.builds(Received, st.text(max_size=30), messages, blobs)
+received = st.builds(Received, st.text(max_size=30), messages, blobs, st.integers(0, 2**60))
 others = [values(kind, INTEGER_MIN) for kind in get_args(machine.Event) if isinstance(kind, type)]
 events = st.one_of([received, *others])
 

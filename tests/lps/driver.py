@@ -37,13 +37,14 @@ SETTINGS = LpsSettings(
     rejected_max=3,
     max_lr=0.5,
     staged_max=1,
-    payload_bytes=100,
     wan=True,
     tick_ps=500 * PS_PER_MS,
     retry_ps=1000 * PS_PER_MS,
     lost_after_ps=5000 * PS_PER_MS,
 )
 """Incarnation 0, so that leases are numbered from 1."""
+PAYLOAD_BYTES = 100
+"""Of every payload that comes."""
 GPS_HELLO = Send("gps", Hello(PROTOCOL_VERSION, "lps", Address("eu"), 0, "", ""))
 REJOINING = Send("gps", Leave("rejoining", None, (), (), ()))
 """What a region says to a GPS that may know it after all, before it says Hello again."""
@@ -90,7 +91,7 @@ class LpsDriver(Conversation):
 
     def __init__(self, **changed: object) -> None:
         self.lps = Lps(replace(SETTINGS, **changed))  # type: ignore[arg-type]
-        super().__init__(self.lps)
+        super().__init__(self.lps, PAYLOAD_BYTES)
         self.served: list[Effect] = []
         """What followed when it began to serve."""
         self._blob = -100

@@ -1,11 +1,9 @@
 """The exchange with the GPS: when, with what in it, one at a time, and never stuck."""
 
-from dataclasses import replace
-
 import pytest
 
 from lps.exchange import Exchanges, InFlight
-from pelago.core.machine import Delivered, PeerLost, Send, Tick
+from pelago.core.machine import Delivered, PeerLost, Received, Send, Tick
 from pelago.core.names import PushId, Spans, Version
 from pelago.core.notes.common import GoingOn, Waiting
 from pelago.core.notes.lps import (
@@ -27,7 +25,6 @@ from pelago.wire.messages import (
     Push,
     Rejoin,
     Stop,
-    TensorSpec,
     Wait,
 )
 from tests.conversation import without_notes
@@ -109,7 +106,7 @@ def test_a_round_trip_merges_the_global_model(sent: LpsDriver) -> None:
     1. It arrived: nothing follows from that. It was applied: that is noted, once.
     2. The global model comes: the difference is released, the model merged with weight alpha.
     """
-    assert sent.happens(Delivered("gps", 3)) == []
+    assert sent.happens(Delivered("gps", 3, payload_bytes=100)) == []
     assert sent.hears("gps", Ack(E1, "applied")) == [answered("applied")]
     assert sent.hears("gps", Ack(E1, "applied")) == []
     assert sent.hears("gps", global_model(1, E1), -9) == [
@@ -291,12 +288,14 @@ def test_the_first_model_is_loaded_whole() -> None:
     assert driver.lps.model.wan_bytes == 100
 
 
-def test_the_size_of_a_model_follows_from_the_manifest() -> None:
-    driver = LpsDriver(payload_bytes=0)
-    manifest = (TensorSpec("a", (2, 3)), TensorSpec("b", (4,)))
-    driver.hears("gps", replace(gps_welcome(), manifest=manifest))
-    driver.hears("gps", global_model(0), -1)
-    assert driver.lps.model.wan_bytes == 40
+def test_the_bytes_of_a_payload_are_those_in_which_it_travelled() -> None:
+    """Each may have a size of its own, whatever the manifest is: a model comes, a difference goes."""
+    driver = LpsDriver().serve().join("w0")
+    driver.updates("w0", 2)
+    before = driver.lps.model.wan_bytes
+    driver.happens(Delivered("gps", 3, payload_bytes=30))
+    driver.happens(Received("gps", global_model(1, E1), -9, payload_bytes=7))
+    assert driver.lps.model.wan_bytes == before + 37
 
 
 def test_workers_are_served_as_soon_as_the_model_is_there() -> None:

@@ -267,7 +267,7 @@ def test_bytes_that_arrived_are_counted(driver: LpsDriver) -> None:
     driver.join("w0")
     driver.hears("w0", Pull(4, 0))
     driver.grant(1, ((0, 4),))
-    driver.happens(Delivered("w0", 1))
+    driver.happens(Delivered("w0", 1, payload_bytes=100))
     driver.push("w0", update(L1))
     assert (driver.lps.model.wan_bytes, driver.lps.model.lan_bytes) == (100, 200)
 

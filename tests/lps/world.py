@@ -164,7 +164,6 @@ class LpsScenario:
             rejected_max=1000,
             max_lr=0.5,
             staged_max=1,
-            payload_bytes=1,
             wan=True,
             tick_ps=TICK,
             retry_ps=RETRY,

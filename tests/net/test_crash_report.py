@@ -245,7 +245,6 @@ def lps_settings() -> LpsSettings:
         rejected_max=4,
         max_lr=0.5,
         staged_max=1,
-        payload_bytes=0,
         wan=False,
         tick_ps=20 * PS_PER_MS,
         retry_ps=100 * PS_PER_MS,

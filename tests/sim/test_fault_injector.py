@@ -128,7 +128,7 @@ def test_without_faults_all_arrives_once() -> None:
     pair = TwoNodes(FaultProfile(), ScriptedServer(Started=(Send("other", OFFER), *SHIP))).run(20)
     assert pair.other.heard == [
         (PS_PER_MS, Received("one", OFFER)),
-        (9 * PS_PER_MS, Received("one", MODEL, -1)),
+        (9 * PS_PER_MS, Received("one", MODEL, -1, 1_000_000)),
     ]
     assert pair.one.kinds() == [Started, Delivered]
 

@@ -107,7 +107,9 @@ def test_a_payload_takes_its_bytes_at_the_links_rate_and_the_latency(
     simulation = pair(ScriptedNode(on(Started, *SEND_MODEL)), other, latency_ms)
     simulation.start("one", Started())
     simulation.run(until_ps=PS_PER_MS * 100)
-    assert other.heard == [(round(expected_ms * PS_PER_MS), Received("one", MODEL, -1))]
+    assert other.heard == [
+        (round(expected_ms * PS_PER_MS), Received("one", MODEL, -1, MODEL_BYTES))
+    ]
 
 
 def test_links_have_a_rate_of_their_own_in_each_direction() -> None:
@@ -445,4 +447,4 @@ def test_delivered_names_the_receiver_and_the_senders_own_blob() -> None:
     simulation = pair(one, ScriptedNode())
     simulation.start("one", Started())
     simulation.run(until_ps=PS_PER_MS * 9)
-    assert one.heard[-1] == (8 * PS_PER_MS, Delivered("other", 1))
+    assert one.heard[-1] == (8 * PS_PER_MS, Delivered("other", 1, MODEL_BYTES))

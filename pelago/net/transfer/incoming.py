@@ -362,7 +362,7 @@ class Incoming:
         while len(self._finished) > REMEMBERED_MAX:
             self._finished.popitem(last=False)
         self._telemetry.counters["payloads_received"] += 1
-        self._context.post(Received(one.peer, one.message, one.blob))
+        self._context.post(Received(one.peer, one.message, one.blob, sum(self._sizes)))
 
     def _end(self, one: _Transfer) -> None:
         del self._transfers[one.peer]

@@ -188,7 +188,7 @@ class Outgoing:
                 case transfer.PayloadDelivered():
                     if all(each.sender.done for each in one.stripes):
                         self._end(one)
-                        self._context.post(Delivered(one.peer, one.blob))
+                        self._context.post(Delivered(one.peer, one.blob, sum(self._sizes)))
                 case transfer.TransferFailed(reason):
                     self._fail(one, reason)
                 case _:

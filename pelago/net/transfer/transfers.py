@@ -1,8 +1,8 @@
 """Payloads on the sockets of a node: which frame belongs to which end of which transfer.
 
-`Begin` and `Chunk` travel on the bulk socket. `Have` and `Abort` are a few bytes that the other
-side waits for, so they travel on the control socket, as an envelope followed by an empty part,
-which is how they are told from messages there.
+`Begin` and `Chunk` travel on bulk sockets. `Have` and `Abort` are a few bytes that the peer waits
+for, so they travel on the control socket, as an envelope followed by an empty part, which
+distinguishes them from messages.
 """
 
 from typing import assert_never

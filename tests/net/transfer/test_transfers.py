@@ -118,7 +118,7 @@ async def test_a_model_arrives_bit_equal_and_both_sides_hear_of_it(nodes: Nodes)
     received = await client.hears(Model)
     assert received.message == a_model(1)
     assert torch.equal(below.tensors.plane.lend(received.blob), plane.model())
-    assert await server.hears(Delivered) == Delivered("lps-1", 1)
+    assert await server.hears(Delivered) == Delivered("lps-1", 1, nodes.manifest.bytes)
     # The machine released the pin before it had left; now that it is delivered it is gone.
     await eventually(lambda: above.tensors.payloads == 0)
     assert below.tensors.payloads == 1
@@ -177,7 +177,7 @@ async def test_an_update_is_measured_and_applied_and_the_next_model_contains_it(
     measured = server.of(Measured)[0]
     assert measured.finite
     assert measured.norm == pytest.approx(float(update.norm()), rel=1e-5)
-    assert client.of(Delivered) == [Delivered("gps", OURS)]
+    assert client.of(Delivered) == [Delivered("gps", OURS, nodes.manifest.bytes)]
     await eventually(lambda: above.tensors.payloads == 0)
 
 
@@ -346,7 +346,7 @@ async def test_a_newer_payload_takes_the_place_of_an_older_one(nodes: Nodes) -> 
         bulk.heal()
         await client.hears(Model)
         assert [event.message for event in client.messages(Model)] == [a_model(2)]
-        assert server.of(Delivered) in ([], [Delivered("lps-1", 2)])
+        assert server.of(Delivered) in ([], [Delivered("lps-1", 2, big.manifest.bytes)])
         await eventually(lambda: above.tensors.payloads == 0)
         await eventually(lambda: below.tensors.payloads == 1)
         await big.stop("lps-1")
