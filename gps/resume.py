@@ -25,7 +25,8 @@ from pelago.net import daemon
 from pelago.net.durability import file_header, snapshot_writer
 from pelago.net.durability.archive import Archive
 from pelago.net.durability.restore import Restored, SnapshotContents, restore, state
-from pelago.net.durability.state_folder import RecoveredState, StateFolder, StoredSnapshot
+from pelago.net.durability.state_folder import StateFolder
+from pelago.net.durability.state_reader import RecoveredState, StoredSnapshot
 from pelago.net.files import lock, sync_folder
 from pelago.runlog.history import HistoryLine, LifeResumed, history_line, history_until
 from pelago.tensor.manifest import Manifest

@@ -25,7 +25,7 @@ from pelago.net.durability import disk_needs
 from pelago.net.durability.archive import Archive, Copier
 from pelago.net.durability.manager import StateStore
 from pelago.net.durability.restore import SnapshotContents
-from pelago.net.durability.state_folder import RecoveredState
+from pelago.net.durability.state_reader import RecoveredState
 from pelago.net.limits import Limits, Patience
 from pelago.net.node import CRASHED, PAUSED, Node, NodeSettings
 from pelago.net.sockets.pair import Bind

@@ -16,7 +16,8 @@ from pelago.core.names import Peer
 from pelago.net import command, daemon
 from pelago.net.durability import disk_needs
 from pelago.net.durability.manager import StateStore
-from pelago.net.durability.state_folder import RecoveredState, StateFolder
+from pelago.net.durability.state_folder import StateFolder
+from pelago.net.durability.state_reader import RecoveredState
 from pelago.net.limits import Limits, Patience
 from pelago.net.node import Node, NodeSettings
 from pelago.net.sockets.pair import Bind, Connect

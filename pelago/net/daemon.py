@@ -11,7 +11,8 @@ from pelago.config.run_file import RunFile
 from pelago.core.errors import ConfigError, PeerRefused, PeerSilent, PelagoError, RunFailed
 from pelago.core.machine import FAILED, Finish
 from pelago.net.durability.file_header import boot_id
-from pelago.net.durability.state_folder import RecoveredState, StateFolder
+from pelago.net.durability.state_folder import StateFolder
+from pelago.net.durability.state_reader import RecoveredState
 from pelago.net.node import CRASHED, exit_code
 from pelago.net.telemetry import Telemetry
 from pelago.protocol.client_session import UNANSWERED

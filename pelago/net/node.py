@@ -39,10 +39,10 @@ from pelago.net.clock import HOUSEKEEPING_S, NodeClock, TickTimer
 from pelago.net.command import EXIT_FAILED
 from pelago.net.context import Executors, NodeContext
 from pelago.net.crash_report import RecentEvents
+from pelago.net.dispatcher import Dispatcher
 from pelago.net.durability.manager import DurabilityManager, StateStore
 from pelago.net.durability.restore import Restored, log_restored, restore
 from pelago.net.limits import Limits, Patience
-from pelago.net.reception import Reception
 from pelago.net.signals import listen
 from pelago.net.sockets.connections import Connections
 from pelago.net.sockets.pair import Bind, Connect
@@ -237,7 +237,9 @@ class Node:
         if restored is not None:
             self.transfers.incoming.resume(restored)
         self._connections.deliver_to(
-            Reception(context, self._connections, self.tensors, self.transfers, self._plane_factory)
+            Dispatcher(
+                context, self._connections, self.tensors, self.transfers, self._plane_factory
+            )
         )
         self._ticks = TickTimer(self.clock, self.post)
         self._executors.update(self._shared_executors())

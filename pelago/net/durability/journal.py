@@ -26,7 +26,8 @@ from pelago.durable.record import Begun, Header, Kind
 from pelago.net.durability.file_header import packed_header
 from pelago.net.durability.journal_file import JournalFile
 from pelago.net.durability.snapshot_writer import snapshot_records, write_snapshot
-from pelago.net.durability.state_folder import RecoveredState, StateFolder
+from pelago.net.durability.state_folder import StateFolder
+from pelago.net.durability.state_reader import RecoveredState
 from pelago.net.files import sync_file
 from pelago.runlog.history import HistoryLine, history_line
 from pelago.tensor.payload import ChunkBuffer

@@ -28,7 +28,8 @@ from pelago.net.durability.journal import (
     JournalPosition,
 )
 from pelago.net.durability.restore import Restored, state
-from pelago.net.durability.state_folder import RecoveredState, StateFolder
+from pelago.net.durability.state_folder import StateFolder
+from pelago.net.durability.state_reader import RecoveredState
 from pelago.net.tensors.lane import Tensors
 from pelago.runlog.history import HistoryLine, HistoryNote, LifeBegun
 from pelago.tensor.snapshot import PlaneSnapshot

@@ -14,7 +14,7 @@ from pelago.core.names import BlobId, Peer
 from pelago.durable import image, record
 from pelago.durable.record import Begun, Head, Kind
 from pelago.durable.replay import replay_event
-from pelago.net.durability.state_folder import RecoveredState, StoredSnapshot
+from pelago.net.durability.state_reader import RecoveredState, StoredSnapshot
 from pelago.net.telemetry import Telemetry
 from pelago.runlog.history import HistoryLine, HistoryNote
 from pelago.tensor.manifest import Manifest

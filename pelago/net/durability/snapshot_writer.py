@@ -8,7 +8,8 @@ from pelago.durable import record
 from pelago.durable.record import Header, Kind
 from pelago.net import disk
 from pelago.net.durability.file_header import packed_header
-from pelago.net.durability.state_folder import PART, StateFolder
+from pelago.net.durability.state_files import PART
+from pelago.net.durability.state_folder import StateFolder
 from pelago.net.files import open_over, sync_folder
 from pelago.tensor.payload import ChunkBuffer
 

@@ -6,7 +6,8 @@ from pelago.core.machine import PeerLost
 from pelago.durable import record
 from pelago.durable.record import Header, Kind
 from pelago.net.durability import file_header
-from pelago.net.durability.state_folder import RecoveredState, StateFolder
+from pelago.net.durability.state_folder import StateFolder
+from pelago.net.durability.state_reader import RecoveredState
 from pelago.wire.messages import Event
 
 RUN = "run-0123456789ab"

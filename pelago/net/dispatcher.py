@@ -17,7 +17,7 @@ from pelago.wire.codec import decode_message, encode_refusal, peek_hello
 from pelago.wire.messages import PROTOCOL_VERSION, Welcome
 
 
-class Reception:
+class Dispatcher:
     """Takes what comes from a node's sockets. No method raises for what a peer sent.
 
     ``plane_factory`` makes the tensor plane from the manifest in a server's `Welcome`; None if the node has a
