@@ -12,28 +12,74 @@ as it was when it was sent and puts that movement back on top, whole.
 """
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, assert_never
+from typing import Final, Literal, TypeAlias, assert_never
 
 from pelago.core.dedupe import Outcome
 from pelago.core.durable import durable
 from pelago.core.names import BlobId, PushId, Spans, Version
 from pelago.core.spans import SpanSet
 from pelago.core.tensor_effects import Difference, Operation
+from pelago.core.transitions import Transition, TransitionTable
 from pelago.wire.messages import Push
 
 InFlight: TypeAlias = Literal["drop", "carry", "replay"]
 """What becomes of movement between the send and the merge; the run file's `lps.in_flight`."""
 
 
+ExchangeState: TypeAlias = Literal["begun", "applied", "rejected", "merged", "void"]
+
+EXCHANGE: Final = TransitionTable(
+    "exchange",
+    "begun",
+    (
+        Transition("begun", "applied", "apply", "the GPS applied the update"),
+        Transition("begun", "rejected", "reject", "the GPS rejected the update"),
+        Transition("rejected", "applied", "apply", "the GPS contradicts itself"),
+        Transition("applied", "rejected", "reject", "the GPS contradicts itself"),
+        Transition("begun", "merged", "merge", "the model that answers came, the outcome did not"),
+        Transition("applied", "merged", "merge", "the model that answers came"),
+        Transition(
+            "rejected", "merged", "merge", "the model that answers came, and replaces the region's"
+        ),
+        Transition("begun", "void", "end", "the region joins anew, or leaves"),
+        Transition("applied", "void", "end", "the region joins anew, or leaves"),
+        Transition("rejected", "void", "end", "the region joins anew, or leaves"),
+    ),
+)
+
+
 @durable()
 @dataclass(slots=True)
 class Exchange:
-    """The exchange under way."""
+    """One exchange: the samples in it, and what became of it."""
 
     push: PushId
     spans: Spans
     dropped: Spans
-    outcome: Outcome | None = None
+    state: ExchangeState = "begun"
+
+    def apply(self) -> None:
+        """The GPS says that it applied the update."""
+        if self.state != "applied":
+            self._enter("applied")
+
+    def reject(self) -> None:
+        """The GPS says that it rejected the update."""
+        if self.state != "rejected":
+            self._enter("rejected")
+        # The GPS took the samples back; they may be ours again already, under a new lease.
+        self.spans = self.dropped = ()
+
+    def merge(self) -> None:
+        """The global model that answers it was merged."""
+        self._enter("merged")
+
+    def end(self) -> None:
+        """It will not be merged."""
+        self._enter("void")
+
+    def _enter(self, target: ExchangeState) -> None:
+        self.state = EXCHANGE.move(self.state, target)
 
 
 @durable(settings=("_k", "_in_flight"))
@@ -101,10 +147,11 @@ class Exchanges:
     def acknowledge(self, outcome: Outcome) -> None:
         """The GPS said what became of the exchange."""
         assert self.current is not None
-        self.current.outcome = outcome
+        assert outcome != "fenced", "all is void then"
         if outcome == "rejected":
-            # The GPS took the samples back; they may be ours again already, under a new lease.
-            self.current.spans = self.current.dropped = ()
+            self.current.reject()
+        else:
+            self.current.apply()
 
     def awaits(self, push: PushId | None) -> bool:
         """Whether this is the exchange under way."""
@@ -113,7 +160,7 @@ class Exchanges:
     def holding(self, spans: Spans) -> PushId | None:
         """The exchange under way, if it holds some of these samples and nothing is known of its fate."""
         current = self.current
-        if current is None or current.outcome is not None:
+        if current is None or current.state != "begun":
             return None
         inside = SpanSet((*current.spans, *current.dropped))
         return current.push if inside.common(spans) else None
@@ -121,7 +168,7 @@ class Exchanges:
     def merge_operation(self) -> Operation:
         """How to take the global model in. After a rejection the region's own model is not to be trusted."""
         assert self.current is not None
-        if self.current.outcome == "rejected":
+        if self.current.state == "rejected":
             return "load"
         match self._in_flight:
             case "drop":
@@ -138,6 +185,8 @@ class Exchanges:
         kept = self.merge_operation() in ("merge_carry", "merge_replay")
         target = self._fresh if kept else self._dropped
         target.add(self._flight.clear())
+        assert self.current is not None
+        self.current.merge()
         self.current = None
         self.count += 1
         self._base, self._merged = base, version
@@ -148,7 +197,9 @@ class Exchanges:
 
     def void(self) -> None:
         """Nothing that was not exchanged counts any more: its samples are in other hands."""
-        self.current = None
+        if self.current is not None:
+            self.current.end()
+            self.current = None
         for spans in (self._fresh, self._flight, self._dropped):
             spans.clear()
         self._steps = self._updates = self._tokens = 0
@@ -158,7 +209,7 @@ class Exchanges:
         """The end: (never exchanged, dropped) samples, those of an exchange without an answer included."""
         unexchanged, dropped = SpanSet(self._fresh), SpanSet(self._dropped)
         current = self.current
-        if current is not None and current.outcome != "applied":
+        if current is not None and current.state != "applied":
             unexchanged.add(current.spans)
             dropped.add(current.dropped)
         if self._in_flight != "drop" or current is None:

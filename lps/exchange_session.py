@@ -51,7 +51,7 @@ class ExchangeSession:
         """The GPS said what became of the exchange under way."""
         exchange = self._books.current
         assert exchange is not None
-        is_known = exchange.outcome is not None
+        is_known = exchange.state != "begun"
         self._books.acknowledge(outcome)
         # The update itself has done its part; if its answer is lost, the same offer asks for it again.
         self._session.decided()
@@ -61,7 +61,7 @@ class ExchangeSession:
         """The global model that answers the exchange under way came: merge it."""
         exchange = self._books.current
         assert exchange is not None
-        answered = [] if exchange.outcome is not None else [_answered(exchange.push, "unknown")]
+        answered = [] if exchange.state != "begun" else [_answered(exchange.push, "unknown")]
         effects: list[Effect] = [*answered, *self.release()]
         operation = self._books.merge_operation()
         weight = 1.0 if operation == "load" else self._settings.merge_weight

@@ -7,12 +7,13 @@ client gives up.
 """
 
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 from pelago.core.durable import durable
 from pelago.core.machine import PS_PER_S, Finish, Send
 from pelago.core.names import BlobId, Peer, PushId
 from pelago.core.notes.common import GoingOn, LeftUnanswered, Waiting
+from pelago.core.transitions import Transition, TransitionTable
 from pelago.wire.messages import (
     Effect,
     Grant,
@@ -33,6 +34,29 @@ LEAVE_TICKS_MAX: Final = 20
 """How often a leaving node repeats its `Leave` before it ends without an answer."""
 
 
+UploadState: TypeAlias = Literal["offered", "sending", "arrived"]
+
+UPLOAD: Final = TransitionTable(
+    "upload",
+    "offered",
+    (
+        Transition("offered", "sending", "send", "the server grants it"),
+        Transition("sending", "arrived", "deliver", "all of the payload arrived"),
+        Transition("sending", "offered", "lose", "the driver gave up on the transfer"),
+        Transition(
+            "offered", "arrived", "deliver", "a transfer that was given up arrived after all"
+        ),
+        Transition(
+            "arrived", "sending", "send", "the server grants it again: it has lost the payload"
+        ),
+        Transition("offered", "arrived", "decide", "the outcome is known before the transfer"),
+        Transition(
+            "sending", "arrived", "decide", "the outcome is known before the transfer ended"
+        ),
+    ),
+)
+
+
 @durable()
 @dataclass(slots=True)
 class Upload:
@@ -40,14 +64,38 @@ class Upload:
 
     message: Push
     blob: BlobId
-    state: Literal["offered", "sending", "arrived"]
     asked_at: int
     """When we last asked, in the driver's picoseconds."""
+    state: UploadState = "offered"
 
     @property
     def push(self) -> PushId:
         """The update's name."""
         return self.message.push
+
+    def send(self, now: int) -> None:
+        """Its transfer begins."""
+        self._enter("sending")
+        self.asked_at = now
+
+    def deliver(self, now: int) -> None:
+        """All of it arrived, perhaps again."""
+        if self.state != "arrived":
+            self._enter("arrived")
+        self.asked_at = now
+
+    def lose(self, now: int) -> None:
+        """Its transfer was given up."""
+        self._enter("offered")
+        self.asked_at = now
+
+    def decide(self) -> None:
+        """Its outcome is known."""
+        if self.state != "arrived":
+            self._enter("arrived")
+
+    def _enter(self, target: UploadState) -> None:
+        self.state = UPLOAD.move(self.state, target)
 
 
 @durable(settings=("server", "_retry_ps", "_lost_after_ps", "_give_up_after_ps"))
@@ -140,7 +188,7 @@ class ClientSession:
     def offer(self, message: Push, blob: BlobId, now: int) -> list[Effect]:
         """Begin to upload an update: ask for a place."""
         assert self.upload is None, self.upload
-        self.upload = Upload(message, blob, "offered", now)
+        self.upload = Upload(message, blob, now)
         return [Send(self.server, Offer(message.push))]
 
     def granted(self, message: Grant, now: int) -> list[Effect]:
@@ -149,23 +197,23 @@ class ClientSession:
         upload = self.upload
         if upload is None or upload.push != message.push or upload.state == "sending":
             return []
-        upload.state, upload.asked_at = "sending", now
+        upload.send(now)
         return [Send(self.server, upload.message, upload.blob)]
 
     def delivered(self, blob: BlobId, now: int) -> None:
         """All of the payload arrived; the server's decision comes as an `Ack`."""
         if self.upload is not None and self.upload.blob == blob:
-            self.upload.state, self.upload.asked_at = "arrived", now
+            self.upload.deliver(now)
 
     def decided(self) -> None:
         """The update's fate is known, but not yet all that follows from it: an offer asks for that again."""
         if self.upload is not None:
-            self.upload.state = "arrived"
+            self.upload.decide()
 
     def lost(self, now: int) -> None:
         """The driver gave up on sending to the server: ask again on the tick."""
         if self.upload is not None and self.upload.state == "sending":
-            self.upload.state, self.upload.asked_at = "offered", now
+            self.upload.lose(now)
 
     def restarted(self, now: int) -> None:
         """The process was started again: what it was sending is lost, and the silence counts from now."""

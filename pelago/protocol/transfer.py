@@ -36,11 +36,12 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final, TypeAlias, Union
+from typing import Final, Literal, TypeAlias, Union
 
 from pelago.core.machine import PS_PER_MS
 from pelago.core.names import Span, Spans
 from pelago.core.spans import SpanSet
+from pelago.core.transitions import Transition, TransitionTable
 
 BEYOND_MAX: Final = 64
 """Spans in one `Have`. A full list says nothing about chunks after its end."""
@@ -102,6 +103,44 @@ def acknowledge_chunks_for(window_bytes: int, chunk_bytes_max: int) -> int:
     return max(1, min(16, window_bytes // (2 * max(1, chunk_bytes_max))))
 
 
+SenderState: TypeAlias = Literal["new", "sending", "delivered", "failed"]
+
+SENDER: Final = TransitionTable(
+    "sender of a transfer",
+    "new",
+    (
+        Transition("new", "sending", "start", "the first chunks are sent"),
+        Transition("new", "delivered", "have", "the other end has every chunk already"),
+        Transition("sending", "delivered", "have", "the other end has every chunk"),
+        Transition(
+            "new", "failed", "abort", "it is told to end, or the other end breaks the rules"
+        ),
+        Transition(
+            "sending",
+            "failed",
+            "abort",
+            "it is told to end, the other end is silent or breaks the rules",
+        ),
+    ),
+)
+
+ReceiverState: TypeAlias = Literal["arriving", "completed"]
+
+RECEIVER: Final = TransitionTable(
+    "receiver of a transfer",
+    "arriving",
+    (
+        Transition("arriving", "completed", "_answer", "every chunk has arrived"),
+        Transition(
+            "arriving",
+            "completed",
+            "recover_completed",
+            "the process before this one had every chunk",
+        ),
+    ),
+)
+
+
 class Sender:
     """The sending end of one transfer.
 
@@ -120,7 +159,7 @@ class Sender:
         assert window_bytes > 0, window_bytes
         assert 0 < retry_ps <= silence_max_ps, (retry_ps, silence_max_ps)
         self.transfer = transfer
-        self.done = False
+        self.state: SenderState = "new"
         self.outstanding_bytes = 0
         """Sent and not acknowledged."""
         self._sizes = sizes
@@ -142,6 +181,14 @@ class Sender:
         self._ask_at = 0
         self._heard_at = 0
 
+    @property
+    def done(self) -> bool:
+        """Whether the transfer ended, either way."""
+        return self.state in ("delivered", "failed")
+
+    def _enter(self, target: SenderState) -> None:
+        self.state = SENDER.move(self.state, target)
+
     def start(self, now: int) -> list[SenderEffect]:
         """Begin; again after the connection was made anew, to ask at once instead of at a tick.
 
@@ -150,6 +197,8 @@ class Sender:
         """
         if self.done:
             return []
+        if self.state == "new":
+            self._enter("sending")
         self._heard_at = now
         self._patience_ps, self._interval_ps = 0, self._retry_ps
         return [self._ask(now), *self._fill()]
@@ -179,7 +228,7 @@ class Sender:
             self._interval_ps = self._patience_ps or self._retry_ps
             self._ask_at = now + self._interval_ps
         if self._arrived.total == len(self._sizes):
-            self.done = True
+            self._enter("delivered")
             return [PayloadDelivered()]
         effects: list[SenderEffect] = []
         if beyond and query == self._query == self._flying.get(through):
@@ -203,7 +252,7 @@ class Sender:
         """Give up. The driver sends the receiver an `Abort`."""
         if self.done:
             return []
-        self.done = True
+        self._enter("failed")
         return [TransferFailed(reason)]
 
     @property
@@ -300,11 +349,23 @@ class Receiver:
         assert acknowledge_chunks > 0, acknowledge_chunks
         self.transfer = transfer
         self.chunks = chunks
-        self.completed = False
+        self.state: ReceiverState = "arriving"
         self._acknowledge_chunks = acknowledge_chunks
         self._unacknowledged = 0
         self._query = 0
         self._arrived = SpanSet(arrived)
+
+    @property
+    def completed(self) -> bool:
+        """Whether it was said that every chunk has arrived."""
+        return self.state == "completed"
+
+    def _enter(self, target: ReceiverState) -> None:
+        self.state = RECEIVER.move(self.state, target)
+
+    def recover_completed(self) -> None:
+        """The process before this one had every chunk, and said so."""
+        self._enter("completed")
 
     def begin(self, query: int) -> list[ReceiverEffect]:
         """The sender asks what has arrived; also the first frame of a transfer."""
@@ -348,5 +409,5 @@ class Receiver:
         have = SendHave(self._query, through, tuple(islice(spans, BEYOND_MAX)))
         if self.completed or self._arrived.total < self.chunks:
             return [have]
-        self.completed = True
+        self._enter("completed")
         return [Completed(), have]

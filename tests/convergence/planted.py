@@ -247,7 +247,7 @@ def a_region_that_rejoins_keeps_its_movement(patch: pytest.MonkeyPatch) -> None:
 def a_rejected_exchange_keeps_its_samples(patch: pytest.MonkeyPatch) -> None:
     def acknowledge(original: Any, self: Exchanges, outcome: Any) -> None:
         assert self.current is not None
-        self.current.outcome = outcome
+        self.current.state = outcome
 
     around(patch, Exchanges, "acknowledge", acknowledge)
 

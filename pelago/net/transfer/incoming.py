@@ -128,7 +128,7 @@ class Incoming:
             one = self._start(each, range(len(self._sizes)))
             one.over = True
             for receiver in one.receivers:
-                receiver.completed = True
+                receiver.recover_completed()
             self._finished[one.peer] = one
 
     def go_on(self) -> None:
