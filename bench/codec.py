@@ -1,4 +1,4 @@
-"""The codec's price: envelopes of a chunk and of a push, beside plain msgpack."""
+"""The time to encode and decode envelopes of a chunk and of a push, against plain msgpack."""
 
 import argparse
 import json

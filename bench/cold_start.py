@@ -1,6 +1,6 @@
 """What it costs a worker to lose its optimiser's moments in the middle of a run.
 
-One worker of the demo's model trains alone, past its warm-up. From there it goes on with its moments, without
+One worker of the demo's model trains alone, past its warm-up. From there it continues with its moments, without
 them at the full rate, and without them with warm-ups of several lengths (`worker.cold_start_steps`), each on
 the same samples. Prints the held-out loss after so many steps less that before, and how far eight steps moved.
 """
@@ -49,14 +49,17 @@ def trained(trainer: Trainer, flat: torch.Tensor, first: int, steps: int) -> tor
     return flat - found.delta
 
 
-def course(trainer: Trainer, judge: HeldOutLoss, flat: torch.Tensor, base: int) -> dict[str, float]:
-    """What becomes of the loss from step ``base`` on."""
-    begun, before, done = flat, judge.validate(flat)[0], 0
+def loss_changes(
+    trainer: Trainer, evaluator: HeldOutLoss, flat: torch.Tensor, base: int
+) -> dict[str, float]:
+    """Changes of the held-out loss after more steps, from step ``base`` on; ``moved``: L2 norm of the change of the
+    parameters after `MOVED_AFTER` steps."""
+    begun, before, done = flat, evaluator.validate(flat)[0], 0
     found: dict[str, float] = {}
     for after in AFTER:
         flat = trained(trainer, flat, (base + done) * BATCH, after - done)
         done = after
-        found[str(after)] = judge.validate(flat)[0] - before
+        found[str(after)] = evaluator.validate(flat)[0] - before
         if after == MOVED_AFTER:
             found["moved"] = float((flat - begun).norm())
     return found
@@ -75,7 +78,7 @@ def main() -> None:
     rows: dict[str, list[dict[str, float]]] = {}
     for seed in range(options.seeds):
         run = run_file(seed, 0, options.optimiser)
-        worker, judge = Trainer(run), HeldOutLoss(run)
+        worker, evaluator = Trainer(run), HeldOutLoss(run)
         flat = trained(worker, worker.initial(), 0, options.base)
         moments = {name: each.clone() for name, each in worker.optimiser.state().items()}
         for warm_up in (None, *WARM_UPS):
@@ -86,7 +89,7 @@ def main() -> None:
             else:
                 trainer.warm_up()
             name = "kept" if warm_up is None else f"lost, warm-up of {warm_up}"
-            rows.setdefault(name, []).append(course(trainer, judge, flat, options.base))
+            rows.setdefault(name, []).append(loss_changes(trainer, evaluator, flat, options.base))
     for name, each in rows.items():
         means = {key: round(sum(row[key] for row in each) / len(each), 4) for key in each[0]}
         print(json.dumps({"moments": name} | means), flush=True)

@@ -1,10 +1,10 @@
-"""The demo, and one of its regions alone for the same wall time.
+"""The demo, against one of its regions alone for the same wall time.
 
     python bench/demo.py
 
 Runs demo.toml for real through `pelago local`, then its first region alone, with budget and schedule cut in
 proportion to the workers' speeds, so that both end after about the same time. Exits with 1 if the demo
-misses what it promises: at most 2.0 nats per byte within 3 minutes, every sample accounted for once.
+misses its targets: at most 2.0 nats per byte within 3 minutes, every sample accounted for once.
 """
 
 import json
@@ -37,7 +37,7 @@ def one_region(run: RunFile) -> RunFile:
 
 
 def trained(run: RunFile, folder: Path) -> dict[str, Any]:
-    """Run it; the figures of its result."""
+    """Run a run file. Returns figures of its result."""
     folder.mkdir()
     path = folder / "run.toml"
     path.write_text(run_toml.dump(run), encoding="utf-8")
@@ -59,7 +59,7 @@ def trained(run: RunFile, folder: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Measure and print; 1 if the demo misses what it promises."""
+    """Measure and print. Returns 1 if the demo misses its targets."""
     run = run_toml.load(DEMO)
     with tempfile.TemporaryDirectory() as folder:
         demo = trained(run, Path(folder) / "demo")

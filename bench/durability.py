@@ -1,4 +1,4 @@
-"""The price of durability: push + pull of 256 MB through LPSs that keep nothing, or a journal. See README.md."""
+"""The price of durability: push + pull of 256 MB through LPSs at each durability. See README.md."""
 
 import argparse
 import json
@@ -7,14 +7,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from parts.machine import describe
-from push_pull import WARM_UP_ROUNDS, describe_model, report, run_of, start_pelago
+from push_pull import WARM_UP_ROUNDS, describe_model, report, run_file, start_pelago
 
 from pelago.net.sockets.tcp_ports import free_pairs
 
 LEVELS = ("none", "process", "host")
 NEW_FILES_ROUNDS = 20
-"""So long a server writes files that it has never written: two journals of eight models and their snapshots,
-and a little. From then on it writes over old ones."""
+"""For so many rounds a server writes new files: two journals of eight models and their snapshots, and some more. Then
+it writes over old ones."""
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
         for index, level in enumerate(levels):
             own = folder / level
             own.mkdir(parents=True, exist_ok=True)
-            run = run_of(ports[2 * index : 2 * index + 2], level)
+            run = run_file(ports[2 * index : 2 * index + 2], level)
             manifest = describe_model(run, own / "model.json")
             sides.append(start_pelago(level, own, stack, run, own / "model.json"))
             sides[-1].listen()

@@ -2,7 +2,7 @@
 
     python bench/lm.py [--replicas 1 4 16] [--batch 8] [--length 64] [--steps 8] [--rounds 5] [--device cpu]
 
-The same model, corpus, optimiser and steps on both sides: one `Trainer` that works off one lease, and
+The same model, corpus, optimiser and steps on both sides: one `Trainer` that trains on one lease, and
 `LanguageModelling` that trains a job of each of R replicas. On CUDA the trainer runs as the daemons' do,
 in bf16 and through torch.compile unless --eager; the stack in fp32 with TF32 products. Rounds are
 interleaved; the ratio is the median over the rounds.

@@ -21,11 +21,11 @@ WARM_UP_PERIODS = 1
 
 @dataclass
 class Arena:
-    """What a step works on."""
+    """The tensors of a step."""
 
     model: torch.Tensor
     target: torch.Tensor
-    """Where a step that leaves the old model to its readers writes the new one."""
+    """Receives the new model in a step that leaves the old one to its readers."""
     update: torch.Tensor
     state: OptimiserState
 
@@ -47,7 +47,8 @@ def fused(outer: DelayedNesterov, arena: Arena, out: torch.Tensor) -> None:
 
 
 def least_bytes(absorbs: bool) -> int:
-    """What a step in place must read and write: th, g, D -> th, D; with m as well if it absorbs."""
+    """The bytes that a step in place must read and write: model, update, accumulator -> model, accumulator; with the
+    momentum as well if it absorbs the accumulator."""
     return (7 if absorbs else 5) * ELEMENTS * ELEMENT_BYTES
 
 
@@ -86,7 +87,7 @@ def measure(periods: int) -> dict[str, Any]:
             streams.append(stream)
             for name, seconds in found.items():
                 times.setdefault((name, absorbs), []).append(seconds)
-    # Each reads one arena and writes one; the better of the two is what the memory gives a thread.
+    # Each reads one tensor and writes one; the faster of the two is the bandwidth that a thread gets.
     bytes_per_second = 2 * ELEMENTS * ELEMENT_BYTES / summary(streams, 9)["median"]
     figures: dict[str, Any] = {"stream_gb_per_second": round(bytes_per_second / 1e9, 2)}
     for absorbs, label in ((False, "accumulating_step_ms"), (True, "absorbing_step_ms")):

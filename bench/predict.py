@@ -40,7 +40,7 @@ def with_links(run: RunFile, mbps: float, steps: int) -> RunFile:
 
 
 def events(out: Path, node: str, kind: str) -> list[dict[str, Any]]:
-    """What a node noted of a kind, with ``at_s``: seconds of the clock that all processes share."""
+    """A node's log lines of a kind, with ``at_s``: seconds of the clock that all processes share."""
     lines = (out / node / "events.jsonl").read_text(encoding="utf-8").splitlines()
     every: list[dict[str, Any]] = [json.loads(line) for line in lines]
     return [
@@ -75,7 +75,7 @@ def step_ms(run: RunFile, out: Path) -> float:
 
 
 def compare(run: RunFile) -> dict[str, Any]:
-    """Run for real, simulate, and put the two beside each other."""
+    """Run for real, simulate, and compare the two."""
     with tempfile.TemporaryDirectory() as folder:
         out, path = Path(folder) / "out", Path(folder) / "run.toml"
         path.write_text(run_toml.dump(run), encoding="utf-8")

@@ -25,9 +25,9 @@ from worker.evaluator.held_out_loss import HeldOutLoss
 
 PARTS = Path(__file__).parent / "parts"
 KINDS = ("blocked", "whole", "nothing")
-"""Of bare peers; see parts/bare.py."""
+"""Kinds of bare peers; see parts/bare.py."""
 WARM_UP_ROUNDS = 8
-"""So many, because the bare peers get their memory back from the allocator only after a few."""
+"""So many, because the allocator reuses the memory of the bare peers only after a few rounds."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """For torch in every process, the daemons' too: two sides of a round share this machine's cores."""
 PAGE_MB = 4096 / 1e6
@@ -64,7 +64,7 @@ OVERRIDES = {
 
 @dataclass
 class BenchProcess:
-    """One way of moving a model there and back: the process to ask, and those that do the work."""
+    """One side of the comparison: a client, which times rounds, and its server."""
 
     name: str
     client: subprocess.Popen[str]
@@ -89,7 +89,7 @@ class BenchProcess:
         return found
 
     def round(self) -> None:
-        """Run one round, and note what it took."""
+        """Run one round, and record its time, processor seconds and fresh memory."""
         assert self.client.stdin is not None
         pids = {"client": self.client.pid, "server": self.server.pid}
         before = {key: usage(pid) for key, pid in pids.items()}
@@ -108,7 +108,7 @@ class BenchProcess:
 
 @contextlib.contextmanager
 def process(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process with pipes to talk to it, ended at the end."""
+    """A process with pipes for its input and output; it is killed when the context ends."""
     with log.open("w") as errors:
         started = subprocess.Popen(
             [sys.executable, *arguments],
@@ -133,7 +133,7 @@ def describe_model(run: RunFile, path: Path) -> Manifest:
     return Manifest(source.manifest())
 
 
-def run_of(ports: list[int], durability: str = "none") -> RunFile:
+def run_file(ports: list[int], durability: str = "none") -> RunFile:
     """The run file of one region; ``ports``: of the GPS and the LPS."""
     overrides = ", ".join(f"{key} = {value}" for key, value in OVERRIDES.items())
     return parse(RUN.format(overrides=overrides, gps=ports[0], lps=ports[1], durability=durability))
@@ -178,7 +178,7 @@ def report(
     machine: dict[str, Any],
     counting: slice = slice(WARM_UP_ROUNDS, None),
 ) -> dict[str, Any]:
-    """All figures. A ratio is the median over rounds of (another's seconds / the first one's)."""
+    """All figures. A ratio is the median over rounds of (another side's seconds / the first side's)."""
     ours, *others = sides
     kept = {side.name: side.rounds[counting] for side in sides}
     figures: dict[str, Any] = {
@@ -211,7 +211,7 @@ def main() -> None:
     kinds = options.kinds.split(",")
     machine = describe()
     gps, lps, *ports = free_pairs(2 + len(kinds))
-    run = run_of([gps, lps])
+    run = run_file([gps, lps])
     with ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""The virtual driver's speed: the HALoS paper's 98,304-step run without tensors, beside a plain loop.
+"""The virtual driver's speed: the HALoS paper's 98,304-step run without tensors, against a plain loop.
 
-The loop is ten million turns of ``x += i`` as one types them at the prompt; how often the run takes its
-time says the same on every machine. ``--long``: how memory grows over ten million events.
+The loop is ten million iterations of ``x += i`` at module level. The run's time divided by the loop's is nearly the
+same on every machine. ``--long``: how memory grows over ten million events.
 """
 
 import argparse
@@ -22,9 +22,9 @@ from pelago.config.run_file import RunFile
 PAPER = Path(__file__).parents[1] / "experiments" / "halos_paper.toml"
 LOOP = compile("x = 0\nfor i in range(10**7): x += i", "loop", "exec")
 LONGER = 52
-"""So many times the paper's budget are ten million events."""
+"""The paper's budget times this gives ten million events."""
 POINTS = 10
-"""So often the memory of the long run is looked at."""
+"""How often the memory of the long run is measured."""
 
 
 def seconds(job: Callable[[], object]) -> float:
@@ -35,7 +35,7 @@ def seconds(job: Callable[[], object]) -> float:
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    """Loop, run, loop, run, ..., loop: each run is compared with the loops before and after it."""
+    """Alternate loops and runs: each run is divided by the mean of the loops before and after it."""
     run = run_toml.load(PAPER)
     runs: list[float] = []
     loops = [seconds(lambda: exec(LOOP, {}))]
@@ -81,7 +81,7 @@ def measure_memory() -> dict[str, Any]:
 
 
 def resident_mb() -> float:
-    """Memory of this process that is in RAM."""
+    """Resident memory of this process, in MB."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 

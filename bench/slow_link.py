@@ -1,11 +1,11 @@
-"""Do workers feel that their region's exchange is in flight over a slow link?
+"""Are workers slower while their region's exchange is in flight over a slow link?
 
     python bench/slow_link.py [--mbps 1] [--minutes 1.6]
 
-Runs a topology for real through `pelago local`: two regions with a worker each, the link between them slowed
-down, K so large that a region spends about as long in flight as not. A round is the time between two
-rounds of the far region's worker. Prints the median round while an exchange was in flight over the
-median round while none was; nothing may wait for the WAN, so it should be 1.
+Runs a topology for real through `pelago local`: two regions with a worker each and a slow link between them. K
+(`lps.updates_per_exchange`) is so large that a region has an exchange in flight about half of the time. A round is
+the time between two rounds of the far region's worker. Prints the median round while an exchange was in flight
+divided by the median round while none was. Nothing may wait for the WAN, so it should be 1.
 """
 
 import argparse
@@ -56,7 +56,7 @@ worker_speeds = [1.0]
 
 
 def times(out: Path, node: str, kind: str) -> list[float]:
-    """When a node noted something, in seconds of the wall clock that all processes share."""
+    """The times of a node's log lines of a kind, in seconds of the wall clock that all processes share."""
     events: list[dict[str, Any]] = [
         json.loads(line) for line in (out / node / "events.jsonl").read_text("utf-8").splitlines()
     ]

@@ -2,16 +2,16 @@
 
     python bench/soak.py [--minutes 120] [--every-s 60] [--keep DIR]
 
-Starts a real run of two regions with two workers each, paced, and an evaluator, as processes. Every
-minute the node that was left alone longest is restarted: by kill -9 one time, the next by the signal
-that docs/OPERATIONS.md gives for its role (servers SIGHUP, workers SIGTERM). In the second quarter the
-GPS and a worker are spared, in the third an LPS and another worker, so that there are long lives to
-look at as well; the evaluator is never restarted. Every ten seconds it looks at each process and each
-folder of state. The run ends by its own budget of minutes, and the servers' histories are audited.
+Starts a real run of two regions with two paced workers each and an evaluator, as processes. Every minute the node
+whose last start is longest ago is restarted: by turns with kill -9 and with the signal that docs/OPERATIONS.md gives
+for its role (servers SIGHUP, workers SIGTERM). In the second quarter the GPS and a worker are not restarted, in the
+third an LPS and another worker, so that there are long-lived processes as well. The evaluator is never restarted.
+Every ten seconds each process and each state folder is sampled. The run ends by its own budget of minutes, and the
+servers' histories are audited.
 
-A process that has just started is smaller than one that has run for minutes. So memory is compared at
-equal age, and the first life of a node, which had nothing to restore, is left out. Slopes are
-medians over pairs of samples (Theil 1950, Sen 1968), pairs within one node or within one life only.
+A process that has just started is smaller than one that has run for minutes. So memory is compared at equal age, and
+the first process of a node, which had nothing to restore, is left out. Slopes are medians over pairs of samples (Theil
+1950, Sen 1968), of pairs within one node or within one process only.
 
 Exits with 1 unless the audit is clean, no process ended by itself, and everything measured is flat.
 """
@@ -20,19 +20,19 @@ import argparse
 import json
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from chaos import Chaos
-from parts.flatness import MB, Sample, disk, flat, sizes
-from parts.machine import describe, usage
+from parts.flatness import MB, disk, flat, sizes
+from parts.machine import describe
+from parts.real_run import RealRun, audit_figures, is_balanced
+from parts.soak_run import SERVERS, SIGNAL_S, SoakRestart, SoakRun
 
 from pelago.cli.audit import examine, histories
 from pelago.durable import record
@@ -88,186 +88,22 @@ bind = "127.0.0.1:{ports[2]}"
 """
 """Small steps and a model of 1.58 MB: nearly all that happens is updates, exchanges and journals."""
 
-SERVERS: Final = ("gps", "lps")
 KINDS: Final = (*SERVERS, "worker", "evaluator")
-POLITE: Final = {"gps": signal.SIGHUP, "lps": signal.SIGHUP, "worker": signal.SIGTERM}
-SPARED: Final = ((), ("gps", "worker-eu-0"), ("lps-eu", "worker-us-1"), ())
-"""By quarter of the run: not restarted."""
 UNIT: Final = {"gps": "arrival", "lps": "update"}
 """Kind of the lines for which a server's history is kept."""
 SAMPLE_S: Final = 10.0
-POLITE_S: Final = 30.0
-"""How long a node may take to go when it is asked to."""
 END_S: Final = 600.0
 """How much longer than its budget the run may take: the clock begins with the first lease and stops while
 the GPS is down."""
-FAILURES_MAX: Final = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Restart:
-    """What was done to a node."""
-
-    at_s: float
-    node: str
-    kind: str
-    manner: str
-    code: int
-    took_s: float
-    """From the signal to the end of the process."""
-
-
-@dataclass
-class Soak:
-    """The run, what is done to it, and what was seen."""
-
-    chaos: Chaos
-    minutes: float
-    begun: float = field(default_factory=time.time)
-    samples: list[Sample] = field(default_factory=list)
-    restarts: list[Restart] = field(default_factory=list)
-    lives: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
-    """Ends that nobody asked for."""
-
-    @property
-    def elapsed_s(self) -> float:
-        """Since the start."""
-        return time.time() - self.begun
-
-    def start(self) -> None:
-        """Start all nodes."""
-        self.chaos.start("gps", "gps", "gps")
-        for region in ("eu", "us"):
-            self.chaos.start(f"lps-{region}", "lps", "lps", "--region", region)
-            for group in (0, 1):
-                flags = ("--region", region, "--group", str(group), "--paced")
-                self.chaos.start(f"worker-{region}-{group}", "worker", "worker", *flags)
-        self.chaos.start("evaluator", "evaluator", "worker", "--evaluate")
-
-    def next(self) -> str:
-        """Whose turn it is: of those not spared, the one that was left alone longest."""
-        quarter = min(3, int(4 * self.elapsed_s / (60 * self.minutes)))
-        nodes = [each for each in self.chaos.nodes.values() if each.kind in POLITE]
-        return min(
-            (each for each in nodes if each.name not in SPARED[quarter]), key=lambda e: e.started
-        ).name
-
-    def restart(self, name: str) -> Restart:
-        """End a node one way or the other, and start it again."""
-        node = self.chaos.nodes[name]
-        done = sum(each.node == name for each in self.restarts)
-        number = POLITE[node.kind] if done % 2 else signal.SIGKILL
-        begun, at_s = time.monotonic(), self.elapsed_s
-        node.process.send_signal(number)
-        try:
-            code = node.process.wait(POLITE_S)
-        except subprocess.TimeoutExpired:
-            self.failures.append(f"{name} did not end in {POLITE_S:g} s after {number.name}")
-            node.process.kill()
-            code = node.process.wait()
-        took_s = round(time.monotonic() - begun, 2)
-        if code != (0 if number != signal.SIGKILL else -signal.SIGKILL):
-            self.failures.append(f"{name} ended with exit code {code} after {number.name}")
-        self._again(name)
-        found = Restart(round(at_s, 1), name, node.kind, number.name, code, took_s)
-        self.restarts.append(found)
-        return found
-
-    def revive(self) -> None:
-        """Start again what ended by itself, and remember that it did."""
-        for node in list(self.chaos.nodes.values()):
-            code = node.process.poll()
-            if code is None or (node.name == "gps" and code == 0):
-                continue
-            said = f"{node.name} ended by itself with exit code {code} after {self.elapsed_s:.0f} s"
-            self.failures.append(said)
-            print(said, flush=True)
-            if len(self.failures) > FAILURES_MAX:
-                raise SystemExit(f"too many processes ended by themselves: see {self.chaos.out}")
-            self._again(node.name)
-
-    def _again(self, name: str) -> None:
-        node = self.chaos.nodes[name]
-        self.lives[name] += 1
-        # After `python -m` come the module, the run file and the folder, which `start` puts there itself.
-        self.chaos.start(name, node.kind, node.command[2], *node.command[7:])
-
-    def look(self) -> None:
-        """A sample of every node that runs."""
-        for node in self.chaos.nodes.values():
-            if node.process.poll() is not None:
-                continue
-            try:
-                found = self._sample(node.name, node.kind, node.process.pid, node.started)
-            except (OSError, KeyError, IndexError):
-                continue  # It ended while we looked.
-            self.samples.append(found)
-
-    def _sample(self, name: str, kind: str, process_id: int, started: float) -> Sample:
-        proc, now, state = Path(f"/proc/{process_id}"), time.time(), self.chaos.out / name / "state"
-        status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
-        sizes = _sizes(state)
-        logs = (self.chaos.out / f"{name}.log", self.chaos.out / name / "events.jsonl")
-        grouped = {
-            group: sum(size for each, size in sizes.items() if each.startswith(group)) / MB
-            for group in ("journal", "snapshot", "spare")
-        }
-        return Sample(
-            at_s=round(now - self.begun, 1),
-            node=name,
-            kind=kind,
-            life=self.lives[name],
-            age_s=round(now - started, 1),
-            rss_mb=int(status["VmRSS"].split()[0]) * 1024 / MB,
-            anonymous_mb=int(status["RssAnon"].split()[0]) * 1024 / MB,
-            descriptors=sum(1 for _ in (proc / "fd").iterdir()),
-            threads=int(status["Threads"]),
-            cpu_s=usage(process_id)[0],
-            unlinked_mb=_unlinked(proc / "maps", state) / MB,
-            state_mb=sum(grouped.values()),
-            journal_mb=grouped["journal"],
-            snapshot_mb=grouped["snapshot"],
-            spare_mb=grouped["spare"],
-            files=len(sizes),
-            history_mb=sizes.get(HISTORY, 0) / MB,
-            logs_mb=sum(each.stat().st_size for each in logs if each.exists()) / MB,
-        )
-
-    def latest(self) -> list[Sample]:
-        """The last sample of every node."""
-        return list({each.node: each for each in self.samples}.values())
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes that each file takes on disk."""
-    found = {}
-    for path in folder.iterdir() if folder.exists() else ():
-        try:
-            found[path.name] = path.stat().st_blocks * 512
-        except OSError:
-            continue  # Renamed or removed meanwhile.
-    return found
-
-
-def _unlinked(maps: Path, folder: Path) -> int:
-    """Bytes of removed files of a folder that a process has mapped."""
-    found: dict[str, int] = {}
-    for line in maps.read_text().splitlines():
-        if line.endswith("(deleted)") and str(folder) in line:
-            span, _, _, _, inode, *_ = line.split()
-            start, _, stop = span.partition("-")
-            found[inode] = found.get(inode, 0) + int(stop, 16) - int(start, 16)
-    return sum(found.values())
-
-
-def soak(run: Soak, every_s: float) -> int:
+def soak(run: SoakRun, every_s: float) -> int:
     """Restart and look until the run ends by itself. Returns the GPS's exit code."""
     end_s, gps_code = 60 * run.minutes, None
     restart_s, look_s = every_s, SAMPLE_S
     while gps_code is None:
         time.sleep(max(0.0, min(restart_s, look_s) - run.elapsed_s))
-        gps_code = run.chaos.nodes["gps"].process.poll()
+        gps_code = run.run.nodes["gps"].process.poll()
         if gps_code == 0:
             if run.elapsed_s < end_s:
                 run.failures.append(f"the run ended by itself after {run.elapsed_s:.0f} s")
@@ -276,21 +112,21 @@ def soak(run: Soak, every_s: float) -> int:
             run.revive()
             gps_code = None
         if run.elapsed_s >= look_s:
-            run.look()
+            run.sample()
             look_s += SAMPLE_S
         if run.elapsed_s >= restart_s:
             restart_s += every_s
             # The run must not be restarted while it ends.
-            done = run.restart(run.next()) if run.elapsed_s < end_s - every_s / 2 else None
+            done = run.restart(run.next_node()) if run.elapsed_s < end_s - every_s / 2 else None
             print(_progress(run, done), flush=True)
         if run.elapsed_s > end_s + END_S:
             run.failures.append("the run did not end by itself")
-            run.chaos.nodes["gps"].process.terminate()
-            return run.chaos.nodes["gps"].process.wait(END_S)
+            run.run.nodes["gps"].process.terminate()
+            return run.run.nodes["gps"].process.wait(END_S)
     return gps_code
 
 
-def _progress(run: Soak, done: Restart | None) -> str:
+def _progress(run: SoakRun, done: SoakRestart | None) -> str:
     now = run.latest()
     parts = [f"{run.elapsed_s / 60:.1f} min"]
     if done is not None:
@@ -327,10 +163,10 @@ def history(out: Path, node: str, unit: str) -> dict[str, Any]:
     }
 
 
-def snapshots(chaos: Chaos, node: str) -> dict[str, Any]:
+def snapshots(run: RealRun, node: str) -> dict[str, Any]:
     """How many there were, and whether they or the restarts that read them grew."""
-    written = [event["bytes"] / MB for event in chaos.events(node, "snapshot")]
-    read = [e["snapshot_s"] + e["journal_s"] for e in chaos.events(node, "restored")]
+    written = [event["bytes"] / MB for event in run.events(node, "snapshot")]
+    read = [e["snapshot_s"] + e["journal_s"] for e in run.events(node, "restored")]
 
     def ends(values: Sequence[float]) -> list[float]:
         part = max(1, len(values) // 4)
@@ -344,7 +180,7 @@ def snapshots(chaos: Chaos, node: str) -> dict[str, Any]:
     }
 
 
-def plot(run: Soak, path: Path) -> None:
+def plot(run: SoakRun, path: Path) -> None:
     """Draw everything over time."""
     from matplotlib.figure import Figure
 
@@ -359,7 +195,7 @@ def plot(run: Soak, path: Path) -> None:
     made = Figure(figsize=(12, 10), layout="constrained")
     axes = list(made.subplots(3, 2, sharex=True).flat)
     for axis, (measure, title) in zip(axes, panels.items(), strict=True):
-        for place, name in enumerate(run.chaos.nodes):
+        for place, name in enumerate(run.run.nodes):
             those = [each for each in run.samples if each.node == name]
             if measure in ("state_mb", "history_mb"):
                 those = [each for each in those if each.kind in SERVERS]
@@ -374,15 +210,15 @@ def plot(run: Soak, path: Path) -> None:
     made.savefig(path, dpi=110)
 
 
-def figures(run: Soak, gps_code: int, every_s: float) -> dict[str, Any]:
+def figures(run: SoakRun, gps_code: int, every_s: float) -> dict[str, Any]:
     """What is printed."""
-    chaos, end_s = run.chaos, run.samples[-1].at_s if run.samples else 0.0
-    servers = {each.name: each.kind for each in chaos.nodes.values() if each.kind in SERVERS}
-    result = json.loads((chaos.out / "result.json").read_text(encoding="utf-8"))
-    found = examine(histories(chaos.out))
+    real, end_s = run.run, run.samples[-1].at_s if run.samples else 0.0
+    servers = {each.name: each.kind for each in real.nodes.values() if each.kind in SERVERS}
+    result = json.loads((real.out / "result.json").read_text(encoding="utf-8"))
+    found = examine(histories(real.out))
     kinds = {kind: sizes(run.samples, kind, end_s) for kind in KINDS}
     disks = {kind: disk(run.samples, kind, end_s) for kind in SERVERS}
-    used = {(each.node, each.life): each.cpu_s for each in run.samples}
+    used = {(each.node, each.incarnation): each.cpu_s for each in run.samples}
     manners = Counter(f"{each.kind} {each.manner}" for each in run.restarts)
     return {
         "benchmark": "soak",
@@ -397,19 +233,11 @@ def figures(run: Soak, gps_code: int, every_s: float) -> dict[str, Any]:
         "counted_steps": result["counted_steps"],
         "exchanges": result["gps"]["updates"],
         "ledger": result["ledger"],
-        "audit": {
-            "updates": found.updates,
-            "exchanges": found.exchanges,
-            "applied": found.applied,
-            "dropped": found.dropped,
-            "waiting": found.waiting,
-            "doubled": found.doubled,
-            "exceptions": found.exceptions[:10],
-        },
+        "audit": audit_figures(found),
         "cores_used": round(sum(used.values()) / end_s, 2) if end_s else None,
         "logs_mb": round(sum(each.logs_mb for each in run.latest()), 2),
-        "history": {name: history(chaos.out, name, UNIT[kind]) for name, kind in servers.items()},
-        "snapshots": {name: snapshots(chaos, name) for name in servers},
+        "history": {name: history(real.out, name, UNIT[kind]) for name, kind in servers.items()},
+        "snapshots": {name: snapshots(real, name) for name in servers},
         "processes": kinds,
         "disk": disks,
         "flat": flat(kinds, disks),
@@ -440,17 +268,13 @@ def main() -> int:
         if (folder / "out").exists():
             parser.error(f"{folder} holds an earlier run")
         text = RUN.format(minutes=options.minutes, ports=free_pairs(3), step_ms=options.step_ms)
-        run = Soak(Chaos(folder, text, seed=0), options.minutes)
+        run = SoakRun(RealRun(folder, text, seed=0), options.minutes)
         try:
-            run.start()
+            run.run.start_all()
             code = soak(run, options.every_s)
-            deadline = time.time() + POLITE_S
-            while time.time() < deadline and any(
-                each.process.poll() is None for each in run.chaos.nodes.values()
-            ):
-                time.sleep(0.1)
+            run.run.wait_for_all(SIGNAL_S)
         finally:
-            run.chaos.end()
+            run.run.end()
             if options.keep:
                 rows = [asdict(each) for each in run.samples] + [asdict(e) for e in run.restarts]
                 lines = "".join(json.dumps(row) + "\n" for row in rows)
@@ -459,13 +283,9 @@ def main() -> int:
             plot(run, folder / "soak.png")
         found = figures(run, code, options.every_s)
         print(json.dumps(found))
-        ledger = found["ledger"]
-        balanced = ledger["issued"] == sum(
-            ledger[key] for key in ("applied", "dropped_in_flight", "unexchanged", "returned")
-        )
-        clean = balanced and not ledger["duplicated"] and not found["audit"]["exceptions"]
-        calm = code == 0 and not run.failures and False not in found["flat"].values()
-        return 0 if clean and calm else 1
+        clean = is_balanced(found["ledger"]) and not found["audit"]["exceptions"]
+        good = code == 0 and not run.failures and False not in found["flat"].values()
+        return 0 if clean and good else 1
 
 
 if __name__ == "__main__":

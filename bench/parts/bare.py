@@ -1,4 +1,4 @@
-"""The bare peers: one thread, one ROUTER, one DEALER, and as little as the job takes.
+"""The bare peers: one ROUTER or DEALER socket and one thread each, and nothing beyond what the task needs.
 
 `bare.py SIDE KIND PORT MODEL.json` is one process. KIND: `blocked` verifies and computes every
 checksum and does the same fused step as the LPS; `whole` does the step as torch users write it, an
@@ -33,7 +33,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def optimiser() -> DelayedNesterov:
-    """That of an LPS with default settings, which are HALoS's."""
+    """The optimiser of an LPS with default settings, which are those of HALoS."""
     lps = LpsSection()
     return DelayedNesterov.from_eta(
         lps.lr, lps.momentum, lps.momentum_delay, lps.momentum_activation
@@ -70,7 +70,8 @@ def send_all(
 def receive_all(
     socket: "zmq.Socket[bytes]", manifest: Manifest, sums: bool
 ) -> tuple[list[bytes], list[memoryview]]:
-    """Receive every chunk in place: who sent them, and their bytes. Verified unless ``sums`` is false."""
+    """Receive every chunk without a copy. Returns the sender's routing frames and the chunks' bytes. Verifies
+    checksums unless ``sums`` is false. Raises `ValueError` if a chunk is damaged."""
     chunks: list[memoryview] = [memoryview(b"")] * len(manifest.chunks)
     sender: list[bytes] = []
     for _ in chunks:
@@ -83,7 +84,7 @@ def receive_all(
 
 
 def serve(kind: str, port: int, manifest: Manifest) -> None:
-    """Take an update, step, answer with the model; for ever."""
+    """Receive an update, do a step, answer with the model, again and again."""
     socket = zmq.Context().socket(zmq.ROUTER)
     socket.set_hwm(0)
     socket.bind(f"tcp://127.0.0.1:{port}")

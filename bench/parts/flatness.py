@@ -1,4 +1,4 @@
-"""What became of the sizes of a run's processes and folders: whether they are flat, and by what measure."""
+"""Whether memory, descriptors, threads and disk of a run stay flat, from samples of its processes and folders."""
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -9,40 +9,42 @@ MEASURES: Final = ("rss_mb", "anonymous_mb", "descriptors", "threads")
 DISK_MEASURES: Final = ("state_mb", "journal_mb", "snapshot_mb", "spare_mb", "unlinked_mb", "files")
 AGES_S: Final = {"young": (40.0, 60.0), "grown": (180.0, 300.0)}
 LONG_LIFE_S: Final = 600.0
+"""A process that reaches this age is long-lived."""
 SETTLED_S: Final = 300.0
-"""What a long life is looked at after."""
+"""Samples of a long-lived process count from this age on."""
 PAIR_S: Final = 60.0
-"""Samples nearer than this say nothing about a slope."""
+"""Pairs of samples that are nearer than this are left out of a slope."""
 GROWTH_MAX: Final = 1.05
 MORE_MAX: Final = 2
-"""Flat: the last quarter's median is at most so many times the first's, or for what is counted in pieces
-at most so many more."""
+"""Flat means: the last quarter's median is at most `GROWTH_MAX` times the first's, or for descriptors and threads at
+most `MORE_MAX` more."""
 STATE_GROWTH_MAX: Final = 1.25
 STATE_MAX_MB: Final = 294.0
-"""Journals and snapshots go up and down, and how many spares lie about is chance: their median may be so
-much more, if they keep the bound of docs/OPERATIONS.md: 128 MiB of journals and eight models, twice."""
+"""Journals and snapshots grow and shrink, and the number of spares varies: their median may grow by this factor, if
+they keep the bound of docs/OPERATIONS.md: 128 MiB of journals and eight models, twice."""
 MB: Final = 1e6
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A node at one time. Sizes in MB; those of the folder of state are of blocks on disk."""
+    """A node at one time. Sizes are in MB (10^6 bytes); those of the state folder are of blocks on disk."""
 
     at_s: float
     node: str
     kind: str
-    life: int
+    incarnation: int
+    """How often the node was started again before."""
     age_s: float
     rss_mb: float
     anonymous_mb: float
-    """Of it, what is not a file's: the rest are libraries, and files of state that a restart has read."""
+    """Resident memory that belongs to no file: the rest are libraries, and state files that a restart has read."""
     descriptors: int
     threads: int
     cpu_s: float
     unlinked_mb: float
-    """Files of state that were removed, and still occupy the disk while they are mapped."""
+    """State files that were removed, and occupy the disk as long as they are mapped."""
     state_mb: float
-    """Journals, snapshots and spares: what has to be bounded."""
+    """Journals, snapshots and spares: these must be bounded."""
     journal_mb: float
     snapshot_mb: float
     spare_mb: float
@@ -52,7 +54,8 @@ class Sample:
 
 
 def slope(groups: Iterable[Sequence[tuple[float, float]]]) -> float | None:
-    """Per hour: the median over all pairs of (second, value) that are in one group and not near each other."""
+    """The slope per hour: the median over all pairs of (second, value) of one group that are not near each other
+    (Theil 1950, Sen 1968); None: there is no such pair."""
     found = [
         (later - earlier) / (stop - start) * 3600
         for group in groups
@@ -73,7 +76,7 @@ def _grouped(
 
 
 def _quarters(samples: Iterable[Sample], measure: str, end_s: float) -> dict[str, float | None]:
-    """Median and maximum of the first and the last quarter of the run."""
+    """Median and maximum of a measure in the first and the last quarter of the run."""
     found: dict[str, float | None] = {}
     kept = list(samples)
     for name, start, stop in (("first", 0.0, 0.25), ("last", 0.75, 1.01)):
@@ -85,23 +88,23 @@ def _quarters(samples: Iterable[Sample], measure: str, end_s: float) -> dict[str
 
 
 def sizes(samples: Sequence[Sample], kind: str, end_s: float) -> dict[str, Any]:
-    """What became of the processes of one kind."""
+    """Figures of each measure for the processes of one kind."""
     of_kind = [each for each in samples if each.kind == kind]
-    ends = {(each.node, each.life): each.age_s for each in of_kind}
+    ends = {(each.node, each.incarnation): each.age_s for each in of_kind}
     long_lives = [
         each
         for each in of_kind
-        if ends[each.node, each.life] >= LONG_LIFE_S and each.age_s >= SETTLED_S
+        if ends[each.node, each.incarnation] >= LONG_LIFE_S and each.age_s >= SETTLED_S
     ]
     found: dict[str, Any] = {}
     for measure in MEASURES:
         at_age = {}
         for name, (low, high) in AGES_S.items():
-            those = [each for each in of_kind if each.life and low <= each.age_s <= high]
+            those = [each for each in of_kind if each.incarnation and low <= each.age_s <= high]
             at_age[name] = _quarters(those, measure, end_s) | {
                 "per_hour": slope(_grouped(those, lambda e: e.node, measure))
             }
-        within = _grouped(long_lives, lambda e: (e.node, e.life), measure)
+        within = _grouped(long_lives, lambda e: (e.node, e.incarnation), measure)
         found[measure] = at_age | {
             "long_lives": len(within),
             "longest_s": round(max((e.age_s for e in long_lives), default=0.0)),
@@ -112,7 +115,7 @@ def sizes(samples: Sequence[Sample], kind: str, end_s: float) -> dict[str, Any]:
 
 
 def disk(samples: Sequence[Sample], kind: str, end_s: float) -> dict[str, Any]:
-    """What became of the folders of state of one kind."""
+    """Figures of each measure for the state folders of one kind."""
     of_kind = [each for each in samples if each.kind == kind]
     found: dict[str, Any] = {}
     for measure in DISK_MEASURES:
@@ -123,7 +126,7 @@ def disk(samples: Sequence[Sample], kind: str, end_s: float) -> dict[str, Any]:
 
 
 def flat(kinds: dict[str, Any], disks: dict[str, Any]) -> dict[str, bool | None]:
-    """The verdict by measure; None: too short to tell."""
+    """Whether each measure is flat; None: the run was too short to tell."""
 
     def within(found: dict[str, Any], growth: float, more: float) -> bool | None:
         first, last = found["first"], found["last"]
@@ -135,7 +138,7 @@ def flat(kinds: dict[str, Any], disks: dict[str, Any]) -> dict[str, bool | None]
         known = [each for each in verdicts if each is not None]
         return all(known) if known else None
 
-    # Not all that is resident: which files of state a restart maps is chance.
+    # Resident memory is left out, since it depends on which state files a restart maps.
     limits = {
         "anonymous_mb": (GROWTH_MAX, 0),
         "descriptors": (1, MORE_MAX),

@@ -1,4 +1,4 @@
-"""The machine that figures belong to, and how they are condensed."""
+"""The machine on which figures were measured, and summaries of figures."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ PACKAGES = ("torch", "pyzmq", "numpy", "xxhash", "uvloop")
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores, memory, kernel and versions; ``load`` tells whether others used the machine."""
+    """Processor, cores, memory, kernel and versions; ``load``: shows whether other programs used the machine."""
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "processor": _processor(),
@@ -41,7 +41,7 @@ def _processor() -> str:
 
 
 def usage(process_id: int) -> tuple[float, int]:
-    """What all threads of a process have used so far: processor seconds, and fresh pages of memory."""
+    """Processor seconds and minor page faults of all threads of a process so far."""
     text = Path(f"/proc/{process_id}/stat").read_text(encoding="ascii", errors="replace")
     fields = text.rpartition(")")[2].split()
     ticks = int(fields[11]) + int(fields[12])

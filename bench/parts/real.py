@@ -39,7 +39,7 @@ SEED = 7
 
 
 class TimedWorker:
-    """The worker's machine, unchanged, with a stop-watch beside it."""
+    """The worker's machine, unchanged, which measures its rounds."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -47,7 +47,7 @@ class TimedWorker:
         self._applied_at = 0.0
 
     def handle(self, event: Event, now: int) -> list[Effect]:
-        """Note the time of an event that begins or ends a round, and pass it on."""
+        """Record the time of an event that begins or ends a round, and pass it on."""
         seconds = time.perf_counter()
         match event:
             case Trained():
