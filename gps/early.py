@@ -22,7 +22,7 @@ class EarlyResults:
         self._settled = asyncio.Event()
         self._has_begun = False
         self.lock = asyncio.Lock()
-        """Held by whoever writes the model: an export of an older version may not come last."""
+        """Held while the model is written, so that an export of an older version cannot come last."""
 
     def on_note(self, note: Note) -> None:
         """Hears the notes of the GPS's machine."""

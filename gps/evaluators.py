@@ -148,7 +148,7 @@ class Evaluators:
         return [effect for peer in silent for effect in self.remove(peer, "lost: no heartbeat")]
 
     def restarted(self) -> None:
-        """What was on its way is lost. Nobody was silent: this process did not listen."""
+        """A new process: transfers are lost, and silence counts from now, since no process was listening."""
         for each in self._evaluators.values():
             each.replying, each.heard_at = None, self._clock.now
 

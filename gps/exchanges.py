@@ -21,7 +21,7 @@ NORM_KEY: Final = "gps.update_norm_max"
 
 
 class Decided(NamedTuple):
-    """What came of an update that was measured."""
+    """The effects of a measured update."""
 
     effects: list[Effect]
     applied: tuple[Region, PushId] | None = None
@@ -65,7 +65,7 @@ class RegionExchanges:
         return [*settled, *self.reply(region, push)]
 
     def pushed(self, region: Region, peer: Peer, message: Push, blob: BlobId) -> list[Effect]:
-        """All of an update is here."""
+        """An update arrived whole."""
         outcome = region.outcome(message.push)
         if outcome is not None:
             return [Release(blob), *self._admission.settled(peer, message.push, outcome)]
@@ -80,7 +80,7 @@ class RegionExchanges:
         region = self._regions.served_by(peer)
         effects = self._admission.free(peer, message.push)
         if phase != "serving" or region is None or region.outcome(message.push) is not None:
-            # Over, or fenced while it was being measured.
+            # The run is over, or the update was fenced while it was being measured.
             return Decided([*effects, Release(event.blob)])
         fault = self._fault(region, message, event)
         if fault:
@@ -152,7 +152,7 @@ class RegionExchanges:
     def _apply(self, region: Region, message: Push, event: Measured) -> list[Effect]:
         self.refusals.accepted(region.name)
         self._ledger.consume(region.name, message.spans, message.dropped)
-        # A base that is no version of ours yet is a peer's mistake, and cannot count more than in full.
+        # A base above the newest version is a peer's mistake; it must not raise the weight above 1.
         staleness = max(0, self._model.version.counter - message.base.counter)
         weight = (1.0 + staleness) ** -self._settings.staleness_power
         self._model.count(message)

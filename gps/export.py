@@ -19,7 +19,7 @@ class FoundState:
     """A GPS's state, as far as it is known."""
 
     folder: Path
-    """Of the results, as far as the place tells."""
+    """The folder of results, as far as it is known."""
     is_running: bool
     """A GPS has the state: what is here is its newest snapshot. Otherwise the journal was read as well."""
     run: RunFile

@@ -1,10 +1,10 @@
-"""What a run leaves behind: `result.json`, `loss.png` and the last global model.
+"""The files of a finished run: `result.json`, `loss.png` and the last global model.
 
 global.safetensors           the model itself, from which training would go on
 global_average.safetensors   its running mean, if one is kept (`gps.average`): what the evaluator
                              measures and exports, here for runs that have no evaluator
 
-Each is written whole or not at all, and without regard to what became of the others.
+Each is written whole or not at all, whether or not the others could be written.
 """
 
 import json
@@ -56,9 +56,9 @@ def write(
             failures, done = _write_each(folder, jobs), True
             if failures:
                 with suppress(OSError):
-                    told = new.with_suffix(".told")
-                    _write_json(told, result | {NOT_WRITTEN: failures})
-                    os.replace(told, new)
+                    partial = new.with_suffix(".partial")
+                    _write_json(partial, result | {NOT_WRITTEN: failures})
+                    os.replace(partial, new)
     except OSError as error:
         failures.append(_failure(folder / RESULT, error))
     return failures if done else [*failures, *_write_each(folder, jobs)]
@@ -83,8 +83,8 @@ def write_models(
     facts: Mapping[str, int],
 ) -> list[str]:
     """Write the model, and its mean if one is kept, with facts in their heads. Returns as `write`."""
-    told = {key: str(value) for key, value in facts.items()}
-    return _write_each(folder, _models(manifest, flat, average, told))
+    head = {key: str(value) for key, value in facts.items()}
+    return _write_each(folder, _models(manifest, flat, average, head))
 
 
 def _models(
@@ -122,7 +122,7 @@ def _failure(path: Path, error: Exception) -> str:
 
 
 def _facts(result: dict[str, Any]) -> dict[str, str]:
-    """What the head of a model's file says of it."""
+    """The facts in the head of a model's file."""
     return {"version": str(result["gps"]["version"]), "counted_steps": str(result["counted_steps"])}
 
 

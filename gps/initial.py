@@ -1,7 +1,7 @@
 """The model that a run starts from.
 
 The GPS builds no models. A worker process on its host, which does, writes the initial parameters and
-says which corpus it sees; both become the run's, and whoever joins with others is refused.
+says which corpus it sees; both become the run's, and a node that joins with others is refused.
 """
 
 import json

@@ -28,7 +28,7 @@ class GpsSettings:
     """An update based on a version that is n versions old is applied (1 + n)^-power times."""
     staged_max: int
     tick_ps: int
-    """0: no heartbeats and nobody is ever lost, for a driver that loses nothing."""
+    """0: no heartbeats, and no peer is ever considered lost, for a driver that loses nothing."""
     retry_ps: int
     lost_after_ps: int
     region_lost_after_ps: int

@@ -32,9 +32,9 @@ class Region:
 
     name: str
     fence: int
-    """Of the process that serves it; the next one gets a higher one."""
+    """The fence of the process that serves it; the next process gets a higher one."""
     peer: Peer | None = None
-    """The LPS process that serves it; None: nobody does."""
+    """The LPS process that serves it; None: there is none."""
     incarnation: int = -1
     heard_at: int = 0
     updates: int = 0
@@ -54,24 +54,24 @@ class Region:
     """Newest exchange of this fence that was settled."""
 
     def admit(self, peer: Peer, incarnation: int, now: int) -> None:
-        """Another process serves the region from now on, with books of its own."""
+        """Another process serves the region from now on. Its requests and exchanges are numbered from 1."""
         self.peer, self.incarnation, self.heard_at = peer, incarnation, now
         self.fence += 1
         self.request, self.lent, self.ahead, self.replying = 0, (), 0, None
         self.outcomes, self.newest = Outcomes(), 0
 
     def part(self) -> None:
-        """Nobody serves the region any more. Its fence grows when somebody does again."""
+        """No process serves the region any more. The next one gets a higher fence."""
         self.peer, self.ahead, self.replying = None, 0, None
 
     def reported(self, report: RegionReport) -> None:
-        """It says how far it is; without its workers, of whom what it said last holds."""
+        """Keep a report. One without workers leaves the last known ones in place."""
         if not report.workers and self.report is not None:
             report = replace(report, workers=self.report.workers)
         self.report = report
 
     def outcome(self, push: PushId) -> Outcome | None:
-        """What became of an exchange; None: it has not been decided."""
+        """The outcome of an exchange; None: it has not been decided."""
         if push.fence != self.fence:
             return "fenced"
         return None if push.lease > self.newest else self.outcomes.get(push.lease)
@@ -101,7 +101,7 @@ class Region:
         )
 
     def check(self) -> None:
-        """Assert that nothing is on its way to nobody."""
+        """Assert that a model is on its way only to a process that serves the region."""
         assert self.replying is None or self.peer is not None
 
 
@@ -151,7 +151,7 @@ class Regions:
         region = self._by_name[message.address.region]
         effects: list[Effect] = []
         if region.peer != peer:
-            # Incarnations are seconds of walls' clocks, which may be wrong: who is silent gives way to anybody.
+            # Incarnations are seconds of wall clocks, which may be wrong, so any process may replace a silent one.
             silent = self._clock.now - region.heard_at > self._settings.lost_after_ps
             earlier = message.incarnation <= region.incarnation
             if region.peer is not None and earlier and not silent:
@@ -171,7 +171,7 @@ class Regions:
             others = sum(each.ahead for each in self._by_name.values() if each is not region)
             region.clock = max(region.clock, self._ledger.cursor - others)
             region.lent = self._ledger.lend(region.name, message.samples)
-            # Not more than it can have, whatever it says.
+            # A region cannot have more in hand than it holds, whatever it claims.
             region.ahead = max(0, min(message.ahead, self._ledger.held[region.name].total))
         if message.request != region.request:
             return []
@@ -207,12 +207,12 @@ class Regions:
                 region.replying = None
 
     def restarted(self) -> None:
-        """What was on its way is lost. Nobody was silent: this process did not listen."""
+        """A new process: transfers are lost, and silence counts from now, since no process was listening."""
         for region in self._by_name.values():
             region.replying, region.heard_at = None, self._clock.now
 
     def reopen(self) -> None:
-        """Nobody serves any region, and all samples that regions hold are lent anew."""
+        """No region is served any more, and all samples that regions hold are lent again."""
         for region in self._by_name.values():
             region.part()
             # As in `__init__`, but higher than all that is known, if that grew faster.
@@ -223,5 +223,5 @@ class Regions:
         """Assert what holds of each region."""
         for region in self._by_name.values():
             region.check()
-            # G3: only a region that somebody serves, or served before it was lost, holds samples.
+            # G3: only a region that a process serves holds samples.
             assert region.peer is not None or not self._ledger.held.get(region.name), region.name

@@ -1,4 +1,4 @@
-"""`result.json`: what a run came to, from the GPS's books and the last reports of its regions.
+"""`result.json`: the results of a run, from the GPS's state and the last reports of its regions.
 
 Both drivers make it here, so the same keys mean the same thing under both clocks:
 
@@ -67,7 +67,7 @@ def result(
 
 
 def _region(report: RegionReport | None) -> dict[str, int]:
-    """A region that nobody ever served, or that was lost before it reported, shows zeros."""
+    """Zeros for a region that no process ever served, or that was lost before its first report."""
     return {
         "updates": report.updates if report is not None else 0,
         "exchanges": report.exchanges if report is not None else 0,

@@ -1,10 +1,10 @@
-"""Going on with a run from what an earlier life of its GPS left: a folder of results, or a snapshot far away.
+"""Resuming a run from the state of an earlier incarnation of its GPS: a folder of results, or a copy of a snapshot.
 
-A GPS that is killed and started again needs none of this: it *is* the one before, and nobody notices more
-than a pause. Here the one before is not known to its end, since its disk is lost or its host was started
-again; or it came to an end, and is to go on; or the run file was changed. So another life begins, with the
-state as far as it is known: a later incarnation and higher fences make void whatever peers hold of the
-life before, they join again, and samples that are not in the model are lent anew.
+A GPS that is killed and started again needs none of this: it continues as the same incarnation, and its peers
+notice a pause only. A resume is needed if the end of its state is not known, because the disk is lost or the
+host was booted again, if the run came to its end and is to go on, or if the run file was changed. Then a later
+incarnation starts from the newest state that is known. Its higher fences make void what peers hold of earlier
+incarnations. They join again, and samples that are not in the model are lent again.
 """
 
 import shutil
@@ -28,7 +28,7 @@ from pelago.net.durability.restore import Restored, SnapshotContents, restore, s
 from pelago.net.durability.state_folder import StateFolder
 from pelago.net.durability.state_reader import RecoveredState, StoredSnapshot
 from pelago.net.files import lock, sync_folder
-from pelago.runlog.history import HistoryLine, LifeResumed, history_line, history_until
+from pelago.runlog.history import HistoryLine, RunResumed, history_line, history_until
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
 from pelago.tensor.plane import Plane
@@ -49,7 +49,7 @@ def plane_of(run: RunFile, manifest: Manifest) -> Plane:
 
 
 def facts_of(run: RunFile, corpus: str) -> dict[str, str]:
-    """What a GPS's snapshots say of it besides its state."""
+    """The run file and the corpus digest, which a GPS's snapshots hold besides its state."""
     return {"run": run_toml.dump(run), "corpus": corpus}
 
 
@@ -66,13 +66,13 @@ def machine_of(run: RunFile, incarnation: int, manifest: Manifest, corpus: str) 
     )
 
 
-# --- where to go on from -------------------------------------------------------------------------
+# --- the source -------------------------------------------------------------------------
 
 
 def open_state(
     run: RunFile, out: Path, source: str | None
 ) -> tuple[StateFolder, RecoveredState | None, str]:
-    """The GPS's folder of state, what it goes on with, and a word on that.
+    """The GPS's state folder, the state to continue from, and a line for the user.
 
     ``source``: of ``--resume``: a folder of results or of state, or where `gps.snapshots` went; a state of
     this very run in ``out`` is nearer than that. Raises `ConfigError`, `CheckpointError`.
@@ -108,7 +108,7 @@ def _open(
             if isinstance(fault, ForeignState):
                 raise fault
             raise CheckpointError(
-                f"{fault}; --resume {out} goes on, as another life of the run, from what is sound before that"
+                f"{fault}; --resume {out} resumes the run, as a later incarnation, from the state before the damage"
             )
     elif recovered is not None and daemon.is_certain(recovered, run.gps.durability):
         idle = f"going on with {folder}: --resume is for folders without a state of this run"
@@ -129,7 +129,7 @@ def _is_same(source: str, out: Path, folder: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """An earlier life, as far as it is known."""
+    """The state of an earlier incarnation, as far as it is known."""
 
     recovered: RecoveredState
     kept: SnapshotContents
@@ -138,15 +138,15 @@ class _Found:
     run: RunFile
     history: bytes
     used: str
-    """Which snapshot, or which copy of one."""
+    """The snapshot, or the copy of one, that is used."""
     passed_over: tuple[str, ...]
-    """What is wrong with newer ones."""
+    """Faults of newer ones."""
 
 
 def _resume(
     run: RunFile, store: StateFolder, source: str
 ) -> tuple[StateFolder, RecoveredState | None, str]:
-    """Put the state of another life in the place of what a store holds, if anything."""
+    """Replace what a state folder holds, if anything, by the state of a later incarnation."""
     folder = store.folder
     store.close()
     beside, _ = _places(folder)
@@ -198,18 +198,17 @@ def _read(place: Path, source: str, stack: ExitStack) -> _Found:
         raise CheckpointError(f"{source}: the GPS that began there wrote no snapshot; begin anew")
     kept, run, machine, restored = restored_state(recovered, recovered.snapshot, source)
     history = history_until(store.history, recovered.snapshot.number)
-    told = b"".join(history_line(each) for each in restored.history)
+    replayed = b"".join(history_line(each) for each in restored.history)
     used = recovered.snapshot.name
     return _Found(
-        recovered, kept, restored, machine, run, history + told, used, recovered.passed_over
+        recovered, kept, restored, machine, run, history + replayed, used, recovered.passed_over
     )
 
 
 def restored_state(
     recovered: RecoveredState, snapshot: StoredSnapshot, source: str
 ) -> tuple[SnapshotContents, RunFile, Gps, Restored]:
-    """What a GPS's past is: its snapshot's state, its run file, its machine, its tensors. Raises
-    `CheckpointError`."""
+    """The snapshot's contents, its run file, the machine, and the restored tensors. Raises `CheckpointError`."""
     kept = SnapshotContents.of(snapshot)
     if kept.manifest is None or not kept.facts.keys() >= {"run", "corpus"}:
         raise CheckpointError(f"{source}: the snapshot is not of a GPS")
@@ -229,7 +228,7 @@ def _check_snapshot(recovered: RecoveredState, source: str) -> None:
 
 
 def local_state(source: str) -> Path | None:
-    """The folder of state that a path means; None: it is one of copies, or a URL."""
+    """The state folder that a path names; None: it is a folder of copies, or a URL."""
     if "://" in source:
         return None
     for each in (daemon.state_folder(Path(source), NODE), Path(source)):
@@ -252,7 +251,7 @@ def _copies(source: str) -> tuple[Archive, list[str]]:
 
 
 def _check_fixed(old: RunFile, new: RunFile) -> None:
-    """What the state depends on must be as it was. Raises `ConfigError`."""
+    """Check that the keys on which the state depends are unchanged. Raises `ConfigError`."""
     was, wanted = _fixed(old), _fixed(new)
     for key, value in wanted.items():
         if was.get(key) != value:
@@ -276,7 +275,7 @@ def _fixed(run: RunFile) -> dict[str, Any]:
     return found | {"run.seed": run.run.seed}
 
 
-# --- the state of the life that begins -----------------------------------------------------------
+# --- the state of the later incarnation -----------------------------------------------------------
 
 
 def _write(found: _Found, run: RunFile, source: str, beside: Path) -> Gps:
@@ -292,7 +291,7 @@ def _write(found: _Found, run: RunFile, source: str, beside: Path) -> Gps:
     gps.check()
     _check_budget(gps, run, source)
     number = found.recovered.next_number - 1
-    life = LifeResumed(
+    resumed = RunResumed(
         gps.model.version.counter, incarnation, gps.model.counted_steps, resumed_from=source
     )
     snapshot = plane.snapshot()
@@ -308,7 +307,7 @@ def _write(found: _Found, run: RunFile, source: str, beside: Path) -> Gps:
             state(gps, manifest, found.restored.last_blob, facts_of(run, corpus)),
             record.pack(snapshot.layout()),
             snapshot.chunks,
-            found.history + history_line(HistoryLine(number, life)),
+            found.history + history_line(HistoryLine(number, resumed)),
         )
     except OSError as error:
         raise CheckpointError(
@@ -322,8 +321,8 @@ def _write(found: _Found, run: RunFile, source: str, beside: Path) -> Gps:
 def _check_budget(gps: Gps, run: RunFile, source: str) -> None:
     if gps.model.counted_steps >= run.run.budget_local_steps:
         raise ConfigError(
-            f"run.budget_local_steps = {run.run.budget_local_steps}: {source} has {gps.model.counted_steps} behind it;"
-            " give a larger budget to go on"
+            f"run.budget_local_steps = {run.run.budget_local_steps}: {source} has done {gps.model.counted_steps}"
+            " already; give a larger budget to go on"
         )
     if 0 < gps.settings.budget_ps <= gps.clock.elapsed_ps():
         raise ConfigError(
@@ -332,7 +331,7 @@ def _check_budget(gps: Gps, run: RunFile, source: str) -> None:
         )
 
 
-# --- one folder in the place of another ----------------------------------------------------------
+# --- replacing a folder ----------------------------------------------------------
 
 
 def _places(folder: Path) -> tuple[Path, Path]:
@@ -341,7 +340,7 @@ def _places(folder: Path) -> tuple[Path, Path]:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """No other process opens this state meanwhile. Raises `ConfigError`."""
+    """Keep other processes from opening this state. Raises `ConfigError`."""
     path = folder.with_name(folder.name + ".lock")
     try:
         held = lock(path)
@@ -356,7 +355,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _swap(folder: Path) -> None:
-    """Put the new folder, which is whole, in the place of the old one."""
+    """Replace the old folder by the new one, which is complete."""
     new, old = _places(folder)
     shutil.rmtree(old, ignore_errors=True)
     folder.rename(old)
@@ -366,7 +365,7 @@ def _swap(folder: Path) -> None:
 
 
 def _finish_swap(folder: Path) -> None:
-    """A process that was putting a folder in the place of another was killed."""
+    """Complete the replacement of a folder after the process that was doing it was killed."""
     new, old = _places(folder)
     if old.exists() and not folder.exists():
         new.rename(folder)

@@ -170,7 +170,7 @@ def _begin(options: argparse.Namespace, run: RunFile, out: Path, log: Telemetry)
 
 
 def _known(recovered: RecoveredState | None) -> tuple[Manifest | None, str]:
-    """Model and corpus of the life that goes on, if a snapshot tells them."""
+    """The manifest and corpus digest of the state to continue from, if a snapshot has them."""
     if recovered is None or recovered.snapshot is None:
         return None, ""
     kept = SnapshotContents.of(recovered.snapshot)

@@ -75,9 +75,9 @@ class Gps:
         self.evaluators = Evaluators(settings, self.clock, self.model)
         self.end_reason = ""
         self.error = ""
-        """Why the run ended although it was not over; empty: all is well."""
+        """Why the run failed; empty: it did not."""
         self._is_settled = False
-        """Whether it was said that all regions have left the run that is over."""
+        """Whether it was noted that all regions have left a run that is over."""
 
     def handle(self, event: ServerEvent, now: int) -> list[Effect]:
         """Take one event, return the effects that follow from it."""
@@ -230,7 +230,7 @@ class Gps:
         if self.is_over:
             self.ledger.settle(region.name, message.unexchanged, message.dropped)
         else:
-            # The run goes on: what never reached the global model is trained again by others.
+            # The run goes on: samples that never reached the global model are leased again.
             self.ledger.reclaim(region.name)
         effects.append(Send(peer, Goodbye()))
         if message.error:
@@ -310,14 +310,14 @@ class Gps:
         )
 
     def _fail(self, error: str) -> list[Effect]:
-        """Nobody's updates can be applied any more."""
+        """No update can be applied any more."""
         if self.is_over:
             return []
         self.error = error
         return [GivingUp(error), *self._end("no update can be applied any more")]
 
     def _end(self, reason: str) -> list[Effect]:
-        """No update is applied any more; everybody settles and leaves, the evaluator with the last version."""
+        """No update is applied any more. Regions settle and leave; evaluators get the last version."""
         if self.is_over:
             return []
         self._enter("draining")
@@ -329,7 +329,7 @@ class Gps:
         if self.phase != "draining" or self.regions.peers():
             return []
         if len(self.evaluators):
-            # All is known but what they still find; it is written before they are waited for.
+            # Everything but their losses is known, and is written before they are waited for.
             said, self._is_settled = self._is_settled, True
             return [] if said else [Settled(len(self.evaluators))]
         self._enter("finished")
@@ -343,7 +343,7 @@ class Gps:
         applied = sum(region.updates for region in self.regions.values())
         assert self.model.updates == self.model.version.counter == applied
         self.regions.check()
-        # G5: a place is held by a region that somebody serves, and one at most.
+        # G5: a staging place is held by a region that a process serves, each at most one.
         served = {region.peer for region in self.regions.values()}
         assert served.issuperset((*self.admission.staging.granted, *self.admission.staging.late))
         assert (self.phase == "finished") <= (self.clock.ended_at is not None)  # G4

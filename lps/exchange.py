@@ -1,14 +1,14 @@
-"""The books of a region's exchanges with the GPS: which samples and steps are in which.
+"""Which samples and steps are in which exchange of a region with the GPS.
 
 fresh    applied since the last send; in the next exchange
 sending  in the exchange under way
 flight   applied while an exchange is under way: "drop" loses their movement at the merge (as the
          released HALoS code does), "carry" and "replay" keep it for the next exchange
-dropped  lost to the GPS so, to be named in the next exchange
+dropped  lost in this way; the next exchange names them
 
-"carry" and "replay" keep the same books. They differ in the region's own model: "carry" merges it as
-it is when the answer comes, which discounts the movement in flight by alpha there; "replay" merges it
-as it was when it was sent and puts that movement back on top, whole.
+"carry" and "replay" record the same. They differ in the region's own model: "carry" merges it as
+it is when the answer arrives, which scales the movement in flight by 1 - alpha; "replay" merges it as it
+was when it was sent, and adds that movement on top, whole.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from pelago.core.transitions import Transition, TransitionTable
 from pelago.wire.messages import Push
 
 InFlight: TypeAlias = Literal["drop", "carry", "replay"]
-"""What becomes of movement between the send and the merge; the run file's `lps.in_flight`."""
+"""What happens to updates applied between the send and the merge; the run file's `lps.in_flight`."""
 
 
 ExchangeState: TypeAlias = Literal["begun", "applied", "rejected", "merged", "void"]
@@ -114,7 +114,7 @@ class Exchanges:
         self._loss_sum += update.loss
 
     def due(self, version: int) -> bool:
-        """Whether to send now. Never an equality: a lost reply must not stop a region for ever."""
+        """Whether an exchange is due. Not an equality, so that a lost reply cannot stop the exchanges."""
         return self.current is None and version - self._merged >= self._k
 
     def begin(self, fence: int, version: int) -> Push:
@@ -145,7 +145,7 @@ class Exchanges:
         return Difference(blob)
 
     def acknowledge(self, outcome: Outcome) -> None:
-        """The GPS said what became of the exchange."""
+        """The GPS decided the exchange."""
         assert self.current is not None
         assert outcome != "fenced", "all is void then"
         if outcome == "rejected":
@@ -158,7 +158,7 @@ class Exchanges:
         return self.current is not None and self.current.push == push
 
     def holding(self, spans: Spans) -> PushId | None:
-        """The exchange under way, if it holds some of these samples and nothing is known of its fate."""
+        """The exchange under way, if it holds some of these samples and its outcome is not known."""
         current = self.current
         if current is None or current.state != "begun":
             return None
@@ -166,7 +166,7 @@ class Exchanges:
         return current.push if inside.common(spans) else None
 
     def merge_operation(self) -> Operation:
-        """How to take the global model in. After a rejection the region's own model is not to be trusted."""
+        """How to merge the global model. After a rejection it replaces the region's own model."""
         assert self.current is not None
         if self.current.state == "rejected":
             return "load"
@@ -196,7 +196,7 @@ class Exchanges:
         self._base, self._merged = base, version
 
     def void(self) -> None:
-        """Nothing that was not exchanged counts any more: its samples are in other hands."""
+        """Forget everything that was not exchanged: its samples belong to other regions now."""
         if self.current is not None:
             self.current.end()
             self.current = None
@@ -220,13 +220,13 @@ class Exchanges:
         return unexchanged.spans(), dropped.spans()
 
     def check(self, version: int) -> None:
-        """Assert that no sample is in two of the books, and that what is in flight is bounded by an exchange."""
+        """Assert that no sample is in two sets, and that samples are in flight only during an exchange."""
         everything = SpanSet()
         sending = () if self.current is None else (*self.current.spans, *self.current.dropped)
         for spans in (self._fresh, self._flight, self._dropped, sending):
             assert everything.add(spans) == 0, "a sample is in two exchanges"
         assert self.current is not None or not self._flight  # L5
-        # L7: it says of no more steps than the samples give that it names, and the GPS minds that.
+        # L7: an exchange claims no more steps than its samples allow; the GPS checks this.
         named = self._flight.total if self.current else self._fresh.total + self._dropped.total
         assert self._steps <= named, (self._steps, named)
         assert self._merged <= version  # L6: merged_version <= version.

@@ -14,25 +14,29 @@ from pelago.protocol.client_session import ClientSession
 from pelago.wire.messages import Effect, Model
 
 
-@durable(settings=("_settings", "_session", "_model", "_books"))
+@durable(settings=("_settings", "_session", "_model", "_exchanges"))
 class ExchangeSession:
-    """Keeps the books of exchanges, the upload and the region's model in step."""
+    """Keeps the record of exchanges, the upload and the region's model consistent."""
 
     def __init__(
-        self, settings: LpsSettings, session: ClientSession, model: RegionModel, books: Exchanges
+        self,
+        settings: LpsSettings,
+        session: ClientSession,
+        model: RegionModel,
+        exchanges: Exchanges,
     ) -> None:
         self._settings = settings
         self._session = session
         self._model = model
-        self._books = books
+        self._exchanges = exchanges
 
     def begin_if_due(self, now: int) -> list[Effect]:
         """Offer the movement since the last exchange, once there were updates enough."""
         version = self._model.version
-        if not self._books.due(version):
+        if not self._exchanges.due(version):
             return []
         blob = self._model.new_blob()
-        push = self._books.begin(self._session.fence, version)
+        push = self._exchanges.begin(self._session.fence, version)
         begun = ExchangeBegun(
             number=push.push.lease,
             fence=push.push.fence,
@@ -42,30 +46,30 @@ class ExchangeSession:
             dropped=push.dropped,
         )
         return [
-            self._books.difference(blob),
+            self._exchanges.difference(blob),
             begun,
             *self._session.offer(push, blob, now),
         ]
 
     def acknowledged(self, outcome: Outcome) -> list[Effect]:
-        """The GPS said what became of the exchange under way."""
-        exchange = self._books.current
+        """The GPS decided the exchange under way."""
+        exchange = self._exchanges.current
         assert exchange is not None
         is_known = exchange.state != "begun"
-        self._books.acknowledge(outcome)
+        self._exchanges.acknowledge(outcome)
         # The update itself has done its part; if its answer is lost, the same offer asks for it again.
         self._session.decided()
         return [] if is_known else [_answered(exchange.push, outcome)]
 
     def answered(self, message: Model, blob: BlobId, now: int) -> list[Effect]:
         """The global model that answers the exchange under way came: merge it."""
-        exchange = self._books.current
+        exchange = self._exchanges.current
         assert exchange is not None
         answered = [] if exchange.state != "begun" else [_answered(exchange.push, "unknown")]
         effects: list[Effect] = [*answered, *self.release()]
-        operation = self._books.merge_operation()
+        operation = self._exchanges.merge_operation()
         weight = 1.0 if operation == "load" else self._settings.merge_weight
-        self._books.merged(message.version, self._model.version)
+        self._exchanges.merged(message.version, self._model.version)
         merged = GlobalMerged(message.version.counter, self._model.version)
         effects += [Apply(operation, blob, weight), Release(blob), merged]
         return [*effects, *self.begin_if_due(now)]
@@ -80,5 +84,5 @@ class ExchangeSession:
 
 
 def _answered(push: PushId, outcome: Outcome | Literal["unknown"]) -> ExchangeAnswered:
-    """The GPS said what became of an exchange; unknown: its answer overtook that word."""
+    """The note on a decided exchange. "unknown": the model that answers it came before its Ack."""
     return ExchangeAnswered(push.lease, push.fence, outcome)

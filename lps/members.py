@@ -16,14 +16,14 @@ ROUNDS_AHEAD_MAX: Final = 4096
 """Rounds to have in hand for a member at most, however short they are."""
 
 
-PAST_MAX: Final = 256
-"""Processes that are gone and may come back, whose reports are kept apart; of those before only sums are."""
+DEPARTED_MAX: Final = 256
+"""Departed processes whose last reports are kept, since they may come back. Of earlier ones only sums are kept."""
 
 
 @durable()
 @dataclass(slots=True)
 class Member:
-    """One worker process that was welcomed."""
+    """A worker process that was welcomed."""
 
     peer: Peer
     group: int
@@ -32,28 +32,28 @@ class Member:
     heard_at: int
     lease: Lease | None = None
     wants: int = 0
-    """Samples it waits for; 0: it does not wait."""
+    """Samples that it waits for; 0: it does not wait."""
     replying: BlobId | None = None
     """The model that is on its way to it."""
     lent_at: int = 0
     """When its lease was cut."""
     round_samples: int = 0
-    """Of the round that it asked for last."""
+    """Samples of the round that it asked for last."""
     round_ps: int = 0
-    """How long its last round took, from its lease to its update; 0: it has had none yet."""
+    """Duration of its last round in picoseconds, from its lease to its update; 0: it has finished none yet."""
     sent: int = 0
     """Newest version that was sent to it."""
     report: WorkerReport | None = None
 
     def round_done(self, now: int) -> None:
-        """What became of its round is known."""
+        """Its round is over: the update was applied or rejected."""
         self.round_ps = max(1, now - self.lent_at)
         self.lease = None
 
 
 @durable(settings=("get",))
 class Members:
-    """All of them. A group's fence grows each time its holder changes."""
+    """The members of a region. A group's fence grows each time its holder changes."""
 
     def __init__(self) -> None:
         self._members: dict[Peer, Member] = {}
@@ -61,10 +61,10 @@ class Members:
         """The member behind a connection, if there is one; the dict's own method, since every message
         asks for it. An image is restored into the same dict."""
         self._fences: dict[int, int] = {}
-        self._recovered: OrderedDict[Peer, WorkerReport] = OrderedDict()
-        """Last reports of the `PAST_MAX` processes that went last: one that comes back counts on."""
+        self._departed: OrderedDict[Peer, WorkerReport] = OrderedDict()
+        """Last reports of the `DEPARTED_MAX` processes that left last. One that comes back continues its counts."""
         self._before: dict[int, WorkerReport] = {}
-        """Sums of the reports of all that went before those, by group."""
+        """Sums of the reports of all processes that left earlier, by group."""
 
     def __iter__(self) -> Iterator[Member]:
         return iter(list(self._members.values()))
@@ -77,34 +77,34 @@ class Members:
         return next((each for each in self._members.values() if each.group == group), None)
 
     def admit(self, peer: Peer, hello: Hello, now: int) -> Member:
-        """Take a process in, into the group it asks for or else the first that nobody holds."""
+        """Admit a process to the group that it asks for, or to the first free one."""
         group = hello.address.group
         if group < 0:
             held = {member.group for member in self._members.values()}
             group = next(index for index in range(len(held) + 1) if index not in held)
         self._fences[group] = self._fences.get(group, 0) + 1
         member = Member(peer, group, self._fences[group], hello.incarnation, now)
-        recovered = self._recovered.pop(peer, None)
-        member.report = None if recovered is None else replace(recovered, group=group)
+        report = self._departed.pop(peer, None)
+        member.report = None if report is None else replace(report, group=group)
         self._members[peer] = member
         return member
 
     def remove(self, member: Member) -> None:
         """Forget a process; its group's next holder gets a higher fence."""
         if member.report is not None:
-            self._recovered[member.peer] = member.report
-            if len(self._recovered) > PAST_MAX:
-                _, report = self._recovered.popitem(last=False)
+            self._departed[member.peer] = member.report
+            if len(self._departed) > DEPARTED_MAX:
+                _, report = self._departed.popitem(last=False)
                 self._before[report.group] = _sum(self._before.get(report.group), report)
         del self._members[member.peer]
 
     def silent_since(self, then: int) -> list[Member]:
-        """Members of which nothing was heard after ``then``."""
+        """Members that sent nothing after ``then``."""
         return [member for member in self._members.values() if member.heard_at < then]
 
     def samples_in(self, ahead_ps: int) -> int:
-        """Samples that the members need for so long at the pace of their last rounds, and for one round
-        more each, which may begin at any time; 0 for 0."""
+        """Samples that the members need in the next ``ahead_ps`` at the pace of their last rounds, and for one more
+        round each, which may begin at any time. 0 if ``ahead_ps`` is 0."""
         if not ahead_ps:
             return 0
         return sum(each.round_samples * _rounds(each, ahead_ps) for each in self._members.values())
@@ -113,7 +113,7 @@ class Members:
         """One report a group, over all processes that held it, in order of the groups."""
         reports = dict(self._before)
         present = [each.report for each in self._members.values() if each.report is not None]
-        for report in (*self._recovered.values(), *present):
+        for report in (*self._departed.values(), *present):
             reports[report.group] = _sum(reports.get(report.group), report)
         return tuple(reports[group] for group in sorted(reports))
 
@@ -124,23 +124,23 @@ def _rounds(member: Member, ahead_ps: int) -> int:
     return min(ROUNDS_AHEAD_MAX, 1 - (-ahead_ps // member.round_ps))
 
 
-def _sum(recovered: WorkerReport | None, now: WorkerReport) -> WorkerReport:
-    if recovered is None:
+def _sum(before: WorkerReport | None, now: WorkerReport) -> WorkerReport:
+    if before is None:
         return now
     return WorkerReport(
         group=now.group,
-        rounds=min(COUNT_MAX, recovered.rounds + now.rounds),
-        steps=min(COUNT_MAX, recovered.steps + now.steps),
-        tokens=min(COUNT_MAX, recovered.tokens + now.tokens),
-        busy_ms=min(COUNT_MAX, recovered.busy_ms + now.busy_ms),
-        alive_ms=min(COUNT_MAX, recovered.alive_ms + now.alive_ms),
+        rounds=min(COUNT_MAX, before.rounds + now.rounds),
+        steps=min(COUNT_MAX, before.steps + now.steps),
+        tokens=min(COUNT_MAX, before.tokens + now.tokens),
+        busy_ms=min(COUNT_MAX, before.busy_ms + now.busy_ms),
+        alive_ms=min(COUNT_MAX, before.alive_ms + now.alive_ms),
         loss=now.loss,
-        skipped=min(COUNT_MAX, recovered.skipped + now.skipped),
+        skipped=min(COUNT_MAX, before.skipped + now.skipped),
     )
 
 
 def hello_fault(message: Hello, region: str, fingerprint: str, corpus: str) -> str:
-    """Why a process can be no worker of this region, in words for its user; empty: it can."""
+    """Why a process cannot be a worker of this region, for its user; empty if it can."""
     if message.protocol != PROTOCOL_VERSION:
         return f"protocol {message.protocol} is not {PROTOCOL_VERSION}: update the older node"
     if message.role != "worker":

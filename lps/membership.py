@@ -79,7 +79,7 @@ class RunMembership:
         self._enter("draining")
 
     def leave(self, message: Leave) -> list[Effect]:
-        """Hand in the books and say goodbye to the GPS."""
+        """Settle with the GPS and leave it."""
         self._enter("leaving")
         return self._session.leave(message)
 

@@ -1,4 +1,4 @@
-"""A local parameter server as a process: the life that it begins or goes on with."""
+"""A local parameter server as a process: its settings, and the state that it starts from."""
 
 import argparse
 from pathlib import Path
@@ -73,8 +73,8 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
 def open_state_store(
     run: RunFile, out: Path, name: str, log: Telemetry, *, resume: bool
 ) -> tuple[StateStore | None, Peer, int]:
-    """Where the LPS keeps its state, with its process name and incarnation: those of the life that it
-    finds there and goes on with, or new ones. Raises `ConfigError`, `CheckpointError`."""
+    """The LPS's state store, process name and incarnation. If there is a state to continue from, they are its own,
+    otherwise new ones. Raises `ConfigError`, `CheckpointError`."""
     process = daemon.process_name(name, daemon.random_bits())
     incarnation = daemon.incarnation()
     durability = run.lps.durability
@@ -100,8 +100,8 @@ def open_state_store(
 def _recovered(
     store: StateFolder, durability: Durability, *, resume: bool
 ) -> tuple[RecoveredState | None, str]:
-    """What an LPS goes on with, or why it begins anew although something is there: the GPS lends anew to a
-    region whose past is uncertain, so nothing of it would count. Raises `CheckpointError`."""
+    """The state to continue from, or why the LPS starts anew although there is one. If the end of the journal may
+    be missing it starts anew, since the GPS lends its samples again anyway. Raises `CheckpointError`."""
     try:
         recovered = store.recovered()
     except ForeignState as error:

@@ -65,7 +65,8 @@ from pelago.wire.messages import (
 
 WORKERS_NAMED_MAX: Final = 16
 WORKERS_NAMED_EVERY: Final = 16
-"""So many workers are named in every heartbeat to the GPS; more only in one of so many."""
+"""Up to `WORKERS_NAMED_MAX` workers are named in every heartbeat to the GPS, more of them only in one of
+`WORKERS_NAMED_EVERY`."""
 
 
 @durable(settings=("settings",))
@@ -204,12 +205,12 @@ class Lps:
         return [*effects, *self.workers.serve(self._now)]
 
     def _on_rejoin(self) -> list[Effect]:
-        """The GPS does not know us: it gave our samples to others, or it restarted. What we hold of
-        them is void, and so is the movement trained on it; the next model starts us afresh."""
+        """The GPS does not know this region: it lent the samples to others, or it restarted. Leases and updates that
+        were not exchanged are void; the region starts again from the next global model."""
         if self.membership.phase == "gone":
             return []
         if self.membership.phase == "leaving":
-            # Nothing is left to settle with a GPS that does not know us.
+            # There is nothing to settle with a GPS that does not know this region.
             return self.membership.finish(self.workers.error)
         return self._begin_anew()
 
@@ -224,16 +225,16 @@ class Lps:
         if not self.workers.prefetch.expects(message):
             return []
         if message.fence != self.session.fence:
-            # The Welcome that we went by was an old one, or of a life before this one.
+            # The Welcome was an old one, or of an earlier incarnation of the GPS.
             return self._on_rejoin()
         if self.membership.phase != "serving":
             return []
         self.workers.prefetch.void()
-        # If the GPS lends what is in an exchange, it rejected that; its word is late, or lost.
+        # If the GPS lends samples of an exchange, it rejected that exchange; its Ack is late, or lost.
         rejected = self.exchanges.holding(message.spans)
-        told = [] if rejected is None else self._on_exchange_ack(rejected, "rejected")
+        decided = [] if rejected is None else self._on_exchange_ack(rejected, "rejected")
         self.workers.leases.add(message.spans, message.clock)
-        return [*told, *self.workers.serve(self._now)]
+        return [*decided, *self.workers.serve(self._now)]
 
     def _on_global_model(self, message: Model, blob: BlobId, payload_bytes: int) -> list[Effect]:
         phase = self.membership.phase
@@ -262,7 +263,7 @@ class Lps:
         peer, message, blob = event.peer, event.message, event.blob
         member = self.workers.members.get(peer)
         if member is not None:
-            # Whatever it says: it may be a Hello that we cannot answer yet.
+            # Whatever the message is: it may be a Hello that cannot be answered yet.
             member.heard_at = self._now
         effects: list[Effect]
         if isinstance(message, Hello):
@@ -328,7 +329,7 @@ class Lps:
             return [*effects, *self.session.leave_again()]
         effects += self.session.tick(self._brief_report(), self._now)
         if self.session.gives_up(self._now):
-            return effects  # All stays as it is: started again, it waits again, and goes on.
+            return effects  # Nothing changes: the next process waits again, and then continues.
         effects += self.membership.pull_again(self._now)
         if self.session.joined:
             request = self.workers.prefetch.repeat(self._now - self.settings.retry_ps, self._now)
@@ -338,7 +339,7 @@ class Lps:
         return effects
 
     def _brief_report(self) -> RegionReport:
-        """For a heartbeat: the GPS journals each, so many workers are not named in every one."""
+        """For a heartbeat. The GPS journals each one, so a large region names its workers in few of them."""
         report = self.report()
         self._ticks += 1
         if len(report.workers) <= WORKERS_NAMED_MAX or self._ticks % WORKERS_NAMED_EVERY == 0:
@@ -346,7 +347,7 @@ class Lps:
         return replace(report, workers=())
 
     def report(self) -> RegionReport:
-        """What this region has done so far."""
+        """The region's counts so far."""
         return RegionReport(
             updates=self.model.version,
             exchanges=self.exchanges.count,
@@ -360,8 +361,8 @@ class Lps:
         )
 
     def _maybe_give_up(self) -> list[Effect]:
-        """Leave the run if no worker's update can be applied any more. Started again, this LPS begins afresh
-        from the global model."""
+        """Leave the run if no worker's update can be applied any more. The next process of this LPS starts from the
+        global model."""
         error = self.workers.error
         if not error or self.membership.is_over:
             return []

@@ -46,19 +46,19 @@ from pelago.wire.messages import (
 
 NORM_KEY: Final = "lps.update_norm_max"
 STUCK_ROUNDS: Final = 4
-"""A trainer of which nothing is heard for as long as so many of its rounds took may be stuck."""
+"""A trainer without progress for as long as this many of its rounds took may be stuck."""
 
 
-@durable(settings=("_settings", "_membership", "_model", "_books", "_exchange", "_admission"))
+@durable(settings=("_settings", "_membership", "_model", "_exchanges", "_exchange", "_admission"))
 class RegionWorkers:
-    """The workers of the region, the samples that are lent to them, and what becomes of their updates."""
+    """The workers of the region, their leases, and their updates."""
 
     def __init__(
         self,
         settings: LpsSettings,
         membership: RunMembership,
         model: RegionModel,
-        books: Exchanges,
+        exchanges: Exchanges,
         exchange: ExchangeSession,
         admission: UpdateAdmission,
     ) -> None:
@@ -66,13 +66,13 @@ class RegionWorkers:
         self.leases = LeaseTable(settings.incarnation)
         self.prefetch = LeasePrefetch()
         self.refusals = Refusals(settings.rejected_max)
-        """Rounds of its groups that came to nothing."""
+        """Rejected rounds, by group."""
         self.error = ""
         """Why no worker's update can be applied any more; empty: they can."""
         self._settings = settings
         self._membership = membership
         self._model = model
-        self._books = books
+        self._exchanges = exchanges
         self._exchange = exchange
         self._admission = admission
         self._queue: deque[Peer] = deque()
@@ -111,7 +111,7 @@ class RegionWorkers:
     def is_stuck(self, member: Member, report: WorkerReport | RegionReport | None) -> bool:
         """Take a worker's report. Returns whether its trainer made no progress for too long.
 
-        What goes on slowly is not stuck, so a part of a round may take longer than several rounds did.
+        A slow trainer is not stuck, so a part of a round may take longer than several earlier rounds did.
         """
         if not isinstance(report, WorkerReport):
             return False
@@ -128,7 +128,7 @@ class RegionWorkers:
         return [*self.remove(member, message.reason, now), goodbye]
 
     def remove(self, member: Member, reason: str, now: int) -> list[Effect]:
-        """A member is gone: its samples return to the pool, and what it still holds is fenced off."""
+        """A member is gone: its samples return to the pool, and its fence makes later updates void."""
         lease, spans = None, None
         if member.lease is not None:
             self.leases.give_back(member.lease.push, "fenced")
@@ -167,12 +167,12 @@ class RegionWorkers:
             member.replying = None
 
     def restarted(self, now: int) -> None:
-        """What was on its way is lost. Nobody was silent: this process did not listen."""
+        """A new process: transfers are lost, and silence counts from now, since no process was listening."""
         for member in self.members:
             member.replying, member.heard_at = None, now
 
     def void(self) -> None:
-        """All samples are in other hands: no lease counts any more, and all begin with new patience."""
+        """All samples belong to other regions now: revoke every lease, and forget the rejections."""
         self.leases.void()
         self.refusals.clear()
         self.error = ""
@@ -186,7 +186,7 @@ class RegionWorkers:
         if samples == 0 or member.replying is not None:
             return []
         if not 0 < samples <= self._settings.round_samples_max:
-            # It has another run file's rounds, or bad intentions; the region would hoard what it asks for.
+            # Its run file differs, or it is malicious; the region would hoard the samples that it asks for.
             return [UnexpectedPull(member.peer, samples)]
         if self._membership.is_over:
             return [Send(member.peer, Stop("run finished"))]
@@ -239,7 +239,7 @@ class RegionWorkers:
     def pushed(
         self, member: Member, message: Push, blob: BlobId, payload_bytes: int
     ) -> list[Effect]:
-        """All of an update is here."""
+        """An update arrived whole."""
         member.replying = None  # It trained on what we sent, so that arrived.
         held = self.leases.find(message.push)
         mine = held is not None and held.group == member.group
@@ -250,7 +250,7 @@ class RegionWorkers:
         return self._admission.arrived(member.peer, message, blob, payload_bytes)
 
     def failed(self, member: Member, message: Failed, now: int) -> list[Effect]:
-        """A worker's round came to nothing, as it found itself."""
+        """A worker reports that its round failed."""
         member.replying = None  # It trained on what we sent, so that arrived.
         held = self.leases.find(message.push)
         if held is None or held.group != member.group:
@@ -269,7 +269,7 @@ class RegionWorkers:
         effects = self._admission.free(peer, message.push)
         member = self.members.get(peer)
         if self.leases.find(message.push) is None or self._membership.phase == "joining":
-            # Revoked while it was being measured: its samples are in other hands.
+            # Revoked while it was being measured: its samples are leased to others.
             outcome = self.leases.outcome(message.push)
             return [*effects, Release(event.blob), Send(peer, Ack(message.push, outcome))]
         fault = update_fault(event, self._settings.update_norm_max, NORM_KEY)
@@ -290,7 +290,7 @@ class RegionWorkers:
         self.refusals.accepted(self.leases.open[message.push.lease].group)
         spans = self.leases.consume(message.push)
         staleness = self._model.count(message.base.counter)
-        self._books.record(spans, message)
+        self._exchanges.record(spans, message)
         applied = UpdateApplied(
             version=self._model.version,
             lease=message.push.lease,
@@ -305,7 +305,7 @@ class RegionWorkers:
     def _reject(
         self, peer: Peer, push: PushId, why: str, next_samples: int, now: int
     ) -> list[Effect]:
-        """A round came to nothing: its samples are lent again. ``why``: for the user."""
+        """A round is rejected: its samples are leased again. ``why``: for the user."""
         group = self.leases.open[push.lease].group
         self.leases.give_back(push, "rejected")
         present: list[Client] = [each.group for each in self.members]
@@ -346,7 +346,7 @@ class RegionWorkers:
 
 
 def _trained_on(message: Push, lease: Lease, sample_tokens: int) -> bool:
-    """Whether an update can be what it says: of all of its lease, a step a sample at the most."""
+    """Whether an update's claims are possible: it covers its whole lease, with at most one step a sample."""
     steps = 0 < message.steps <= lease.samples
     tokens = 0 <= message.tokens <= lease.samples * sample_tokens
     return steps and tokens and message.spans == lease.spans

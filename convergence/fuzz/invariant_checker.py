@@ -181,7 +181,7 @@ class InvariantChecker:
         server: ServerRecord, number: int, recovered: ReplayedServer
     ) -> list[LedgerEntry]:
         """C8. Returns the entries up to a number."""
-        first = recovered.told[0][0] if recovered.told else number + 1
+        first = recovered.replayed[0][0] if recovered.replayed else number + 1
         kept = [each for each in server.entries if each.number <= number]
         before = [(each.number, each.note) for each in kept if each.number >= first]
         again = [pair for pair in recovered.notes if isinstance(pair[1], LedgerNote)]

@@ -22,7 +22,7 @@ from pelago.core.notes.gps import ExchangeArrived
 from pelago.core.notes.lps import ExchangeAnswered, ExchangeBegun, Rejoining, UpdateApplied
 from pelago.core.spans import SpanSet
 from pelago.net.telemetry import say
-from pelago.runlog.history import HISTORY, HistoryLine, LifeBegun, LifeResumed, read_history
+from pelago.runlog.history import HISTORY, HistoryLine, IncarnationBegun, RunResumed, read_history
 
 LINES_SHOWN = 20
 
@@ -124,10 +124,10 @@ def _region(node: str, lines: Sequence[HistoryLine], found: Audit) -> SpanSet:
     every, samples, leases, versions = SpanSet(), SpanSet(), set(), [0]
     for line in lines:
         note = line.entry
-        if isinstance(note, LifeBegun | Rejoining):
+        if isinstance(note, IncarnationBegun | Rejoining):
             # The GPS lent to others what this region had not exchanged; it may be lent here again.
             samples = SpanSet()
-        if isinstance(note, LifeBegun):
+        if isinstance(note, IncarnationBegun):
             _check_steps(node, versions, found)
             versions = [0]
         if not isinstance(note, UpdateApplied):
@@ -189,7 +189,7 @@ def _global(
     versions = [0]
     for line in lines:
         note = line.entry
-        if isinstance(note, LifeResumed):
+        if isinstance(note, RunResumed):
             found.resumed.append(f"from {note.resumed_from} at version {note.version:,}")
             found.incarnation = note.incarnation
         if not isinstance(note, ExchangeArrived):

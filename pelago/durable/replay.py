@@ -1,7 +1,7 @@
-"""How a durable node's past becomes its present again: what both drivers do alike.
+"""Replay of a durable node's journal, for both drivers.
 
-The driver tells a fresh machine every event that its predecessor was told, with the payloads that came
-with them, and does again what its answers change of tensors. What was sent was sent, or is asked for again.
+A fresh machine handles every recorded event again, with the payloads that arrived with some of them, and its
+tensor effects are performed again. Nothing is sent: peers have the messages, or ask for them again.
 """
 
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ from pelago.durable.record import HEAD_BYTES, Head
 from pelago.wire.messages import Busy, Effect, Event, Heartbeat, Message, Refuse, Wait
 
 UNCOMMITTED: Final = (Heartbeat, Wait, Busy, Refuse)
-"""Messages that promise nothing, and so leave before the journal holds their cause."""
+"""Messages that promise nothing, so they need not wait until the journal holds their cause."""
 
 
-# --- what was told -------------------------------------------------------------------------------
+# --- events -------------------------------------------------------------------------------
 
 
 def perform(plane: TensorPort, effect: Pin | Difference | Apply) -> None:
-    """Do what a machine wished of the plane."""
+    """Perform a tensor effect of a machine on its plane."""
     match effect:
         case Pin(blob, average):
             plane.pin(blob, average)
@@ -43,10 +43,10 @@ def replay_event(
     plane: TensorPort | None,
     held: dict[BlobId, None],
 ) -> list[Effect]:
-    """Tell a machine what its predecessor was told, and do what its answer changes of tensors.
+    """Let a machine handle a recorded event, and perform its tensor effects.
 
-    ``plane``: None as long as the model is not known. ``held``: the payloads that the machine
-    needs, kept up to date; the driver adds those that it is told of. Returns the whole answer.
+    ``plane``: None as long as the model is not known. ``held``: the payloads that the machine holds, which is
+    updated; the caller adds those that arrive. Returns all effects.
     """
     effects = machine.handle(event, now)
     for effect in effects:
@@ -65,30 +65,31 @@ def replay_event(
     return effects
 
 
-# --- what was written ----------------------------------------------------------------------------
+# --- records ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A sound record of a file."""
+    """A record whose checksums are right."""
 
     head: Head
     body: memoryview
 
 
 def scan(view: memoryview, place: int = 0, salt: int = 0) -> Iterator[tuple[Record, int]]:
-    """Sound records with this salt from a place on, each with where it ends; over where one is not."""
+    """The sound records with this salt from an offset on, each with the offset of its end, up to the first that is
+    not sound."""
     while (found := at(view, place, salt)) is not None:
         place += HEAD_BYTES + found.head.length
         yield found, place
 
 
 def find_later(view: memoryview, place: int, number: int, salt: int | None = 0) -> int | None:
-    """Where behind ``place``, at which a sound record should begin and does not, one lies that must have
-    been written after it, since its number is at least ``number``; None: nowhere, so it may be one that was
-    being written."""
+    """The offset of a later sound record, behind ``place``, where a record should begin and is not sound. Later
+    means that its number is at least ``number``. None: there is none, so the bytes at ``place`` may be a record
+    that was being written."""
     head = None if salt is None else record.parse_head(view[place : place + HEAD_BYTES], salt)
-    # What lies in its body is a peer's.
+    # Its body holds bytes that a peer chose.
     place += 1 if head is None else HEAD_BYTES + head.length
     data: Any = view.obj
     while (place := data.find(record.MAGIC, place)) >= 0:
@@ -100,7 +101,7 @@ def find_later(view: memoryview, place: int, number: int, salt: int | None = 0) 
 
 
 def at(view: memoryview, place: int, salt: int | None = 0) -> Record | None:
-    """The sound record that begins at a place; None: there is none. ``salt`` None: whatever it has."""
+    """The sound record that begins at an offset; None: there is none. ``salt`` None: any salt."""
     head = record.parse_head(view[place : place + HEAD_BYTES], salt)
     if head is None:
         return None

@@ -30,7 +30,7 @@ HISTORY: Final = "history"
 
 
 @dataclass(frozen=True, slots=True)
-class LifeBegun:
+class IncarnationBegun:
     """A server begins without an earlier state."""
 
     kind: ClassVar[str] = "begun"
@@ -38,7 +38,7 @@ class LifeBegun:
 
 
 @dataclass(frozen=True, slots=True)
-class LifeResumed:
+class RunResumed:
     """A GPS goes on with the state of an earlier life."""
 
     kind: ClassVar[str] = "resumed"
@@ -62,7 +62,7 @@ HistoryNote: TypeAlias = (
     | ExchangeAnswered
 )
 """Notes that a server never forgets: they say what became of samples."""
-HistoryEntry: TypeAlias = HistoryNote | LifeBegun | LifeResumed
+HistoryEntry: TypeAlias = HistoryNote | IncarnationBegun | RunResumed
 VOCABULARY: Final[Vocabulary[HistoryEntry]] = Vocabulary(get_args(HistoryEntry))
 """Writes and reads entries."""
 
@@ -125,7 +125,7 @@ def _certain(path: Path, view: memoryview, number: int) -> tuple[int, int]:
     keep = end = 0
     for each, stop in scan(view):
         end = stop
-        if each.head.number <= number or _parts(path, each, keep)[0] == LifeBegun.kind:
+        if each.head.number <= number or _parts(path, each, keep)[0] == IncarnationBegun.kind:
             keep = stop
     return keep, end
 

@@ -1,5 +1,5 @@
-"""From what a disk holds back to a server's machine and plane: the last snapshot, then everything the
-machine was told since (`pelago.durable.replay`)."""
+"""Recovery of a simulated server from its disk: the last snapshot, then a replay of the journal since then
+(`pelago.durable.replay`)."""
 
 from dataclasses import dataclass, field
 
@@ -17,29 +17,32 @@ from pelago.wire.messages import Effect, Event, Message
 
 @dataclass(slots=True)
 class ReplayedServer:
-    """What a server was told again."""
+    """The result of a recovery."""
 
     now: int = 0
-    """Its clock at its last event."""
+    """The server's clock at its last event, in picoseconds."""
     last_blob: BlobId = 0
     """The lowest number that the driver gave a payload."""
     blobs: dict[BlobId, None] = field(default_factory=dict)
     """Payloads that its machine holds."""
-    told: list[tuple[int, Event, list[Effect]]] = field(default_factory=list)
-    """Number, event and what the machine answered."""
+    replayed: list[tuple[int, Event, list[Effect]]] = field(default_factory=list)
+    """Each replayed event with its number and the machine's effects."""
 
     @property
     def notes(self) -> list[tuple[int, Note]]:
-        """What it noted, with the number of the event."""
+        """The machine's notes, each with the number of its event."""
         return [
-            (n, each) for n, _, effects in self.told for each in effects if isinstance(each, Note)
+            (n, each)
+            for n, _, effects in self.replayed
+            for each in effects
+            if isinstance(each, Note)
         ]
 
 
 def recover(
     contents: DiskContents, run: str, machine: Machine[Message], plane: DurablePlane
 ) -> ReplayedServer:
-    """Bring a fresh machine and a fresh plane to where the past ends. Raises `CheckpointError`."""
+    """Bring a fresh machine and a fresh plane to the state at the end of the journal. Raises `CheckpointError`."""
     found = ReplayedServer()
     if contents.snapshot is not None:
         head = record.parse_head(contents.snapshot.state, None)
@@ -61,5 +64,5 @@ def recover(
             found.blobs[event.blob] = None
         found.now = each.head.second
         effects = replay_event(machine, event, found.now, plane, found.blobs)
-        found.told.append((each.head.number, event, effects))
+        found.replayed.append((each.head.number, event, effects))
     return found

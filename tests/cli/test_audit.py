@@ -13,7 +13,7 @@ from pelago.core.dedupe import Outcome
 from pelago.core.errors import CheckpointError, ConfigError
 from pelago.core.notes.gps import ExchangeArrived
 from pelago.core.notes.lps import ExchangeAnswered, ExchangeBegun, Rejoining, UpdateApplied
-from pelago.runlog.history import HISTORY, HistoryLine, LifeBegun, LifeResumed, history_line
+from pelago.runlog.history import HISTORY, HistoryLine, IncarnationBegun, RunResumed, history_line
 
 Histories = dict[str, list[HistoryLine]]
 
@@ -110,7 +110,7 @@ def test_a_region_that_joined_again_may_train_its_samples_again() -> None:
 
 def test_a_region_that_began_anew_counts_its_versions_anew() -> None:
     told = sound()
-    told["lps-eu"] += [HistoryLine(0, LifeBegun("lps")), update(4, 1, 200, (24, 32))]
+    told["lps-eu"] += [HistoryLine(0, IncarnationBegun("lps")), update(4, 1, 200, (24, 32))]
     assert not examine(told).exceptions
 
 
@@ -135,7 +135,7 @@ def forgotten() -> Histories:
 
 
 def resumed(incarnation: int) -> HistoryLine:
-    return HistoryLine(9, LifeResumed(2, incarnation, 100, "s3://far"))
+    return HistoryLine(9, RunResumed(2, incarnation, 100, "s3://far"))
 
 
 def test_an_exchange_of_the_life_that_went_on_is_no_loss_but_a_fault() -> None:

@@ -27,8 +27,8 @@ from pelago.net.files import lock
 from pelago.runlog.history import (
     HISTORY,
     HistoryLine,
-    LifeBegun,
-    LifeResumed,
+    IncarnationBegun,
+    RunResumed,
     history_line,
     read_history,
 )
@@ -85,7 +85,7 @@ def write(out: Path, run: RunFile) -> str:
         state(gps, MANIFEST, -3, facts_of(run, "corpus")),
         record.pack(found.layout()),
         found.chunks,
-        history_line(HistoryLine(0, LifeBegun(NODE)))
+        history_line(HistoryLine(0, IncarnationBegun(NODE)))
         + history_line(HistoryLine(6, RegionLeft("eu", "drained"))),
     )
     store.close()
@@ -124,7 +124,7 @@ def test_a_folder_goes_on_elsewhere_with_another_budget_and_learning_rate(tmp_pa
     assert gps.model.version.incarnation == gps.settings.incarnation > 5
     assert "at version 1, 40 local steps" in word
     lines = read_history(daemon.state_folder(tmp_path / "b", NODE) / HISTORY)
-    assert [type(line.entry) for line in lines] == [LifeBegun, RegionLeft, LifeResumed]
+    assert [type(line.entry) for line in lines] == [IncarnationBegun, RegionLeft, RunResumed]
     assert resumed(a_run(), tmp_path / "a", None)[0].model.version.incarnation == 5
 
 
@@ -190,7 +190,7 @@ def test_damage_is_refused_and_resume_goes_on_from_what_is_before_it(tmp_path: P
     damage_the_journal(tmp_path)
     with pytest.raises(CheckpointError, match="journal-00000000: damaged at byte") as refused:
         open_state(a_run(), tmp_path, None)
-    assert f"--resume {tmp_path} goes on" in str(refused.value)
+    assert f"--resume {tmp_path} resumes the run" in str(refused.value)
     gps, plane, _ = resumed(a_run(), tmp_path, str(tmp_path))
     assert plane.digest() == digest
     assert gps.model.version.incarnation > 5
@@ -325,7 +325,7 @@ def test_a_damaged_history_is_refused_and_resume_goes_on_with_what_is_before_it(
 REFUSED: dict[str, tuple[tuple[str, str], str]] = {
     "a budget that is used up": (
         ("budget_local_steps = 100", "budget_local_steps = 40"),
-        "run.budget_local_steps = 40: .* has 40 behind it; give a larger budget",
+        "run.budget_local_steps = 40: .* has done 40 already; give a larger budget",
     ),
     "another seed": (
         ('name = "again"', 'name = "again"\nseed = 3'),

@@ -20,7 +20,7 @@ from pelago.net.durability import file_header, snapshot_writer
 from pelago.net.durability.manager import StateStore
 from pelago.net.durability.state_folder import StateFolder
 from pelago.net.telemetry import Telemetry
-from pelago.runlog.history import HISTORY, HistoryLine, LifeBegun, history_line, read_history
+from pelago.runlog.history import HISTORY, HistoryLine, IncarnationBegun, history_line, read_history
 
 NAME = "lps-eu"
 PAGE = 4096
@@ -48,7 +48,7 @@ def write(out: Path, run: RunFile, events: int = 200) -> Path:
     store = StateFolder(daemon.state_folder(out, NAME), run.run_id, NAME)
     header = file_header.new_header(run.run_id, NAME, "lps-eu@here:1:1", 5)
     lines = [
-        HistoryLine(0, LifeBegun(NAME)),
+        HistoryLine(0, IncarnationBegun(NAME)),
         *(HistoryLine(7, ExchangeAnswered(each, 1, "applied")) for each in range(events)),
     ]
     history = b"".join(map(history_line, lines))
@@ -136,7 +136,7 @@ def test_damage_of_a_host_that_went_down_is_a_fresh_start(
     assert not list(folder.glob("journal-*"))
     assert not list(folder.glob("snapshot-*"))
     kept = [each.entry for each in read_history(folder / HISTORY)]
-    assert kept[:1] == [LifeBegun(NAME)]
+    assert kept[:1] == [IncarnationBegun(NAME)]
     assert (folder / "history-damaged").exists() == (name == HISTORY)
     assert state_store.store.recovered() is None
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from lps.members import PAST_MAX
+from lps.members import DEPARTED_MAX
 from lps.state import WORKERS_NAMED_EVERY, WORKERS_NAMED_MAX
 from pelago.core.machine import PS_PER_MS, Delivered, PeerLost, Send, Tick
 from pelago.core.names import Address, Lease, Version
@@ -316,12 +316,12 @@ def test_what_is_known_of_processes_that_are_gone_is_bounded_and_adds_up() -> No
     """1. Far more processes than are remembered hold a group, one after another. 2. All of their rounds count,
     in one report; the last one comes back, and counts on."""
     driver = LpsDriver().serve()
-    count = 3 * PAST_MAX
+    count = 3 * DEPARTED_MAX
     for number in range(count):
         driver.hears(f"w{number}", hello(0, number))
         driver.hears(f"w{number}", Heartbeat(replace(REPORT, rounds=2)))
         driver.hears(f"w{number}", Leave("enough", None, (), (), ()))
-    assert len(driver.lps.workers.members._recovered) == PAST_MAX
+    assert len(driver.lps.workers.members._departed) == DEPARTED_MAX
     assert len(driver.lps.workers.members._before) == 1
     assert [(each.group, each.rounds) for each in driver.lps.report().workers] == [(0, 2 * count)]
     driver.hears(f"w{count - 1}", hello(0, count))

@@ -11,17 +11,17 @@ from pelago.durable import record
 from pelago.runlog.events import OtherEvent
 from pelago.runlog.history import (
     HistoryLine,
-    LifeBegun,
-    LifeResumed,
+    IncarnationBegun,
+    RunResumed,
     history_line,
     history_until,
     read_history,
 )
 
 LINES = [
-    HistoryLine(0, LifeBegun("gps@here:1:2")),
+    HistoryLine(0, IncarnationBegun("gps@here:1:2")),
     HistoryLine(4, RegionLeft("eu", "drained")),
-    HistoryLine(9, LifeResumed(1, 2, 3, "s3://far")),
+    HistoryLine(9, RunResumed(1, 2, 3, "s3://far")),
     HistoryLine(12, WorkerLeft(0, "w0", "stuck", 7, ((0, 4),))),
     HistoryLine(13, OtherEvent("eclipse", {"region": "eu"})),
 ]

@@ -215,7 +215,7 @@ def test_a_durable_node_comes_back_as_it_was_and_hears_so() -> None:
         assert number == 2
         assert pair.one.count == 3
         assert pair.one.kinds()[-1] is Restarted
-        assert len(recovered.told) == (0 if snapshot else 2)
+        assert len(recovered.replayed) == (0 if snapshot else 2)
 
 
 def test_what_was_not_durable_was_not_said() -> None:

@@ -31,7 +31,7 @@ from pelago.net.durability.restore import Restored, state
 from pelago.net.durability.state_folder import StateFolder
 from pelago.net.durability.state_reader import RecoveredState
 from pelago.net.tensors.lane import Tensors
-from pelago.runlog.history import HistoryLine, HistoryNote, LifeBegun
+from pelago.runlog.history import HistoryLine, HistoryNote, IncarnationBegun
 from pelago.tensor.snapshot import PlaneSnapshot
 from pelago.wire.messages import Event, Message
 
@@ -229,7 +229,7 @@ class DurabilityManager:
             JournalListener(self._on_written, self._on_trouble, self._context.on_fault),
         )
         if recovered is None:
-            begun.history(HistoryLine(0, LifeBegun(self._context.name)))
+            begun.history(HistoryLine(0, IncarnationBegun(self._context.name)))
         for each in () if restored is None else restored.history:
             begun.history(each)
         return begun

@@ -13,7 +13,7 @@ from pelago.net.disk import free_bytes
 from pelago.net.durability.archive import Archive, Copier, name_of
 from pelago.net.durability.state_folder import StateFolder
 from pelago.net.telemetry import Telemetry
-from pelago.runlog.history import HISTORY, HistoryLine, LifeBegun, history_line
+from pelago.runlog.history import HISTORY, HistoryLine, IncarnationBegun, history_line
 from tests.net.nodes import eventually
 from tests.small_disk import small_disk
 
@@ -51,7 +51,7 @@ def store(tmp_path: Path) -> Iterator[StateFolder]:
     store = StateFolder(tmp_path / "state", "run", "gps")
     store.snapshot(3).write_bytes(b"snapshot three")
     lines = [
-        HistoryLine(0, LifeBegun("gps")),
+        HistoryLine(0, IncarnationBegun("gps")),
         HistoryLine(5, RegionLeft("eu", "drained")),
         HistoryLine(6, RegionLeft("us", "drained")),
     ]
@@ -78,7 +78,7 @@ async def test_a_snapshot_is_copied_with_its_history_and_its_bytes_stay(
     assert (copied / HISTORY).read_bytes() == b"".join(
         map(
             history_line,
-            [HistoryLine(0, LifeBegun("gps")), HistoryLine(5, RegionLeft("eu", "drained"))],
+            [HistoryLine(0, IncarnationBegun("gps")), HistoryLine(5, RegionLeft("eu", "drained"))],
         )
     )
     log.close()

@@ -18,7 +18,7 @@ from pelago.durable import record
 from pelago.durable.record import FORMAT, HEAD_BYTES, Kind
 from pelago.net.durability.state_folder import StateFolder
 from pelago.net.files import open_over
-from pelago.runlog.history import HistoryLine, LifeBegun, history_line, read_history
+from pelago.runlog.history import HistoryLine, IncarnationBegun, history_line, read_history
 from tests.net.durability.sample_ledger import (
     NODE,
     RUN,
@@ -581,7 +581,7 @@ def history(store: StateFolder) -> list[HistoryLine]:
     return read_history(store.history)
 
 
-BEGUN = HistoryLine(0, LifeBegun("gps"))
+BEGUN = HistoryLine(0, IncarnationBegun("gps"))
 LIVES = [
     BEGUN,
     HistoryLine(4, Rejoining()),
