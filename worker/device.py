@@ -1,4 +1,4 @@
-"""The processor that a node computes on, and what is free of the machine's memory."""
+"""The device that a node computes on, and how much of the machine's memory is free."""
 
 import os
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ CGROUPS: Final = (
         "total_inactive_file",
     ),
 )
-"""Where a container's limit and use of memory are, and what of the use can be given up; versions 2 and 1."""
+"""Folder, limit, use, and the reclaimable part of the use, of a container's memory: control groups 2 and 1."""
 
 
 def cores() -> int:
@@ -30,8 +30,8 @@ def cores() -> int:
 
 
 def free_bytes(proc: Path = Path("/proc/meminfo"), root: Path = Path("/")) -> int | None:
-    """Memory that a process can still have here, of the machine and of its container; None where the
-    system does not tell.
+    """Bytes of memory that a process can still get, from the machine and in its container; None where the
+    system does not say.
     """
     free = []
     try:
@@ -44,22 +44,22 @@ def free_bytes(proc: Path = Path("/proc/meminfo"), root: Path = Path("/")) -> in
         try:
             most = int((folder / limit).read_text(encoding="ascii"))
             used = int((folder / use).read_text(encoding="ascii"))
-            facts = dict(
+            counts = dict(
                 line.split()[:2]
                 for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines()
             )
         except (OSError, ValueError):
             continue  # There is no such limit: not this version, or "max".
-        free.append(max(0, most - used + int(facts.get(spare, "0"))))
+        free.append(max(0, most - used + int(counts.get(spare, "0"))))
     return min(free) if free else None
 
 
 def choose(name: str, slot: int = 0) -> torch.device:
     """The device of ``worker.device``: auto | cpu | cuda. Raises `ConfigError` if it is not there.
 
-    ``slot``: which of this machine's processes that compute this one is; they are spread over the
-    devices that PyTorch sees (CUDA_VISIBLE_DEVICES). On a CPU this process then computes with one thread:
-    several busy processes share the machine, and sums come out bit-equal only if nothing splits them.
+    ``slot``: the number of this process among those that compute on this machine; they are spread over the
+    devices that PyTorch sees (CUDA_VISIBLE_DEVICES). On a CPU the process computes with one thread, since
+    several busy processes share the machine, and since sums are bit-equal only if they are not split.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "cuda" and not count:
@@ -76,30 +76,30 @@ def choose(name: str, slot: int = 0) -> torch.device:
 
 
 def place(slot: int, count: int) -> int | None:
-    """The device of a process, of so many; None: the CPU. One after the other, and around again."""
+    """The device of a process among ``count`` devices, in turn; None: the CPU."""
     return slot % count if count else None
 
 
 def use(device: torch.device) -> None:
-    """Make it the calling thread's own: what names no device must not begin to use the first one."""
+    """Make it the default of the calling thread, so that no operation uses the first device by mistake."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
 
-def told(device: torch.device) -> str:
-    """Its name, with what it is."""
+def name(device: torch.device) -> str:
+    """Its name in PyTorch, and its model."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "cpu"
 
 
 def described(device: torch.device) -> str:
-    """For people: which it is, and what memory it has and has free."""
+    """For messages: which device it is, its memory, and how much of it is free."""
     if device.type != "cuda":
         free = free_bytes()
         return "this machine" + ("" if free is None else f" ({free / 1e9:,.1f} GB are free)")
     said = f"{device} ({torch.cuda.get_device_name(device)}"
     try:
         free, total = torch.cuda.mem_get_info(device)
-    except RuntimeError:  # Of a device that has failed.
+    except RuntimeError:  # The device has failed.
         return f"{said})"
     held = torch.cuda.memory_reserved(device)
     others = max(0, total - free - held)
@@ -107,7 +107,7 @@ def described(device: torch.device) -> str:
 
 
 def spread(slots: Mapping[str, int], name: str) -> str:
-    """For people: where each process of a machine computes; ``slots``: by its name."""
+    """For messages: on which device each process of a machine computes; ``slots``: by its name."""
     count = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
     if not count:
         return f"CPU, one thread for each of {len(slots)} processes"
@@ -116,7 +116,7 @@ def spread(slots: Mapping[str, int], name: str) -> str:
 
 
 def assigned(slots: Mapping[str, int], count: int) -> str:
-    """Each of ``count`` devices with the processes that it has."""
+    """For messages: the processes of each of ``count`` devices."""
     by_device: dict[int, list[str]] = {}
     for each, slot in slots.items():
         by_device.setdefault(slot % count, []).append(each)

@@ -23,7 +23,7 @@ from worker.data.corpus import Corpus
 from worker.data.sources import open_corpus
 from worker.evaluator.held_out_loss import HeldOutLoss
 from worker.models import weights
-from worker.models.architecture import architecture, first_line, named
+from worker.models.architecture import architecture, named, summary
 from worker.models.build import FAULTS, skeleton
 from worker.models.language import LanguageModel
 from worker.models.presets import PRESETS
@@ -76,7 +76,7 @@ def describe(run: RunFile, *, step: bool) -> Iterator[str]:
     try:
         needs = estimate(settings, run.data.sequence_length)
     except FAULTS as error:
-        raise ConfigError(f"{named(run.model)}: cannot be built: {first_line(error)}") from None
+        raise ConfigError(f"{named(run.model)}: cannot be built: {summary(error)}") from None
     free = devices.free_bytes()
     source = None
     if free is None or needs.build_bytes <= free:

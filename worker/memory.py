@@ -1,4 +1,4 @@
-"""Too little memory for a step: recognised, whoever says it and how, and told in the words of the run file."""
+"""Recognises that the memory did not suffice for a step, and says which key of the run file to change."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,26 +21,26 @@ SIGNS: Final = (
     "bad allocation",
     "_status_alloc_failed",
 )
-"""What CUDA, PyTorch's allocators, cuBLAS and cuDNN, the C library and C++ say, in small letters."""
+"""Parts of the messages of CUDA, PyTorch's allocators, cuBLAS, cuDNN, the C library and C++, in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What is done at once with a model, and where."""
+    """How much a model computes at once, and on which device."""
 
     key: str
-    """The run file's, with its value."""
+    """The key of the run file that decides it, with its value."""
     batch: int
-    """Sequences of a local step; a micro-batch divides them."""
+    """Sequences of a local step; a multiple of the micro-batch."""
     sequences: int
-    """Of one forward pass."""
+    """Sequences of one forward pass."""
     length: int
-    """Tokens of a sequence."""
+    """Tokens of one sequence."""
     device: torch.device
 
     @classmethod
     def of(cls, run: RunFile, device: torch.device, most: int | None = None) -> "Step":
-        """The run's, of at most so many sequences."""
+        """The step of a run file; ``most``: the largest number of sequences of a forward pass."""
         micro, batch = run.worker.micro_batch_size, run.worker.batch_size
         key = f"worker.micro_batch_size = {micro}"
         key += "" if micro else f" (all {batch} of worker.batch_size)"
@@ -48,7 +48,7 @@ class Step:
         return cls(key, batch, min(sequences, most or sequences), run.data.sequence_length, device)
 
     def lack(self) -> str:
-        """That the memory does not suffice, and what to do about it."""
+        """The error message: the memory does not suffice, and what to change."""
         many = "sequence" if self.sequences == 1 else "sequences"
         said = (
             f"{self.key}: {self.sequences} {many} of {self.length} tokens at once do not fit into"
@@ -60,17 +60,17 @@ class Step:
         return f"{said}; choose a smaller model or data.sequence_length"
 
     def fewer(self) -> int:
-        """The largest micro-batch of at most half as many; 0: there is none."""
+        """The largest micro-batch of at most half as many sequences; 0: there is none."""
         halves = range(self.sequences // 2, 0, -1)
         return next((each for each in halves if self.batch % each == 0), 0)
 
 
 class HasStep(Protocol):
-    """Whoever computes with a model."""
+    """An object that computes with a model."""
 
     @property
     def memory_step(self) -> Step:
-        """What it does at once."""
+        """How much it computes at once."""
         ...
 
 
@@ -80,14 +80,14 @@ T = TypeVar("T")
 
 
 def is_lack(error: BaseException) -> bool:
-    """Whether an error, or what it came from, is a want of memory."""
+    """Whether an error, or one of its causes, means that there was too little memory."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:
         seen.add(id(link))
         if isinstance(link, MemoryError | torch.OutOfMemoryError):
             return True
-        # OSError: a want of memory for a process, or of address space for a file.
+        # OSError: no memory for another process, or no address space to map a file.
         if isinstance(link, RuntimeError | OSError) and any(
             sign in str(link).lower() for sign in SIGNS
         ):
@@ -98,7 +98,7 @@ def is_lack(error: BaseException) -> bool:
 
 @contextmanager
 def explained(step: Step) -> Iterator[None]:
-    """Raises `ConfigError` where there was too little memory."""
+    """Raises `ConfigError` in the place of an error that means too little memory."""
     try:
         yield
     except Exception as error:
@@ -110,11 +110,11 @@ def explained(step: Step) -> Iterator[None]:
 def explaining(
     method: Callable[Concatenate[H, P], T],
 ) -> Callable[Concatenate[H, P], T]:
-    """A method that computes with a model, its want of memory told by `ConfigError`."""
+    """Decorates a method that computes with a model: it raises `ConfigError` if there is too little memory."""
 
     @wraps(method)
-    def told(self: H, /, *given: P.args, **named: P.kwargs) -> T:
+    def guarded(self: H, /, *given: P.args, **named: P.kwargs) -> T:
         with explained(self.memory_step):
             return method(self, *given, **named)
 
-    return told
+    return guarded

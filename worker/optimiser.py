@@ -2,9 +2,9 @@
 
 AdamW: Loshchilov and Hutter, arXiv 1711.05101. Muon: Jordan et al. 2024, with the scale of Liu et al.,
 "Muon is Scalable for LLM Training", arXiv 2502.16982: an update of root mean square 0.2 * lr, about that
-of AdamW, so that learning rate, weight decay and schedule tuned for the one serve the other. Its products
-are bf16: made for accelerators, and slow on a CPU without bf16 units (a step of llama3-tiny took about
-0.3 s on one core with AVX2 that others used too, one of AdamW 0.4 ms).
+of AdamW, so learning rate, weight decay and schedule that are tuned for one serve the other. Its matrix
+products are bf16: made for accelerators, and slow on a CPU without bf16 units (a step of llama3-tiny took
+about 0.3 s on one core with AVX2 that other processes used too, a step of AdamW 0.4 ms).
 """
 
 import math
@@ -31,8 +31,8 @@ class WorkerOptimiser:
     def __init__(self, settings: WorkerSection, model: LanguageModel) -> None:
         match settings.optimiser:
             case "adamw":
-                # AdamW works by element, so two long tensors give what many short ones give, at a
-                # fraction of the overhead.
+                # AdamW works on each element, so two long tensors give the same as many short ones,
+                # with a fraction of the overhead.
                 cut = model.matrix_elements
                 decayed, plain = _piece(model, 0, cut), _piece(model, cut, model.elements)
                 self._parts: list[torch.optim.Optimizer] = [_adamw(settings, [decayed], [plain])]
@@ -49,8 +49,8 @@ class WorkerOptimiser:
             part.step()
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The moments, and whatever else a step rests on, by name; empty before the first step. These are
-        the tensors themselves: the next step changes them."""
+        """The moments and the other tensors that a step depends on, by name; empty before the first step. No
+        copies: the next step changes them."""
         return {
             f"{number}.{place}.{name}": value
             for number, part in enumerate(self._parts)
@@ -60,8 +60,8 @@ class WorkerOptimiser:
         }
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on from what `state` gave, perhaps in another process. Raises `ValueError` for what is not of
-        such an optimiser and model; nothing is changed then."""
+        """Continue from what `state` returned, perhaps in another process. Raises `ValueError`, and changes
+        nothing, if it does not fit this optimiser and model."""
         found: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in self._parts]
         for key, value in state.items():
             owner, index, name = key.split(".")
@@ -88,8 +88,8 @@ class WorkerOptimiser:
 def in_blocks(model: LanguageModel) -> frozenset[str]:
     """Names of the matrices of two dimensions inside the model's blocks, embeddings excepted.
 
-    A block is whatever stands in a list of modules, as the decoder layers of every `transformers`
-    model do. The experts of a mixture are one tensor of three dimensions and not among them.
+    A block is a module in a `ModuleList`, as the decoder layers of every `transformers` model are. The
+    experts of a mixture are one tensor of three dimensions, so they are not included.
     """
     embedded = {
         id(parameter)
@@ -161,7 +161,7 @@ def _places(model: LanguageModel) -> Iterator[tuple[str, int, int, tuple[int, ..
 
 
 def _others(model: LanguageModel, inside: frozenset[str]) -> Iterator[tuple[int, int]]:
-    """The stretches of the matrices' segment between those ``inside``, as long as they come."""
+    """Start and end of each longest stretch of the matrices' segment without a matrix of ``inside``."""
     first = 0
     for name, start, stop, _ in _places(model):
         if name in inside:
@@ -175,7 +175,7 @@ def _others(model: LanguageModel, inside: frozenset[str]) -> Iterator[tuple[int,
 def _piece(
     model: LanguageModel, start: int, stop: int, shape: tuple[int, ...] = (-1,)
 ) -> torch.nn.Parameter:
-    """A stretch of the flat parameters over the model's own memory, gradient included."""
+    """A stretch of the flat parameters as a parameter; it shares memory with the model, and so does its gradient."""
     piece = torch.nn.Parameter(model.flat[start:stop].view(shape))
     piece.grad = model.gradient()[start:stop].view(shape)
     return piece

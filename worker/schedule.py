@@ -1,6 +1,6 @@
-"""How many local steps, at which learning rate, at which pace: the arithmetic of the inner loop.
+"""The arithmetic of the inner loop: number of local steps, learning rate, emulated speed.
 
-Source of the first two: Kim et al., "HALoS", arXiv 2506.04531, and its released code.
+Source of local steps and learning rate: Kim et al., "HALoS", arXiv 2506.04531, and its released code.
 """
 
 import math
@@ -43,20 +43,20 @@ def learning_rate(settings: WorkerSection, iteration: int) -> float:
 
 
 def begins_late(run: RunFile, clock: int) -> bool:
-    """Whether a worker whose first lease has this clock, in samples, comes when the run is past its own
-    warm-up, and past the first round of all workers of the run file."""
+    """Whether a worker whose first lease has this clock, in samples, joins after the warm-up of the run and
+    after the first round of all workers of the run file."""
     workers = sum(len(region.worker_speeds) for region in run.region)
     first = workers * run.worker.local_steps * run.worker.batch_size
     return clock >= max(first, run.worker.warmup_iterations * run.worker.global_batch_size)
 
 
 def warmed(step: int, steps: int) -> float:
-    """What a cold optimiser's step number ``step`` (from 1) counts of the learning rate: a linear warm-up
-    over so many steps.
+    """Factor on the learning rate of step number ``step`` (from 1) of an optimiser without moments: a linear
+    warm-up over ``steps`` steps.
 
-    Moments that rest on a few gradients are mostly noise: Adam's first step moves every parameter by the whole
-    rate. Ma and Yarats, "On the adequacy of untuned warmup for adaptive optimization", arXiv 1910.04209,
-    take 2 / (1 - beta2) steps, which is 40 at the default of 0.95.
+    Moments of a few gradients are mostly noise: Adam's first step moves every parameter by the whole rate.
+    Ma and Yarats, "On the adequacy of untuned warmup for adaptive optimization", arXiv 1910.04209, take
+    2 / (1 - beta2) steps, which is 40 at the default of 0.95.
     """
     return min(1.0, step / steps) if steps else 1.0
 
@@ -65,7 +65,7 @@ def warmed(step: int, steps: int) -> float:
 class Pace:
     """An emulated speed: how long a local step should take.
 
-    ``step_ms`` > 0: that long at relative speed 1, so step_ms / speed. ``step_ms`` = 0: in
+    ``step_ms`` > 0: so many milliseconds at relative speed 1, so step_ms / speed. ``step_ms`` = 0: in
     proportion to the step's own computing time, 1 / speed times as long.
     """
 
@@ -82,7 +82,7 @@ class Pace:
         same clock.
 
         ``due_s``: when the step before it should have ended. A fixed pace counts from there, so
-        that a step that took too long is made up for by the next ones.
+        the next steps make up for one that took too long.
         """
         if self.step_ms > 0:
             return due_s + self.step_ms / 1e3 / self.speed

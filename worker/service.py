@@ -1,4 +1,4 @@
-"""A worker or the evaluator as a process, and what a worker tells of a model without training it."""
+"""A worker or the evaluator as a process; and what the program does instead: initial model, dry run."""
 
 import argparse
 import json
@@ -33,7 +33,7 @@ from worker.trainer import Trainer
 
 
 def work(options: argparse.Namespace, run: RunFile) -> int:
-    """Do what the flags ask for."""
+    """Run what the flags ask for; returns the exit code."""
     # Bit-equal results need one thread, and processes that share a machine are faster so.
     torch.set_num_threads(1)
     if options.initialise:
@@ -100,7 +100,7 @@ def _train(options: argparse.Namespace, run: RunFile) -> int:
         log,
         plane=Plane(manifest, None, exchanges=False),
     )
-    log.event("device", device=devices.told(trainer.model.device))
+    log.event("device", device=devices.name(trainer.model.device))
     log.event("model", origin=trainer.model.origin)
     disk_needs.tell(log, disk_needs.of_worker(run, name, manifest.bytes, out))
     log.line(f"training for region {options.region}; its LPS is at {address.join(host, port)}")
@@ -136,7 +136,7 @@ def _evaluate(options: argparse.Namespace, run: RunFile) -> int:
         plane=Plane(manifest, None, exchanges=False),
     )
     disk_needs.tell(log, disk_needs.of_evaluator(manifest.bytes, out))
-    log.event("device", device=devices.told(measure.model.device))
+    log.event("device", device=devices.name(measure.model.device))
     log.line(f"evaluating; the GPS is at {address.join(host, port)}")
     finish = uvloop.run(node.run())
     return daemon.outcome(finish)

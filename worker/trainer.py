@@ -44,7 +44,7 @@ class Trainer:
         """Open the corpus and build the model. Raises `ConfigError`.
 
         ``pace``: emulate a slower worker (`pelago local`); without it every step runs as fast as it
-        can. ``slot``: see `worker.device.choose`. ``tell`` takes a line for people, from the thread that trains.
+        can. ``slot``: see `worker.device.choose`. ``tell`` is given lines for the user, by the thread that trains.
         """
         self._tell = tell
         self.settings: WorkerSection = run.worker
@@ -62,9 +62,9 @@ class Trainer:
             self.model.compile()
         self.optimiser = WorkerOptimiser(self.settings, self.model)
         self.steps = 0
-        """That the optimiser has made, those included that it was restored with."""
+        """Optimiser steps so far, including those before it was restored."""
         self._cold_steps: int | None = None
-        """Since it began without moments in the middle of a run; None: it did not, or is past that."""
+        """Steps of the warm-up of an optimiser that began without moments in the middle of a run; None: no warm-up."""
 
     def manifest(self) -> tuple[TensorSpec, ...]:
         """Names and shapes of the model's tensors, in the order of the flat tensors."""
@@ -87,10 +87,10 @@ class Trainer:
         """Train on a lease, one local step per batch (the last may be smaller). None if cancelled.
 
         ``flat_start``: fp32, shape (elements,), on the CPU, unchanged until this returns.
-        ``on_step`` hears the number of steps done after each, and between micro-batches, and of those among
-        them that were skipped since their gradient was not finite, from this thread. Setting ``cancel``
-        ends this before the next micro-batch, or at once while it waits for the pace; the optimiser
-        then stands where the last whole step left it. Raises `ConfigError` for token ids that the
+        ``on_step(steps, skipped)`` is called by this thread after each step and between micro-batches, with the
+        numbers so far; skipped steps are those whose gradient was not finite. Setting ``cancel`` ends the
+        training before the next micro-batch, or at once while it waits for the pace; the optimiser is then
+        as the last whole step left it. Raises `ConfigError` for token ids that the
         model does not know.
         """
         samples = list(chain.from_iterable(range(start, stop) for start, stop in lease.spans))
@@ -142,14 +142,14 @@ class Trainer:
         cancel: Cancellation,
         on_micro_batch: Callable[[], None],
     ) -> tuple[float, bool] | None:
-        """One optimiser step on a batch; its mean loss, and whether the gradient was finite, or else
-        nothing was changed. None if cancelled before the parameters changed. ``on_micro_batch`` is
-        called between two micro-batches.
+        """One optimiser step on a batch. Returns its mean loss, and whether the gradient was finite; if it was
+        not, nothing changed. None if cancelled, before anything changed. ``on_micro_batch`` is called
+        between two micro-batches.
         """
         try:
             return self._try_step(batch, rate, cancel, on_micro_batch)
         except CompileFault as fault:
-            # Slower, but no reason to end. Part of the gradient may be there, so the step begins anew.
+            # Training goes on without it. Part of the gradient may be there already, so the step starts again.
             self._tell(f"training without torch.compile, which failed: {fault}")
             self.model.stop_compiling()
             return self._try_step(batch, rate, cancel, on_micro_batch)
@@ -164,7 +164,7 @@ class Trainer:
         gradient = self.model.gradient().zero_()
         micro = self.settings.micro_batch_size or len(batch)
         losses: list[torch.Tensor] = []
-        # What dropout leaves out follows from the samples: a lease that is trained again is trained alike.
+        # Dropout follows from the samples, so training a lease again gives the same result.
         self.model.draw_from(derive("dropout", self._seed, batch[0]))
         for first in range(0, len(batch), micro):
             if cancel.is_set():
@@ -172,7 +172,7 @@ class Trainer:
             if first:
                 on_micro_batch()
             part = self.corpus.batch(batch[first : first + micro])
-            # Parts may differ in size, so each counts by its share: the mean is over all tokens.
+            # Parts may differ in size, so each is weighted by its share: the mean is over all tokens.
             losses.append(self.model.backward(part, len(part) / len(batch), mixed=self._cuda))
         norm = float(gradient.norm())
         finite = math.isfinite(norm)
@@ -181,9 +181,7 @@ class Trainer:
         return float(torch.stack(losses).sum()), finite
 
     def _update(self, gradient: torch.Tensor, norm: float, rate: float) -> None:
-        """Clip and step. A gradient that is not finite never comes here: it would stay in the
-        moments for ever, while the batch that caused it is gone after one round.
-        """
+        """Clip and step. The gradient is finite: one that is not would stay in the moments for ever."""
         # The factor of torch.nn.utils.clip_grad_norm_.
         gradient.mul_(min(1.0, self.settings.clip_norm / (norm + 1e-6)))
         if self._cold_steps is not None:
@@ -195,13 +193,13 @@ class Trainer:
         self.steps += 1
 
     def restore(self, moments: dict[str, torch.Tensor], steps: int) -> None:
-        """Go on with the optimiser of an earlier process, which had made so many steps. Raises
-        `ValueError` for moments of another one.
+        """Continue with the moments of an earlier process, whose optimiser had made ``steps`` steps. Raises
+        `ValueError` for moments that do not fit this optimiser and model.
         """
         self.optimiser.restore(moments)
         self.steps = steps
 
     def warm_up(self) -> None:
-        """The optimiser has few steps behind it in the middle of a run: warm its learning rate up."""
+        """Warm the learning rate up if the optimiser has made only few steps, in the middle of a run."""
         if self.steps < self.settings.cold_start_steps:
             self._cold_steps = self.steps

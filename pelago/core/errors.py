@@ -61,3 +61,8 @@ class PeerRefused(PelagoError):
 
 class PeerSilent(PelagoError):
     """The server did not answer for `network.give_up_after_ms`."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or the name of its type if that is empty."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

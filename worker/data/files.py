@@ -11,6 +11,7 @@ from typing import Final
 
 from pelago.core.errors import ConfigError
 from pelago.core.prng import text_hash
+from worker import git_lfs
 from worker.data.encodings import to_utf8
 from worker.data.file_report import FileReport, shown
 
@@ -42,9 +43,6 @@ ARCHIVE_SUFFIXES: Final = frozenset(
     )
 )
 """Endings, in lower case, of files that may hold text, but would have to be unpacked."""
-
-LFS_POINTER: Final = b"version https://git-lfs.github.com/"
-"""First bytes of a git-lfs pointer, which stands for a file that was not downloaded."""
 
 COPIES: Final = 3
 """At least so many copies of a text are in memory while it is tokenised."""
@@ -117,7 +115,7 @@ def read_files(
         text, done = (b"", "") if content is None else to_utf8(content)
         if content is None:
             report.leave_out("no regular files (pipes, sockets, devices)", name)
-        elif content.startswith(LFS_POINTER):
+        elif content.startswith(git_lfs.POINTER):
             report.leave_out("pointers of git-lfs, not the files; run `git lfs pull`", name)
         elif text is None:
             report.leave_out(f"{done} files with the ending of a text", name)

@@ -9,11 +9,12 @@ from typing import Any, Final
 import numpy as np
 
 from pelago.config.training import DataSection
-from pelago.core.errors import ConfigError
+from pelago.core.errors import ConfigError, first_line
 from worker.data.corpus import Corpus, CorpusContent
 from worker.data.file_report import counted, shown
-from worker.data.files import LFS_POINTER, SourceFile, folder_files, held_out, stdlib_files
+from worker.data.files import SourceFile, folder_files, held_out, stdlib_files
 from worker.data.tokens import Tokens, open_tokens, sampled_digest, split_tail
+from worker.git_lfs import is_pointer
 
 BYTE_VOCABULARY: Final = 256
 UNKNOWN_SHARE_MAX: Final = 0.01
@@ -177,7 +178,7 @@ def _encoder(place: str) -> _Encoder:
         except Exception as error:
             # The library may raise any exception of its parts.
             raise ConfigError(
-                f"data.tokenizer = {place!r}: cannot encode {shown(file.path)}: {_first_line(error)}"
+                f"data.tokenizer = {place!r}: cannot encode {shown(file.path)}: {first_line(error)}"
             ) from None
         unknown.count += ids.count(unknown_id)
         unknown.total += len(ids)
@@ -204,24 +205,16 @@ def load_tokenizer(place: str) -> Any:
         )
     except Exception as error:
         # The library may raise any exception of its parsers; the user needs the place and the first line.
-        pointers = [each.name for each in sorted(Path(place).iterdir()) if _is_pointer(each)]
+        pointers = [
+            each.name
+            for each in sorted(Path(place).iterdir())
+            if each.is_file() and is_pointer(each)
+        ]
         if pointers:
             raise ConfigError(
                 f"data.tokenizer = {place!r}: {pointers[0]} is a git-lfs pointer, not the file itself: run"
                 " `git lfs pull` where it was cloned"
             ) from None
         raise ConfigError(
-            f"data.tokenizer = {place!r}: no readable Hugging Face tokenizer there: {_first_line(error)}"
+            f"data.tokenizer = {place!r}: no readable Hugging Face tokenizer there: {first_line(error)}"
         ) from None
-
-
-def _is_pointer(path: Path) -> bool:
-    """Whether a file is a git-lfs pointer and not the file itself."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as stream:
-        return stream.read(len(LFS_POINTER)) == LFS_POINTER
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__

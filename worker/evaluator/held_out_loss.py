@@ -33,7 +33,7 @@ class HeldOutLoss:
             run.model, self.corpus.vocabulary, run.run.seed, device, run.data.sequence_length
         )
         self.corpus.limit_vocabulary(self.model.vocabulary)
-        # Read now: where they came from may be gone when the run ends.
+        # Read now: the folders may be gone when the run ends.
         self._tokenizer = (
             None if run.data.tokenizer == "bytes" else load_tokenizer(run.data.tokenizer)
         )
@@ -58,8 +58,8 @@ class HeldOutLoss:
     def validate(
         self, flat: torch.Tensor, on_batch: Callable[[int], None] = lambda _: None
     ) -> tuple[float, int]:
-        """Mean held-out loss in nats per token, in fp32, and over how many tokens. ``on_batch`` hears
-        how many batches are done after each.
+        """Mean held-out loss in nats per token, in fp32, and the number of tokens that it is a mean of. Calls
+        ``on_batch(batches)``, the number so far, after each batch.
 
         ``flat``: fp32, shape (elements,). The result depends on nothing else: not on the seed of
         the run and not on what was measured before.
@@ -69,9 +69,9 @@ class HeldOutLoss:
         return _mean_loss(self.model, self.corpus, self._samples, self._batch_size, on_batch)
 
     def export(self, flat: torch.Tensor, directory: Path) -> None:
-        """Write ``flat`` as a Hugging Face model folder, with the tokenizer, generation config and
-        licence that came with the model or the corpus, and reopen it before it takes the place of an
-        older one, at once.
+        """Write ``flat``, fp32 of shape (elements,), as a Hugging Face model folder, with the tokenizer, generation
+        config and licence of the model or the corpus. It is opened again for a check before it replaces an
+        older one, atomically.
 
         Raises `CheckpointError` if it cannot be written, or if what ``from_pretrained`` reads from
         it is not the same model to the bit.
@@ -80,8 +80,8 @@ class HeldOutLoss:
             with atomic_files.replacing(directory) as new:
                 self.model.export(new, flat)
                 if self._tokenizer is not None:
-                    # Its configuration then names the class that it needs: beside the configuration of
-                    # another model, one that leaves this open would open as that model's kind.
+                    # This adds the tokenizer's class to its configuration. Without a class there, it would be
+                    # opened as the kind that belongs to the model.
                     self._tokenizer.save_pretrained(new)
                 self.companions.write(new)
                 check_export(self.model, new)
@@ -89,14 +89,14 @@ class HeldOutLoss:
                     companions.require_tokenizer(new, self._tokenizer.get_vocab())
         except CheckpointError:
             raise
-        except Exception as error:  # Whatever the library that writes it raises.
+        except Exception as error:  # The library that writes it may raise anything.
             why = " ".join(str(error).split()) or type(error).__name__
             raise CheckpointError(f"cannot write the model to {directory}: {why}") from None
 
 
 def _companions(run: RunFile) -> companions.Companions:
-    """What travels with the model into an export. A model that was trained with the tokenizer of the
-    corpus has no use for its own.
+    """The files that an export holds beside the model. With a tokenizer of the corpus, the model's own is left
+    out.
     """
     own = run.data.tokenizer == "bytes"
     model = companions.Companions()

@@ -13,13 +13,13 @@ from worker.models.weights import require_no_pointer, some
 ATTENTION: Final = ("eager", "sdpa", "flex_attention")
 """Implementations that compute in fp32, as a validation does, and come with PyTorch."""
 PARTS_MAX: Final = 10_000
-"""Layers, or experts, that a model may have: each is built, be it without memory, to learn its shapes."""
+"""Most layers, or experts, of a model: each is built, if only without memory, to find its shapes."""
 FIGURE_MAX: Final = 2**31 - 1
-"""Of any other whole number of a configuration; some become 32-bit indices."""
+"""Largest value of any other whole number of a configuration; some become 32-bit indices."""
 
 
 def transformers() -> Any:
-    """The library, imported when first needed, and quiet."""
+    """The library, imported when first needed, without its warnings and progress bars."""
     import transformers as library
 
     library.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -33,8 +33,8 @@ def named(model: ModelSection) -> str:
     return f"model.preset = {model.preset!r}{overrides}"
 
 
-def first_line(error: Exception) -> str:
-    """Of an exception of the library, what fits into a message."""
+def summary(error: Exception) -> str:
+    """The part of an exception of the library that fits into a message."""
     lines = [each.strip() for each in str(error).splitlines()] or [""]
     # "Validation error for field 'hidden_size':" says nothing yet.
     count = 2 if lines[0].endswith(":") else 1
@@ -44,7 +44,7 @@ def first_line(error: Exception) -> str:
 def architecture(model: ModelSection, vocabulary: int) -> Any:
     """A run's model as a `transformers` configuration, overrides applied. Raises `ConfigError`.
 
-    ``vocabulary``: of the corpus, 0 if it does not tell; presets take it as their own.
+    ``vocabulary``: number of token ids of the corpus, 0 if it is unknown; presets use it.
     """
     preset = PRESETS.get(model.preset)
     try:
@@ -55,12 +55,11 @@ def architecture(model: ModelSection, vocabulary: int) -> Any:
     except ConfigError:
         raise
     except Exception as error:
-        # The library checks configurations with exceptions of yet other libraries; whatever it says of
-        # them is the user's to hear.
-        raise ConfigError(f"{named(model)}: cannot be configured: {first_line(error)}") from None
+        # The library raises exceptions of other libraries too; the user sees the message.
+        raise ConfigError(f"{named(model)}: cannot be configured: {summary(error)}") from None
     settings.use_cache = False
-    # None: the library takes the best one that it has for the architecture. What a file asks for may be
-    # something to fetch from the network.
+    # None: the library takes the best one that it has for the architecture. The one that a file names may have
+    # to be fetched from the network.
     settings._attn_implementation = model.overrides.get("attn_implementation")
     return settings
 
@@ -71,7 +70,7 @@ def _from_preset(keys: dict[str, Any], model: ModelSection, vocabulary: int) -> 
     keys["rope_parameters"] = {"rope_type": "default", "rope_theta": keys.pop("rope_theta")}
     make = transformers().AutoConfig.for_model
     keys.update(_checked_overrides(make(kind, **keys).to_dict(), model))
-    # Made anew, so that whatever the library derives from the keys follows the overrides.
+    # Made again, so that what the library derives from the keys follows the overrides.
     return make(kind, **keys)
 
 
@@ -87,7 +86,7 @@ def _from_folder(model: ModelSection) -> Any:
     inside = [name for name, each in vars(settings).items() if each is text]
     if not inside:
         return _overridden(settings, model)
-    # A model of pictures, say, with one of texts inside: that is what is trained here.
+    # A model of images, say, with a model of texts inside; the latter is trained here.
     changed = _overridden(text, model)
     for key in model.overrides.keys() & settings.to_dict().keys():
         setattr(settings, key, getattr(changed, key))
@@ -131,7 +130,7 @@ def _require_readable(folder: Path, preset: str) -> None:
         keys = json.loads(path.read_text(encoding="utf-8"))
         kind = keys["model_type"]
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{key}: config.json is no JSON: {first_line(error)}") from None
+        raise ConfigError(f"{key}: config.json is no JSON: {summary(error)}") from None
     except (KeyError, TypeError):
         raise ConfigError(
             f"{key}: config.json names no model_type: no configuration of a Hugging Face model"
@@ -158,7 +157,7 @@ def _checked_overrides(keys: dict[str, Any], model: ModelSection) -> dict[str, A
     for key, value in model.overrides.items():
         override = f"model.overrides.{key} = {value!r}"
         if key == "attn_implementation":
-            # No key of a configuration, but a choice that is made with it.
+            # Not a key of a configuration: it is set beside it.
             if value not in ATTENTION:
                 raise ConfigError(f"{override}: must be one of {', '.join(ATTENTION)}")
             continue

@@ -11,7 +11,7 @@ from pelago.config.training import ModelSection
 from pelago.core.errors import ConfigError
 from pelago.core.prng import derive
 from worker.models import weights as files
-from worker.models.architecture import architecture, first_line, named, transformers
+from worker.models.architecture import architecture, named, summary, transformers
 from worker.models.language import LanguageModel
 from worker.models.presets import PRESETS
 from worker.models.probe import require_causal, require_length
@@ -38,10 +38,10 @@ def build(
 ) -> LanguageModel:
     """Build the model that ``model.preset`` and ``model.overrides`` name, in fp32, in evaluation mode.
 
-    ``vocabulary``: token ids of the corpus, 0 if it does not tell. A preset takes it as its own;
-    that of a Hugging Face folder stays as it is. ``sequence_length``: what it must be able to read. A
-    folder that holds weights gives them, all of them or none; without any, and for a preset, the
-    parameters are drawn from ``seed``, the same on every device. Raises `ConfigError`; asks no network.
+    ``vocabulary``: number of token ids of the corpus, 0 if it is unknown. A preset uses it; a Hugging Face
+    folder keeps its own. ``sequence_length``: in tokens, that the model must be able to read. If a folder
+    holds weights, all parameters are taken from them; if not, and for a preset, they are drawn from ``seed``,
+    the same on every device. Raises `ConfigError`; uses no network.
     """
     settings = architecture(model, vocabulary)
     found = None if model.preset in PRESETS else files.find(Path(model.preset), _key(model))
@@ -58,13 +58,13 @@ def build(
             else:
                 module, origin = _pretrained(model, settings, found)
         module.eval()
-        # Some impossible shapes show only when used: better here than in the first lease. On the CPU,
-        # since an index out of range ends a CUDA process for good.
+        # Some impossible shapes are found only by running the model: better here than in the first lease. On
+        # the CPU, since an index out of range makes a CUDA process unusable.
         require_causal(module, named(model))
         require_length(module, named(model), sequence_length, drawn=found is None)
         return LanguageModel(module.to(device), origin)
     except FAULTS as error:
-        raise ConfigError(f"{named(model)}: cannot be built: {first_line(error)}") from None
+        raise ConfigError(f"{named(model)}: cannot be built: {summary(error)}") from None
 
 
 def skeleton(settings: Any) -> Any:
@@ -107,11 +107,11 @@ def _pretrained(model: ModelSection, settings: Any, found: files.Checkpoint) -> 
         origin += f" (their prefix {read.prefix} taken off)"
     blank = {name for name, each in module.named_parameters() if each.dim() > 1 and not each.any()}
     if blank:
-        # As some models begin; or the file was cut short, and the disk gave zeros.
+        # Some models begin so; or the file was cut short, and the disk returned zeros.
         origin += f", of which {len(blank)} matrices hold zeros only: {files.some(blank)}"
     text = module.config.get_text_config()
     if getattr(text, "tie_word_embeddings", False) and not _is_tied(module):
-        # The library believes the weights, as they hold two matrices. An export has to say so.
+        # The library unties them, since the weights hold two matrices. An export has to say so.
         text.tie_word_embeddings = module.config.tie_word_embeddings = False
         origin += ", head and embedding not tied, as they differ"
     if wanted > own:
@@ -143,7 +143,7 @@ def _own_vocabulary(model: ModelSection) -> int:
 
 
 class _Complaints(logging.Handler):
-    """Listens to what the library logs of tensors that it cannot convert: its exception names none."""
+    """Collects the names of tensors that the library cannot convert: it logs them, its exception has none."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -163,7 +163,7 @@ class _Complaints(logging.Handler):
         self._log.propagate = self._before[1]
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the names in the rows of the library's table that speak of a conversion."""
+        """Keep the names in those rows of the library's table that are about a conversion."""
         for line in record.getMessage().splitlines():
             name, _, state = line.partition("|")
             if state.strip().startswith("CONVERSION"):

@@ -1,4 +1,4 @@
-"""Small files that belong to a model beside its weights, and travel with it into an export."""
+"""Small files of a model beside its weights, which are copied into an export."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from pelago.core.errors import CheckpointError, ConfigError
+from pelago.core.errors import CheckpointError, ConfigError, first_line
 from worker.models.weights import require_no_pointer
 
 TOKENIZER: Final = re.compile(
@@ -22,12 +22,12 @@ LICENCE: Final = re.compile(
 )
 CODE: Final = (".py", ".pyc", ".so")
 FILE_BYTES_MAX: Final = 1 << 26
-"""What is larger is no file of this kind; the largest known vocabulary takes 40 MB."""
+"""Larger files are not of these kinds; the largest known vocabulary takes 40 MB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Companions:
-    """Contents by name; a name may lie in one folder below."""
+    """Contents by path; a path may name one folder below."""
 
     files: Mapping[str, bytes] = field(default_factory=dict)
 
@@ -50,7 +50,7 @@ class Companions:
 
 
 def of_model(folder: Path, *, tokenizer: bool) -> Companions:
-    """What came with a model: generation config, licence and, if asked for, its tokenizer.
+    """The files of a model: generation config, licence and, if asked for, its tokenizer.
 
     Raises `ConfigError` for a file that is there and cannot be read.
     """
@@ -59,12 +59,12 @@ def of_model(folder: Path, *, tokenizer: bool) -> Companions:
 
 
 def of_tokenizer(folder: Path) -> Companions:
-    """What came with the tokenizer of a corpus. Raises `ConfigError`."""
+    """The files of the tokenizer of a corpus. Raises `ConfigError`."""
     return Companions(_read(folder, [TOKENIZER, LICENCE], f"data.tokenizer = '{folder}'"))
 
 
 def joined(model: Companions, tokenizer: Companions) -> Companions:
-    """Those of both; where both have a licence, each keeps its own."""
+    """The files of both; if a file differs, such as the licence, both are kept."""
     files = dict(model.files)
     for name, content in tokenizer.files.items():
         other = files.get(name, content) != content
@@ -81,9 +81,9 @@ def require_tokenizer(folder: Path, vocabulary: Mapping[str, int]) -> None:
             folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:
-        # The library raises whatever its parsers raise.
-        told = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"the exported tokenizer in {folder} does not open: {told}") from None
+        # The library may raise any exception of its parsers.
+        why = first_line(error)
+        raise CheckpointError(f"the exported tokenizer in {folder} does not open: {why}") from None
     if opened.get_vocab() != vocabulary:
         raise CheckpointError(f"the exported tokenizer in {folder} has other ids than the corpus's")
 
@@ -97,7 +97,7 @@ def _read(folder: Path, kinds: list[re.Pattern[str]], key: str) -> dict[str, byt
     files = {}
     for path in sorted(paths):
         if path.suffix in CODE or (path.exists() and not path.is_file()):
-            continue  # Code is never taken along; a folder or a pipe is no such file.
+            continue  # Code is never copied; folders and pipes are no such files.
         try:
             if path.stat().st_size > FILE_BYTES_MAX:
                 continue

@@ -9,30 +9,30 @@ from typing import Any, Final
 import torch
 from torch.nn import functional
 
-from pelago.core.errors import ConfigError
+from pelago.core.errors import ConfigError, first_line
 from pelago.wire.messages import TensorSpec
 
 EVALUATION_SEED: Final = 0
-"""Of what a model draws while it is measured."""
+"""Seed of the random numbers that a model draws while it is measured."""
 
 
 class CompileFault(Exception):
-    """torch.compile could not do its work: its cache lies on a full disk, say, or there is no compiler."""
+    """torch.compile failed: its cache is on a full disk, say, or there is no compiler."""
 
 
 class LanguageModel:
-    """The adapter: servers see a manifest and a flat tensor, trainers a loss.
+    """An adapter: servers see a manifest and a flat tensor, trainers a loss.
 
     Parameters are named as in ``named_parameters()``, each once (a tied head is not repeated),
-    matrices first. So the flat tensor has two segments: ``flat[:matrix_elements]`` is what weight
-    decay touches, the rest (norms, biases) is not, and an optimiser, a norm, a load or a read is
-    one operation on one tensor. Buffers are not part of it: those of the supported architectures
-    follow from the configuration or stay as they were loaded.
+    matrices first. So the flat tensor has two segments: weight decay applies to ``flat[:matrix_elements]``,
+    and not to the rest (norms, biases); an optimiser step, a norm, a load or a read is one operation on one
+    tensor. Buffers are not part of it: those of the supported architectures follow from the configuration or
+    stay as they were loaded.
     """
 
     def __init__(self, module: torch.nn.Module, origin: str = "") -> None:
         """Take over a `transformers` causal model in fp32; its parameters move into the flat
-        tensor. ``origin``: for people, where they are from.
+        tensor. ``origin``: for messages, where the parameters are from.
         """
         parameters = sorted(module.named_parameters(), key=lambda pair: pair[1].dim() < 2)
         wrong = [name for name, parameter in parameters if parameter.dtype != torch.float32]
@@ -46,7 +46,7 @@ class LanguageModel:
         )
         self._parameters = [parameter for _, parameter in parameters]
         self.matrix_elements = sum(each.numel() for each in self._parameters if each.dim() >= 2)
-        """Length of the segment that weight decay touches."""
+        """Length of the segment that weight decay applies to."""
         self.flat = torch.empty(sum(each.numel() for each in self._parameters), device=self.device)
         """All parameters, fp32, shape (elements,); writing to it changes the model."""
         self._gradient: torch.Tensor | None = None
@@ -87,8 +87,8 @@ class LanguageModel:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode, without dropout: a loss depends on parameters and tokens alone. What a model
-        draws even so (Reformer its hashes) is the same each time.
+        """Evaluation mode, without dropout: a loss depends on parameters and tokens alone. Random numbers
+        that a model draws even so (Reformer for its hashes) are the same each time.
         """
         with self._mode(training=False):
             self.draw_from(EVALUATION_SEED)
@@ -96,7 +96,7 @@ class LanguageModel:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Training mode. What dropout and the like draw follows from the last `draw_from`.
+        """Training mode. Dropout and the like follow from the last `draw_from`.
 
         Meant for many steps: changing the mode touches every module, and torch.compile then looks at
         each of them again.
@@ -110,7 +110,7 @@ class LanguageModel:
 
     @contextmanager
     def _mode(self, *, training: bool) -> Iterator[None]:
-        """Whoever else draws numbers from PyTorch's generators goes on with theirs afterwards."""
+        """Restores the mode, and the state of PyTorch's generators, afterwards."""
         before = self.module.training
         self.module.train(training)
         try:
@@ -125,7 +125,7 @@ class LanguageModel:
         self.is_compiled = True
 
     def stop_compiling(self) -> None:
-        """Go on as before `compile`."""
+        """Undo `compile`."""
         self._forward = self.module
         self.is_compiled = False
 
@@ -141,10 +141,10 @@ class LanguageModel:
         return functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
 
     def backward(self, tokens: torch.Tensor, share: float, mixed: bool = False) -> torch.Tensor:
-        """Add ``share`` times the gradient of `loss` to `gradient`; that share of the loss, detached.
+        """Add ``share`` times the gradient of `loss` to `gradient`. Returns that share of the loss, detached.
 
-        Raises `ConfigError` if the model cannot do that with batches of this shape; `CompileFault` if
-        it was to be compiled for that, and could not: whether it can without is to be seen.
+        Raises `ConfigError` if the model cannot be trained on batches of this shape; `CompileFault` if it is
+        compiled, since then the compiler may be the cause.
         """
         try:
             loss = self.loss(tokens, mixed) * share
@@ -153,19 +153,19 @@ class LanguageModel:
             raise  # Too little memory, or a broken device: not a matter of the shape.
         except Exception as error:
             if self.is_compiled:
-                raise CompileFault(_first_line(error)) from error
+                raise CompileFault(first_line(error)) from error
             if not isinstance(error, RuntimeError | IndexError | ValueError):
                 raise
             sequences, length = tokens.shape
             raise ConfigError(
                 f"the model cannot be trained on {sequences} sequences of data.sequence_length ="
-                f" {length - 1} tokens: {_first_line(error)}"
+                f" {length - 1} tokens: {first_line(error)}"
             ) from error
         return loss.detach()
 
     def export(self, directory: Path, flat: torch.Tensor) -> None:
         """Write ``flat`` into a folder, made for it, that ``AutoModelForCausalLM.from_pretrained``
-        opens. The model holds ``flat`` afterwards. Raises whatever the library does.
+        opens. The model holds ``flat`` afterwards. Raises whatever the library raises.
         """
         self.load_flat(flat)
         self.module.save_pretrained(directory)  # type: ignore[operator]
@@ -174,7 +174,3 @@ class LanguageModel:
         sizes = [math.prod(spec.shape) for spec in self._manifest]
         pieces = torch.split(flat, sizes)
         return [piece.view(spec.shape) for piece, spec in zip(pieces, self._manifest, strict=True)]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,10 +1,10 @@
-"""What can only be known of a model by using it: that it looks back only, and how far its positions reach."""
+"""Checks that need a run of the model: that it is causal, and for how many tokens it has positions."""
 
 from typing import Any, Final
 
 import torch
 
-from pelago.core.errors import ConfigError
+from pelago.core.errors import ConfigError, first_line
 
 LIMITS: Final = (
     "max_position_embeddings",
@@ -14,25 +14,25 @@ LIMITS: Final = (
     "n_ctx",
     "context_length",
 )
-"""Keys in which configurations say for how many tokens a model has positions."""
+"""Keys of configurations that limit the number of positions."""
 
 POSITIONS_KEPT_MAX: Final = 4
-"""So many of a model's positions may be kept for padding and the like."""
+"""So many of a model's positions may be reserved for padding and the like."""
 
 CHEAP_OPERATIONS: Final = 10**12
-"""A forward pass of so many products is tried without further reason: some seconds of one core."""
+"""A forward pass of fewer multiplications is always tried: some seconds of one core."""
 CHEAP_SCORES: Final = 10**8
-"""Attention scores that may be in memory for that."""
+"""A forward pass with fewer attention scores in memory is always tried."""
 
 LEAK: Final = 1e-4
-"""Change of an earlier answer, relative to the largest; rounding gives about 1e-7."""
+"""Change of an earlier token's logits, relative to the largest logit; rounding gives about 1e-7."""
 
 
 def require_causal(module: Any, key: str) -> None:
-    """Raises `ConfigError` if what a token is told depends on the tokens after it.
+    """Raises `ConfigError` if the logits of a token depend on the tokens after it.
 
     Encoders such as BERT have a causal head too, and are decoders only if their configuration says so.
-    Training on what it is to predict, such a model would reach a loss of nothing.
+    Such a model sees what it is to predict, so its loss would fall to zero.
     """
     tokens = torch.zeros(2, 3, dtype=torch.int64)
     tokens[1, 2] = 1
@@ -49,9 +49,9 @@ def require_causal(module: Any, key: str) -> None:
 def require_length(module: Any, key: str, length: int, *, drawn: bool) -> None:
     """Raises `ConfigError` if the model has no positions for ``length`` tokens.
 
-    A limit in the configuration is none for rotary positions, ALiBi or a state space. So the model is tried,
-    if the limit is passed or a try is cheap. ``drawn``: its parameters are random, so that it may as
-    well have more positions.
+    With rotary positions, ALiBi or a state space a limit of the configuration does not bind. So the model is
+    run, if the limit is exceeded or the run is cheap. ``drawn``: its parameters are random, so the message may
+    propose more positions.
     """
     text = module.config.get_text_config()
     keys = text.to_dict()
@@ -68,7 +68,7 @@ def require_length(module: Any, key: str, length: int, *, drawn: bool) -> None:
     if not told:
         return
     name, limit = min(limits.items(), key=lambda item: item[1]) if passed else ("", length)
-    # Some learned positions are not for tokens: of RoBERTa's 514 two.
+    # Some learned positions are not for tokens: two of RoBERTa's 514.
     nearest = range(limit, max(0, limit - POSITIONS_KEPT_MAX - 1), -1)
     reach = next((each for each in nearest if not _fault(module, each)), 0)
     if not passed:
@@ -85,10 +85,10 @@ def require_length(module: Any, key: str, length: int, *, drawn: bool) -> None:
 
 
 def _fault(module: Any, length: int) -> str:
-    """Why the model cannot read so many tokens; empty: it can."""
+    """Why the model cannot read ``length`` tokens; empty: it can."""
     try:
         with torch.no_grad():
             module(input_ids=torch.zeros(1, length, dtype=torch.int64), use_cache=False)
     except (IndexError, RuntimeError, ValueError) as error:
-        return (str(error).splitlines() or [""])[0] or type(error).__name__
+        return first_line(error)
     return ""

@@ -1,7 +1,7 @@
-"""The weights that a Hugging Face folder holds: which files they are, and whether they can be trusted.
+"""The weights of a Hugging Face folder: which files they are, and whether they are usable.
 
-A folder either gives all of its weights or is refused: a model that starts from random numbers where its
-user meant a checkpoint looks like a model that trains badly.
+Either all weights of a folder are used or the folder is refused: if a model started from random numbers where
+its user meant a checkpoint, it would only look like a model that trains badly.
 """
 
 import json
@@ -16,13 +16,14 @@ from typing import Any, Final
 import torch
 from safetensors import safe_open
 
-from pelago.core.errors import ConfigError
+from pelago.core.errors import ConfigError, first_line
+from worker.git_lfs import is_pointer
 
 SAFETENSORS: Final = "model.safetensors"
 PYTORCH: Final = "pytorch_model.bin"
 INDEX: Final = ".index.json"
 LOADABLE: Final = (SAFETENSORS, SAFETENSORS + INDEX, PYTORCH, PYTORCH + INDEX)
-"""What is looked for, in this order, as `transformers` does."""
+"""Files that are looked for, in the order of `transformers`."""
 
 WEIGHT_ENDINGS: Final = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack"),
@@ -30,18 +31,17 @@ WEIGHT_ENDINGS: Final = (
 )
 """Endings of files that hold weights in some format, or say where they are."""
 UNFINISHED: Final = re.compile(r"\.(safetensors|bin|pth|ckpt|gguf|h5)\.|\.incomplete$")
-"""In names of such files that were not loaded to their end (.part, .lock, .incomplete), or are packed."""
+"""In names of weight files that were not downloaded completely (.part, .lock, .incomplete), or are packed."""
 CHECKPOINTS: Final = re.compile(r"checkpoint-\d+|global_step\d+|pytorch_model_fsdp_\d+|original")
-"""Folders in a model's folder in which trainers and hubs keep weights. Others may be results of a run."""
+"""Names of folders in a model's folder in which trainers and hubs keep weights."""
 DOWNLOADS: Final = Path(".cache", "huggingface", "download")
-"""Where the hub's client keeps what it has not loaded to its end."""
+"""Where the hub's client keeps incomplete downloads."""
 
-LFS_POINTER: Final = b"version https://git-lfs.github.com/"
 TRAINING: Final = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 """Types that become fp32; everything else is quantised."""
 
 WRAPPERS: Final = ("_orig_mod.", "module.")
-"""What torch.compile and DistributedDataParallel put before every name."""
+"""Prefixes that torch.compile and DistributedDataParallel add to every name."""
 
 COMPUTED: Final = re.compile(
     r"(^|\.)((rotary_emb\.|rotary_pos_emb\.)?inv_freq|position_ids|masked_bias|_extra_state)$"
@@ -51,19 +51,19 @@ MASK: Final = re.compile(r"(^|\.)attn\.(attention\.)?bias$|(^|\.)attention\.bias
 """A causal mask of shape (1, 1, n, n); a bias of that name has one dimension."""
 
 SHOWN: Final = 4
-"""Names in one message."""
+"""Most names in one message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The files of a folder's weights. ``found``: the one that was looked for first."""
+    """The files of a folder's weights. ``found``: the file itself, or the index that names them."""
 
     found: Path
     files: tuple[Path, ...]
 
     @property
     def described(self) -> str:
-        """For people: the file, and how many shards it names."""
+        """For messages: the file, and how many shards it names."""
         shards = f" ({len(self.files)} shards)" if self.found.name.endswith(INDEX) else ""
         return f"{self.found}{shards}"
 
@@ -76,24 +76,23 @@ def some(names: Iterable[str]) -> str:
 
 
 def require_no_pointer(path: Path, key: str) -> None:
-    """Raises `ConfigError` if a file is not the file but a note of git-lfs about where it is."""
+    """Raises `ConfigError` if a file is only a git-lfs pointer, or no regular file; `OSError`."""
     if path.exists() and not path.is_file():
         raise ConfigError(f"{key}: {path.name} is no file")
-    with path.open("rb") as stream:
-        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise ConfigError(
-                f"{key}: {path.name} is a git-lfs pointer, not the file itself: run `git lfs pull`"
-                " where it was cloned"
-            )
+    if is_pointer(path):
+        raise ConfigError(
+            f"{key}: {path.name} is a git-lfs pointer, not the file itself: run `git lfs pull`"
+            " where it was cloned"
+        )
 
 
 def find(folder: Path, key: str) -> Checkpoint | None:
-    """The weights of a folder; None if it holds none, so that they are to be drawn at random.
+    """The weights of a folder; None if it holds none, so they are drawn at random.
 
     ``key``: how errors name the folder. Raises `ConfigError` for an index whose shards are not all there,
     and for weights of a format that is not read here.
     """
-    # A link that leads nowhere is a name in the folder, too: what it meant is missing.
+    # A broken link counts as a file: its target is missing, which an error should say.
     names = set(os.listdir(folder))
     for name in LOADABLE:
         if name in names:
@@ -124,7 +123,7 @@ def _may_hold_weights(name: str) -> bool:
 
 
 def _weights_below(folder: Path, names: set[str]) -> set[str]:
-    """Files of weights in those folders below that belong to the model."""
+    """Weight files in those folders below that may belong to the model."""
     places = [Path(name) for name in names if CHECKPOINTS.fullmatch(name)]
     return {
         (place / name).as_posix()
@@ -137,7 +136,7 @@ def _weights_below(folder: Path, names: set[str]) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Tensors by name, on the CPU. ``prefix``: what a wrapper had put before every name."""
+    """Tensors by name, on the CPU. ``prefix``: that a wrapper had added to every name."""
 
     tensors: Mapping[str, torch.Tensor]
     prefix: str
@@ -161,10 +160,10 @@ def read(checkpoint: Checkpoint, key: str) -> Weights:
 
 
 def require_plain(weights: Weights, module: torch.nn.Module, key: str) -> None:
-    """Raises `ConfigError` for weights that are quantised. Whole numbers that are a buffer of the model, a
-    table of ids say, are none.
+    """Raises `ConfigError` for weights that are quantised. Integers that are a buffer of the model, such as
+    a table of ids, are allowed.
     """
-    # By its last word: the library may have other names for the modules around it than the file.
+    # By the last part of the name: the library may name the modules around it otherwise than the file.
     buffers = {
         (name.rpartition(".")[2], each.dtype)
         for name, each in module.named_buffers()
@@ -187,8 +186,8 @@ def require_plain(weights: Weights, module: torch.nn.Module, key: str) -> None:
 def require_fit(info: Mapping[str, Any], weights: Weights, expected: int, key: str) -> None:
     """Raises `ConfigError` unless the tensors read were exactly those of the model.
 
-    ``info``: what ``from_pretrained`` tells of its loading; ``expected``: how many parameters the model
-    has. What every model computes for itself may be there or not.
+    ``info``: the loading information of ``from_pretrained``; ``expected``: number of parameters of the
+    model. Buffers that every model computes may be there or not.
     """
     computed = {name for name, each in weights.tensors.items() if _is_computed(name, each)}
     missing = {name for name in info["missing_keys"] if not COMPUTED.search(name)}
@@ -227,7 +226,7 @@ def _shards(index: Path, key: str) -> tuple[Path, ...]:
         names = sorted({str(place) for place in places})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{key}: {index.name} cannot be read as an index of shards: {_line(error)}"
+            f"{key}: {index.name} cannot be read as an index of shards: {first_line(error)}"
         ) from None
     if not names:
         raise ConfigError(f"{key}: {index.name} names no shards")
@@ -252,12 +251,12 @@ def _tensors(path: Path, key: str) -> dict[str, torch.Tensor]:
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise ConfigError(f"{key}: {path.name} cannot be opened: {error.strerror}") from None
     except Exception as error:
-        # A file may be anything, and the parsers raise as much.
+        # The file may hold anything, so the parsers may raise anything.
         what = "is torn, or holds no weights"
         if path.suffix != ".safetensors":
             what = "is torn, or a pickle of more than tensors, which could run any code"
         raise ConfigError(
-            f"{key}: {path.name} {what}; save the model anew with save_pretrained ({_line(error)})"
+            f"{key}: {path.name} {what}; save the model anew with save_pretrained ({first_line(error)})"
         ) from None
 
 
@@ -281,7 +280,7 @@ def _pytorch(path: Path, key: str) -> dict[str, torch.Tensor]:
 
 
 def _unwrapped(tensors: dict[str, torch.Tensor]) -> Weights:
-    """The tensors without the prefixes that wrappers gave to all of their names."""
+    """The tensors without the prefixes that wrappers added to all names."""
     taken = ""
     while True:
         prefix = next((each for each in WRAPPERS if all(n.startswith(each) for n in tensors)), "")
@@ -297,7 +296,3 @@ def _is_computed(name: str, tensor: torch.Tensor) -> bool:
 
 def _shape(shape: Iterable[int]) -> str:
     return "x".join(str(each) for each in shape) or "scalar"
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
