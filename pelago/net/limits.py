@@ -23,7 +23,7 @@ class Limits:
     window_bytes: int = 32 << 20
     """Payload bytes of one transfer that may be on their way, unconfirmed."""
     stripes: int = 1
-    """Ordered connections to one peer between which the chunks of a payload are divided."""
+    """Ordered connections to one peer between which the chunks of a payload are divided: 1 to `STRIPES_MAX`."""
     incoming_max: int = 4
     """Payloads that may be arriving at once, one per peer; memory for so many models."""
     staging_bytes_max: int = 64 << 20

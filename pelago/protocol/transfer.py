@@ -113,13 +113,13 @@ SENDER: Final = TransitionTable(
         Transition("new", "delivered", "have", "the other end has every chunk already"),
         Transition("sending", "delivered", "have", "the other end has every chunk"),
         Transition(
-            "new", "failed", "abort", "it is told to end, or the other end breaks the rules"
+            "new", "failed", "abort", "its driver ends it, or the receiver breaks the rules"
         ),
         Transition(
             "sending",
             "failed",
             "abort",
-            "it is told to end, the other end is silent or breaks the rules",
+            "its driver ends it, the receiver is silent or breaks the rules",
         ),
     ),
 )

@@ -29,7 +29,7 @@ class Encoding:
     chunk_bytes: Callable[[int], int]
     """Bytes of a chunk of so many elements, at most `pelago.wire.messages.CHUNK_BYTES_MAX`."""
     encode: Callable[[torch.Tensor], Bytes]
-    """The bytes of a chunk: flat, fp32, on the CPU. They may share its memory; nobody writes to them."""
+    """The bytes of a chunk: flat, fp32, on the CPU. They may share its memory, and are not written to."""
     decode: Callable[[Bytes], torch.Tensor]
     """A flat fp32 tensor from the bytes of a chunk. May share their memory. Takes any bytes of the right
     length: they come from a peer."""

@@ -169,7 +169,7 @@ class Plane:
         """The bytes of a chunk in an encoding, and their XXH3-64. Raises `KeyError` for an unknown blob.
 
         ``encoding`` None: the bytes of the plane's memory. Those are not copied; the view is read-only and
-        stays as it is for as long as somebody holds it.
+        does not change for as long as it is held.
         """
         chunk = self._payloads[blob].chunks[chunk_index]
         assert chunk is not None, f"chunk {chunk_index} of blob {blob} has not arrived"

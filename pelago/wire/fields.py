@@ -232,7 +232,7 @@ def _field_by_field(kind: Any, codecs: list[Codec]) -> Codec:
 
 
 def _union(kinds: list[Any], minimum: int) -> Codec:
-    """One of several dataclasses, told apart by their place in the annotation."""
+    """One of several dataclasses, distinguished by its place in the annotation."""
     assert all(is_dataclass(kind) for kind in kinds), kinds
     codecs = [_dataclass(kind, minimum) for kind in kinds]
     tags = {kind: tag for tag, kind in enumerate(kinds)}

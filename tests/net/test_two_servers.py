@@ -92,7 +92,7 @@ async def test_payloads_go_to_and_come_from_both_servers_at_the_same_time(nodes:
     models = {event.peer: event for event in machine.messages(Model)}
     for peer, version, plane in ((LPS, 1, planes[0]), (COORDINATOR, 2, planes[1])):
         assert models[peer].message == a_model(version)
-        assert torch.equal(node.tensors.plane.flat(models[peer].blob), plane.model())
+        assert torch.equal(node.tensors.plane.lend(models[peer].blob), plane.model())
 
 
 async def test_one_server_is_of_use_while_the_other_is_not_up(nodes: Nodes) -> None:

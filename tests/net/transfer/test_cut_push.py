@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from pelago.net.durability import journal
 from pelago.net.limits import Limits
 from pelago.net.node import Node
 from pelago.net.transfer.outgoing import UNKNOWN
+from pelago.tensor.encoding import FP32
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire.codec import decode_frame, encode
@@ -162,18 +164,24 @@ class SenderProcess(RawRegion):
             if len(parts) == 2:
                 self.frames.append(decode_frame(RUN, parts[0]))
 
-    def asks(self, query: int) -> None:
+    def asks(self, query: int, stripe: int = 0, stripes: int = 1) -> None:
         announced = encode(RUN, a_push(1, 1))
-        begin = Begin(1, query, announced, CHUNKS, MANIFEST.bytes, "fp32")
+        begin = Begin(1, query, announced, CHUNKS, MANIFEST.bytes, "fp32", stripe, stripes)
         self._bulk.send(encode(RUN, begin))
 
-    async def is_told(self, query: int) -> Frame:
-        """What the server answers to a question."""
-        self.asks(query)
+    async def is_told(self, query: int, stripe: int = 0, stripes: int = 1) -> Frame:
+        """What the server answers to a query."""
+        self.asks(query, stripe, stripes)
 
         def answers() -> list[Frame]:
             self.listens()
-            return [each for each in self.frames if isinstance(each, Abort) or each.query == query]  # type: ignore[union-attr]
+            wanted = (query, stripe)
+            return [
+                each
+                for each in self.frames
+                if isinstance(each, Abort)
+                or (isinstance(each, Have) and (each.query, each.stripe) == wanted)
+            ]
 
         await eventually(lambda: bool(answers()))
         return answers()[-1]
@@ -302,6 +310,49 @@ async def test_a_question_about_what_was_whole_is_answered_by_the_next_life(node
         await region.joins_again()
         assert await region.is_told(2) == Have(1, 2, CHUNKS, ())
     assert nodes.nodes["gps"][0].transfers.incoming.active == 0
+
+
+async def test_each_stripe_goes_on_where_it_was_when_the_server_was_killed(nodes: Nodes) -> None:
+    """1. A payload arrives on two stripes: chunks 0, 2 and 6 on the first, chunk 1 on the second. 2. The server is
+    killed and started again. 3. Each stripe learns what it had, and with the rest the update is applied."""
+    server = await a_gps(nodes)
+    with a_sender(nodes) as region:
+        await region.joins_and_is_granted()
+        for stripe in (0, 1):
+            region.asks(1, stripe, 2)
+        for index in (0, 2, 6, 1):
+            region.sends(index)
+        await eventually(lambda: server.telemetry.counters["chunks_received"] == 4)
+        assert await region.is_told(2, 0, 2) == Have(1, 2, 2, ((3, 4),), 0)
+        assert await region.is_told(2, 1, 2) == Have(1, 2, 1, (), 1)
+        await nodes.kill("gps")
+        server = await a_gps(nodes)
+    with a_sender(nodes) as region:
+        await region.joins_again()
+        assert await region.is_told(3, 0, 2) == Have(1, 3, 2, ((3, 4),), 0)
+        assert await region.is_told(3, 1, 2) == Have(1, 3, 1, (), 1)
+        for index in (3, 4, 5, *range(7, CHUNKS)):
+            region.sends(index)
+        assert (await region.hears(Ack)).outcome == "applied"
+        assert server.telemetry.counters["chunks_received"] == CHUNKS - 4
+        await eventually(lambda: all(blob > 0 for blob in server.tensors._uses))
+        await assert_the_first_update_survives(nodes)
+
+
+async def test_a_payload_in_an_encoding_that_is_expected_no_more_is_not_taken_up_again(
+    nodes: Nodes,
+) -> None:
+    """1. Half of an update arrives in fp32. 2. The next process expects another encoding: it keeps no place, and
+    the sender learns that what it sent is lost."""
+    server = await a_gps(nodes)
+    with a_sender(nodes) as region:
+        await half_arrives(server, region)
+        await nodes.kill("gps")
+        server = await a_gps(nodes, encoding=replace(FP32, name="other"))
+    assert (server.transfers.incoming.active, server.tensors.payloads) == (0, 0)
+    with a_sender(nodes) as region:
+        await region.joins_again()
+        assert await region.is_told(3) == Abort(1, UNKNOWN)
 
 
 async def test_what_its_sender_gave_up_is_not_taken_up_again(nodes: Nodes) -> None:
