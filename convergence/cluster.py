@@ -52,7 +52,7 @@ EVALUATOR: Final = "evaluator"
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """An update of a region that the GPS applied."""
+    """An update of a region applied by the GPS. ``counted_steps``: of the update; ``cumulative_steps``: of the run."""
 
     time_ps: int
     region: str
@@ -62,7 +62,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class HandedOut:
-    """A lease, as a worker (of a group: its first) got it."""
+    """A lease that a worker got; of a group, its first worker. ``time_ps``: of the virtual clock."""
 
     time_ps: int
     worker: int
@@ -82,7 +82,7 @@ class SimulatedTrainer:
         self._random = [Random(derive("jitter", seed, member.worker)) for member in unit.members]
         self._step_ms = settings.step_ms
         self._batch_size = cluster.run.worker.batch_size
-        # What is the same in every round is reckoned out once: there may be millions of them.
+        # What is the same in every round is computed once: there may be millions of rounds.
         self._samples = unit.samples
         self.steps = self._samples // self._batch_size
         """Local steps that a round counts, of ``worker.batch_size`` samples each."""
@@ -130,16 +130,16 @@ class SimulatedTrainer:
         ]
 
     def finish(self, lease: Lease) -> Round:
-        """What the round gave."""
+        """The result of a round."""
         self._cluster.collectives_wan_bytes += self._wan_bytes
         return self._cluster.rounds.finish((self._unit.name, lease.push))
 
     def cancel(self, lease: Lease) -> None:
-        """The round is not wanted any more."""
+        """Drop a round."""
         self._cluster.rounds.cancel((self._unit.name, lease.push))
 
     def validate(self, payload: Payload) -> tuple[float, int]:
-        """Held-out loss of parameters."""
+        """Held-out loss of parameters in nats a token, and the number of tokens."""
         return self._cluster.problem.validate(payload)
 
 
@@ -151,8 +151,8 @@ class Cluster:
     """The nodes of a run file that has a [simulation]. Raises `ConfigError` where it has none.
 
     ``check``: assert every invariant after every event. ``trace``: keep a digest of everything.
-    ``on_arrival``, ``on_lease``: hear of these as they happen. ``problem``: instead of the one that the
-    run file names. ``batch_trainer``: train together with other clusters.
+    ``on_arrival``: is called for every update of a region that the GPS applies. ``problem``: takes the place of the
+    one that the run file names. ``batch_trainer``: trains the rounds together with those of other clusters.
     """
 
     def __init__(
@@ -161,7 +161,6 @@ class Cluster:
         check: bool = False,
         trace: bool = False,
         on_arrival: Callable[[Arrival], None] | None = None,
-        on_lease: Callable[[HandedOut], None] | None = None,
         problem: Problem | None = None,
         batch_trainer: BatchTrainer | None = None,
     ) -> None:
@@ -169,7 +168,8 @@ class Cluster:
             raise ConfigError("simulation: this table is missing, so the run file is no experiment")
         self.run = run
         self.settings = run.simulation
-        self.on_lease = on_lease
+        self.on_lease: Callable[[HandedOut], None] | None = None
+        """Is called for every lease that a worker gets."""
         self.layout = layout(run)
         chosen = problem or build(run, self.layout.replicas)
         self.problem: Problem = chosen
@@ -185,8 +185,8 @@ class Cluster:
         self.collectives_wan_bytes = 0
         self._on_arrival = on_arrival
         self._lossless = not self.settings.daemons
-        self._lives: Counter[str] = Counter()
-        """How many processes each node has been, so far."""
+        self._processes: Counter[str] = Counter()
+        """How many processes each node has had so far."""
         self._absent = self._arrange_events()
         self.simulation = Simulation(
             self.layout.run.run_id,
@@ -225,12 +225,11 @@ class Cluster:
             simulation.start(EVALUATOR, Started())
         for event in self.settings.event:
             simulation.call(round(event.at_ms * PS_PER_MS), self._action(event))
-        # Without ticks the GPS's machine does not see time pass, so its budget of minutes is minded
-        # here.
+        # Without ticks the GPS's machine does not see time pass, so its budget of minutes is enforced here.
         if self.gps.settings.budget_ps and self._lossless:
             stop = StopRequested("budget of minutes reached")
             simulation.at(self.gps.settings.budget_ps, GPS, stop)
-        # Who lost its server for good waits for it for ever, but the run is over with the GPS.
+        # A node that lost its server for good waits for ever, but the run ends with the GPS.
         simulation.run(last=GPS)
         return self.result()
 
@@ -342,7 +341,7 @@ class Cluster:
     # --- losses and joins ----------------------------------------------------------------------------
 
     def _arrange_events(self) -> frozenset[str]:
-        """Check the events of the run file. Returns who is not there at the start."""
+        """Check the events of the run file. Returns the nodes that join later."""
         units = [unit.name for unit in self.layout.units]
         names = [*units, *(f"lps/{region.name}" for region in self.layout.run.region)]
         first: dict[str, SimulatedEvent] = {}
@@ -359,11 +358,11 @@ class Cluster:
 
     def _action(self, event: SimulatedEvent) -> Callable[[], None]:
         def lose() -> None:
-            if self._lives[event.node]:
+            if self._processes[event.node]:
                 self.simulation.lose(self._process(event.node))
 
         def join() -> None:
-            # One that is still there is replaced, as a process is that a supervisor restarts.
+            # A process that still runs is replaced, as when a supervisor restarts it.
             lose()
             role, _, region = event.node.partition("/")
             if role == "lps":
@@ -376,13 +375,13 @@ class Cluster:
         return lose if event.kind == "lose" else join
 
     def _incarnation(self, node: str) -> int:
-        self._lives[node] += 1
-        return INCARNATION + self._lives[node] - 1
+        self._processes[node] += 1
+        return INCARNATION + self._processes[node] - 1
 
     def _process(self, node: str) -> str:
         """Name of a node's present process; the first is called like the node."""
-        life = self._lives[node]
-        return node if life == 1 else f"{node}#{life}"
+        count = self._processes[node]
+        return node if count == 1 else f"{node}#{count}"
 
     def _on_note(self, node: str, note: Note, now: int) -> None:
         if isinstance(note, UpdateApplied):

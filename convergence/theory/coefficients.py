@@ -129,7 +129,8 @@ def course(run: RunFile) -> Course:
     simulation = run.simulation.model_copy(update={"problem": "timing"})
     run = run.model_copy(update={"simulation": simulation})
     leases: list[HandedOut] = []
-    cluster = Cluster(run, on_lease=leases.append)
+    cluster = Cluster(run)
+    cluster.on_lease = leases.append
     units = {unit.members[0].worker: unit for unit in cluster.layout.units}
     cluster.replay()
     size = sum(_gradients(units[each.worker]) for each in leases)

@@ -53,7 +53,8 @@ def play(setting: Setting, check: bool = True) -> ConformanceRun:
         values.append(value)
 
     run = run_file(setting)
-    cluster = Cluster(run, check=check, on_arrival=on_arrival, on_lease=leases.append)
+    cluster = Cluster(run, check=check, on_arrival=on_arrival)
+    cluster.on_lease = leases.append
     return ConformanceRun(cluster, cluster.replay(), values, leases)
 
 
