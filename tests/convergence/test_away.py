@@ -99,7 +99,7 @@ def test_a_slow_region_keeps_no_more_in_hand_than_it_trains_on_in_that_time() ->
 
     def look(second: int) -> None:
         for region in most:
-            most[region] = max(most[region], cluster.lps[region].leases.pool.total)
+            most[region] = max(most[region], cluster.lps[region].workers.leases.pool.total)
         cluster.simulation.call((second + 1) * PS_PER_S, lambda: look(second + 1))
 
     look(0)

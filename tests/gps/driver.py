@@ -9,8 +9,10 @@ from pelago.core.tensor_effects import Loaded, Measured
 from pelago.wire.messages import (
     PROTOCOL_VERSION,
     Effect,
+    Evaluated,
     Hello,
     LeaseRequest,
+    Model,
     Offer,
     Pull,
     Push,
@@ -58,6 +60,16 @@ def welcome(fence: int) -> Welcome:
 def update(push: PushId, spans: Spans, dropped: Spans = (), steps: int = 1, base: int = 0) -> Push:
     """An exchange of three updates."""
     return Push(push, Version(1, base), steps, 3, 64, 1.5, spans, dropped, 0)
+
+
+def model(counter: int, steps: int, *, final: bool = False) -> Model:
+    """What an evaluator is sent."""
+    return Model(Version(1, counter), steps, None, None, final)
+
+
+def found(counter: int, steps: int, loss: float = 2.5) -> Evaluated:
+    """What an evaluator reports, of 100 tokens."""
+    return Evaluated(Version(1, counter), steps, loss, 100)
 
 
 class GpsDriver(Conversation):
