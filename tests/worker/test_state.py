@@ -1,23 +1,21 @@
-"""Conversations with a worker's machine."""
+"""Conversations with a worker's machine: joining and rounds."""
 
 from dataclasses import replace
 
 import pytest
 
 from pelago.core.machine import (
-    PS_PER_MS,
     Delivered,
     Event,
     Finish,
     PeerLost,
     Send,
-    SetTick,
     Started,
     StopRequested,
     Tick,
 )
 from pelago.core.names import Address, Lease, PushId, Version
-from pelago.core.notes.common import GoingOn, LeftUnanswered, Stuck, Waiting
+from pelago.core.notes.common import GoingOn, Waiting
 from pelago.core.notes.worker import (
     RoundFailed,
     RoundTrained,
@@ -26,64 +24,43 @@ from pelago.core.notes.worker import (
     WorkerAdmitted,
 )
 from pelago.core.tensor_effects import Loaded, Measured, Release
-from pelago.core.training_effects import Cancel, Progress, Train, Trained, Validated
-from pelago.protocol.client_session import GIVE_UP_AFTER_PS, LEAVE_TICKS_MAX, UNANSWERED
+from pelago.core.training_effects import Cancel, Progress, Train, Validated
 from pelago.wire.messages import (
-    PROTOCOL_VERSION,
     Ack,
     Busy,
-    Effect,
     Evaluated,
     Failed,
     Goodbye,
     Grant,
     Heartbeat,
-    Hello,
-    Leave,
     Message,
     Model,
     Offer,
     Pull,
-    Push,
     Refuse,
     Rejoin,
     Stop,
     Wait,
-    Welcome,
     WorkerReport,
 )
 from tests.conversation import Conversation
-from worker.client_settings import ClientSettings
-from worker.state import Worker, WorkerSettings
-
-CLIENT = ClientSettings(
-    server="eu",
-    address=Address("eu"),
-    incarnation=5,
-    fingerprint="model",
-    corpus="corpus",
-    tick_ps=500 * PS_PER_MS,
-    retry_ps=1000 * PS_PER_MS,
-    lost_after_ps=5000 * PS_PER_MS,
+from tests.worker.worker_states import (
+    CLIENT,
+    DROPPED,
+    HELLO,
+    HELLO_AGAIN,
+    LEASE,
+    MODEL,
+    NO_REPORT,
+    PULL,
+    PUSH,
+    SETTINGS,
+    STATES,
+    TRAINED,
+    UPDATE,
+    WELCOME,
 )
-SETTINGS = WorkerSettings(CLIENT, round_samples=8)
-HELLO = Hello(PROTOCOL_VERSION, "worker", Address("eu"), 5, "model", "corpus")
-HELLO_AGAIN = replace(HELLO, address=Address("eu", 2))
-WELCOME = Welcome(1, 3, 2, (), "model", "corpus")
-PUSH = PushId(11, 3)
-LEASE = Lease(PUSH, ((16, 24),), 16)
-MODEL = Model(Version(1, 4), 0, LEASE, None, final=False)
-TRAINED = Trained(PUSH, -2, 2, 64, 1.5)
-UPDATE = Push(PUSH, Version(1, 4), 2, 1, 64, 1.5, ((16, 24),), (), 8)
-PULL = Send("eu", Pull(8, 0))
-NO_REPORT = WorkerReport(2, 0, 0, 0, 0, 0, 0.0)
-
-
-@pytest.fixture
-def joining() -> Conversation:
-    worker = Conversation(Worker(SETTINGS))
-    assert worker.happens(Started()) == [SetTick(CLIENT.tick_ps), Send("eu", HELLO)]
-    return worker
+from worker.state import Worker
 
 
 def test_a_worker_takes_the_speed_of_the_group_that_the_server_chose() -> None:
@@ -94,40 +71,6 @@ def test_a_worker_takes_the_speed_of_the_group_that_the_server_chose() -> None:
         worker.happens(Started())
         pull = Send("eu", Pull(samples, 0))
         assert pull in worker.hears("eu", replace(WELCOME, group=group))
-
-
-@pytest.fixture
-def idle(joining: Conversation) -> Conversation:
-    assert joining.hears("eu", WELCOME) == [WorkerAdmitted(2), PULL]
-    return joining
-
-
-@pytest.fixture
-def training(idle: Conversation) -> Conversation:
-    assert idle.hears("eu", MODEL, -1) == [Train(LEASE, Version(1, 4), -1, 2), Release(-1)]
-    return idle
-
-
-@pytest.fixture
-def uploading(training: Conversation) -> Conversation:
-    assert training.after(2).happens(TRAINED) == [
-        RoundTrained(2, 1.5, 2000.0),
-        Send("eu", Offer(PUSH)),
-    ]
-    return training
-
-
-@pytest.fixture
-def leaving(idle: Conversation) -> Conversation:
-    assert idle.happens(StopRequested("enough")) == [
-        Send("eu", Leave("enough", NO_REPORT, (), (), ()))
-    ]
-    return idle
-
-
-DROPPED: dict[str, list[Effect]] = {"training": [Cancel(PUSH)], "uploading": [Release(-2)]}
-"""How the round in hand is dropped."""
-STATES = ["joining", "idle", "training", "uploading", "leaving"]
 
 
 # --- the round --------------------------------------------------------------------------------
@@ -439,55 +382,6 @@ def test_training_on_another_lease_is_released(training: Conversation) -> None:
     assert training.happens(replace(TRAINED, push=PushId(10, 3))) == [Release(-2)]
 
 
-# --- the end ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("state", ["idle", "training", "uploading"])
-def test_a_stopped_worker_drops_its_round_and_leaves(
-    state: str, request: pytest.FixtureRequest
-) -> None:
-    """
-    1. The server stops the run: the round in hand is dropped, and said goodbye.
-    2. The server repeats itself, the user loses patience: once is enough.
-    3. The goodbye is answered: done.
-    """
-    worker: Conversation = request.getfixturevalue(state)
-    dropped = DROPPED.get(state, [])
-    effects = worker.hears("eu", Stop("run finished"))
-    report = worker.machine.report()  # type: ignore[attr-defined]
-    assert effects == [*dropped, Send("eu", Leave("run finished", report, (), (), ()))]
-    assert worker.hears("eu", Stop("run finished")) == []
-    assert worker.happens(StopRequested("enough")) == []
-    assert worker.hears("eu", Goodbye()) == [Finish("run finished")]
-    assert worker.hears("eu", Goodbye()) == []
-    assert worker.happens(Tick()) == []
-
-
-@pytest.mark.parametrize("event", [Stop("run finished"), None])
-def test_a_worker_that_is_not_in_just_ends(joining: Conversation, event: Stop | None) -> None:
-    if event is None:
-        assert joining.happens(StopRequested("enough")) == [Finish("enough")]
-    else:
-        assert joining.hears("eu", event) == [Finish("run finished")]
-
-
-def test_a_server_that_does_not_know_a_leaving_worker_settles_it_too(leaving: Conversation) -> None:
-    assert leaving.hears("eu", Rejoin()) == [Finish("enough")]
-    assert leaving.hears("eu", Rejoin()) == []
-
-
-def test_a_refusal_does_not_keep_a_leaving_worker(leaving: Conversation) -> None:
-    assert leaving.hears("eu", Refuse("another run")) == []
-    assert leaving.hears("eu", Goodbye()) == [Finish("enough")]
-
-
-def test_goodbye_is_said_until_it_is_answered_but_not_for_ever(leaving: Conversation) -> None:
-    farewell = [Send("eu", Leave("enough", NO_REPORT, (), (), ()))]
-    for _ in range(LEAVE_TICKS_MAX):
-        assert leaving.happens(Tick()) == farewell
-    assert leaving.happens(Tick()) == [LeftUnanswered(), Finish("enough")]
-
-
 # --- the invariants ---------------------------------------------------------------------------
 
 
@@ -506,70 +400,3 @@ def test_the_check_sees_a_broken_worker(training: Conversation) -> None:
     worker.state, worker.lease = "training", None
     with pytest.raises(AssertionError):
         worker.check()
-
-
-# --- a server that is gone --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("state", STATES[:-1])
-def test_a_worker_whose_server_is_gone_for_good_ends_with_an_error(
-    state: str, request: pytest.FixtureRequest
-) -> None:
-    """What it holds it drops, and it says nothing more."""
-    worker: Conversation = request.getfixturevalue(state)
-    worker.happens(Tick())
-    worker.now += GIVE_UP_AFTER_PS + 1
-    effects = worker.happens(Tick())
-    ended = [each for each in effects if isinstance(each, Finish)]
-    assert [each.reason for each in ended] == [UNANSWERED]
-    assert "network.give_up_after_ms" in ended[0].error
-    for dropped in DROPPED.get(state, []):
-        assert dropped in effects
-    assert worker.happens(Tick()) == []
-
-
-# --- a trainer that is stuck ---------------------------------------------------------------------
-
-
-def test_a_worker_whose_trainer_is_stuck_hands_its_lease_back_and_ends() -> None:
-    """
-    1. A step every minute: it goes on, however many there are; a heartbeat tells how long it is quiet.
-    2. Twenty minutes without: it gives the lease back and ends, and says why.
-    """
-    worker = Conversation(
-        Worker(replace(SETTINGS, client=replace(CLIENT, stuck_after_ps=120_000 * PS_PER_MS)))
-    )
-    worker.happens(Started())
-    worker.hears("eu", WELCOME)
-    worker.hears("eu", MODEL, -1)
-    worker.after(700).happens(Progress(PUSH, 0))
-    for _ in range(30):
-        worker.hears("eu", Heartbeat(None))
-        beat = worker.after(60).happens(Tick())[-1]
-        assert isinstance(beat, Send)
-        assert isinstance(beat.message, Heartbeat)
-        assert isinstance(beat.message.report, WorkerReport)
-        assert beat.message.report.quiet_ms == 60_000
-        worker.happens(Progress(PUSH, 1))
-    assert not any(isinstance(each, Finish) for each in worker.after(1200).happens(Tick()))
-    note, cancel, leave, finish = worker.after(0.5).happens(Tick())
-    assert isinstance(note, Stuck)
-    assert cancel == Cancel(PUSH)
-    assert isinstance(leave, Send)
-    assert isinstance(leave.message, Leave)
-    assert isinstance(finish, Finish)
-    assert finish.reason == "failed"
-    assert "the trainer is stuck: no sign of life for 1,200 s" in finish.error
-    assert "worker.stuck_minutes" in finish.error
-    assert worker.happens(Tick()) == []
-
-
-def test_a_worker_that_does_not_train_is_not_stuck() -> None:
-    worker = Conversation(
-        Worker(replace(SETTINGS, client=replace(CLIENT, stuck_after_ps=PS_PER_MS)))
-    )
-    worker.happens(Started())
-    worker.hears("eu", WELCOME)
-    worker.hears("eu", MODEL, -1)
-    worker.happens(TRAINED)
-    assert not any(isinstance(each, Finish) for each in worker.after(1_000).happens(Tick()))

@@ -1,0 +1,71 @@
+"""Conversations with a worker's machine, brought to one of its states."""
+
+import pytest
+
+from pelago.core.machine import (
+    Send,
+    SetTick,
+    Started,
+    StopRequested,
+)
+from pelago.core.names import Version
+from pelago.core.notes.worker import (
+    RoundTrained,
+    WorkerAdmitted,
+)
+from pelago.core.tensor_effects import Release
+from pelago.core.training_effects import Train
+from pelago.wire.messages import (
+    Leave,
+    Offer,
+)
+from tests.conversation import Conversation
+from tests.worker.worker_states import (
+    CLIENT,
+    HELLO,
+    LEASE,
+    MODEL,
+    NO_REPORT,
+    PULL,
+    PUSH,
+    SETTINGS,
+    TRAINED,
+    WELCOME,
+)
+from worker.state import Worker
+
+
+@pytest.fixture
+def joining() -> Conversation:
+    worker = Conversation(Worker(SETTINGS))
+    assert worker.happens(Started()) == [SetTick(CLIENT.tick_ps), Send("eu", HELLO)]
+    return worker
+
+
+@pytest.fixture
+def idle(joining: Conversation) -> Conversation:
+    assert joining.hears("eu", WELCOME) == [WorkerAdmitted(2), PULL]
+    return joining
+
+
+@pytest.fixture
+def training(idle: Conversation) -> Conversation:
+    assert idle.hears("eu", MODEL, -1) == [Train(LEASE, Version(1, 4), -1, 2), Release(-1)]
+    return idle
+
+
+@pytest.fixture
+def uploading(training: Conversation) -> Conversation:
+    assert training.after(2).happens(TRAINED) == [
+        RoundTrained(2, 1.5, 2000.0),
+        Send("eu", Offer(PUSH)),
+    ]
+    return training
+
+
+@pytest.fixture
+def leaving(idle: Conversation) -> Conversation:
+    assert idle.happens(StopRequested("enough")) == [
+        Send("eu", Leave("enough", NO_REPORT, (), (), ()))
+    ]
+    return idle
