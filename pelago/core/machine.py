@@ -1,9 +1,9 @@
 """The vocabulary that machines and drivers share: events go in, effects come out.
 
-A machine is ``handle(event, now) -> list[Effect]`` and ``check()``. Events are facts, effects are
-wishes. ``now`` and every delay are integer picoseconds of the driver's clock, whose origin means
-nothing. Effects on tensors (`Pin`, `Difference`, `Apply`, `Release`) and `Send`s with a blob run in
-the order in which they were emitted; nothing in this vocabulary carries a tensor.
+A machine is ``handle(event, now) -> list[Effect]`` and ``check()``. An event says what happened, an
+effect what the driver shall do. ``now`` and every delay are integer picoseconds of the driver's
+clock, whose origin means nothing. Effects on tensors (`Pin`, `Difference`, `Apply`, `Release`) and
+`Send`s with a blob run in the order in which they were emitted; nothing in this vocabulary carries a tensor.
 
 ``M`` is the union of messages (`pelago.wire.messages.Message`), which lies one layer up.
 """
@@ -26,7 +26,7 @@ PS_PER_MINUTE = 60 * PS_PER_S
 M = TypeVar("M")
 
 
-# --- events: facts -------------------------------------------------------------------------------
+# --- events --------------------------------------------------------------------------------------
 
 
 @frozen
@@ -98,7 +98,7 @@ Event: TypeAlias = Union[
 """Append only: an event's place in this union is its tag in journals."""
 
 
-# --- effects: wishes -----------------------------------------------------------------------------
+# --- effects -------------------------------------------------------------------------------------
 
 
 @frozen
@@ -157,7 +157,7 @@ class Machine(Protocol[M]):
         ...
 
     def expects(self, peer: Peer, message: M) -> bool:
-        """Whether this node wants the payload that comes with a message: what nobody asked for is turned away
+        """Whether this node wants the payload that comes with a message. One that is not expected is refused
         before a byte of it is kept. Changes nothing."""
         ...
 

@@ -1,5 +1,5 @@
-"""The last events of a machine and what it answered, for the report of a crash; and such a report told
-to a machine again."""
+"""The last events of a machine and their effects, for the report of a crash; and the replay of such a
+report."""
 
 import ast
 import json
@@ -18,10 +18,10 @@ from pelago.wire.messages import Effect, Event, Message
 
 EVENTS_MAX: Final = 256
 ERROR_MAX: Final = 4_000
-"""Characters told of the error's text."""
+"""Characters of the error's text in a report."""
 CHARACTERS_MAX: Final = 16 << 20
-"""Characters told of events and effects together. What is cut short could not be told again, so the oldest
-are left out instead, but never the last one."""
+"""Characters of events and effects together in a report. An event that is cut short could not be replayed, so the
+oldest are left out instead, but never the last one."""
 
 
 @dataclass(slots=True)
@@ -55,7 +55,7 @@ class RecentEvents:
         story: dict[str, Any] = {
             "error": summary,
             "traceback": traceback.format_exception(error),
-            "events": self._told(),
+            "events": self._as_text(),
         }
         try:
             atomic_files.write_text(path, json.dumps(story, indent=1))
@@ -65,18 +65,18 @@ class RecentEvents:
             summary += f" [no report written: {fault}] {' | '.join(frames)}"
         return summary
 
-    def _told(self) -> list[dict[str, Any]]:
+    def _as_text(self) -> list[dict[str, Any]]:
         """The entries as text; the latest ones if there is not room for all."""
-        told: deque[dict[str, Any]] = deque()
+        entries: deque[dict[str, Any]] = deque()
         room = CHARACTERS_MAX
         for entry in reversed(self._entries):
             event = repr(entry.event)
             effects = None if entry.effects is None else [repr(each) for each in entry.effects]
             room -= len(event) + sum(len(each) for each in effects or ())
-            if room < 0 and told:
+            if room < 0 and entries:
                 break
-            told.appendleft({"now": entry.now, "event": event, "effects": effects})
-        return list(told)
+            entries.appendleft({"now": entry.now, "event": event, "effects": effects})
+        return list(entries)
 
 
 def summarise(error: BaseException) -> str:
@@ -110,13 +110,13 @@ def read(path: Path) -> list[ReportedEvent]:
 
 
 def replay(path: Path, machine: Machine[Message], after: int | None = None) -> int:
-    """Tell a machine what the machine of a report was told, at the same times, and raise what it raises.
+    """Give a machine the events of a report again, at the same times, and raise what it raises.
 
     ``machine``: made with the settings of the one that crashed. Either it is fresh, and the report has
-    everything since the start; or it was restored, and ``after`` is its clock: what came later is told.
+    everything since the start; or it was restored, and ``after`` is its clock: later events are replayed.
     It is checked after each event, which may find what broke sooner than it was found then.
 
-    Returns the number of events told, if nothing is raised: the fault is mended, or was the driver's.
+    Returns the number of events replayed, if nothing is raised: the fault is mended, or was the driver's.
     Raises `CheckpointError` if the file is no report, or if an answer before the last is another than
     it was: this is not the machine that crashed, or one that does better by now.
     """

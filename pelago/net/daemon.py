@@ -66,14 +66,14 @@ def state_folder(folder: Path, name: str) -> Path:
 
 
 def is_certain(recovered: RecoveredState, durability: Durability) -> bool:
-    """Whether nothing can be missing at the end of a past: ``process`` does not outlive the machine's own
-    restart."""
+    """Whether nothing can be missing at the end of a recovered state: with ``process``, the end may
+    be missing if the machine was restarted."""
     return durability == "host" or recovered.header.boot == boot_id()
 
 
 def may_be_torn(store: StateFolder, durability: Durability) -> bool:
-    """Whether damage to a folder is what the end of the machine's own life leaves, where nobody promised
-    better: nothing sound in it says that it was written since."""
+    """Whether damage to a folder may be what a crash of the machine leaves at this durability: nothing sound in the
+    folder says that it was written since the machine was started."""
     return durability != "host" and boot_id() not in store.boots()
 
 

@@ -46,7 +46,7 @@ class Dispatcher:
             self._context.telemetry.drop("malformed", peer, str(error))
 
     def on_client_control(self, peer: Peer, parts: list[bytes]) -> None:
-        """A client sent a message or a frame. One of another run or protocol hears why it is refused."""
+        """A client sent a message or a frame. One of another run or protocol gets a refusal that says why."""
         run_id, telemetry = self._context.run_id, self._context.telemetry
         try:
             self._on_parts(peer, parts)

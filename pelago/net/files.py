@@ -31,8 +31,8 @@ def _locked(file: IO[Any], kind: int) -> IO[Any]:
 
 
 def open_over(path: Path) -> int:
-    """A descriptor to write over a file with, which nobody reads meanwhile (`lock_to_read`) until it is
-    closed: a new file in its place if somebody does. Raises `OSError`."""
+    """A descriptor to write over a file with, which no process may read (`lock_to_read`) until it is closed. If one
+    reads it already, a new file takes its place. Raises `OSError`."""
     while True:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:

@@ -3,7 +3,7 @@
 ``events.jsonl`` has one JSON object a line: ``t_ms`` (milliseconds since the node started),
 ``time`` (wall clock, ISO 8601, UTC), ``node``, ``kind``, and the fields of that kind. Lines are
 handed to a thread that writes them at least each second, so that a slow disk never holds up the event
-loop. A disk that is full is waited for: the lines stay, up to a limit, and people are told, once.
+loop. If the disk is full, the lines wait, up to a limit, and the console says so once.
 """
 
 import json

@@ -6,7 +6,7 @@
     URL/INCARNATION-NUMBER/history    the node's history up to the snapshot's event
     URL/INCARNATION-NUMBER/whole      written last: one without it is not there
 
-Copies are made by a thread of their own. What cannot be written is told, and tried again with the next
+Copies are made by a thread of their own. What cannot be written is logged, and tried again with the next
 snapshot; no node waits for it.
 """
 

@@ -1,7 +1,7 @@
-"""A node's journal: everything its machine is told is on disk before anybody hears what came of it.
+"""A node's journal: every event of its machine is on disk before a message that follows from it leaves.
 
-A machine is a function of what it was told, so the events, with the payloads that came with some of
-them, are all there is to keep: told again to a new machine, they give the same state, bit for bit. The
+A machine is a function of its events. So the events, with the payloads that came with some of them, are all
+there is to keep: replayed to a new machine, they give the same state, bit for bit. The
 rule that makes it exact is the one of output commit (Strom and Yemini, Optimistic Recovery in
 Distributed Systems, 1985): events are handled at once, but a message leaves only when the journal
 holds every event up to the one that caused it.
@@ -44,7 +44,7 @@ SNAPSHOT_QUIET_EVENTS: Final = 2_000_000
 SNAPSHOT_MODELS: Final = 2
 """A snapshot is due when the journal has grown by this many models, and by `SNAPSHOT_BYTES`, or by this
 many events: what a restart reads and does again is bounded by it. Quiet events are heartbeats and ticks, of
-which a server with many workers hears thousands a second, whether anything happens or not."""
+which a server with many workers has thousands a second, whether anything happens or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ class Journal:
         self._items.put(_History(history_line(line)))
 
     def due(self, model_bytes: int, wanted: bool = False) -> bool:
-        """Whether it is time for a snapshot, or somebody wants one, and none is being written."""
+        """Whether it is time for a snapshot, or one is wanted, and none is being written."""
         if self._snapshotting:
             return False
         grown = self.bytes >= max(SNAPSHOT_BYTES, SNAPSHOT_MODELS * model_bytes)
@@ -187,8 +187,8 @@ class Journal:
     def rotate(self) -> tuple[int, int]:
         """Begin the next journal, for which `snapshot` is called then.
 
-        Returns its index, and the number of the last record before it. What of earlier journals is to
-        outlive them is queued in between.
+        Returns its index, and the number of the last record before it. Records of earlier journals that are still
+        needed are queued again in between.
         """
         self._snapshotting = True
         with self._lock:
@@ -210,8 +210,8 @@ class Journal:
     ) -> None:
         """Write the snapshot that belongs to a journal. What is before it goes when the next one is begun.
 
-        In a thread of its own; ``then`` hears, on the loop, how many bytes were written, and why none if
-        that failed.
+        In a thread of its own; ``then`` is called, on the loop, with the number of bytes that were written, and
+        with the reason if that failed.
         """
 
         if self._closing.is_set():
@@ -329,7 +329,7 @@ class Journal:
             self._post(self._listener.on_written, self.durable)
 
     def _wait(self, trouble: str) -> bool:
-        """Tell of trouble with the disk, or that it is over; whether to try again."""
+        """Report trouble with the disk, or that it is over. Returns whether to try again."""
         self._post(self._listener.on_trouble, trouble)
         if not trouble:
             return True

@@ -1,4 +1,4 @@
-"""A file that grows by whole batches, whatever the disk says in between."""
+"""A file that grows by whole batches, and waits while the disk is full."""
 
 import os
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from pelago.net.files import sync_folder
 
 
 class JournalFile:
-    """The journal being written: whole batches, whatever the disk says in between."""
+    """The file of a journal, or of a history. Errors of the disk are waited for; see ``wait``."""
 
     def __init__(
         self, sync: bool, wait: Callable[[str], bool], make_room: Callable[[], bool]
@@ -56,8 +56,8 @@ class JournalFile:
         self._patiently(open_it)
 
     def write(self, parts: list[Any]) -> None:
-        """Append all parts; what a full disk took already is not written again, unless it says only when
-        asked for all of it that it is full."""
+        """Append all parts. What a full disk accepted already is not written again, unless the disk says only at
+        the sync that it is full."""
         views = [memoryview(part).cast("B") for part in parts]
         left = list(views)
         begin = os.lseek(self._descriptor, 0, os.SEEK_CUR)

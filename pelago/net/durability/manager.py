@@ -1,4 +1,4 @@
-"""What a durable node does about its memory: everything between its machine and its journal.
+"""The durability manager of a node: everything between its machine and its journal.
 
 Events are journalled as they are handled, messages wait until the journal holds their cause, snapshots are
 begun when they are due, and the history gets its lines. See `pelago.net.durability.journal` for the rules.
@@ -47,10 +47,10 @@ RETRY_MS_MAX: Final = 60_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateStore:
-    """Where a node keeps what it must not forget, and what it finds there.
+    """Where a node keeps its state, and what was recovered from there.
 
     ``is_read``: others may want to read its newest snapshot while it runs, which is then never old.
-    ``name``: of the node in the run. ``incarnation``: of the life that goes on, or begins. ``facts``: what
+    ``name``: of the node in the run. ``incarnation``: the one that goes on, or begins. ``facts``: what
     its snapshots say of it besides. ``copier``: takes snapshots away from this host.
     """
 
@@ -93,7 +93,7 @@ class DurabilityManager:
         self._is_first = tensors.ready and (
             state_store.recovered is None or state_store.recovered.snapshot is None
         )
-        """A snapshot is due at once, so that no later life must make its first model again."""
+        """A snapshot is due at once, so that no later process must make the initial model again."""
         self._failures = 0
         """Snapshots that could not be written since the last one that could."""
         self._retry_at: int | None = None
@@ -105,9 +105,9 @@ class DurabilityManager:
         tensors.keep = self._chunk
 
     def event(self, event: Event, now: int) -> None:
-        """The machine has handled an event; nothing of what it wished has been done."""
-        # After the machine, so that an event that breaks it is not told to it again for ever; before
-        # anything leaves.
+        """The machine has handled an event; none of its effects has been carried out."""
+        # After the machine, so that an event that breaks it is not replayed for ever; before any message
+        # leaves.
         self._number = self.journal.event(self._context.run_id, event, now)
 
     def commit(self, message: Message, blob: BlobId | None, send: Callable[[], None]) -> None:
@@ -136,8 +136,8 @@ class DurabilityManager:
         self.journal.abort(blob)
 
     def acknowledge(self, send: Callable[[], object]) -> None:
-        """Send a word on chunks that arrived, as soon as all that have arrived by now are durable: its
-        receiver will not send them again."""
+        """Acknowledge chunks as soon as all that have arrived by now are durable: the sender will not send them
+        again."""
         if not self.held and self.journal.durable >= self.journal.last:
             send()
         else:
@@ -198,7 +198,7 @@ class DurabilityManager:
             self._state_store.copier.close()
 
     async def settle(self) -> None:
-        """Wait until what the node said last may leave, but not for ever."""
+        """Wait until the node's last messages may leave, but not for ever."""
         self._settled.clear()
         if self.journal.durable < self.journal.last:
             with suppress(TimeoutError):

@@ -1,6 +1,6 @@
-"""From what a store holds back to the machine and the tensors of the process that wrote it.
+"""Restores a machine and its tensors from a recovered state.
 
-The last snapshot, then everything the machine was told since (`pelago.durable.replay`).
+First the snapshot, then a replay of all events since (`pelago.durable.replay`).
 """
 
 import time
@@ -48,7 +48,7 @@ class Restored:
     finished: dict[Peer, Arriving] = field(default_factory=dict)
     """The last one that each peer had sent, as far as the journal goes back."""
     events: int = 0
-    """That were told again."""
+    """That were replayed."""
     history: list[HistoryLine] = field(default_factory=list)
     """The lines of the history that follow from those events."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -62,9 +62,9 @@ def restore(
     plane: Plane | None,
     make_plane: Callable[[Manifest], Plane] | None,
 ) -> Restored:
-    """Bring a fresh machine, and its plane if it has one yet, to where the past ends.
+    """Bring a fresh machine, and its plane if it has one yet, to the end of the recovered state.
 
-    ``plane``: of a server that makes its own model, as at its first start, for a past without a
+    ``plane``: of a server that makes its own model, as at its first start, if there is no
     snapshot. ``make_plane`` makes an empty one. Raises `CheckpointError`.
     """
     started = time.perf_counter()
@@ -202,13 +202,13 @@ def _replay(
 def _meet(
     found: Restored, message: Welcome, make_plane: Callable[[Manifest], Plane] | None
 ) -> None:
-    """The server told what its model looks like."""
+    """The server's Welcome says which tensors its model has."""
     if message.manifest and make_plane is not None:
         found.plane = make_plane(Manifest(message.manifest))
 
 
 def _begin(found: Restored, run: str, head: Head, body: memoryview) -> None:
-    """A payload began to arrive, and its sender thought no more of an older one."""
+    """A payload began to arrive; an older one of the same sender, if any, is superseded."""
     begun = record.unpack_begun(body)
     try:
         message = decode_message(run, begun.message)
@@ -220,7 +220,7 @@ def _begin(found: Restored, run: str, head: Head, body: memoryview) -> None:
 
 
 def _end(found: Restored, blob: BlobId) -> Arriving | None:
-    """A payload arrives no more. Returns what it was, if the journal says how it began."""
+    """No more of a payload will arrive. Returns its description, if the journal says how it began."""
     for each in found.arriving.values():
         if each.blob == blob:
             return found.arriving.pop(each.begun.peer)

@@ -42,15 +42,15 @@ Part = bytes | memoryview | zmq.Frame
 Handler = Callable[[Peer, list[Any]], None]
 """Takes what one peer sent: ``bytes`` parts of control, `zmq.Frame` parts of bulk; never raises."""
 LinkHandler = Callable[[str, bool], None]
-"""Hears of connections made and lost: ``(label, up)``."""
+"""Is called when a connection is made or lost: ``(label, up)``."""
 
 
 class Channel:
     """One socket on the event loop.
 
     ``upstream``: the name of the server behind a DEALER; None for a ROUTER, whose peers are named
-    by their routing identities. ``on_link`` hears of connections made and lost: by a DEALER of its one, by a
-    ROUTER of any.
+    by their routing identities. ``on_link`` is called when a connection is made or lost: a DEALER has one, a
+    ROUTER any number.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class Channel:
                 del self._connections[value]
                 self._set_up(False)
         elif self._upstream is not None:
-            # Our server is not up yet, or a proxy stands before it: we are told when it answers.
+            # Our server is not up yet, or a proxy stands before it: an event comes when it answers.
             counters[f"unanswered_{label}"] += 1
             self.unanswered = True
         elif event & _FAILED:

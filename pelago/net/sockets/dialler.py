@@ -4,10 +4,10 @@ ZeroMQ connects again when a connection is closed. But a firewall that forgets, 
 nothing; names come to mean other addresses; and of several addresses one may lead nowhere. So:
 
 1. A name is looked up at the start and, while there is no control connection, every `LOOKUP_MS`. Several addresses
-   are tried in turn. A name that nobody knows is awaited like a server that is not up.
+   are tried in turn. A name that cannot be resolved is awaited like a server that is not up.
 2. Both connections are made anew when the server owes an answer on control for `Patience.lost_after_ms`; bulk
    when nothing was heard of a payload under way for `Patience.bulk_silent_ms`.
-3. When one of the two ports answers and the other does not for `BLOCKED_MS`, people are told which.
+3. When one of the two ports answers and the other does not for `BLOCKED_MS`, the console says which.
 """
 
 from collections.abc import Callable
@@ -46,7 +46,7 @@ class Dialler:
         self._addresses: list[str] = []
         self._place = 0
         self._unknown = ""
-        """Why the name has no address, as people were told."""
+        """Why the name has no address, as it was reported."""
         self._lookup: Lookup | None = None
         self._looked_up_at = clock()
         if address.is_number(connect.host):

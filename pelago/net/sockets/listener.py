@@ -13,7 +13,7 @@ LOOK_MS: Final = 1_000
 TOGETHER_S: Final = 10.0
 """A client connects to both ports at once, and where it can, both are connected within so long."""
 HOSTS_MAX: Final = 256
-"""Hosts of which it is told whether they are blocked; nobody can make this server remember more."""
+"""Hosts that are watched for blocked ports; no peer can make this server remember more."""
 
 
 class Listener:

@@ -70,7 +70,7 @@ class Connect:
 
 @dataclass(frozen=True, slots=True)
 class Handlers:
-    """What takes the messages of a pair of sockets, and hears of connections made and lost."""
+    """What takes the messages of a pair of sockets, and the connections made and lost."""
 
     control: Handler
     bulk: Handler
@@ -106,7 +106,7 @@ def serve(
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         # With a domain set, peers older than ZMTP 3 are turned away, so that stray bytes on the
-        # port are not taken for the unversioned first ZMTP; nobody is asked to authenticate by it.
+        # port are not taken for the unversioned first ZMTP; no peer is asked to authenticate by it.
         socket.setsockopt(zmq.ZAP_DOMAIN, b"pelago")
         try:
             for host in hosts:

@@ -1,8 +1,8 @@
 """How long the other end has owed a sign of life; pure.
 
-Two things are no silence. Time in which this process did not look, since it was stopped or its event loop was
-busy: a look counts at most `LOOKS_MIN` times less than patience lasts. And an answer that takes long because the
-line is slow: patience is doubled each time that it ends, and stays so for as long as answers need it.
+Two things do not count as silence. Time in which this process did not look, since it was stopped or its event
+loop was busy: each look counts for at most a `LOOKS_MIN`th of the patience. And an answer that takes long because
+the line is slow: patience is doubled each time that it ends, and stays so for as long as answers need it.
 """
 
 from typing import Final

@@ -1,7 +1,7 @@
 """The tensor side of a node: threads beside the event loop, and the lifetime of payloads.
 
 Three threads, each running its jobs in the order given: the *tensor lane* changes and names
-parameters in the order in which the machine wished it, *staging* verifies and stores what arrives,
+parameters in the order of the machine's effects, *staging* verifies and stores what arrives,
 *reading* copies and checksums what leaves. None of them touches a socket, and none waits for a peer
 or a disk; results come back to the event loop as calls.
 
@@ -67,7 +67,7 @@ class Lane:
 
     def post(self, call: Callable[[T], None], argument: T) -> None:
         """From the thread: call something on the event loop, in order with the results."""
-        # Once the node closes, nobody listens any more, and its loop may be gone.
+        # Once the node closes, results are not used any more, and its loop may be gone.
         if not self._closing:
             self._loop.call_soon_threadsafe(self._deliver, call, argument)
 
@@ -79,7 +79,7 @@ class Lane:
 class Tensors:
     """The tensor plane of a node, its three threads, and who still needs which payload.
 
-    ``plane`` may come later, with the manifest from the server. ``on_measured`` takes the facts of
+    ``plane`` may come later, with the manifest from the server. ``on_measured`` takes the result of
     `Measure`; ``on_fault`` a failure in any thread.
     """
 
@@ -96,7 +96,7 @@ class Tensors:
         self.last_blob: BlobId = 0
         """The lowest name that was given to a payload from outside."""
         self.keep: Callable[[BlobId, int], None] | None = None
-        """Hears of every chunk that is here, (payload, index), in the staging thread."""
+        """Is called for every chunk that is staged, (payload, index), in the staging thread."""
         self._uses: dict[BlobId, int] = {}
         self._outstanding = 0
         self.lane = Lane("tensors", on_fault)
@@ -110,7 +110,7 @@ class Tensors:
 
     @property
     def plane(self) -> Plane:
-        """The tensor plane; a machine may wish nothing of tensors before it exists."""
+        """The tensor plane; a machine may have no effect on tensors before it exists."""
         assert self._plane is not None, "a tensor effect before the model's shape is known"
         return self._plane
 
@@ -185,7 +185,7 @@ class Tensors:
             self._submit(lambda: plane.release(blob))
 
     async def idle(self) -> None:
-        """Wait until everything that was wished of tensors so far is done."""
+        """Wait until every effect on tensors so far is carried out."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.lane.submit(lambda: None, lambda _: None if done.done() else done.set_result(None))
         await done

@@ -1,4 +1,4 @@
-"""The C library's allocator, told to keep what is freed.
+"""Makes the C library's allocator keep what is freed.
 
 ZeroMQ receives each chunk into memory of its own from ``malloc``. By default glibc gives a megabyte that
 is freed back to the kernel, which clears every page of it again before the next chunk may use it: more
@@ -22,7 +22,7 @@ _ARENAS: Final = 1
 
 
 def keep_what_is_freed() -> bool:
-    """Let freed memory wait in this process for its next use. False if the C library knows no such wish.
+    """Let freed memory wait in this process for its next use. False if the C library has no such option.
 
     To be called before threads are started: a thread that has an arena keeps it.
     """
