@@ -206,7 +206,7 @@ class ClientSession:
             self.upload.deliver(now)
 
     def decided(self) -> None:
-        """The update's fate is known, but not yet all that follows from it: an offer asks for that again."""
+        """The server decided about the update. It is kept: its offer is repeated until the answer is complete."""
         if self.upload is not None:
             self.upload.decide()
 
