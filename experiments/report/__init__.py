@@ -1,4 +1,4 @@
-"""One page of what experiments gave, for any mixture of runs and studies.
+"""One page with the results of experiments, for any mixture of runs and studies.
 
 reading.py     folders -> rows; a folder of a single run is a study of one
 formatting.py  figures as columns, for the page and for the terminal

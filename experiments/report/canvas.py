@@ -1,4 +1,4 @@
-"""What all plots of a report share: colours, style, panels, and a legend that covers nothing."""
+"""Shared by all plots of a report: colours, style, panels, and a legend that covers nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 COLOURS: Final = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C6D1F", "#56B4E9", "#4D4D4D", "#E69F00"),
 )
-"""Okabe and Ito's, which colour-blind readers tell apart, the darkest first."""
+"""The palette of Okabe and Ito, which colour-blind readers can distinguish, the darkest colour first."""
 Colour = str | tuple[float, float, float]
 DASHES: Final = ("-", "--", ":", "-.")
 WIDE: Final = 10.5

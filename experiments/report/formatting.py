@@ -15,12 +15,12 @@ from experiments.study.study_file import Study
 
 NOTHING: Final = "–"
 MORE_DECIMALS: Final = 2
-"""Beyond the usual ones, for a deviation that would read as 0."""
+"""So many more decimals than usual, for a deviation that would be printed as 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class DisplayUnit:
-    """What figures are divided by, and what they are called then."""
+    """A divisor for figures, and the name of the unit that results."""
 
     divisor: float
     name: str

@@ -17,14 +17,14 @@ from pelago.core.errors import ConfigError, PelagoError
 
 @dataclass(frozen=True)
 class ReportSection:
-    """What a section of the page is about: a study, or all runs that belong to none."""
+    """The content of a section of the page: a study, or all runs that belong to none."""
 
     study: Study
     rows: Sequence[RunRow]
     facts: str
-    """What the runs have in common, in a line; empty if nobody knows."""
+    """What the runs have in common, in one line; empty if it is unknown."""
     loss: str = "held-out loss, nats per token"
-    """What the loss is, and its unit."""
+    """The name of the loss, and its unit."""
 
 
 def read_all(folders: Sequence[Path]) -> list[ReportSection]:

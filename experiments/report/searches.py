@@ -1,4 +1,4 @@
-"""What a search found: the best settings, and how the trials spread."""
+"""The result of a search: the best settings, and the spread of the trials."""
 
 import math
 import statistics
@@ -21,7 +21,7 @@ KEYS_MAX = 12
 
 
 def settings(found: ReportSection) -> list[Column]:
-    """The best trial of each case: its settings, its loss, and where the others are; empty: no search."""
+    """The best trial of each case: its settings, its loss, and the range of the other trials; empty: no search."""
     every = [group for group in compare.groups(found.rows) if group.stage == "search"]
     if not every:
         return []

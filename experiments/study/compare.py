@@ -15,7 +15,7 @@ from experiments.study.study_file import Study
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """A run of a study and what became of it."""
+    """A run of a study and its result."""
 
     folder: str
     """Its name below runs/."""

@@ -1,4 +1,4 @@
-"""What one run came to, read from its folder: of a replay, or of daemons."""
+"""Figures of one run, read from its folder: of a replay, or of daemons."""
 
 import csv
 import json

@@ -18,12 +18,12 @@ from pelago.core.errors import ConfigError
 
 Stage = Literal["run", "search", "confirm"]
 SIGNIFICANT_DIGITS: Final = 4
-"""Of a drawn number: more would only make settings illegible."""
+"""Significant digits of a drawn number: more would only make settings hard to read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A variant at a point of the axes: what a study compares with others of its kind."""
+    """A variant at a point of the axes: the unit that a study compares."""
 
     variant: str
     point: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
-"""What a human sees while experiments run: a bar on a terminal, lines elsewhere; always on stderr."""
+"""Shows the progress of experiments: a bar on a terminal, lines elsewhere; always on stderr."""
 
 import sys
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ SPEED_OVER_S: Final = 3600.0
 
 
 class Watch(Protocol):
-    """Hears how a study goes on."""
+    """Is told of the progress of a study."""
 
     def begin(self, total: int) -> None:
         """So many runs are there, those of earlier times included."""

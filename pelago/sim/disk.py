@@ -22,18 +22,18 @@ from pelago.durable.replay import at, find_later, scan
 from pelago.wire.messages import Event
 
 STUB: Final = record.head(Kind.EVENT, record.NUMBER_MAX, b"?") + b"?"
-"""In the place of a payload's bytes: what looks like a record, since a peer chooses them."""
+"""Stands for a payload's bytes. It looks like a record, because a peer could choose such bytes."""
 PAGE_BYTES: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
 class DiskRecord:
-    """A sound record."""
+    """A record whose checksum is right."""
 
     head: Head
     body: bytes
     payload: Payload
-    """Of a chunk."""
+    """The payload, for the record of a chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class DiskSnapshot:
     """A server's whole state after some event."""
 
     index: int
-    """Of the journal that follows it."""
+    """Index of the journal that follows it."""
     number: int
     state: bytes
     """A STATE record: the machine's image."""
@@ -53,18 +53,18 @@ class DiskSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class DiskContents:
-    """What a disk holds, verified."""
+    """The verified contents of a disk."""
 
     snapshot: DiskSnapshot | None
     records: list[DiskRecord]
-    """Since the snapshot, without the headers."""
+    """The records since the snapshot, without the headers."""
     number: int
-    """Of the last record."""
+    """Number of the last record."""
 
 
 @dataclass(slots=True)
 class _Write:
-    """What is queued for a journal: a record, or the header with which it begins."""
+    """A write that is queued for a journal: a record, or the header with which the journal begins."""
 
     index: int
     number: int
@@ -73,7 +73,7 @@ class _Write:
 
 @dataclass(slots=True)
 class Disk:
-    """Of one server's life. ``process`` and ``incarnation`` are those of its header."""
+    """The disk of one server. ``process`` and ``incarnation`` are those of the journals' headers."""
 
     run: str
     node: str
@@ -85,21 +85,21 @@ class Disk:
     """Number of the last record that was queued."""
     snapshots: int = 0
     promised: int = 0
-    """Number of the last event that a loss of power can take no more."""
+    """Number of the last event that survives a loss of power."""
     _index: int = 0
     _files: dict[int, bytearray] = field(default_factory=dict)
     _below: dict[int, bytes] = field(default_factory=dict)
-    """What the file of a journal held before, which is there where it was not yet written over."""
+    """The earlier contents of a journal's file, which remain where they are not yet written over."""
     _queue: deque[_Write] = field(default_factory=deque)
     _payloads: dict[int, Payload] = field(default_factory=dict)
     """By the number of their chunk."""
     _snapshots: list[DiskSnapshot] = field(default_factory=list)
-    """The newest, and the one before it as long as no other is begun."""
+    """The newest snapshot, and the one before it as long as no other is begun."""
     _synced: int = 0
-    """Index of the newest that is not only in the kernel's memory."""
+    """Index of the newest snapshot that is synced."""
     _unfinished: DiskSnapshot | None = None
     _written: bool = False
-    """Whether all of the unfinished snapshot is there; it is none before its journal has begun."""
+    """Whether all of the unfinished snapshot is written; it counts only when its journal has begun."""
 
     def begin(self) -> None:
         """Begin a journal: at the start, after every restart, and with every snapshot."""
@@ -128,14 +128,14 @@ class Disk:
         return self.last
 
     def written(self, through: int) -> None:
-        """The disk took all records up to a number."""
+        """The disk has written all records up to a number."""
         while self._queue and self._queue[0].number <= through:
             self._append(self._queue.popleft())
         self.durable = max(self.durable, through)
         self._finish()
 
     def snapshot(self, image: object, plane: object, blobs: tuple[BlobId, ...], now: int) -> None:
-        """Begin a snapshot of this moment, and the journal that follows it. What is before the newest one goes."""
+        """Begin a snapshot of this moment and the journal after it. Files before the newest snapshot are removed."""
         body = record.pack(image)
         state = record.head(Kind.STATE, self.last, body, self.last, now, salt=self._salt) + body
         spare = self._drop_old()
@@ -150,12 +150,12 @@ class Disk:
         return self._unfinished is not None
 
     def finish_snapshot(self) -> None:
-        """The disk took all of the snapshot."""
+        """The disk has written all of the snapshot."""
         self._written = self._unfinished is not None
         self._finish()
 
     def _finish(self) -> None:
-        """A snapshot that is there counts once its journal has begun, and is on the disk before it counts."""
+        """Let a written snapshot count once its journal has begun; it is synced before it counts."""
         snapshot = self._unfinished
         if snapshot is None or not self._written or snapshot.index not in self._files:
             return
@@ -169,7 +169,7 @@ class Disk:
         self._synced = snapshot.index
 
     def _drop_old(self) -> bytes:
-        """What is before the newest snapshot goes. Returns the bytes of a journal, to be written over."""
+        """Remove files before the newest snapshot. Returns the bytes of a journal, to be written over."""
         if not self._snapshots:
             return b""
         newest = self._snapshots[-1]
@@ -184,7 +184,7 @@ class Disk:
         return spare
 
     def crash(self, random: Random) -> None:
-        """The process is gone: of what it was writing a part is there, perhaps torn."""
+        """The process is gone: a part of what it was writing is there, perhaps torn."""
         self._unfinished, self._written = None, False
         for _ in range(random.randrange(len(self._queue) + 1)):
             self._append(self._queue.popleft())
@@ -195,8 +195,8 @@ class Disk:
         self._queue.clear()
 
     def lose_power(self, random: Random) -> None:
-        """The machine is gone: what nobody synced is there, or was cut, or lacks a page, or is not. Now and
-        then so is the newest snapshot, although the disk said that it has it."""
+        """The machine is gone: files that were not synced are whole, cut, without a page, or empty. Now and then the
+        newest snapshot is damaged too, although the disk had confirmed it."""
         self.crash(random)
         for index in sorted(self._files):
             self._files[index] = bytearray(_after_loss(self._bytes(index), random))
@@ -208,7 +208,8 @@ class Disk:
             self.rot(random)
 
     def rot(self, random: Random) -> bool:
-        """The newest snapshot is damaged, if there is another one; whether. What the disk promised goes with it."""
+        """Damage the newest snapshot, if there is another one. Returns whether it did. `promised` is then
+        that of the other."""
         if len(self._snapshots) < 2:
             return False
         before, newest = self._snapshots[-2:]
@@ -220,7 +221,7 @@ class Disk:
         return True
 
     def salvage(self) -> DiskContents | None:
-        """What is there up to the first damage, from the newest sound snapshot on; None: there is none."""
+        """The contents up to the first damage, from the newest sound snapshot on; None: no snapshot is sound."""
         for snapshot in reversed(self._snapshots):
             if not self._is_sound(snapshot):
                 continue
@@ -237,8 +238,8 @@ class Disk:
         return None
 
     def read(self) -> DiskContents:
-        """What is there, and cut off the torn end; the one before it stands in the place of a damaged
-        snapshot. Raises `CheckpointError` if a record is damaged."""
+        """The contents; a torn end is cut off, and instead of a damaged snapshot the one before it is used. Raises
+        `CheckpointError` if a record is damaged."""
         while self._snapshots and not self._is_sound(self._snapshots[-1]):
             self._snapshots.pop()
         snapshot = self._snapshots[-1] if self._snapshots else None
@@ -262,8 +263,8 @@ class Disk:
         return DiskContents(snapshot, records, number)
 
     def damage(self, random: Random) -> Callable[[], None] | None:
-        """Turn a bit over, anywhere before the last record, where it cannot be taken for a torn end.
-        Returns how to turn it back; None: too little is there."""
+        """Flip a bit anywhere before the last record, where it cannot be taken for a torn end. Returns a function that
+        flips it back; None: there are too few records."""
         first = self._snapshots[-1].index if self._snapshots else 0
         files = sorted(index for index in self._files if index >= first)
         places = [(index, *place) for index in files for place in self._places(index)]
@@ -291,7 +292,7 @@ class Disk:
         self._files.setdefault(write.index, bytearray()).extend(write.data)
 
     def _bytes(self, index: int) -> bytes:
-        """Of a journal's file, with what is left of an old one behind its end."""
+        """The bytes of a journal's file, with what is left of an old file behind its end."""
         data = bytes(self._files[index])
         return data + self._below.get(index, b"")[len(data) :]
 
@@ -332,7 +333,7 @@ class Disk:
         return records, end
 
     def _places(self, index: int) -> Iterator[tuple[int, int]]:
-        """Where each sound record of a journal begins and ends."""
+        """Where each sound record of a journal begins and ends, in bytes."""
         data = memoryview(bytes(self._files[index]))
         header = at(data, 0)
         if header is None:
@@ -345,7 +346,7 @@ class Disk:
 
 
 def _after_loss(data: bytes, random: Random) -> bytes:
-    """What a loss of power leaves of a file that was not synced."""
+    """The bytes that a loss of power leaves of a file that was not synced."""
     match random.choice(("whole", "cut", "page", "empty")):
         case "whole":
             return data

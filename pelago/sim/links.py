@@ -64,7 +64,7 @@ class SharedLink:
 
     ``served`` is how much work, in picoseconds of the whole link, each transfer that was there all the
     time has been given; a transfer leaves when it has grown by its own work. Time that does not
-    divide by the number of transfers is kept for the next reckoning, so nothing is lost to rounding.
+    divide by the number of transfers is kept for the next calculation, so nothing is lost to rounding.
     """
 
     def __init__(self) -> None:

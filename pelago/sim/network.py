@@ -23,7 +23,7 @@ from pelago.wire.messages import Message
 
 CODED_EVERY: Final = 64
 """One message of so many goes through the codec in a run that is neither checked nor traced: what
-comes out is equal to what went in (the codec's own tests say so), and it would be half the time."""
+comes out is equal to what went in (the codec's own tests show it), and coding all would take half of the time."""
 
 
 @dataclass(slots=True, eq=False)

@@ -38,7 +38,7 @@ class RoundPlan:
 
 @frozen
 class Round:
-    """What training on a lease gave: ``delta`` is start minus end, ``loss`` a mean in nats. ``skipped``:
+    """The result of training on a lease: ``delta`` is start minus end, ``loss`` a mean in nats. ``skipped``:
     steps that changed nothing, since their gradient was not finite."""
 
     delta: Payload
@@ -60,11 +60,11 @@ class VirtualTrainer(Protocol):
         ...
 
     def finish(self, lease: Lease) -> Round:
-        """What it gave; called when the plan's time is over."""
+        """The result of a round; called when the plan's time is over."""
         ...
 
     def cancel(self, lease: Lease) -> None:
-        """It was broken off; nobody asks for what it gave."""
+        """The round was cancelled; its result is not needed."""
         ...
 
     def validate(self, payload: Payload) -> tuple[float, int]:
@@ -73,7 +73,7 @@ class VirtualTrainer(Protocol):
 
 
 class TimingPlane:
-    """A plane without tensors: it minds that a name is given once and used while it lives."""
+    """A plane without tensors: it asserts that a name is given once and used only while it exists."""
 
     def __init__(self) -> None:
         self.live: set[BlobId] = set()

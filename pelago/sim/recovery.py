@@ -22,7 +22,7 @@ class ReplayedServer:
     now: int = 0
     """The server's clock at its last event, in picoseconds."""
     last_blob: BlobId = 0
-    """The lowest number that the driver gave a payload."""
+    """The lowest number that the driver gave to a payload."""
     blobs: dict[BlobId, None] = field(default_factory=dict)
     """Payloads that its machine holds."""
     replayed: list[tuple[int, Event, list[Effect]]] = field(default_factory=list)
