@@ -5,7 +5,7 @@ from typing import Any
 
 from pelago.config import run_toml
 from pelago.config.run_file import RunFile
-from tests.convergence.reference import Setting
+from tests.convergence.reference_simulator import Setting
 
 SHIPPED = Path(__file__).parents[2] / "experiments"
 

@@ -13,7 +13,7 @@ import torch
 from convergence.cluster import Arrival, Cluster, HandedOut
 from pelago.core.machine import PS_PER_MS
 from tests.convergence.paper import PAPER, run_file, shipped
-from tests.convergence.reference import Setting, halos
+from tests.convergence.reference_simulator import Setting, halos
 
 torch.set_num_threads(1)
 

@@ -14,7 +14,7 @@ from convergence.fuzz import pool
 from convergence.fuzz.fuzzed_cluster import FuzzedCluster
 from convergence.fuzz.scenario import draw_scenario
 from convergence.fuzz.trial import TrialResult, Verdict, _run, trial
-from tests.convergence.planted import PLANTS
+from tests.convergence.planted_bugs import PLANTS
 
 ONCE: Final = {
     56: "a GPS that came anew took an update meant for the one before it",

@@ -14,9 +14,9 @@ from pelago.config import run_toml
 from pelago.config.run_file import RunFile
 from pelago.core.errors import ConfigError
 from pelago.core.machine import PS_PER_MS
-from tests.convergence import reference
+from tests.convergence import reference_simulator
 from tests.convergence.paper import PAPER, run_file
-from tests.convergence.reference import ReferenceResult, Setting
+from tests.convergence.reference_simulator import ReferenceResult, Setting
 from tests.convergence.test_conformance import exactly
 
 torch.set_num_threads(1)
@@ -110,9 +110,9 @@ SETTINGS = {
 @pytest.mark.parametrize(
     ("method", "refer"),
     [
-        ("async-local-sgd", reference.one_server),
-        ("diloco", reference.diloco),
-        ("synchronous", reference.synchronous),
+        ("async-local-sgd", reference_simulator.one_server),
+        ("diloco", reference_simulator.diloco),
+        ("synchronous", reference_simulator.synchronous),
     ],
 )
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)

@@ -10,7 +10,7 @@ import pytest
 
 from pelago.config import run_toml
 from tests.e2e.topology import assert_books_balance, run_file
-from tests.worker.reopened import held_out_loss
+from tests.worker.exported_model import held_out_loss
 from tests.worker.tiny_models import ARCHITECTURES, checkpoint_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

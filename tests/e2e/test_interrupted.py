@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.family import BIN, family, has_loaded
+from tests.e2e.process_tree import BIN, has_loaded, process_tree
 from tests.e2e.topology import run_file
 from tests.experiments.studies import QUADRATIC, write
 
@@ -28,7 +28,7 @@ def test_what_builds_a_model_leaves_nothing_behind(
     temporary.mkdir()
     flags = [*words, path] if words else ["--run", path, "--out", tmp_path / "out"]
     place = {"TMPDIR": str(temporary)}
-    with family([BIN / program, *flags], folder=tmp_path, environment=place) as run:
+    with process_tree([BIN / program, *flags], folder=tmp_path, environment=place) as run:
         run.until("its worker begins", lambda: has_loaded(run.one("worker"), "libtorch_cpu"))
         run.process.send_signal(number)
         code, said = run.end()
@@ -43,7 +43,7 @@ def test_what_builds_a_model_leaves_nothing_behind(
 def test_a_study_on_ray_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
     study = write(tmp_path, f'[study]\nbase = "base.toml"\nseeds = [0]\n[study.set]\n{QUADRATIC}')
     flags = ("--engine", "ray", "--jobs", "1", "--out", tmp_path / "out")
-    with family([BIN / "experiments", "replay", study, *flags], folder=tmp_path) as run:
+    with process_tree([BIN / "experiments", "replay", study, *flags], folder=tmp_path) as run:
         run.until("Ray has workers", lambda: any("ray::" in str(w) for w in run.members().values()))
         run.process.kill()
         # Ray's own agents notice by themselves, after a minute of asking for the one that is gone.

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.family import BIN, Family, family, has_loaded
+from tests.e2e.process_tree import BIN, ProcessTree, has_loaded, process_tree
 from tests.e2e.topology import run_file
 
-Moment = Callable[[Family, Path], object]
+Moment = Callable[[ProcessTree, Path], object]
 
 
 def local(folder: Path, **keys: object) -> tuple[tuple[Path | str, ...], Path]:
@@ -22,17 +22,17 @@ def local(folder: Path, **keys: object) -> tuple[tuple[Path | str, ...], Path]:
     return (BIN / "pelago", "local", path, "--out", folder / "out"), folder / "out"
 
 
-def first_child(run: Family, _: Path) -> bool:
+def first_child(run: ProcessTree, _: Path) -> bool:
     """The launcher has begun its first child, which has not imported anything yet."""
     return len(run.members()) > 1
 
 
-def builder(run: Family, _: Path) -> int:
+def builder(run: ProcessTree, _: Path) -> int:
     """The GPS has begun the worker that builds the initial model."""
     return run.one("worker", "--initialise")
 
 
-def imports(run: Family, _: Path) -> bool:
+def imports(run: ProcessTree, _: Path) -> bool:
     """The GPS is in the middle of its imports."""
     return has_loaded(run.one("gps"), "libtorch_cpu")
 
@@ -43,7 +43,7 @@ def updates(out: Path) -> int:
     return log.read_text(encoding="utf-8").count('"update"') if log.exists() else 0
 
 
-def trains(_: Family, out: Path) -> bool:
+def trains(_: ProcessTree, out: Path) -> bool:
     return updates(out) > 0
 
 
@@ -59,7 +59,7 @@ def test_nothing_outlives_a_launcher_that_is_hung_up_on_or_killed(
     tmp_path: Path, moment: Moment, number: signal.Signals
 ) -> None:
     command, out = local(tmp_path)
-    with family(command, folder=tmp_path) as run:
+    with process_tree(command, folder=tmp_path) as run:
         run.until(moment.__name__, lambda: moment(run, out))
         run.process.send_signal(number)
         code, said = run.end()
@@ -75,7 +75,7 @@ def test_ctrl_c_while_nodes_start_ends_them_and_starts_none_again(
     tmp_path: Path, moment: Moment
 ) -> None:
     command, out = local(tmp_path)
-    with family(command, folder=tmp_path) as run:
+    with process_tree(command, folder=tmp_path) as run:
         run.until(moment.__name__, lambda: moment(run, out))
         run.process.send_signal(signal.SIGINT)
         code, said = run.end()
@@ -93,7 +93,7 @@ def test_what_was_ignored_at_the_start_stays_so_and_no_server_is_started_again_w
     """1. As `nohup` does it, the launcher begins with SIGHUP ignored. SIGHUP to each process ends none.
     2. Ctrl-C, while the GPS can do nothing; then the GPS is killed: nobody starts it again."""
     command, out = local(tmp_path)
-    with family(command, folder=tmp_path, ignored=[signal.SIGHUP]) as run:
+    with process_tree(command, folder=tmp_path, ignored=[signal.SIGHUP]) as run:
         run.until("it trains", lambda: trains(run, out))
         before = run.members()
         assert run.one("worker", "--group", "1", "--slot", "1")
@@ -117,7 +117,7 @@ def test_what_was_ignored_at_the_start_stays_so_and_no_server_is_started_again_w
 @pytest.mark.slow
 def test_a_server_is_not_started_again_while_a_run_fails(tmp_path: Path) -> None:
     command, out = local(tmp_path)
-    with family(command, folder=tmp_path) as run:
+    with process_tree(command, folder=tmp_path) as run:
         run.until("it trains", lambda: trains(run, out))
         gps = run.one("gps")
         os.kill(gps, signal.SIGSTOP)
@@ -134,7 +134,7 @@ def test_a_server_is_not_started_again_while_a_run_fails(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_ctrl_c_settles_the_second_is_faster_and_the_third_kills(tmp_path: Path) -> None:
     command, out = local(tmp_path)
-    with family(command, folder=tmp_path) as run:
+    with process_tree(command, folder=tmp_path) as run:
         run.until("it trains", lambda: trains(run, out))
         # Nobody can obey.
         for member in run.members():
@@ -153,7 +153,7 @@ def test_ctrl_c_settles_the_second_is_faster_and_the_third_kills(tmp_path: Path)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_run_that_is_stopped_is_settled(tmp_path: Path, number: signal.Signals) -> None:
     command, out = local(tmp_path)
-    with family(command, folder=tmp_path) as run:
+    with process_tree(command, folder=tmp_path) as run:
         run.until("it trains", lambda: trains(run, out))
         run.process.send_signal(number)
         code, said = run.end()
@@ -167,7 +167,7 @@ def test_a_folder_of_results_that_is_gone_is_told_in_words(tmp_path: Path) -> No
     """1. The run trains. 2. Its folder is removed. 3. The last worker dies, of whose console nothing is left."""
     path = run_file(tmp_path, budget=10**6, regions={"eu": [1.0]})
     out = tmp_path / "out"
-    with family((BIN / "pelago", "local", path, "--out", out), folder=tmp_path) as run:
+    with process_tree((BIN / "pelago", "local", path, "--out", out), folder=tmp_path) as run:
         run.until("it trains", lambda: trains(run, out))
         shutil.rmtree(out)
         os.kill(run.one("worker", "--region"), signal.SIGKILL)

@@ -5,7 +5,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from tests.e2e.family import BIN
+from tests.e2e.process_tree import BIN
 from tests.e2e.topology import run_file
 from tests.experiments.studies import QUADRATIC, write
 

@@ -10,7 +10,7 @@ import pytest
 from pelago.config import run_toml
 from pelago.core.spans import SpanSet
 from tests.e2e.topology import Daemons, assert_books_balance, run_file
-from tests.worker.reopened import held_out_loss
+from tests.worker.exported_model import held_out_loss
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -33,7 +33,7 @@ def test_a_worker_whose_corpus_hangs_ends_and_its_samples_are_trained_by_others(
     with Daemons(patient(path, 0.02), tmp_path / "out") as run:
         run.start_servers("eu")
         run.start_worker("eu", 0)
-        stuck = ("tests.e2e.stuck", str(gone))
+        stuck = ("tests.e2e.stuck_corpus", str(gone))
         hanging = run.start_module(
             "worker-eu-1", *stuck, "--region", "eu", "--group", "1", "--paced"
         )

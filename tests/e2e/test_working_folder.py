@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.family import BIN, family
+from tests.e2e.process_tree import BIN, process_tree
 from tests.e2e.topology import run_file
 from tests.experiments.studies import QUADRATIC, write
 
@@ -66,7 +66,7 @@ def test_check_and_its_worker_execute_nothing_of_the_working_folder(
 def test_the_gps_and_its_worker_execute_nothing_of_the_working_folder(tmp_path: Path) -> None:
     folder = trapped(tmp_path / "here", *TRAPS, *EARLY)
     command = (BIN / "gps", "--run", run_file(tmp_path), "--out", tmp_path / "out")
-    with family(command, folder=folder) as gps:
+    with process_tree(command, folder=folder) as gps:
         gps.hears("serving")
     assert not (folder / "sprung").exists()
 

@@ -21,7 +21,7 @@ from pelago.wire.messages import (
     TensorSpec,
     Welcome,
 )
-from tests.conversation import Conversation
+from tests.machine_driver import MachineDriver
 
 MANIFEST = (TensorSpec("weight", (4,)),)
 SETTINGS = GpsSettings(
@@ -72,7 +72,7 @@ def found(counter: int, steps: int, loss: float = 2.5) -> Evaluated:
     return Evaluated(Version(1, counter), steps, loss, 100)
 
 
-class GpsDriver(Conversation):
+class GpsDriver(MachineDriver):
     """A conversation with the GPS."""
 
     def __init__(self, settings: GpsSettings = SETTINGS) -> None:

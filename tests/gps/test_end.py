@@ -39,7 +39,6 @@ from pelago.wire.messages import (
     Stop,
     WorkerReport,
 )
-from tests.conversation import without_notes
 from tests.gps.driver import (
     REPORT,
     SETTINGS,
@@ -49,6 +48,7 @@ from tests.gps.driver import (
     model,
     update,
 )
+from tests.machine_driver import without_notes
 
 E1, E2, U1 = PushId(1, 1), PushId(2, 1), PushId(1, 1)
 BUDGET = "budget of local steps reached"

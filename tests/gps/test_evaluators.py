@@ -29,7 +29,6 @@ from pelago.wire.messages import (
     Pull,
     Rejoin,
 )
-from tests.conversation import without_notes
 from tests.gps.driver import (
     REPORT,
     GpsDriver,
@@ -39,6 +38,7 @@ from tests.gps.driver import (
     update,
     welcome,
 )
+from tests.machine_driver import without_notes
 
 E1, E2 = PushId(1, 1), PushId(2, 1)
 LEFT = Leave("run finished", None, (), (), ())

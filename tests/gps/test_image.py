@@ -13,7 +13,7 @@ from pelago.core.tensor_effects import Measured
 from pelago.durable.image import restore, take
 from pelago.wire.messages import Heartbeat, Offer, Refuse, Stop
 from tests.gps.driver import REPORT, SETTINGS, GpsDriver, hello, update, welcome
-from tests.lps.world import LpsScenario
+from tests.lps.scenario import LpsScenario
 from tests.restored_doubles import Doubles, restored
 
 E1 = PushId(1, 1)
@@ -40,11 +40,11 @@ def test_in_the_middle_of_any_run_it_can_be_restored(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     doubles = Doubles(monkeypatch, Gps, seed, chance=0.05)
-    world = LpsScenario(seed, in_flight="carry", ahead_ticks=8, budget=160)
-    world.run(ticks=100)
-    world.make_peace()
-    world.run(ticks=300)
-    assert world.nodes["gps"].finish is not None
+    scenario = LpsScenario(seed, in_flight="carry", ahead_ticks=8, budget=160)
+    scenario.run(ticks=100)
+    scenario.end_faults()
+    scenario.run(ticks=300)
+    assert scenario.nodes["gps"].finish is not None
     doubles.assert_all_are_alike()
     assert doubles.count > 10
     assert doubles.classes >= {

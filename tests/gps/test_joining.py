@@ -28,14 +28,14 @@ from pelago.wire.messages import (
     Rejoin,
     Wait,
 )
-from tests.conversation import Conversation, without_notes
 from tests.gps.driver import REPORT, SETTINGS, GpsDriver, hello, update, welcome
+from tests.machine_driver import MachineDriver, without_notes
 
 E1 = PushId(1, 1)
 
 
 def test_a_driver_that_loses_nothing_needs_no_tick() -> None:
-    assert Conversation(Gps(replace(SETTINGS, tick_ps=0))).happens(Started()) == []
+    assert MachineDriver(Gps(replace(SETTINGS, tick_ps=0))).happens(Started()) == []
 
 
 def test_a_region_is_let_in_with_a_fence_and_the_manifest() -> None:

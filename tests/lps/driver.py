@@ -21,7 +21,7 @@ from pelago.wire.messages import (
     Welcome,
     WorkerReport,
 )
-from tests.conversation import Conversation
+from tests.machine_driver import MachineDriver
 
 SETTINGS = LpsSettings(
     gps="gps",
@@ -86,8 +86,8 @@ def global_model(counter: int, answers: PushId | None = None) -> Model:
     return Model(Version(9, counter), 0, None, answers, final=False)
 
 
-class LpsDriver(Conversation):
-    """A conversation with the LPS."""
+class LpsDriver(MachineDriver):
+    """Drives an LPS."""
 
     def __init__(self, **changed: object) -> None:
         self.lps = Lps(replace(SETTINGS, **changed))  # type: ignore[arg-type]

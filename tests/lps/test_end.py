@@ -28,7 +28,6 @@ from pelago.wire.messages import (
     Stop,
     Welcome,
 )
-from tests.conversation import without_notes
 from tests.lps.driver import (
     GPS_HELLO,
     REJOINING,
@@ -39,6 +38,7 @@ from tests.lps.driver import (
     hello,
     update,
 )
+from tests.machine_driver import without_notes
 
 E1 = PushId(1, 1)
 FAREWELL = Leave("run finished", REPORT, (), (), ())

@@ -27,7 +27,6 @@ from pelago.wire.messages import (
     Stop,
     Wait,
 )
-from tests.conversation import without_notes
 from tests.lps.driver import (
     GPS_HELLO,
     REJOINING,
@@ -37,6 +36,7 @@ from tests.lps.driver import (
     hello,
     update,
 )
+from tests.machine_driver import without_notes
 
 E1, E2 = PushId(1, 1), PushId(2, 1)
 

@@ -15,7 +15,7 @@ from pelago.core.tensor_effects import Apply, Loaded
 from pelago.durable.image import Plain, restore, take
 from pelago.wire.messages import Ack, Heartbeat, Offer, Pull
 from tests.lps.driver import REPORT, SETTINGS, LpsDriver, global_model, hello, update
-from tests.lps.world import LpsScenario
+from tests.lps.scenario import LpsScenario
 from tests.restored_doubles import Doubles, restored
 
 E1 = PushId(1, 1)
@@ -41,11 +41,11 @@ def test_in_the_middle_of_any_run_it_can_be_restored(
     seed: int, in_flight: InFlight, ahead_ticks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     doubles = Doubles(monkeypatch, Lps, seed, chance=0.05)
-    world = LpsScenario(seed, in_flight=in_flight, ahead_ticks=ahead_ticks, budget=160)
-    world.run(ticks=100)
-    world.make_peace()
-    world.run(ticks=300)
-    assert world.nodes["gps"].finish is not None
+    scenario = LpsScenario(seed, in_flight=in_flight, ahead_ticks=ahead_ticks, budget=160)
+    scenario.run(ticks=100)
+    scenario.end_faults()
+    scenario.run(ticks=300)
+    assert scenario.nodes["gps"].finish is not None
     doubles.assert_all_are_alike()
     assert doubles.count > 10
     assert doubles.classes >= {

@@ -29,7 +29,7 @@ from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
 from pelago.tensor.plane import Plane
 from pelago.wire.messages import Ack, Effect, Event, Hello, Model, Pull, TensorSpec, Welcome
-from tests.net.arrivals import (
+from tests.net.golden_updates import (
     HELLO,
     MANIFEST,
     START,

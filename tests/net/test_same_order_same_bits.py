@@ -4,7 +4,7 @@ import torch
 
 from gps.state import Gps
 from pelago.core.machine import Started
-from tests.net.arrivals import (
+from tests.net.golden_updates import (
     START,
     GoldenRegion,
     global_digest,

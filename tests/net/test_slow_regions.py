@@ -16,7 +16,7 @@ from pelago.emulate.wan import WanProxy
 from pelago.net.limits import Limits
 from pelago.net.node import Node
 from pelago.tensor.plane import Plane
-from tests.net.arrivals import START, GoldenRegion, gps_settings
+from tests.net.golden_updates import START, GoldenRegion, gps_settings
 from tests.net.nodes import Nodes, Script, eventually
 from tests.net.transfer.test_cut_push import BIG, WINDOW, big_plane
 

@@ -19,7 +19,7 @@ from pelago.wire.messages import (
     Leave,
     Offer,
 )
-from tests.conversation import Conversation
+from tests.machine_driver import MachineDriver
 from tests.worker.worker_states import (
     CLIENT,
     HELLO,
@@ -36,26 +36,26 @@ from worker.state import Worker
 
 
 @pytest.fixture
-def joining() -> Conversation:
-    worker = Conversation(Worker(SETTINGS))
+def joining() -> MachineDriver:
+    worker = MachineDriver(Worker(SETTINGS))
     assert worker.happens(Started()) == [SetTick(CLIENT.tick_ps), Send("eu", HELLO)]
     return worker
 
 
 @pytest.fixture
-def idle(joining: Conversation) -> Conversation:
+def idle(joining: MachineDriver) -> MachineDriver:
     assert joining.hears("eu", WELCOME) == [WorkerAdmitted(2), PULL]
     return joining
 
 
 @pytest.fixture
-def training(idle: Conversation) -> Conversation:
+def training(idle: MachineDriver) -> MachineDriver:
     assert idle.hears("eu", MODEL, -1) == [Train(LEASE, Version(1, 4), -1, 2), Release(-1)]
     return idle
 
 
 @pytest.fixture
-def uploading(training: Conversation) -> Conversation:
+def uploading(training: MachineDriver) -> MachineDriver:
     assert training.after(2).happens(TRAINED) == [
         RoundTrained(2, 1.5, 2000.0),
         Send("eu", Offer(PUSH)),
@@ -64,7 +64,7 @@ def uploading(training: Conversation) -> Conversation:
 
 
 @pytest.fixture
-def leaving(idle: Conversation) -> Conversation:
+def leaving(idle: MachineDriver) -> MachineDriver:
     assert idle.happens(StopRequested("enough")) == [
         Send("eu", Leave("enough", NO_REPORT, (), (), ()))
     ]

@@ -10,7 +10,7 @@ from pelago.core.names import Lease, PushId
 from pelago.core.ports import TrainingResult
 from tests.worker.corpora import write_texts
 from tests.worker.evaluator.test_held_out_loss import of_folder
-from tests.worker.reopened import held_out_loss
+from tests.worker.exported_model import held_out_loss
 from tests.worker.tiny_models import ARCHITECTURES, config_folder
 from worker.evaluator.held_out_loss import HeldOutLoss
 from worker.trainer import Trainer

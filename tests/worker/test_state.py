@@ -43,7 +43,7 @@ from pelago.wire.messages import (
     Wait,
     WorkerReport,
 )
-from tests.conversation import Conversation
+from tests.machine_driver import MachineDriver
 from tests.worker.worker_states import (
     CLIENT,
     DROPPED,
@@ -67,7 +67,7 @@ def test_a_worker_takes_the_speed_of_the_group_that_the_server_chose() -> None:
     """The run file gives group 0 rounds of 16 samples, 1 of 12, 2 of 4; a group beyond gets the default."""
     settings = replace(SETTINGS, group_samples=(16, 12, 4))
     for group, samples in ((2, 4), (7, 8)):
-        worker = Conversation(Worker(settings))
+        worker = MachineDriver(Worker(settings))
         worker.happens(Started())
         pull = Send("eu", Pull(samples, 0))
         assert pull in worker.hears("eu", replace(WELCOME, group=group))
@@ -76,7 +76,7 @@ def test_a_worker_takes_the_speed_of_the_group_that_the_server_chose() -> None:
 # --- the round --------------------------------------------------------------------------------
 
 
-def test_a_round_from_the_lease_to_the_next(uploading: Conversation) -> None:
+def test_a_round_from_the_lease_to_the_next(uploading: MachineDriver) -> None:
     """
     1. The offer is granted: the update is sent.
     2. It arrived, it was applied: its payload is released.
@@ -91,11 +91,11 @@ def test_a_round_from_the_lease_to_the_next(uploading: Conversation) -> None:
 
 
 def test_a_driver_that_loses_nothing_needs_no_tick() -> None:
-    worker = Conversation(Worker(replace(SETTINGS, client=replace(CLIENT, tick_ps=0))))
+    worker = MachineDriver(Worker(replace(SETTINGS, client=replace(CLIENT, tick_ps=0))))
     assert worker.happens(Started()) == [Send("eu", HELLO)]
 
 
-def test_steps_tokens_rounds_and_time_are_reported(training: Conversation) -> None:
+def test_steps_tokens_rounds_and_time_are_reported(training: MachineDriver) -> None:
     """Busy time grows while it trains; steps of other leases and repeats do not count."""
     training.happens(Progress(PUSH, 1))
     training.happens(Progress(PushId(10, 3), 1))
@@ -115,7 +115,7 @@ def test_steps_tokens_rounds_and_time_are_reported(training: Conversation) -> No
 
 @pytest.mark.parametrize("told", [[1, 2], [2], [1, 1, 2, 2], [2, 1], [1], []], ids=str)
 def test_steps_are_counted_once_however_they_are_told(
-    training: Conversation, told: list[int]
+    training: MachineDriver, told: list[int]
 ) -> None:
     """One by one, all at once, again, late, or by the end of the round only; the next one starts at 0."""
     steps = lambda: training.machine.report().steps  # type: ignore[attr-defined] # noqa: E731
@@ -133,7 +133,7 @@ def test_steps_are_counted_once_however_they_are_told(
     assert steps() == 2 + max(told, default=0)
 
 
-def test_busy_is_waited_for(uploading: Conversation) -> None:
+def test_busy_is_waited_for(uploading: MachineDriver) -> None:
     """
     1. The server has no place: nothing is sent.
     2. The Grant comes by itself when there is one.
@@ -142,20 +142,20 @@ def test_busy_is_waited_for(uploading: Conversation) -> None:
     assert uploading.hears("eu", Grant(PUSH)) == [Send("eu", UPDATE, -2)]
 
 
-def test_a_lost_grant_is_asked_for_again(uploading: Conversation) -> None:
+def test_a_lost_grant_is_asked_for_again(uploading: MachineDriver) -> None:
     uploading.hears("eu", Busy(PUSH, 1000))
     beat = Send("eu", Heartbeat(WorkerReport(2, 0, 2, 64, 2000, 2500, 1.5)))
     assert uploading.after(0.5).happens(Tick()) == [beat]
     assert uploading.after(0.5).happens(Tick())[1:] == [Send("eu", Offer(PUSH))]
 
 
-def test_a_failed_transfer_is_offered_again(uploading: Conversation) -> None:
+def test_a_failed_transfer_is_offered_again(uploading: MachineDriver) -> None:
     uploading.hears("eu", Grant(PUSH))
     assert uploading.happens(PeerLost("eu", "cut")) == []
     assert uploading.after(1).happens(Tick())[1:] == [Send("eu", Offer(PUSH))]
 
 
-def test_an_unanswered_pull_is_repeated(idle: Conversation) -> None:
+def test_an_unanswered_pull_is_repeated(idle: MachineDriver) -> None:
     beat = Send("eu", Heartbeat(replace(NO_REPORT, alive_ms=500)))
     assert idle.after(0.5).happens(Tick()) == [beat]
     assert idle.after(0.5).happens(Tick())[1:] == [PULL]
@@ -163,7 +163,7 @@ def test_an_unanswered_pull_is_repeated(idle: Conversation) -> None:
 
 
 def test_after_an_acknowledgement_the_answer_is_waited_for_before_it_is_asked_for(
-    uploading: Conversation,
+    uploading: MachineDriver,
 ) -> None:
     uploading.after(60).hears("eu", Ack(PUSH, "applied"))
     assert len(uploading.after(0.5).happens(Tick())) == 1
@@ -171,7 +171,7 @@ def test_after_an_acknowledgement_the_answer_is_waited_for_before_it_is_asked_fo
 
 
 def test_a_rejected_update_is_forgotten_and_does_not_count_as_a_round(
-    uploading: Conversation,
+    uploading: MachineDriver,
 ) -> None:
     assert uploading.hears("eu", Ack(PUSH, "rejected")) == [
         Release(-2),
@@ -181,7 +181,7 @@ def test_a_rejected_update_is_forgotten_and_does_not_count_as_a_round(
     assert uploading.hears("eu", MODEL, -3) == [Train(LEASE, Version(1, 4), -3, 2), Release(-3)]
 
 
-def test_a_round_without_a_finite_gradient_gives_its_lease_back(training: Conversation) -> None:
+def test_a_round_without_a_finite_gradient_gives_its_lease_back(training: MachineDriver) -> None:
     """
     1. There is no update to send, but a word instead, which is repeated until it is answered.
     2. The next model comes before the answer: it is the answer that counts.
@@ -209,14 +209,14 @@ def test_a_round_without_a_finite_gradient_gives_its_lease_back(training: Conver
 
 
 @pytest.mark.parametrize("word", [Rejoin(), Stop("enough"), Refuse("no")])
-def test_a_failed_round_is_forgotten_with_its_lease(training: Conversation, word: Message) -> None:
+def test_a_failed_round_is_forgotten_with_its_lease(training: MachineDriver, word: Message) -> None:
     training.happens(replace(TRAINED, skipped=2))
     training.hears("eu", word)
     assert training.machine.lease is None  # type: ignore[attr-defined]
     training.after(9).happens(Tick())
 
 
-def test_a_fenced_worker_asks_to_be_let_in_again(uploading: Conversation) -> None:
+def test_a_fenced_worker_asks_to_be_let_in_again(uploading: MachineDriver) -> None:
     """What it holds counts for nothing until it is welcomed with the fence of its group."""
     assert uploading.hears("eu", Ack(PUSH, "fenced")) == [
         Release(-2),
@@ -229,7 +229,7 @@ def test_a_fenced_worker_asks_to_be_let_in_again(uploading: Conversation) -> Non
 # --- joining ----------------------------------------------------------------------------------
 
 
-def test_hello_is_repeated_while_nobody_answers(joining: Conversation) -> None:
+def test_hello_is_repeated_while_nobody_answers(joining: MachineDriver) -> None:
     assert joining.happens(Tick()) == [
         Waiting("eu to answer"),
         Send("eu", HELLO),
@@ -237,7 +237,7 @@ def test_hello_is_repeated_while_nobody_answers(joining: Conversation) -> None:
     assert joining.after(0.5).happens(Tick()) == [Send("eu", HELLO)]
 
 
-def test_what_the_server_waits_for_is_said_once(joining: Conversation) -> None:
+def test_what_the_server_waits_for_is_said_once(joining: MachineDriver) -> None:
     assert joining.hears("eu", Wait("the GPS")) == [Waiting("the GPS")]
     assert joining.hears("eu", Wait("the GPS")) == []
     assert joining.happens(Tick()) == [Send("eu", HELLO)]
@@ -248,7 +248,7 @@ def test_what_the_server_waits_for_is_said_once(joining: Conversation) -> None:
     ]
 
 
-def test_a_worker_whose_group_was_taken_takes_any_other(training: Conversation) -> None:
+def test_a_worker_whose_group_was_taken_takes_any_other(training: MachineDriver) -> None:
     """
     1. It was silent for too long, and asks for its old group.
     2. Another process holds that by now. The run file gave it no group, so it asks for any.
@@ -258,8 +258,8 @@ def test_a_worker_whose_group_was_taken_takes_any_other(training: Conversation) 
     assert training.happens(Tick()) == [Send("eu", HELLO)]
 
 
-def test_a_worker_that_was_given_a_group_by_its_user_insists(joining: Conversation) -> None:
-    worker = Conversation(
+def test_a_worker_that_was_given_a_group_by_its_user_insists(joining: MachineDriver) -> None:
+    worker = MachineDriver(
         Worker(replace(SETTINGS, client=replace(CLIENT, address=Address("eu", 2))))
     )
     worker.happens(Started())
@@ -267,7 +267,7 @@ def test_a_worker_that_was_given_a_group_by_its_user_insists(joining: Conversati
     assert worker.happens(Tick()) == [Send("eu", HELLO_AGAIN)]
 
 
-def test_an_old_welcome_is_found_out_by_the_lease_that_does_not_fit(joining: Conversation) -> None:
+def test_an_old_welcome_is_found_out_by_the_lease_that_does_not_fit(joining: MachineDriver) -> None:
     """
     1. A Welcome of an earlier stay comes late, with a fence that has passed.
     2. The true Welcome comes second and means nothing to a node that is in.
@@ -284,7 +284,7 @@ def test_an_old_welcome_is_found_out_by_the_lease_that_does_not_fit(joining: Con
 def test_a_refused_worker_ends_with_the_servers_words(
     state: str, request: pytest.FixtureRequest
 ) -> None:
-    worker: Conversation = request.getfixturevalue(state)
+    worker: MachineDriver = request.getfixturevalue(state)
     dropped = DROPPED.get(state, [])
     assert worker.hears("eu", Refuse("no such region")) == [
         *dropped,
@@ -299,14 +299,14 @@ def test_a_refused_worker_ends_with_the_servers_words(
 def test_a_worker_that_is_not_known_any_more_drops_its_round_and_joins_again(
     state: str, request: pytest.FixtureRequest
 ) -> None:
-    worker: Conversation = request.getfixturevalue(state)
+    worker: MachineDriver = request.getfixturevalue(state)
     dropped = DROPPED.get(state, [])
     hello = HELLO if state == "joining" else HELLO_AGAIN
     assert worker.hears("eu", Rejoin()) == [*dropped, Send("eu", hello)]
     assert worker.happens(Tick()) == [Send("eu", hello)]
 
 
-def test_a_dropped_round_was_busy_time_and_its_echoes_are_ignored(training: Conversation) -> None:
+def test_a_dropped_round_was_busy_time_and_its_echoes_are_ignored(training: MachineDriver) -> None:
     """The trainer may still report on what was cancelled; the samples are in other hands."""
     training.after(2).hears("eu", Rejoin())
     assert training.machine.report().busy_ms == 2000  # type: ignore[attr-defined]
@@ -326,14 +326,14 @@ def test_a_model_that_nobody_waits_for_is_released(
     assert request.getfixturevalue(state).hears("eu", MODEL, -9) == [Release(-9)]
 
 
-def test_a_model_without_a_lease_or_without_its_payload_starts_nothing(idle: Conversation) -> None:
+def test_a_model_without_a_lease_or_without_its_payload_starts_nothing(idle: MachineDriver) -> None:
     assert idle.hears("eu", replace(MODEL, lease=None), -1) == [Release(-1)]
     assert idle.hears("eu", MODEL) == []
 
 
 @pytest.mark.parametrize("state", ["idle", "training", "uploading", "leaving"])
 def test_a_second_welcome_changes_nothing(state: str, request: pytest.FixtureRequest) -> None:
-    worker: Conversation = request.getfixturevalue(state)
+    worker: MachineDriver = request.getfixturevalue(state)
     assert worker.hears("eu", replace(WELCOME, fence=9)) == []
     assert worker.machine.session.fence == 3  # type: ignore[attr-defined]
 
@@ -347,7 +347,7 @@ def test_a_second_welcome_changes_nothing(state: str, request: pytest.FixtureReq
 def test_a_message_that_does_not_belong_here_is_dropped_with_its_payload(
     state: str, message: Message, request: pytest.FixtureRequest
 ) -> None:
-    worker: Conversation = request.getfixturevalue(state)
+    worker: MachineDriver = request.getfixturevalue(state)
     assert worker.hears("eu", message) == []
     assert worker.hears("eu", message, -9) == [Release(-9)]
 
@@ -374,18 +374,18 @@ def test_an_event_of_a_server_or_an_evaluator_is_a_fault_of_the_driver(
 def test_training_that_nobody_ordered_is_released(
     state: str, request: pytest.FixtureRequest
 ) -> None:
-    worker: Conversation = request.getfixturevalue(state)
+    worker: MachineDriver = request.getfixturevalue(state)
     assert worker.happens(replace(TRAINED, blob=-9)) == [Release(-9)]
 
 
-def test_training_on_another_lease_is_released(training: Conversation) -> None:
+def test_training_on_another_lease_is_released(training: MachineDriver) -> None:
     assert training.happens(replace(TRAINED, push=PushId(10, 3))) == [Release(-2)]
 
 
 # --- the invariants ---------------------------------------------------------------------------
 
 
-def test_the_check_sees_a_broken_worker(training: Conversation) -> None:
+def test_the_check_sees_a_broken_worker(training: MachineDriver) -> None:
     worker = training.machine
     assert isinstance(worker, Worker)
     worker.session.fence = 4

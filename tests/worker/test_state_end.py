@@ -24,7 +24,7 @@ from pelago.wire.messages import (
     Stop,
     WorkerReport,
 )
-from tests.conversation import Conversation
+from tests.machine_driver import MachineDriver
 from tests.worker.worker_states import (
     CLIENT,
     DROPPED,
@@ -50,7 +50,7 @@ def test_a_stopped_worker_drops_its_round_and_leaves(
     2. The server repeats itself, the user loses patience: once is enough.
     3. The goodbye is answered: done.
     """
-    worker: Conversation = request.getfixturevalue(state)
+    worker: MachineDriver = request.getfixturevalue(state)
     dropped = DROPPED.get(state, [])
     effects = worker.hears("eu", Stop("run finished"))
     report = worker.machine.report()  # type: ignore[attr-defined]
@@ -63,24 +63,26 @@ def test_a_stopped_worker_drops_its_round_and_leaves(
 
 
 @pytest.mark.parametrize("event", [Stop("run finished"), None])
-def test_a_worker_that_is_not_in_just_ends(joining: Conversation, event: Stop | None) -> None:
+def test_a_worker_that_is_not_in_just_ends(joining: MachineDriver, event: Stop | None) -> None:
     if event is None:
         assert joining.happens(StopRequested("enough")) == [Finish("enough")]
     else:
         assert joining.hears("eu", event) == [Finish("run finished")]
 
 
-def test_a_server_that_does_not_know_a_leaving_worker_settles_it_too(leaving: Conversation) -> None:
+def test_a_server_that_does_not_know_a_leaving_worker_settles_it_too(
+    leaving: MachineDriver,
+) -> None:
     assert leaving.hears("eu", Rejoin()) == [Finish("enough")]
     assert leaving.hears("eu", Rejoin()) == []
 
 
-def test_a_refusal_does_not_keep_a_leaving_worker(leaving: Conversation) -> None:
+def test_a_refusal_does_not_keep_a_leaving_worker(leaving: MachineDriver) -> None:
     assert leaving.hears("eu", Refuse("another run")) == []
     assert leaving.hears("eu", Goodbye()) == [Finish("enough")]
 
 
-def test_goodbye_is_said_until_it_is_answered_but_not_for_ever(leaving: Conversation) -> None:
+def test_goodbye_is_said_until_it_is_answered_but_not_for_ever(leaving: MachineDriver) -> None:
     farewell = [Send("eu", Leave("enough", NO_REPORT, (), (), ()))]
     for _ in range(LEAVE_TICKS_MAX):
         assert leaving.happens(Tick()) == farewell
@@ -95,7 +97,7 @@ def test_a_worker_whose_server_is_gone_for_good_ends_with_an_error(
     state: str, request: pytest.FixtureRequest
 ) -> None:
     """What it holds it drops, and it says nothing more."""
-    worker: Conversation = request.getfixturevalue(state)
+    worker: MachineDriver = request.getfixturevalue(state)
     worker.happens(Tick())
     worker.now += GIVE_UP_AFTER_PS + 1
     effects = worker.happens(Tick())
@@ -115,7 +117,7 @@ def test_a_worker_whose_trainer_is_stuck_hands_its_lease_back_and_ends() -> None
     1. A step every minute: it goes on, however many there are; a heartbeat tells how long it is quiet.
     2. Twenty minutes without: it gives the lease back and ends, and says why.
     """
-    worker = Conversation(
+    worker = MachineDriver(
         Worker(replace(SETTINGS, client=replace(CLIENT, stuck_after_ps=120_000 * PS_PER_MS)))
     )
     worker.happens(Started())
@@ -144,7 +146,7 @@ def test_a_worker_whose_trainer_is_stuck_hands_its_lease_back_and_ends() -> None
 
 
 def test_a_worker_that_does_not_train_is_not_stuck() -> None:
-    worker = Conversation(
+    worker = MachineDriver(
         Worker(replace(SETTINGS, client=replace(CLIENT, stuck_after_ps=PS_PER_MS)))
     )
     worker.happens(Started())

@@ -47,7 +47,7 @@ from pelago.net.telemetry import Telemetry
 from pelago.net.transfer.incoming import Incoming
 from pelago.tensor.plane import Plane
 from pelago.wire.codec import decode_frame, decode_message
-from tests.net.arrivals import (
+from tests.net.golden_updates import (
     MANIFEST,
     START,
     GoldenRegion,

@@ -32,7 +32,8 @@ from pelago.wire.messages import (
     Offer,
     Welcome,
 )
-from tests.net.arrivals import (
+from tests.net.durability.test_journal import files_end_at
+from tests.net.golden_updates import (
     HELLO,
     LEASED,
     MANIFEST,
@@ -46,7 +47,6 @@ from tests.net.arrivals import (
     sender_plane,
     updates,
 )
-from tests.net.durability.test_journal import files_end_at
 from tests.net.nodes import RUN, Nodes, Script, a_model, eventually, raw_client, settled
 
 

@@ -22,7 +22,7 @@ from pelago.net.durability.journal import Journal, JournalListener, JournalPosit
 from pelago.net.durability.state_folder import StateFolder
 from pelago.tensor.payload import ChunkBuffer
 from pelago.wire.messages import Heartbeat
-from tests.net.durability.sample_ledger import (
+from tests.net.durability.state_files import (
     RUN,
     a_header,
     a_store,

@@ -19,7 +19,7 @@ from pelago.durable.record import FORMAT, HEAD_BYTES, Kind
 from pelago.net.durability.state_folder import StateFolder
 from pelago.net.files import open_over
 from pelago.runlog.history import HistoryLine, IncarnationBegun, history_line, read_history
-from tests.net.durability.sample_ledger import (
+from tests.net.durability.state_files import (
     NODE,
     RUN,
     a_header,

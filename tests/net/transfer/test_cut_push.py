@@ -32,7 +32,6 @@ from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire.codec import decode_frame, encode
 from pelago.wire.messages import Abort, Ack, Begin, Frame, Have, Heartbeat, Offer, TensorSpec
-from tests.net.arrivals import HELLO, MANIFEST, GoldenRegion, a_push, empty_plane
 from tests.net.durability.crash_points import serve
 from tests.net.durability.test_durable_node import (
     RawRegion,
@@ -41,6 +40,7 @@ from tests.net.durability.test_durable_node import (
     newest,
 )
 from tests.net.durability.test_journal import files_end_at
+from tests.net.golden_updates import HELLO, MANIFEST, GoldenRegion, a_push, empty_plane
 from tests.net.nodes import RUN, Nodes, Script, eventually, raw_client
 
 ROOT: Final = Path(__file__).parents[3]

@@ -40,7 +40,7 @@ from pelago.wire.messages import (
     Welcome,
     WorkerReport,
 )
-from tests.conversation import Conversation
+from tests.machine_driver import MachineDriver
 from worker.client_settings import ClientSettings
 from worker.evaluator.state import Evaluator, EvaluatorSettings
 
@@ -65,26 +65,26 @@ BEAT = Send("gps", Heartbeat(None))
 
 
 @pytest.fixture
-def joining() -> Conversation:
-    evaluator = Conversation(Evaluator(SETTINGS))
+def joining() -> MachineDriver:
+    evaluator = MachineDriver(Evaluator(SETTINGS))
     assert evaluator.happens(Started()) == [SetTick(CLIENT.tick_ps), HELLO]
     return evaluator
 
 
 @pytest.fixture
-def idle(joining: Conversation) -> Conversation:
+def idle(joining: MachineDriver) -> MachineDriver:
     assert joining.hears("gps", WELCOME) == [Send("gps", Pull(0, 0))]
     return joining
 
 
 @pytest.fixture
-def validating(idle: Conversation) -> Conversation:
+def validating(idle: MachineDriver) -> MachineDriver:
     assert idle.hears("gps", MODEL, -1) == [Validate(V3, -1, export=False), Release(-1)]
     return idle
 
 
 @pytest.fixture
-def leaving(idle: Conversation) -> Conversation:
+def leaving(idle: MachineDriver) -> MachineDriver:
     """After the last version."""
     final = replace(MODEL, final=True)
     assert idle.hears("gps", final, -1) == [Validate(V3, -1, export=True), Release(-1)]
@@ -99,7 +99,7 @@ def leaving(idle: Conversation) -> Conversation:
 STATES = ["joining", "idle", "validating", "leaving"]
 
 
-def test_a_version_is_measured_and_the_next_threshold_asked_for(validating: Conversation) -> None:
+def test_a_version_is_measured_and_the_next_threshold_asked_for(validating: MachineDriver) -> None:
     """With 24 counted steps and one validation every 10, the next is due at 30."""
     assert validating.happens(Validated(V3, 2.5, 100)) == [
         ValidationMeasured(24, 2.5, False),
@@ -110,13 +110,13 @@ def test_a_version_is_measured_and_the_next_threshold_asked_for(validating: Conv
 
 @pytest.mark.parametrize(("counted", "due"), [(0, 10), (9, 10), (10, 20), (11, 20), (39, 40)])
 def test_the_next_threshold_is_the_next_multiple(
-    idle: Conversation, counted: int, due: int
+    idle: MachineDriver, counted: int, due: int
 ) -> None:
     idle.hears("gps", replace(MODEL, counted_steps=counted), -1)
     assert idle.happens(Validated(V3, 2.5, 100))[-1] == Send("gps", Pull(0, due))
 
 
-def test_what_may_have_been_lost_is_said_again(validating: Conversation) -> None:
+def test_what_may_have_been_lost_is_said_again(validating: MachineDriver) -> None:
     """The finding with the question, until the next version comes; nothing while it measures."""
     busy = WorkerReport(-1, 0, 0, 0, 0, 0, 0.0, quiet_ms=1000)
     assert validating.after(1).happens(Tick()) == [Send("gps", Heartbeat(busy))]
@@ -125,11 +125,11 @@ def test_what_may_have_been_lost_is_said_again(validating: Conversation) -> None
     assert validating.after(1).happens(Tick()) == [BEAT, FOUND, Send("gps", Pull(0, 30))]
 
 
-def test_an_unanswered_first_question_is_repeated(idle: Conversation) -> None:
+def test_an_unanswered_first_question_is_repeated(idle: MachineDriver) -> None:
     assert idle.after(1).happens(Tick()) == [BEAT, Send("gps", Pull(0, 0))]
 
 
-def test_the_last_version_is_exported_measured_and_ends_it(leaving: Conversation) -> None:
+def test_the_last_version_is_exported_measured_and_ends_it(leaving: MachineDriver) -> None:
     assert leaving.happens(StopRequested("enough")) == []
     assert leaving.hears("gps", Goodbye()) == [Finish("run finished")]
     assert leaving.hears("gps", Goodbye()) == []
@@ -137,14 +137,14 @@ def test_the_last_version_is_exported_measured_and_ends_it(leaving: Conversation
 
 
 def test_the_last_finding_is_repeated_with_the_goodbye_but_not_for_ever(
-    leaving: Conversation,
+    leaving: MachineDriver,
 ) -> None:
     for _ in range(LEAVE_TICKS_MAX):
         assert leaving.happens(Tick()) == [LEAVE]
     assert leaving.happens(Tick()) == [LeftUnanswered(), Finish("run finished")]
 
 
-def test_the_end_of_the_run_is_no_end_before_the_last_version(validating: Conversation) -> None:
+def test_the_end_of_the_run_is_no_end_before_the_last_version(validating: MachineDriver) -> None:
     """
     1. The GPS says Stop while an earlier version is measured: go on.
     2. The last version may be the one just measured: it is measured again, because it is exported.
@@ -155,7 +155,7 @@ def test_the_end_of_the_run_is_no_end_before_the_last_version(validating: Conver
     assert validating.hears("gps", final, -2) == [Validate(V3, -2, export=True), Release(-2)]
 
 
-def test_an_older_version_is_not_measured(validating: Conversation) -> None:
+def test_an_older_version_is_not_measured(validating: MachineDriver) -> None:
     validating.happens(Validated(V3, 2.5, 100))
     assert validating.hears("gps", replace(MODEL, version=V0), -2) == [Release(-2)]
 
@@ -167,17 +167,17 @@ def test_a_model_that_nobody_waits_for_is_released(
     assert request.getfixturevalue(state).hears("gps", MODEL, -9) == [Release(-9)]
 
 
-def test_a_model_without_its_payload_starts_nothing(idle: Conversation) -> None:
+def test_a_model_without_its_payload_starts_nothing(idle: MachineDriver) -> None:
     assert idle.hears("gps", MODEL) == []
 
 
-def test_a_measurement_that_nobody_ordered_says_nothing(validating: Conversation) -> None:
+def test_a_measurement_that_nobody_ordered_says_nothing(validating: MachineDriver) -> None:
     assert validating.happens(Validated(V0, 9.0, 1)) == []
     validating.happens(Validated(V3, 2.5, 100))
     assert validating.happens(Validated(V3, 2.5, 100)) == []
 
 
-def test_a_forgotten_evaluator_joins_again_and_goes_on_measuring(validating: Conversation) -> None:
+def test_a_forgotten_evaluator_joins_again_and_goes_on_measuring(validating: MachineDriver) -> None:
     """
     1. The GPS does not know it: Hello, on every tick.
     2. Welcome: the measurement is not disturbed.
@@ -189,13 +189,13 @@ def test_a_forgotten_evaluator_joins_again_and_goes_on_measuring(validating: Con
     assert validating.happens(Validated(V3, 2.5, 100))[1:] == [FOUND, Send("gps", Pull(0, 30))]
 
 
-def test_a_forgotten_idle_evaluator_asks_again(idle: Conversation) -> None:
+def test_a_forgotten_idle_evaluator_asks_again(idle: MachineDriver) -> None:
     assert idle.hears("gps", Rejoin()) == [HELLO]
     assert idle.hears("gps", WELCOME) == [Send("gps", Pull(0, 0))]
     assert idle.hears("gps", WELCOME) == []
 
 
-def test_it_says_for_what_it_waits(joining: Conversation) -> None:
+def test_it_says_for_what_it_waits(joining: MachineDriver) -> None:
     assert joining.hears("gps", Wait("nothing")) == [Waiting("nothing")]
     assert joining.hears("gps", WELCOME) == [GoingOn(), Send("gps", Pull(0, 0))]
 
@@ -204,7 +204,7 @@ def test_it_says_for_what_it_waits(joining: Conversation) -> None:
 def test_a_refused_evaluator_ends_with_the_servers_words(
     state: str, request: pytest.FixtureRequest
 ) -> None:
-    evaluator: Conversation = request.getfixturevalue(state)
+    evaluator: MachineDriver = request.getfixturevalue(state)
     refusal = Refuse("another corpus")
     assert evaluator.hears("gps", refusal) == [Finish("refused", error="another corpus")]
     assert evaluator.hears("gps", refusal) == []
@@ -214,7 +214,7 @@ def test_a_refused_evaluator_ends_with_the_servers_words(
 @pytest.mark.parametrize("state", ["idle", "validating"])
 def test_a_stopped_evaluator_leaves(state: str, request: pytest.FixtureRequest) -> None:
     """What it was measuring is not reported."""
-    evaluator: Conversation = request.getfixturevalue(state)
+    evaluator: MachineDriver = request.getfixturevalue(state)
     leave = Send("gps", Leave("enough", None, (), (), ()))
     assert evaluator.happens(StopRequested("enough")) == [leave]
     assert evaluator.happens(Validated(V3, 2.5, 100)) == []
@@ -223,7 +223,7 @@ def test_a_stopped_evaluator_leaves(state: str, request: pytest.FixtureRequest) 
     assert evaluator.hears("gps", Rejoin()) == []
 
 
-def test_an_evaluator_that_is_not_in_just_ends(joining: Conversation) -> None:
+def test_an_evaluator_that_is_not_in_just_ends(joining: MachineDriver) -> None:
     assert joining.happens(StopRequested("enough")) == [Finish("enough")]
 
 
@@ -231,7 +231,7 @@ def test_an_evaluator_that_is_not_in_just_ends(joining: Conversation) -> None:
 def test_heartbeats_and_strange_messages_change_nothing(
     state: str, request: pytest.FixtureRequest
 ) -> None:
-    evaluator: Conversation = request.getfixturevalue(state)
+    evaluator: MachineDriver = request.getfixturevalue(state)
     assert evaluator.hears("gps", Heartbeat(None)) == []
     assert evaluator.hears("gps", Stop("budget")) == []
     assert evaluator.hears("gps", Grant(PushId(1, 1)), -9) == [Release(-9)]
@@ -258,7 +258,7 @@ def test_an_event_of_another_role_is_a_fault_of_the_driver(
 
 
 def test_a_last_version_that_cannot_be_exported_is_measured_and_ends_it_with_an_error(
-    idle: Conversation,
+    idle: MachineDriver,
 ) -> None:
     idle.hears("gps", replace(MODEL, final=True), -1)
     found = idle.happens(Validated(V3, 2.5, 100, fault="the disk is full"))
@@ -271,7 +271,7 @@ def test_a_version_is_exported_at_its_interval_and_whatever_is_newer_is_asked_fo
     asked for, although the next validation is not due, measured and exported. 3. That could not be done: it
     is told, and the next one is a minute later."""
     settings = replace(SETTINGS, export_interval_ps=60_000 * PS_PER_MS)
-    evaluator = Conversation(Evaluator(settings))
+    evaluator = MachineDriver(Evaluator(settings))
     evaluator.happens(Started())
     evaluator.hears("gps", WELCOME)
     assert evaluator.hears("gps", MODEL, -1)[0] == Validate(V3, -1, export=False)
@@ -289,12 +289,12 @@ def test_a_version_is_exported_at_its_interval_and_whatever_is_newer_is_asked_fo
 
 
 def test_a_driver_that_loses_nothing_needs_no_tick() -> None:
-    assert Conversation(Evaluator(replace(SETTINGS, client=replace(CLIENT, tick_ps=0)))).happens(
+    assert MachineDriver(Evaluator(replace(SETTINGS, client=replace(CLIENT, tick_ps=0)))).happens(
         Started()
     ) == [HELLO]
 
 
-def test_the_check_sees_a_broken_evaluator(validating: Conversation) -> None:
+def test_the_check_sees_a_broken_evaluator(validating: MachineDriver) -> None:
     evaluator = validating.machine
     assert isinstance(evaluator, Evaluator)
     evaluator.state = "idle"
@@ -311,7 +311,7 @@ def test_the_check_sees_a_broken_evaluator(validating: Conversation) -> None:
 def test_an_evaluator_whose_gps_is_gone_for_good_ends_with_an_error(
     state: str, request: pytest.FixtureRequest
 ) -> None:
-    evaluator: Conversation = request.getfixturevalue(state)
+    evaluator: MachineDriver = request.getfixturevalue(state)
     evaluator.happens(Tick())
     evaluator.now += GIVE_UP_AFTER_PS + 1
     ended = [each for each in evaluator.happens(Tick()) if isinstance(each, Finish)]
@@ -320,7 +320,7 @@ def test_an_evaluator_whose_gps_is_gone_for_good_ends_with_an_error(
 
 
 def test_an_evaluator_that_is_stuck_leaves_with_what_it_found_and_ends() -> None:
-    evaluator = Conversation(
+    evaluator = MachineDriver(
         Evaluator(replace(SETTINGS, client=replace(CLIENT, stuck_after_ps=1000 * PS_PER_MS)))
     )
     evaluator.happens(Started())

@@ -1,7 +1,7 @@
-"""A worker whose corpus stops to answer, as on a share whose server is gone: `python -m tests.e2e.stuck FILE ...`.
+"""A worker whose corpus stops answering, as on a share whose server is gone.
 
-The corpus is read as ever as long as FILE is not there; then whoever reads waits for ever, and holds nothing
-else up. The other arguments are a worker's.
+Usage: `python -m tests.e2e.stuck_corpus FILE ARGUMENT...`, the arguments being a worker's. The corpus is read as usual
+while FILE does not exist. From then on every read blocks for ever, and blocks nothing else.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""A command and every process that came from it, wherever it went: other groups, other sessions, other parents."""
+"""A command and all processes that descend from it, also those in other groups and sessions or with other parents."""
 
 import os
 import signal
@@ -12,11 +12,11 @@ from pathlib import Path
 
 DEADLINE_S = 50.0
 BIN = Path(sys.executable).parent
-MARK = "PELAGO_TEST_FAMILY"
+MARK = "PELAGO_TEST_PROCESS_TREE"
 
 
 @dataclass
-class Family:
+class ProcessTree:
     """A running command; its descendants are known by a variable of their environment."""
 
     process: subprocess.Popen[str]
@@ -78,13 +78,13 @@ def has_loaded(number: int, library: str) -> bool:
 
 
 @contextmanager
-def family(
+def process_tree(
     command: Sequence[str | Path],
     *,
     folder: Path,
     ignored: Sequence[signal.Signals] = (),
     environment: dict[str, str] | None = None,
-) -> Iterator[Family]:
+) -> Iterator[ProcessTree]:
     """Begin a command in ``folder``, some signals ignored; whoever lives at the end is killed."""
     name = f"{os.getpid()}-{time.monotonic_ns()}"
     # Python resets nothing that it finds ignored, and a test may run in a shell that ignores SIGINT.
@@ -105,7 +105,7 @@ def family(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    found = Family(process, name)
+    found = ProcessTree(process, name)
     try:
         yield found
     finally:

@@ -1,6 +1,6 @@
 """Bugs to plant in the real code: what the fuzzer must find. Each is put in by a `pytest.MonkeyPatch`.
 
-`python -m tests.convergence.planted --find` prints the table of seeds that find them, for
+`python -m tests.convergence.planted_bugs --find` prints the table of seeds that find them, for
 `tests/convergence/test_fuzz.py`: the courses of seeds change with the machines.
 """
 
@@ -399,7 +399,7 @@ def search(names: list[str], jobs: int) -> Iterator[tuple[str, int | None, float
 
 def main() -> int:
     """Command line. Exit status 1 if a bug is not found."""
-    parser = argparse.ArgumentParser(prog="python -m tests.convergence.planted")
+    parser = argparse.ArgumentParser(prog="python -m tests.convergence.planted_bugs")
     parser.add_argument("--find", nargs="*", metavar="NAME", help="bugs to look for (default: all)")
     parser.add_argument("--jobs", type=int, default=cpu_count(), metavar="J", help="processes")
     options = parser.parse_args()

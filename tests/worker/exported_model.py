@@ -1,4 +1,4 @@
-"""An exported model in the hands of somebody who has nothing but `transformers`."""
+"""An exported model, opened with `transformers` alone."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The golden arrivals at a GPS: who sends them over sockets, and what the model is after them."""
+"""The golden updates of a GPS: a region that sends them over sockets, and the model that they give."""
 
 import json
 import runpy

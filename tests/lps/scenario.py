@@ -1,8 +1,8 @@
-"""A whole small run in memory, over a network of the worst kind.
+"""A whole small run in memory, over a network with every kind of fault.
 
-Messages are lost, repeated, reordered and delayed; processes die, are replaced and are cut off.
-Instead of tensors there is what they would be made of: a payload is the set of samples whose
-movement it contains. So the world knows by itself which samples moved the global model.
+Messages are lost, repeated, reordered and delayed; processes die, are replaced and are cut off. A payload is not
+a tensor but the set of samples whose gradients it contains. So the scenario knows, independently of every ledger,
+which samples moved the global model; the fuzzer of `convergence.fuzz` reads ledgers instead.
 """
 
 import heapq
@@ -57,7 +57,7 @@ class LossRates:
 
     @classmethod
     def swarm(cls, random: Random) -> "LossRates":
-        """Some kinds of fault absent, some rare, some frequent: no world is like another."""
+        """Some kinds of fault absent, some rare, some frequent: no scenario is like another."""
         usual = cls()
         return cls(
             **{
@@ -95,12 +95,12 @@ class ScenarioNode:
 
 
 class LpsScenario:
-    """The run and everything that befalls it, from one seed."""
+    """The run and its faults, all drawn from one seed."""
 
     def __init__(self, seed: int, *, in_flight: InFlight, ahead_ticks: int, budget: int) -> None:
         self.random = Random(seed)
         self.faults: LossRates | None = LossRates.swarm(self.random)
-        """None: peace."""
+        """None: no faults."""
         self.now = self.random.randrange(10**18)
         self._in_flight, self._ahead_ticks = in_flight, ahead_ticks
         self._heap: list[tuple[int, int, ScenarioNode, Event]] = []
@@ -200,7 +200,7 @@ class LpsScenario:
             )
         return node if node is not None and node.alive and node.finish is None else None
 
-    def make_peace(self) -> None:
+    def end_faults(self) -> None:
         """No faults from now on, and every region has a server and a worker."""
         self.faults = None
         for node in self.nodes.values():
@@ -236,7 +236,7 @@ class LpsScenario:
                 continue
             if isinstance(event, Tick):
                 self._post(node, Tick(), TICK)
-                if self.faults is not None and self._strikes(node):
+                if self.faults is not None and self._dies(node):
                     continue
             if isinstance(event, Trained):
                 if node.training is None or node.training.push != event.push:
@@ -250,8 +250,8 @@ class LpsScenario:
     def _chance(self, probability: float) -> bool:
         return self.faults is not None and self.random.random() < probability
 
-    def _strikes(self, node: ScenarioNode) -> bool:
-        """Whether fate ends a process on this tick; it may cut it off instead."""
+    def _dies(self, node: ScenarioNode) -> bool:
+        """Whether a drawn fault ends a process on this tick; it may cut it off instead."""
         assert self.faults is not None
         if self._chance(self.faults.cut_off):
             node.cut_off_until = self.now + self.random.randrange(2 * REGION_LOST)
@@ -283,8 +283,8 @@ class LpsScenario:
                         node.spoilt.add(blob)
                         self.rejected.add(node.blobs[blob])
                     norm = self.random.choice((11.0, 1.0)) if rejected else 1.0
-                    fact = Measured(blob, norm, finite=not rejected or norm > 10)
-                    self._post(node, fact, self.random.randrange(TICK // 4))
+                    event = Measured(blob, norm, finite=not rejected or norm > 10)
+                    self._post(node, event, self.random.randrange(TICK // 4))
                 case Pin(blob, _):
                     assert blob not in node.blobs
                     node.blobs[blob] = SpanSet(node.model)
@@ -350,8 +350,8 @@ class LpsScenario:
             self._post(target, received, delay)
             if send.blob is not None and copy == 0:
                 lost = self._chance(0.05)
-                fact = PeerLost(send.peer, "cut") if lost else Delivered(send.peer, send.blob)
-                self._post(node, fact, delay)
+                event = PeerLost(send.peer, "cut") if lost else Delivered(send.peer, send.blob)
+                self._post(node, event, delay)
 
     def _as_seen_by(self, target: ScenarioNode, sender: Peer) -> Peer:
         """Workers know their region's server by its address, the GPS knows it by its process."""

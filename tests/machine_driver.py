@@ -1,4 +1,4 @@
-"""Talk to one machine: give it events, read its effects; its invariants are checked each time."""
+"""Drives one machine: gives it events and returns its effects; its invariants are checked each time."""
 
 from typing import Self
 
@@ -10,7 +10,7 @@ from pelago.wire.messages import Effect, Event, Message
 SECOND = 1000 * PS_PER_MS
 
 
-class Conversation:
+class MachineDriver:
     """A machine and its clock, which stands still unless a test moves it. ``payload_bytes``: of each payload that
     comes with a message."""
 
