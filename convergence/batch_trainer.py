@@ -17,7 +17,7 @@ from pelago.sim.planes import Round
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """What one simulation waits for."""
+    """The jobs of one simulation that waits for their results."""
 
     problem: Problem
     jobs: Sequence[Job]
@@ -47,7 +47,7 @@ class BatchTrainer:
         return request.rounds
 
     def leave(self) -> None:
-        """A simulation is over; nobody waits for it any more."""
+        """A simulation is over; the others do not wait for it any more."""
         with self._changed:
             self._members -= 1
             self._train_if_complete()

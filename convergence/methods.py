@@ -59,7 +59,7 @@ class SimulatedWorker:
 
 @dataclass(frozen=True, slots=True)
 class WorkerUnit:
-    """What one worker machine stands for."""
+    """The workers for which one worker machine stands: one worker, or a group."""
 
     name: str
     region: int
@@ -71,7 +71,7 @@ class WorkerUnit:
     all_reduce_ps: int = 0
     """After every step (gradients) or round (models)."""
     all_reduce_wan_bytes: int = 0
-    """What an all-reduce sends from region to region."""
+    """Bytes that an all-reduce sends between regions."""
 
     @property
     def samples(self) -> int:
@@ -84,7 +84,7 @@ class WorkerUnit:
         return {"nothing": 0, "gradients": self.members[0].steps, "models": 1}[self.averages]
 
     def duration_ps(self, step_ms: float, batch_size: int, slowness: Sequence[float]) -> int:
-        """Of a round. ``slowness``: how many times longer than usual each member computes."""
+        """Duration of a round in picoseconds. ``slowness``: how many times longer than usual each member computes."""
         times = [
             factor * each.steps * (each.batch / batch_size) * step_ms * PS_PER_MS / each.speed
             for each, factor in zip(self.members, slowness, strict=True)
@@ -96,12 +96,12 @@ class WorkerUnit:
 
 @dataclass(frozen=True, slots=True)
 class ClusterLayout:
-    """Who runs where. ``run`` is the run file as the machines see it."""
+    """Nodes and their places. ``run`` is the run file as the machines see it."""
 
     run: RunFile
     units: tuple[WorkerUnit, ...]
     server_places: tuple[int, ...]
-    """Of each region's LPS."""
+    """The place of each region's LPS."""
     gps_place: int
     free_place: int
     """A place that costs nothing to reach, for the evaluator and for what a method does not charge."""

@@ -34,7 +34,7 @@ class Rounds:
         self._waiting[key] = jobs
 
     def finish(self, key: Key) -> Round:
-        """What the jobs of a key gave, averaged over them."""
+        """The mean result of the jobs of a key."""
         if key not in self._found:
             self._train()
         rounds = self._found.pop(key)

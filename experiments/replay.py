@@ -36,7 +36,7 @@ class Replayed:
     """Per level, "gps" and "lps": versions behind -> updates."""
     events: int
     digest: str
-    """Of every event and effect; empty if it was not asked for."""
+    """Digest of every event and effect; empty if it was not requested."""
 
 
 def load(path: Path) -> RunFile:
@@ -59,7 +59,7 @@ def replay(
 ) -> Replayed:
     """Run to the budget. ``check``: assert every invariant after every event. ``trace``: digest.
 
-    ``on_progress`` hears of every update of the GPS: steps counted so far, last validation's loss.
+    ``on_progress`` is called for every update of the GPS: steps counted so far, last validation's loss.
     ``batch_trainer``: train together with other runs of this process.
     """
 
@@ -137,7 +137,7 @@ def decimal_ms(time_ps: int) -> str:
 
 
 def summary(replayed: Replayed) -> str:
-    """What came of it, for a human: a few lines."""
+    """A summary of the result in a few lines."""
     found = replayed.result
     by_region = ", ".join(
         f"{name} {count}" for name, count in found["gps"]["updates_by_region"].items()

@@ -67,7 +67,7 @@ class Shape:
     tied: bool
     """Whether the head is the embedding."""
     epsilon: float
-    """Of the RMS norms."""
+    """Epsilon of the RMS norms."""
     theta: float
     """Base of the rotary wavelengths."""
 

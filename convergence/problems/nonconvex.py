@@ -32,7 +32,7 @@ from pelago.wire.messages import TensorSpec
 CURVATURE_MIN: Final = 0.1
 CURVATURE_MAX: Final = 1.0
 START: Final = 1.5
-"""Of every coordinate."""
+"""Start value of every coordinate."""
 
 
 class Nonconvex:

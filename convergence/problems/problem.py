@@ -27,7 +27,7 @@ class Part:
     """Counted over all regions."""
     region: int
     samples: int
-    """Of each step; their gradients are averaged over all samples of the step."""
+    """Samples of each step; their gradients are averaged over all samples of the step."""
 
 
 @frozen
@@ -38,7 +38,7 @@ class Job:
     """Whose optimiser state is used and advanced; at most one job of a replica is under way."""
     steps: int
     parts: tuple[Part, ...]
-    """Who computes which part of a step, in this order; one part, unless a group averages gradients."""
+    """The parts of a step and their workers, in this order; one part, unless a group averages gradients."""
     spans: Spans
     """Exactly ``steps * batch`` samples of the global order."""
     clock: int
@@ -66,7 +66,7 @@ class Problem(Protocol):
 
     @property
     def validates(self) -> bool:
-        """Whether `validate` measures something."""
+        """Whether `validate` measures a loss."""
         ...
 
     def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> TensorPort:

@@ -32,7 +32,7 @@ from pelago.wire.messages import TensorSpec
 EIGENVALUE_MIN: Final = 0.01
 EIGENVALUE_MAX: Final = 1.0
 START: Final = 1.0
-"""Of every coordinate."""
+"""Start value of every coordinate."""
 
 
 class Quadratic:
@@ -48,7 +48,7 @@ class Quadratic:
         self.specs = self._manifest.specs
         self.fingerprint = self._manifest.fingerprint
         self.eigenvalues: Vector = np.geomspace(EIGENVALUE_MAX, EIGENVALUE_MIN, dimension)
-        """Of A, shape [dimension]; they fall."""
+        """Eigenvalues of A, shape [dimension], in falling order."""
         speeds = np.array([sum(region.worker_speeds) for region in run.region])
         self.shares: Vector = speeds / speeds.sum()
         """p_r, shape [regions]."""

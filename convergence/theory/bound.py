@@ -34,7 +34,7 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What the bound needs to know of a run. ``gain_total`` and ``gain_max`` have the unit of a rate."""
+    """Figures of a run that the bound needs. ``gain_total`` and ``gain_max`` have the unit of a rate."""
 
     gradients: int
     """N"""
@@ -84,7 +84,7 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """Of averages of E|grad f|^2 with the weights w_j / sum w."""
+    """Bounds of averages of E|grad f|^2 with the weights w_j / sum w."""
 
     points: float
     """Over the points y_j at which gradients are computed."""

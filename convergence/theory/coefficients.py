@@ -43,7 +43,7 @@ class Gradient:
     """Its name: no other step begins with this sample."""
     batch: int
     rate: float
-    """Of SGD at this step."""
+    """Learning rate of SGD at this step."""
     shares: int
     """How many models of a round are averaged, of which the step's is one."""
     time_ps: float
@@ -81,7 +81,7 @@ class UnitGradients:
         self.points = np.zeros((size, size))
         """Row n: coefficients of the point of gradient n."""
         self.jobs: list[Job] = []
-        """Of which the gradients are, in their order."""
+        """The jobs of the gradients, in their order."""
         self._asked = 0
         self._none = Noise(0, size, 0.0)
 
@@ -179,7 +179,7 @@ def _model(cluster: Cluster) -> Vector:
 
 
 def _gradients(unit: WorkerUnit) -> int:
-    """Of a round of a unit."""
+    """Number of gradients in a round of a unit."""
     if unit.averages == "gradients":
         return unit.members[0].steps
     return sum(member.steps for member in unit.members)
@@ -207,7 +207,7 @@ def _in_time(jobs: Sequence[Job], leases: Sequence[HandedOut], cluster: Cluster)
 
 
 def _server_gain(cluster: Cluster) -> float:
-    """What becomes of a unit of pseudo-gradient in the end: delayed Nesterov's gain is eta / (1 - beta)."""
+    """The total effect of a unit of pseudo-gradient in the end: delayed Nesterov's gain is eta / (1 - beta)."""
     seen = cluster.layout.run
     gain = 1.0
     for server in (seen.lps, seen.gps):

@@ -21,7 +21,7 @@ from pelago.config.run_file import RunFile
 
 @dataclass(frozen=True, slots=True)
 class MeasuredAverages:
-    """What a run on `Nonconvex` gave: the averages that `Bound` bounds."""
+    """The result of a run on `Nonconvex`: the averages that `Bound` bounds."""
 
     points: float
     global_models: float

@@ -90,7 +90,7 @@ def logarithmic(axis: "Axis") -> None:
 
 
 def width(place: int, lines: int) -> float:
-    """Of a line: earlier ones are wider, so that one that lies under another still shows."""
+    """Width of a line: earlier ones are wider, so that one that lies under another still shows."""
     return 2.9 - 1.5 * place / max(1, lines - 1) if lines > 1 else 1.9
 
 

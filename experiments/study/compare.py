@@ -61,7 +61,7 @@ class Spread:
 
     mean: float
     deviation: float
-    """Of the sample; 0 for one value."""
+    """Standard deviation of the sample; 0 for one value."""
     count: int
 
 

@@ -128,7 +128,7 @@ class _Hand:
         )
         self.alive = True
         self._names: list[str] = []
-        """Of the tasks that it has not answered."""
+        """Names of the tasks that it has not answered."""
         # The first start of a process starts multiprocessing's tracker too, which unblocks what follows.
         resource_tracker.ensure_running()
         # Ctrl-C reaches every process of a terminal. Blocked here while the process starts, it stays

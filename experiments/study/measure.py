@@ -37,14 +37,14 @@ class RunFigures:
     busy_fraction: float | None
     """Mean over the workers."""
     final_value: float | None
-    """Of the GPS's parameter, where the model is one number."""
+    """Final value of the GPS's parameter, where the model is one number."""
     validation: tuple[Point, ...]
     staleness: Mapping[str, Mapping[int, int]]
     """Per level: versions behind -> updates; empty where nothing was recorded."""
 
     @property
     def final_loss(self) -> float | None:
-        """Of the last validation; None if there was none, or if it was not finite."""
+        """Loss of the last validation; None if there was none, or if it was not finite."""
         return self.validation[-1].loss if self.validation else None
 
     @property

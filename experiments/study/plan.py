@@ -54,7 +54,7 @@ class Planned:
 
     @property
     def digest(self) -> str:
-        """Of the resolved run file."""
+        """Digest of the resolved run file."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:12]
 
 

@@ -17,7 +17,7 @@ from pelago.core.errors import ConfigError
 IN_FLIGHT: Final = 4
 """Tasks per core that Ray knows of at once: enough to keep it busy, few enough to stop soon."""
 OBJECT_STORE_BYTES: Final = 128 * 2**20
-"""Of a Ray on this machine: results are some hundred kB each."""
+"""Object store of a Ray on this machine: results are some hundred kB each."""
 
 
 def engine(jobs: int) -> Engine:

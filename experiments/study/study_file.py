@@ -40,7 +40,7 @@ from pelago.config.validation import validate
 from pelago.core.errors import ConfigError
 
 RUNS_MAX: Final = 20_000
-"""Of one study; more is refused, since it is more likely a slip than a wish."""
+"""The most runs of one study; more are refused, since they are more likely a mistake."""
 
 
 def _label(value: str) -> str:

@@ -118,7 +118,7 @@ def _row(folder: Path, study: Study, cells: dict[str, Any]) -> RunRow:
 
 
 def _error(folder: Path) -> str:
-    """Of a run that failed before a table could tell it."""
+    """The error of a run that failed before the table had it."""
     path = folder / "error.txt"
     return path.read_text(encoding="utf-8").partition("\n")[0] if path.is_file() else ""
 
