@@ -20,7 +20,11 @@ from parts.machine import describe, summary
 from parts.real_run import RealRun, audit_figures, is_balanced
 
 from pelago.cli.audit import examine, histories
+from pelago.core.notes.common import ServerRestarted
+from pelago.core.notes.lps import Rejoining
+from pelago.core.notes.worker import RoundTrained
 from pelago.net.sockets.tcp_ports import free_pairs
+from pelago.runlog.events import NodeRestored, NodeStarted
 
 RUN = """
 [run]
@@ -105,18 +109,19 @@ def restarts(run: RealRun, names: list[str]) -> dict[str, Any]:
     """The time that restarts of servers took, by part, in seconds."""
     parts: dict[str, list[float]] = {"imports": [], "reading": [], "rest": []}
     for name in names:
-        begun: dict[str, Any] | None = None
+        begun: tuple[float, NodeStarted] | None = None
         reading = 0.0
-        for event in run.events(name, "started", "restored", "restarted"):
-            if event["kind"] == "started":
-                begun = event
-            elif event["kind"] == "restored":
-                reading = event["snapshot_s"] + event["journal_s"]
-            elif begun is not None:
-                parts["imports"].append(begun["process_s"])
-                parts["reading"].append(reading)
-                parts["rest"].append(max(0.0, event["at"] - begun["at"] - reading))
-                begun = None
+        for at, event in run.events(name, NodeStarted, NodeRestored, ServerRestarted):
+            match event:
+                case NodeStarted():
+                    begun = at, event
+                case NodeRestored():
+                    reading = event.snapshot_s + event.journal_s
+                case _ if begun is not None:
+                    parts["imports"].append(begun[1].process_s)
+                    parts["reading"].append(reading)
+                    parts["rest"].append(max(0.0, at - begun[0] - reading))
+                    begun = None
     return {key: summary(values, 3) for key, values in parts.items() if values}
 
 
@@ -130,13 +135,13 @@ def other_regions(run: RealRun, servers: list[str]) -> dict[str, Any]:
     for at, name, _ in run.kills:
         deaths[name].append(at)
     rounds = {
-        each.name: [event["at"] for event in run.events(each.name, "round")]
+        each.name: [at for at, _ in run.events(each.name, RoundTrained)]
         for each in run.nodes.values()
         if each.kind == "worker"
     }
     outages, trained, ratios = 0, 0, []
     for name in servers:
-        backs = [event["at"] for event in run.events(name, "restarted")]
+        backs = [at for at, _ in run.events(name, ServerRestarted)]
         for at in deaths[name]:
             back = min((each for each in backs if each > at), default=at)
             for worker, done in rounds.items():
@@ -215,7 +220,7 @@ def main() -> int:
             "audit": audit_figures(found),
             "restart_s": restarts(run, ["gps", "lps-eu", "lps-us"]),
             "others": other_regions(run, ["gps", "lps-eu", "lps-us"]),
-            "rejoined": sum(len(run.events(each, "rejoining")) for each in ("lps-eu", "lps-us")),
+            "rejoined": sum(len(run.events(each, Rejoining)) for each in ("lps-eu", "lps-us")),
         }
         print(json.dumps(figures))
         good = is_balanced(result["ledger"]) and not found.exceptions and code == 0

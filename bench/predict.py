@@ -14,9 +14,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from parts.machine import describe
 
@@ -24,6 +23,11 @@ from convergence.cluster import Cluster
 from pelago.config import run_toml
 from pelago.config.run_file import RunFile
 from pelago.config.simulation import SimulatedEvent, SimulationSection
+from pelago.core.notes.common import Draining
+from pelago.core.notes.worker import RoundTrained, WorkerAdmitted
+from pelago.runlog.log import LOG_NAME, lines_of, read_log
+
+E = TypeVar("E")
 
 
 def with_links(run: RunFile, mbps: float, steps: int) -> RunFile:
@@ -39,15 +43,9 @@ def with_links(run: RunFile, mbps: float, steps: int) -> RunFile:
     )
 
 
-def events(out: Path, node: str, kind: str) -> list[dict[str, Any]]:
-    """A node's log lines of a kind, with ``at_s``: seconds of the clock that all processes share."""
-    lines = (out / node / "events.jsonl").read_text(encoding="utf-8").splitlines()
-    every: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    return [
-        {**each, "at_s": datetime.fromisoformat(each["time"]).timestamp()}
-        for each in every
-        if each["kind"] == kind
-    ]
+def events(out: Path, node: str, kind: type[E]) -> list[tuple[float, E]]:
+    """A node's events of a class, each with its time in seconds of the clock that all processes share."""
+    return list(lines_of(kind, read_log(out / node / LOG_NAME)))
 
 
 def workers(run: RunFile) -> list[tuple[str, float]]:
@@ -67,9 +65,9 @@ def log_of(worker: str) -> str:
 def step_ms(run: RunFile, out: Path) -> float:
     """Measured time of a step at relative speed 1: the mean over all steps of all workers."""
     rounds = [
-        (each["busy_ms"] * speed, each["steps"])
+        (each.busy_ms * speed, each.steps)
         for worker, speed in workers(run)
-        for each in events(out, log_of(worker), "round")
+        for _, each in events(out, log_of(worker), RoundTrained)
     ]
     return sum(busy_ms for busy_ms, _ in rounds) / sum(steps for _, steps in rounds)
 
@@ -83,9 +81,9 @@ def compare(run: RunFile) -> dict[str, Any]:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         real: dict[str, Any] = json.loads((out / "result.json").read_text(encoding="utf-8"))
         measured_ms = step_ms(run, out)
-        joined = {each: events(out, log_of(each), "joined")[0]["at_s"] for each, _ in workers(run)}
+        joined = {each: events(out, log_of(each), WorkerAdmitted)[0][0] for each, _ in workers(run)}
         first_s = min(joined.values())
-        elapsed_s = events(out, "gps", "draining")[0]["at_s"] - first_s
+        elapsed_s = events(out, "gps", Draining)[0][0] - first_s
     simulation = SimulationSection(
         problem="timing",
         model_bytes=4 * real["model"]["parameters"],

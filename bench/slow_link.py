@@ -14,12 +14,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from parts.machine import describe, summary
+
+from pelago.core.notes.lps import ExchangeBegun, GlobalMerged
+from pelago.core.notes.worker import RoundTrained
+from pelago.runlog.log import LOG_NAME, lines_of, read_log
 
 RUN = """
 [run]
@@ -55,19 +57,16 @@ worker_speeds = [1.0]
 """
 
 
-def times(out: Path, node: str, kind: str) -> list[float]:
-    """The times of a node's log lines of a kind, in seconds of the wall clock that all processes share."""
-    events: list[dict[str, Any]] = [
-        json.loads(line) for line in (out / node / "events.jsonl").read_text("utf-8").splitlines()
-    ]
-    return [datetime.fromisoformat(e["time"]).timestamp() for e in events if e["kind"] == kind]
+def times(out: Path, node: str, kind: type) -> list[float]:
+    """The times of a node's events of a class, in seconds of the wall clock that all processes share."""
+    return [time_s for time_s, _ in lines_of(kind, read_log(out / node / LOG_NAME))]
 
 
 def flights(out: Path) -> list[tuple[float, float]]:
     """When the far region's exchanges left, and when their answers were merged."""
-    merges = times(out, "lps-far", "merge")
+    merges = times(out, "lps-far", GlobalMerged)
     # The last exchange may have had no answer.
-    return list(zip(times(out, "lps-far", "exchange"), merges, strict=False))
+    return list(zip(times(out, "lps-far", ExchangeBegun), merges, strict=False))
 
 
 def main() -> None:
@@ -82,7 +81,7 @@ def main() -> None:
         path.write_text(text, encoding="utf-8")
         command = [sys.executable, "-m", "pelago.cli.main", "local", str(path), "--out", str(out)]
         subprocess.run(command, check=True)
-        rounds = times(out, "worker-far-0", "round")
+        rounds = times(out, "worker-far-0", RoundTrained)
         flying, resting = [], []
         spans = flights(out)
         last_merge = spans[-1][1]

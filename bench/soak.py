@@ -38,6 +38,7 @@ from pelago.cli.audit import examine, histories
 from pelago.durable import record
 from pelago.durable.replay import scan
 from pelago.net.sockets.tcp_ports import free_pairs
+from pelago.runlog.events import NodeRestored, SnapshotWritten
 from pelago.runlog.history import HISTORY
 
 RUN: Final = """
@@ -165,8 +166,8 @@ def history(out: Path, node: str, unit: str) -> dict[str, Any]:
 
 def snapshots(run: RealRun, node: str) -> dict[str, Any]:
     """How many there were, and whether they or the restarts that read them grew."""
-    written = [event["bytes"] / MB for event in run.events(node, "snapshot")]
-    read = [e["snapshot_s"] + e["journal_s"] for e in run.events(node, "restored")]
+    written = [event.bytes / MB for _, event in run.events(node, SnapshotWritten)]
+    read = [e.snapshot_s + e.journal_s for _, e in run.events(node, NodeRestored)]
 
     def ends(values: Sequence[float]) -> list[float]:
         part = max(1, len(values) // 4)

@@ -12,6 +12,7 @@ from pelago.core.notes.gps import Settled
 from pelago.core.notes.note import Note
 from pelago.net.node import Node
 from pelago.net.telemetry import Telemetry
+from pelago.runlog.events import ResultsWritten
 
 
 class EarlyResults:
@@ -43,7 +44,7 @@ class EarlyResults:
         self._has_begun = True
         found = result(gps, run, clock="real", model_parameters=plane.manifest.numel)
         failures = await asyncio.to_thread(files.write, out, found, plane.manifest, model, average)
-        log.event("results_written", failures=failures)
+        log.event(ResultsWritten(tuple(failures)))
         return not failures
 
     async def has_written(self, writing: "asyncio.Task[bool]") -> bool:

@@ -19,6 +19,7 @@ from pelago.config.run_file import RunFile
 from pelago.core.errors import ConfigError
 from pelago.core.machine import Finish
 from pelago.core.names import Peer, Version
+from pelago.core.notes.worker import Exported, ExportFailed
 from pelago.net import command, daemon
 from pelago.net.command import EXIT_FAILED
 from pelago.net.durability import disk_needs
@@ -31,6 +32,7 @@ from pelago.net.node import CRASHED, PAUSED, Node, NodeSettings
 from pelago.net.sockets.pair import Bind
 from pelago.net.sockets.tcp_ports import require_free
 from pelago.net.telemetry import Telemetry
+from pelago.runlog.events import InitialModelBuilt, ResultNotWritten
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.tensor.snapshot import PlaneSnapshot
@@ -80,7 +82,7 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
     flat = None if is_written else plane.model()
     failures = files.write(out, found, manifest, flat, plane.average())
     for failure in failures:
-        log.event("not_written", why=failure)
+        log.event(ResultNotWritten(failure))
     log.line(
         f"{finish.reason}; results in {out}{', but for what is named above' if failures else ''}"
     )
@@ -112,9 +114,9 @@ async def _export_regularly(
             node.tensors.lane.submit(node.tensors.plane.snapshot, taken.set_result)
             failures = await asyncio.to_thread(files.write_snapshot, out, await taken, facts)
         for failure in failures:
-            log.event("export_failed", why=failure)
+            log.event(ExportFailed(failure))
         if not failures:
-            log.event("exported", **facts)
+            log.event(Exported(**facts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ def _begin(options: argparse.Namespace, run: RunFile, out: Path, log: Telemetry)
         log.line("building the initial model")
         start = initial.build(run)
         log.line(f"initial model: {start.origin}")
-        log.event("initial_model", origin=start.origin)
+        log.event(InitialModelBuilt(start.origin))
         manifest, corpus, plane = start.manifest, start.corpus, plane_of(run, start.manifest)
         plane.adopt(0, start.flat)
         plane.apply("load", 0, 1.0)

@@ -22,6 +22,7 @@ from pelago.net.limits import Limits, Patience
 from pelago.net.node import Node, NodeSettings
 from pelago.net.sockets.pair import Bind, Connect
 from pelago.net.telemetry import Telemetry
+from pelago.runlog.events import StateDiscarded
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
 from pelago.tensor.plane import Plane
@@ -87,7 +88,7 @@ def open_state_store(
         store.close()
         raise
     if why:
-        log.event("beginning_anew", why=why, removed=str(store.folder))
+        log.event(StateDiscarded(why, str(store.folder)))
         store.clear()
     if recovered is not None:
         process, incarnation = recovered.header.process, recovered.header.incarnation

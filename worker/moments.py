@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, Final, TypeAlias
 import torch
 import xxhash
 
+from pelago.core.notes.trainer import OptimiserNotKept
 from pelago.core.ports import LogEvent
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
@@ -128,7 +129,7 @@ class MomentsFile:
         if trouble != self._trouble:
             self._trouble = trouble
             if trouble:
-                self._log("optimiser_not_kept", {"why": trouble})
+                self._log(OptimiserNotKept(trouble))
 
 
 def _header(owner: MomentsOwner, tensors: Tensors, clock: int, steps: int) -> bytes:

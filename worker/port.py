@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from pelago.config.run_file import RunFile
+from pelago.core.notes.trainer import OptimiserCold, OptimiserRestored
 from pelago.core.ports import Cancellation, LogEvent, TrainingResult
 from pelago.core.training_effects import Train
 from pelago.tensor.manifest import Manifest
@@ -27,7 +28,7 @@ class WorkerPort:
         self._region = region
         self._folder = folder
         self._model = Manifest(trainer.manifest()).fingerprint
-        self._log: LogEvent = lambda kind, fields: None
+        self._log: LogEvent = lambda note: None
         self._group: int | None = None
         self._file: MomentsFile | None = None
         self._clock = 0
@@ -75,8 +76,8 @@ class WorkerPort:
         if isinstance(found, SavedMoments):
             try:
                 self._trainer.restore(found.tensors, found.steps)
-                fields = {"age_s": round(found.age_s, 1), "samples": clock - found.clock}
-                self._log("optimiser_taken_up", fields | {"steps": found.steps})
+                age_s, samples = round(found.age_s, 1), clock - found.clock
+                self._log(OptimiserRestored(age_s, samples, found.steps))
             except (ValueError, KeyError) as error:
                 found = str(error)
         self._saved_steps = self._trainer.steps
@@ -84,7 +85,7 @@ class WorkerPort:
             self._trainer.warm_up()
             if isinstance(found, str):
                 steps = self._run.worker.cold_start_steps
-                self._log("optimiser_cold", {"why": found, "warm_up_steps": steps})
+                self._log(OptimiserCold(found, steps))
 
     def validate(
         self, parameters: torch.Tensor, on_batch: Callable[[int], None]

@@ -17,6 +17,7 @@ from pelago.net.limits import Patience
 from pelago.net.node import Node, NodeSettings
 from pelago.net.sockets.pair import Connect
 from pelago.net.tensors.training import TrainingThread
+from pelago.runlog.events import DeviceChosen, ModelBuilt
 from pelago.tensor import model_file
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
@@ -100,8 +101,8 @@ def _train(options: argparse.Namespace, run: RunFile) -> int:
         log,
         plane=Plane(manifest, None, exchanges=False),
     )
-    log.event("device", device=devices.name(trainer.model.device))
-    log.event("model", origin=trainer.model.origin)
+    log.event(DeviceChosen(devices.name(trainer.model.device)))
+    log.event(ModelBuilt(trainer.model.origin))
     disk_needs.tell(log, disk_needs.of_worker(run, name, manifest.bytes, out))
     log.line(f"training for region {options.region}; its LPS is at {address.join(host, port)}")
     finish = uvloop.run(node.run())
@@ -136,7 +137,7 @@ def _evaluate(options: argparse.Namespace, run: RunFile) -> int:
         plane=Plane(manifest, None, exchanges=False),
     )
     disk_needs.tell(log, disk_needs.of_evaluator(manifest.bytes, out))
-    log.event("device", device=devices.name(measure.model.device))
+    log.event(DeviceChosen(devices.name(measure.model.device)))
     log.line(f"evaluating; the GPS is at {address.join(host, port)}")
     finish = uvloop.run(node.run())
     return daemon.outcome(finish)

@@ -1,6 +1,5 @@
 """A real run of Pelago as processes of this machine, to be killed and looked at."""
 
-import json
 import os
 import random
 import signal
@@ -8,12 +7,13 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pelago.cli.audit import Audit
+from pelago.runlog.log import LOG_NAME, LogLine, read_log
 
+E = TypeVar("E")
 ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """For torch in every process: all share this machine's cores."""
 
@@ -99,18 +99,14 @@ class RealRun:
         """Whether the run has reached its budget."""
         return self.nodes["gps"].process.poll() is not None
 
-    def events(self, node: str, *kinds: str) -> list[dict[str, Any]]:
-        """The lines of these kinds in a node's log, with ``at``: seconds since 1970."""
-        path = self.out / node / "events.jsonl"
-        found = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue  # The process was killed while it wrote this line.
-            if event["kind"] in kinds:
-                found.append(event | {"at": datetime.fromisoformat(event["time"]).timestamp()})
-        return found
+    def events(self, node: str, *classes: type[E]) -> list[tuple[float, E]]:
+        """The events of these classes in a node's log, each with its time: seconds since 1970."""
+        # Lines may be damaged: a process was killed while it wrote.
+        return [
+            (line.time_s, line.event)
+            for line in read_log(self.out / node / LOG_NAME)
+            if isinstance(line, LogLine) and isinstance(line.event, classes)
+        ]
 
     def end(self) -> None:
         """Kill all processes that still run."""

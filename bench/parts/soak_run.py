@@ -12,6 +12,7 @@ from parts.flatness import MB, Sample
 from parts.machine import usage
 from parts.real_run import RealRun
 from pelago.runlog.history import HISTORY
+from pelago.runlog.log import LOG_NAME
 
 SERVERS: Final = ("gps", "lps")
 SIGNALS: Final = {"gps": signal.SIGHUP, "lps": signal.SIGHUP, "worker": signal.SIGTERM}
@@ -117,7 +118,7 @@ class SoakRun:
         proc, now, state = Path(f"/proc/{process_id}"), time.time(), self.run.out / name / "state"
         status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
         sizes = _sizes(state)
-        logs = (self.run.out / f"{name}.log", self.run.out / name / "events.jsonl")
+        logs = (self.run.out / f"{name}.log", self.run.out / name / LOG_NAME)
         grouped = {
             group: sum(size for each, size in sizes.items() if each.startswith(group)) / MB
             for group in ("journal", "snapshot", "spare")

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from pelago.core.names import BlobId
+from pelago.core.notes.trainer import TrainerNote
 from pelago.core.tensor_effects import Operation
 from pelago.core.training_effects import Train
 
 Payload: TypeAlias = Any
 """Immutable: a plane that lent one never changes it."""
 
-LogEvent: TypeAlias = Callable[[str, dict[str, Any]], None]
-"""Logs an event of a kind, with its fields; may be called from any thread."""
+LogEvent: TypeAlias = Callable[[TrainerNote], None]
+"""Logs a note of a trainer; may be called from any thread."""
 
 
 class TensorPort(Protocol):

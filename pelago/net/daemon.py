@@ -16,6 +16,8 @@ from pelago.net.durability.state_reader import RecoveredState
 from pelago.net.node import CRASHED, exit_code
 from pelago.net.telemetry import Telemetry
 from pelago.protocol.client_session import UNANSWERED
+from pelago.runlog.events import NodeStarted
+from pelago.runlog.log import LOG_NAME
 
 
 def out_folder(run: RunFile, flag: str | None) -> Path:
@@ -80,10 +82,10 @@ def may_be_torn(store: StateFolder, durability: Durability) -> bool:
 def telemetry(folder: Path, node: str) -> Telemetry:
     """The node's event log in the run's folder. Raises `ConfigError` if it cannot be written."""
     try:
-        log = Telemetry(node, folder / node / "events.jsonl")
+        log = Telemetry(node, folder / node / LOG_NAME)
     except OSError as error:
         raise ConfigError(f"cannot write to the folder of results {folder}: {error}") from None
-    log.event("started", process_s=round(process_age_s(), 3))
+    log.event(NodeStarted(round(process_age_s(), 3)))
     return log
 
 

@@ -50,6 +50,14 @@ from pelago.net.telemetry import Telemetry
 from pelago.net.tensors.lane import Tensors
 from pelago.net.transfer.transfers import Transfers
 from pelago.protocol.client_session import UNANSWERED
+from pelago.runlog.events import (
+    NodeCrashed,
+    NodeFailed,
+    NodeFinished,
+    NodePaused,
+    NodeStopping,
+    WaitingForServer,
+)
 from pelago.tensor.encoding import FP32, Encoding
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
@@ -318,15 +326,16 @@ class Node:
     def _note(self, note: Note) -> None:
         if self.durability is not None:
             self.durability.note(note)
-        fields = VOCABULARY.fields(note)
         if isinstance(note, UnexpectedMessage | UnexpectedPull | UnexpectedOfRegion):
             # A peer may send such as often as it likes, and the log may not grow by that.
             peer = note.region if isinstance(note, UnexpectedOfRegion) else note.peer
-            self.telemetry.drop(note.kind, peer, ", ".join(f"{k} {v}" for k, v in fields.items()))
+            fields = VOCABULARY.fields(note).items()
+            self.telemetry.drop(note.kind, peer, ", ".join(f"{k} {v}" for k, v in fields))
             return
         if isinstance(note, Waiting) and self.settings.upstreams:
-            fields["server"] = self._upstream_names()
-        self.telemetry.event(note.kind, **fields)
+            self.telemetry.event(WaitingForServer(note.awaited, self._upstream_names()))
+        else:
+            self.telemetry.event(note)
         if self.settings.on_note is not None:
             self.settings.on_note(note)
 
@@ -340,7 +349,7 @@ class Node:
             finish = Finish(UNANSWERED, error=f"{self._upstream_names()}: {finish.error}")
         if self._failure:
             finish = Finish(FAILED, error=self._failure)
-        self.telemetry.event("finished", reason=finish.reason, error=finish.error)
+        self.telemetry.event(NodeFinished(finish.reason, finish.error))
         self._finish(finish)
 
     def _on_work_fault(self, error: BaseException) -> None:
@@ -350,7 +359,7 @@ class Node:
             self._crash(error)
             return
         self._failure = str(error)
-        self.telemetry.event("failed", error=self._failure)
+        self.telemetry.event(NodeFailed(self._failure))
         self.post(StopRequested(FAILED))
 
     def _finish(self, finish: Finish) -> None:
@@ -364,11 +373,11 @@ class Node:
         self._crashed = True
         if isinstance(error, PelagoError):
             # Such as a full disk or a wrong corpus: a user can mend it, and it is no fault of the program.
-            self.telemetry.event("failed", error=str(error))
+            self.telemetry.event(NodeFailed(str(error)))
             self._finish(Finish(FAILED, error=str(error)))
             return
         summary = self._recent.report(error, self.settings.crash_file)
-        self.telemetry.event("crashed", error=summary, report=str(self.settings.crash_file))
+        self.telemetry.event(NodeCrashed(summary, str(self.settings.crash_file)))
         self._finish(Finish(CRASHED, error=f"{summary}; see {self.settings.crash_file}"))
 
     def _on_loop_exception(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -381,7 +390,7 @@ class Node:
             self.telemetry.close()
             os._exit(128 + number)
         self._stopping = True
-        self.telemetry.event("stopping", why=name)
+        self.telemetry.event(NodeStopping(name))
         if number == signal.SIGHUP and self._state_store is not None:
             # To its peers as if it had been killed; but whatever is written need not be repeated.
             self._finish(Finish(PAUSED))
@@ -394,7 +403,7 @@ class Node:
         self._housekeeping = self._loop.call_later(HOUSEKEEPING_S, self._keep_house)
         missed_s = self.clock.missed_s()
         if missed_s >= MISSED_S:
-            self.telemetry.event("paused", seconds=round(missed_s, 3))
+            self.telemetry.event(NodePaused(round(missed_s, 3)))
         self.transfers.tick()
         self._connections.tick(self.transfers)
         self._rounds += 1

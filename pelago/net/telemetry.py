@@ -1,9 +1,8 @@
 """What a node tells: counters, a log of events for programs, clear lines for people.
 
-``events.jsonl`` has one JSON object a line: ``t_ms`` (milliseconds since the node started),
-``time`` (wall clock, ISO 8601, UTC), ``node``, ``kind``, and the fields of that kind. Lines are
-handed to a thread that writes them at least each second, so that a slow disk never holds up the event
-loop. If the disk is full, the lines wait, up to a limit, and the console says so once.
+The lines of ``events.jsonl`` are those of `pelago.runlog.log`. They are handed to a thread that writes them at
+least each second, so that a slow disk never holds up the event loop. If the disk is full, the lines wait, up
+to a limit, and the console says so once.
 """
 
 import json
@@ -19,7 +18,50 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final
 
+from pelago.core.notes.common import Draining, GivingUp, LeftUnanswered, Waiting
+from pelago.core.notes.gps import (
+    ExchangeRejected,
+    RegionFailed,
+    RegionJoined,
+    RegionLeft,
+    ValidationReported,
+)
+from pelago.core.notes.lps import (
+    LpsJoined,
+    Rejoining,
+    RoundRejected,
+    WorkerJoined,
+    WorkerLeft,
+    WorkerRefused,
+)
+from pelago.core.notes.trainer import OptimiserCold, OptimiserNotKept, OptimiserRestored
+from pelago.core.notes.worker import (
+    Exported,
+    ExportFailed,
+    RoundFailed,
+    UpdateFenced,
+    UpdateRejected,
+    ValidationMeasured,
+    WorkerAdmitted,
+)
 from pelago.net import disk
+from pelago.runlog.events import (
+    ArchiveFailed,
+    DiskShort,
+    InputDropped,
+    JournalBlocked,
+    JournalUnblocked,
+    NodeCrashed,
+    NodeFinished,
+    NodeStopping,
+    PayloadAbandoned,
+    ResultNotWritten,
+    SnapshotDamaged,
+    SnapshotFailed,
+    StateDiscarded,
+    WaitingForServer,
+)
+from pelago.runlog.log import VOCABULARY, LoggedEvent
 
 PENDING_LINES_MAX: Final = 1 << 16
 """Lines that may wait for the disk; more are dropped and counted."""
@@ -30,26 +72,20 @@ CLOSE_S: Final = 5.0
 """How long closing waits for the disk."""
 DROP_LINE_S: Final = 5.0
 """At most one line per reason and so many seconds about input that was dropped."""
-CONSOLE_KINDS: Final = frozenset(
+SHOWN: Final[frozenset[type[LoggedEvent]]] = frozenset(
     {
-        "waiting",
-        "joined",
-        "rejoining",
-        "refused",
-        "draining",
-        "left_unanswered",
-        "stopping",
-        "finished",
+        *(Waiting, WaitingForServer, LpsJoined, WorkerAdmitted, Rejoining, WorkerRefused, Draining),
+        *(LeftUnanswered, NodeStopping, NodeFinished, NodeCrashed),
+        *(WorkerJoined, WorkerLeft, RegionJoined, RegionLeft, StateDiscarded, SnapshotDamaged),
+        *(ValidationReported, ValidationMeasured, PayloadAbandoned, InputDropped),
+        *(ExchangeRejected, RoundRejected, UpdateRejected, UpdateFenced),
+        *(GivingUp, RegionFailed, RoundFailed),
+        *(JournalBlocked, JournalUnblocked, DiskShort, SnapshotFailed, ArchiveFailed),
+        *(OptimiserRestored, OptimiserCold, OptimiserNotKept),
+        *(Exported, ExportFailed, ResultNotWritten),
     }
-    | {"worker_joined", "worker_left", "worker_lost", "region_joined", "region_left", "region_lost"}
-    | {"beginning_anew", "snapshot_damaged"}
-    | {"validation", "update_rejected", "update_fenced", "transfer_failed", "dropped", "crashed"}
-    | {"giving_up", "region_failed", "round_failed"}
-    | {"disk_trouble", "disk_well", "disk_short", "snapshot_failed", "archive_trouble"}
-    | {"optimiser_taken_up", "optimiser_cold", "optimiser_not_kept"}
-    | {"exported", "export_failed", "not_written"}
 )
-"""Kinds of events that people want to see as they happen."""
+"""Events that people see as they happen."""
 
 
 class Telemetry:
@@ -82,8 +118,15 @@ class Telemetry:
             )
             self._writer.start()
 
-    def event(self, kind: str, /, **fields: Any) -> None:
-        """Log an event; people see it too if its kind is one for them."""
+    def event(self, event: LoggedEvent) -> None:
+        """Log an event; people see it too if it is one of `SHOWN`."""
+        fields = VOCABULARY.fields(event)
+        self._append(event.kind, fields)
+        if type(event) in SHOWN:
+            self._show(event, fields)
+
+    def _append(self, kind: str, fields: dict[str, Any]) -> None:
+        """Add a line to the log."""
         if self._log is not None:
             if len(self._lines) < PENDING_LINES_MAX:
                 t_ms = (time.monotonic_ns() - self._started_ns) / 1e6
@@ -101,8 +144,6 @@ class Telemetry:
                 # The node has closed; what is said of its results still comes into the log.
                 self._log.write()
                 self._log.close()
-        if kind in CONSOLE_KINDS:
-            self._say(kind, fields)
 
     def drop(self, reason: str, peer: str, detail: str) -> None:
         """Count bad input that was dropped; tell of it, but not more often than `DROP_LINE_S`."""
@@ -111,14 +152,14 @@ class Telemetry:
         if now - self._dropped_at.get(reason, -DROP_LINE_S) >= DROP_LINE_S:
             self._dropped_at[reason] = now
             total = self.counters[f"dropped_{reason}"]
-            self.event("dropped", reason=reason, peer=peer, detail=detail[:200], total=total)
+            self.event(InputDropped(reason, peer, detail[:200], total))
 
     def count(self) -> None:
         """Log the counters that changed since the last time."""
         changed = {k: v for k, v in self.counters.items() if self._counted.get(k) != v}
         if changed:
             self._counted.update(changed)
-            self.event("counters", **changed)
+            self._append("counters", changed)
 
     def line(self, text: str) -> None:
         """Say one line to people."""
@@ -139,10 +180,10 @@ class Telemetry:
             if not self._writer.is_alive():
                 self._writer = None
 
-    def _say(self, kind: str, fields: dict[str, Any]) -> None:
-        if kind == "waiting":
-            where = f" ({fields['server']})" if "server" in fields else ""
-            text = f"waiting for {fields.get('for', '?')}{where}"
+    def _show(self, event: LoggedEvent, fields: dict[str, Any]) -> None:
+        if isinstance(event, Waiting | WaitingForServer):
+            where = f" ({event.server})" if isinstance(event, WaitingForServer) else ""
+            text = f"waiting for {event.awaited}{where}"
             if text != self._said_waiting:
                 self.line(text)
             self._said_waiting = text
@@ -154,7 +195,7 @@ class Telemetry:
             for key, value in fields.items()
             if value != "" and not key.endswith("_ps")
         )
-        self.line(f"{kind} {told}".rstrip())
+        self.line(f"{event.kind} {told}".rstrip())
 
     def _write(self, log: "_Log") -> None:
         closing = False

@@ -345,39 +345,6 @@ class DiskShort:
     why: str
 
 
-# --- a worker's optimiser -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class OptimiserRestored:
-    """The optimiser goes on with moments that an earlier process kept."""
-
-    kind: ClassVar[str] = "optimiser_taken_up"
-    age_s: float
-    """Of the moments."""
-    samples: int
-    """Samples that the run lent since they were kept."""
-    steps: int
-    """Steps that made them."""
-
-
-@dataclass(frozen=True, slots=True)
-class OptimiserCold:
-    """The optimiser begins without moments in the middle of a run."""
-
-    kind: ClassVar[str] = "optimiser_cold"
-    why: str
-    warm_up_steps: int
-
-
-@dataclass(frozen=True, slots=True)
-class OptimiserNotKept:
-    """The moments of the optimiser could not be written."""
-
-    kind: ClassVar[str] = "optimiser_not_kept"
-    why: str
-
-
 @dataclass(frozen=True, slots=True)
 class OtherEvent:
     """What was read of a kind that no class has, such as the counters of a node."""
@@ -422,9 +389,6 @@ DriverEvent: TypeAlias = (
     | JournalUnblocked
     | DiskForecast
     | DiskShort
-    | OptimiserRestored
-    | OptimiserCold
-    | OptimiserNotKept
 )
 DRIVER_EVENTS: Final[tuple[type[DriverEvent], ...]] = get_args(DriverEvent)
 """All their classes."""

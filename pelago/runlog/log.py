@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar, get_args
 
 from pelago.core.notes.note import NOTES, Note
+from pelago.core.notes.trainer import TrainerNote
 from pelago.core.notes.vocabulary import Vocabulary
 from pelago.runlog.events import DRIVER_EVENTS, DriverEvent, OtherEvent
 
@@ -19,9 +20,11 @@ LOG_NAME: Final = "events.jsonl"
 """Name of the file in a node's folder."""
 
 
-LoggedEvent: TypeAlias = Note | DriverEvent
+LoggedEvent: TypeAlias = Note | TrainerNote | DriverEvent
 """What a node logs."""
-VOCABULARY: Final[Vocabulary[LoggedEvent]] = Vocabulary((*NOTES, *DRIVER_EVENTS))
+VOCABULARY: Final[Vocabulary[LoggedEvent]] = Vocabulary(
+    (*NOTES, *get_args(TrainerNote), *DRIVER_EVENTS)
+)
 """Writes and reads logged events."""
 
 E = TypeVar("E")
@@ -67,8 +70,7 @@ class LogReader:
         self._offset = 0
 
     def read(self, bytes_max: int = -1) -> list[LogLine | DamagedLine]:
-        """The next lines, from at most so many bytes (-1: all). None if there is no such file yet. Raises
-        `OSError`."""
+        """The next lines, from at most so many bytes (-1: all); none if there is no such file yet. Raises `OSError`."""
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:

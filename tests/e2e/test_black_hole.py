@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from pelago.core.notes.gps import ExchangeArrived, RegionLeft
+from pelago.core.notes.lps import LpsJoined
+from pelago.runlog.events import ConnectionRenewed, ServerDisconnected, WaitingForServer
 from tests.e2e.topology import ONE_THREAD, Daemons, assert_books_balance, run_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -120,23 +123,25 @@ def test_a_region_behind_a_black_hole_is_back_when_the_line_is_and_has_lost_noth
         )
 
         def applied() -> int:
-            return len(daemons.events("gps", "arrival"))
+            return len(daemons.events("gps", ExchangeArrived))
 
         daemons.until("exchanges are applied", lambda: applied() >= 3)
         router.forward(False)
-        daemons.until("the silence is noticed", lambda: bool(daemons.events("lps-eu", "renewed")))
+        daemons.until(
+            "the silence is noticed", lambda: bool(daemons.events("lps-eu", ConnectionRenewed))
+        )
         daemons.until(
             "both ends have given up",
             lambda: (
-                len(daemons.events("lps-eu", "disconnected")) >= 1
-                and bool(daemons.events("lps-eu", "waiting"))
+                len(daemons.events("lps-eu", ServerDisconnected)) >= 1
+                and bool(daemons.events("lps-eu", WaitingForServer))
             ),
         )
         before = applied()
         router.forward(True)
         daemons.until("exchanges go on", lambda: applied() >= before + 3)
-        assert len(daemons.events("lps-eu", "joined")) == 1
-        assert not daemons.events("gps", "region_left")
+        assert len(daemons.events("lps-eu", LpsJoined)) == 1
+        assert not daemons.events("gps", RegionLeft)
         daemons.processes["gps"].terminate()
         for node in ("worker-eu-0", "lps-eu", "gps"):
             code, output = daemons.wait(node)

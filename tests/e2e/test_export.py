@@ -8,6 +8,8 @@ import transformers
 from safetensors import safe_open
 
 from pelago.cli.main import main
+from pelago.core.notes.gps import ExchangeArrived
+from pelago.core.notes.worker import Exported
 from tests.e2e.topology import Daemons, run_file
 
 pytestmark = pytest.mark.timeout(240)
@@ -36,9 +38,9 @@ def test_the_model_is_there_while_the_run_goes_on_and_when_its_gps_was_killed(
         said = capsys.readouterr().out
         assert "the run goes on" in said
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "live" / "model")
-        daemons.until("more updates", lambda: len(daemons.events("gps", "arrival")) >= 20)
+        daemons.until("more updates", lambda: len(daemons.events("gps", ExchangeArrived)) >= 20)
         daemons.kill("gps")
-        told = daemons.events("gps", "arrival")[-1]["version"]
+        told = daemons.events("gps", ExchangeArrived)[-1].version
     assert main(["export", str(out / "gps" / "state"), "--out", str(tmp_path / "dead")]) == 0
     said = capsys.readouterr().out
     assert "its GPS does not run (serving)" in said
@@ -64,7 +66,7 @@ def test_the_model_is_there_while_the_run_goes_on_and_when_its_gps_was_killed(
 
 def _exported(daemons: Daemons, node: str) -> int:
     """The newest version that it exported."""
-    return max((each["version"] for each in daemons.events(node, "exported")), default=0)
+    return max((each.version for each in daemons.events(node, Exported)), default=0)
 
 
 def _version(said: str) -> int:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from pelago.cli.main import main
+from pelago.core.notes.lps import WorkerLeft
+from pelago.runlog.events import WaitingForServer
 from tests.e2e.topology import Daemons, run_file
 
 pytestmark = pytest.mark.timeout(180)
@@ -34,10 +36,10 @@ def test_a_worker_that_meets_a_bad_id_hands_its_lease_back_and_ends_with_a_sente
         assert re.search(r"worker: data\.source = .* holds the token id 300, but", output)
         assert "Traceback" not in output
         del daemons.processes["worker-eu-0"]
-        daemons.until("its lease is back", lambda: bool(daemons.events("lps-eu", "worker_left")))
-        (left,) = daemons.events("lps-eu", "worker_left")
-        assert left["why"] == "failed"
-        assert left["spans"]
+        daemons.until("its lease is back", lambda: bool(daemons.events("lps-eu", WorkerLeft)))
+        (left,) = daemons.events("lps-eu", WorkerLeft)
+        assert left.why == "failed"
+        assert left.spans
         assert not (tmp_path / "out" / "worker-eu-0" / "crash.json").exists()
 
 
@@ -71,7 +73,7 @@ def test_a_worker_without_enough_memory_hands_its_lease_back_and_names_the_micro
     path.write_text(text, encoding="utf-8")
     with Daemons(path, tmp_path / "out") as daemons:
         worker = daemons.start_worker("eu", 0)
-        daemons.until("it is ready", lambda: bool(daemons.events("worker-eu-0", "waiting")))
+        daemons.until("it is ready", lambda: bool(daemons.events("worker-eu-0", WaitingForServer)))
         size = (
             int(Path(f"/proc/{worker.pid}/statm").read_text().split()[0]) * resource.getpagesize()
         )
@@ -83,7 +85,7 @@ def test_a_worker_without_enough_memory_hands_its_lease_back_and_names_the_micro
         assert "try worker.micro_batch_size = 6144" in output
         assert "Traceback" not in output
         del daemons.processes["worker-eu-0"]
-        daemons.until("its lease is back", lambda: bool(daemons.events("lps-eu", "worker_left")))
-        (left,) = daemons.events("lps-eu", "worker_left")
-        assert left["spans"]
+        daemons.until("its lease is back", lambda: bool(daemons.events("lps-eu", WorkerLeft)))
+        (left,) = daemons.events("lps-eu", WorkerLeft)
+        assert left.spans
         assert not (tmp_path / "out" / "worker-eu-0" / "crash.json").exists()

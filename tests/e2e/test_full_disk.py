@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from pelago.cli.audit import examine, histories
+from pelago.core.notes.gps import ExchangeArrived
+from pelago.runlog.events import JournalBlocked, JournalUnblocked, NodeCrashed, NodeStarted
+from pelago.runlog.log import LOG_NAME, lines_of, read_log
 from tests.e2e.topology import DEADLINE_S, assert_books_balance, run_file
 from tests.small_disk import fill, small_disk
 
@@ -31,8 +34,8 @@ def test_a_full_disk_ends_no_node_of_a_run(tmp_path: Path) -> None:
         with (disk / "local.log").open("wb") as output:
             local = subprocess.Popen(command, stdout=output, stderr=output)
         try:
-            logs = [out / node / "events.jsonl" for node in ("gps", "lps-eu", "worker-eu-0")]
-            until(lambda: logs[0].exists() and b'"arrival"' in logs[0].read_bytes())
+            logs = [out / node / LOG_NAME for node in ("gps", "lps-eu", "worker-eu-0")]
+            until(lambda: any(lines_of(ExchangeArrived, read_log(logs[0]))))
             ballast = fill(disk)
             for console in out.glob("*/console.log"):
                 # The rest of its last page would take a line.
@@ -53,12 +56,12 @@ def test_a_full_disk_ends_no_node_of_a_run(tmp_path: Path) -> None:
         assert_books_balance(result)
         assert not examine(histories(out)).exceptions
         for log in logs:
-            kinds = [json.loads(line)["kind"] for line in log.read_text().splitlines()]
-            assert kinds.count("started") == 1, log
-            assert "crashed" not in kinds, log
-        told = "".join(log.read_text() for log in logs[:2])
-        assert '"disk_trouble"' in told
-        assert '"disk_well"' in told
+            lines = read_log(log)
+            assert len([*lines_of(NodeStarted, lines)]) == 1, log
+            assert not [*lines_of(NodeCrashed, lines)], log
+        servers = [line for log in logs[:2] for line in read_log(log)]
+        assert [*lines_of(JournalBlocked, servers)]
+        assert [*lines_of(JournalUnblocked, servers)]
 
 
 def until(holds: Callable[[], bool]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pelago.core.notes.worker import RoundFailed
 from tests.e2e.topology import Daemons, run_file
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
@@ -43,8 +44,8 @@ def ends(path: Path, out: Path, *errors: str) -> None:
         assert "worker.max_lr" in result["error"]
         assert result["ledger"]["duplicated"] == 0
         assert result["lps"]["eu"]["rejected"] == 3
-        rounds = daemons.events("worker-eu-0", "round_failed")
-        skipped = sum(each["steps"] for each in rounds)
+        rounds = daemons.events("worker-eu-0", RoundFailed)
+        skipped = sum(each.steps for each in rounds)
         assert result["workers"]["eu/0"]["skipped"] >= skipped
 
 

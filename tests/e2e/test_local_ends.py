@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pelago.core.notes.lps import UpdateApplied
+from pelago.runlog.log import LOG_NAME, lines_of, read_log
 from tests.e2e.process_tree import BIN, ProcessTree, has_loaded, process_tree
 from tests.e2e.topology import run_file
 
@@ -39,8 +41,7 @@ def imports(run: ProcessTree, _: Path) -> bool:
 
 def updates(out: Path) -> int:
     """How many updates the LPS has applied."""
-    log = out / "lps-eu" / "events.jsonl"
-    return log.read_text(encoding="utf-8").count('"update"') if log.exists() else 0
+    return len([*lines_of(UpdateApplied, read_log(out / "lps-eu" / LOG_NAME))])
 
 
 def trains(_: ProcessTree, out: Path) -> bool:

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from pelago.core.notes.lps import UpdateApplied
+from pelago.core.notes.trainer import OptimiserCold, OptimiserRestored
+from pelago.core.notes.worker import RoundTrained
 from tests.e2e.topology import Daemons, run_file
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
@@ -18,22 +21,24 @@ def test_the_successor_of_a_killed_worker_goes_on_with_its_moments(tmp_path: Pat
         worker, kept = "worker-eu-0", tmp_path / "out" / "optimiser" / "eu-0.moments"
         daemons.start_worker("eu", 0)
         daemons.until("moments are kept", kept.exists)
-        daemons.until("it trains", lambda: len(daemons.events(worker, "round")) > 20)
-        assert not daemons.events(worker, "optimiser_cold")
+        daemons.until("it trains", lambda: len(daemons.events(worker, RoundTrained)) > 20)
+        assert not daemons.events(worker, OptimiserCold)
         daemons.kill(worker)
-        rounds = len(daemons.events("lps-eu", "update"))
+        rounds = len(daemons.events("lps-eu", UpdateApplied))
         daemons.start_worker("eu", 0)
-        daemons.until("it took them", lambda: bool(daemons.events(worker, "optimiser_taken_up")))
-        [event] = daemons.events(worker, "optimiser_taken_up")
-        assert event["steps"] > 0
-        assert event["samples"] >= 0
-        daemons.until("it trains", lambda: len(daemons.events("lps-eu", "update")) > rounds + 2)
+        daemons.until("it took them", lambda: bool(daemons.events(worker, OptimiserRestored)))
+        [event] = daemons.events(worker, OptimiserRestored)
+        assert event.steps > 0
+        assert event.samples >= 0
+        daemons.until(
+            "it trains", lambda: len(daemons.events("lps-eu", UpdateApplied)) > rounds + 2
+        )
         daemons.kill(worker)
         kept.unlink()
         daemons.start_worker("eu", 0)
-        daemons.until("it is cold", lambda: bool(daemons.events(worker, "optimiser_cold")))
-        [event] = daemons.events(worker, "optimiser_cold")
-        assert event["why"] == "there are none"
+        daemons.until("it is cold", lambda: bool(daemons.events(worker, OptimiserCold)))
+        [event] = daemons.events(worker, OptimiserCold)
+        assert event.why == "there are none"
         daemons.processes["gps"].terminate()
         for node in ("gps", "lps-eu", worker):
             code, said = daemons.wait(node)

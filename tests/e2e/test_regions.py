@@ -8,6 +8,8 @@ import pytest
 from pelago.cli.audit import audit
 from pelago.config import run_toml
 from pelago.core.machine import Received
+from pelago.core.notes.common import Draining
+from pelago.core.notes.gps import ExchangeArrived, RegionJoined, RegionLeft
 from pelago.core.spans import SpanSet
 from pelago.durable import record
 from pelago.durable.record import Kind
@@ -56,7 +58,7 @@ def test_a_region_is_added_and_another_one_drained_while_the_run_goes_on(tmp_pat
         add(daemons, "eu")
         daemons.processes["gps"].terminate()
         assert_all_end_well(daemons, "gps", "lps-us", "worker-us-0", "lps-eu", "worker-eu-0")
-        joined = [event["region"] for event in daemons.events("gps", "region_joined")]
+        joined = [event.region for event in daemons.events("gps", RegionJoined)]
         assert joined == ["eu", "us", "eu"]
         assert audit(daemons.out) == 0
 
@@ -80,7 +82,7 @@ def test_a_region_is_added_one_drained_and_one_lost_for_good_and_the_budget_comp
         updates_arrive(daemons, "us", "ap")
         lose(daemons, "us")
         others = inheritance(daemons, "us")
-        assert not daemons.events("gps", "draining"), "the budget was reached too soon to show this"
+        assert not daemons.events("gps", Draining), "the budget was reached too soon to show this"
         # One that is not paced, so that the rest of the budget takes seconds.
         daemons.start("late", "worker", "--region", "ap", "--group", "1")
         assert_all_end_well(daemons, "gps", "lps-ap", "worker-ap-0", "late")
@@ -132,13 +134,13 @@ def lose(daemons: Daemons, region: str) -> None:
 
 
 def arrivals(daemons: Daemons, region: str) -> int:
-    return sum(event["region"] == region for event in daemons.events("gps", "arrival"))
+    return sum(event.region == region for event in daemons.events("gps", ExchangeArrived))
 
 
 def departures(daemons: Daemons, region: str) -> list[str]:
     """Why the GPS let go of a region, each time."""
-    events = daemons.events("gps", "region_left")
-    return [event["why"] for event in events if event["region"] == region]
+    events = daemons.events("gps", RegionLeft)
+    return [event.why for event in events if event.region == region]
 
 
 # --- and what must hold --------------------------------------------------------------------------
@@ -174,8 +176,8 @@ def inheritance(daemons: Daemons, gone: str) -> SpanSet:
 def spent(daemons: Daemons, region: str) -> SpanSet:
     """Samples of a region's exchanges, those included whose movement was dropped in flight."""
     found = SpanSet()
-    for event in daemons.events("gps", "arrival"):
-        if event["region"] == region:
-            for start, stop in (*event["spans"], *event["dropped"]):
+    for event in daemons.events("gps", ExchangeArrived):
+        if event.region == region:
+            for start, stop in (*event.spans, *event.dropped):
                 assert found.add([(start, stop)]) == 0, event
     return found

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from pelago.cli.audit import examine, histories
+from pelago.core.notes.common import ServerRestarted
+from pelago.core.notes.gps import ExchangeArrived, RegionJoined
+from pelago.core.notes.lps import Rejoining, UpdateApplied
 from tests.e2e.topology import Daemons, assert_books_balance, run_file
 
 pytestmark = pytest.mark.timeout(180)
@@ -25,9 +28,10 @@ def test_servers_that_are_killed_go_on_where_they_were(tmp_path: Path) -> None:
         for region, group in (("eu", 0), ("eu", 1), ("us", 0)):
             daemons.start_worker(region, group)
         for nodes in (("gps", "lps-eu"), ("lps-us",)):
-            arrivals = len(daemons.events("gps", "arrival"))
+            arrivals = len(daemons.events("gps", ExchangeArrived))
             daemons.until(
-                "updates arrive", lambda n=arrivals: len(daemons.events("gps", "arrival")) > n + 2
+                "updates arrive",
+                lambda n=arrivals: len(daemons.events("gps", ExchangeArrived)) > n + 2,
             )
             for node in nodes:
                 if node == "lps-us":
@@ -39,7 +43,7 @@ def test_servers_that_are_killed_go_on_where_they_were(tmp_path: Path) -> None:
             for node in nodes:
                 daemons.start(node, *_command(node))
             for node in nodes:
-                daemons.until("it is back", lambda n=node: bool(daemons.events(n, "restarted")))
+                daemons.until("it is back", lambda n=node: bool(daemons.events(n, ServerRestarted)))
         daemons.until("all train", lambda: _trained_after_restarts(daemons))
         daemons.processes["gps"].terminate()
         for node in ("gps", "lps-eu", "lps-us", "worker-eu-0", "worker-eu-1", "worker-us-0"):
@@ -48,8 +52,8 @@ def test_servers_that_are_killed_go_on_where_they_were(tmp_path: Path) -> None:
         result = daemons.result()
         assert_books_balance(result)
         for node in ("lps-eu", "lps-us", "worker-eu-0", "worker-eu-1", "worker-us-0"):
-            assert not daemons.events(node, "rejoining"), node
-        assert len(daemons.events("gps", "region_joined")) == 2
+            assert not daemons.events(node, Rejoining), node
+        assert len(daemons.events("gps", RegionJoined)) == 2
         found = examine(histories(tmp_path / "out"))
         assert not found.exceptions
         assert found.applied == result["ledger"]["applied"]
@@ -57,15 +61,12 @@ def test_servers_that_are_killed_go_on_where_they_were(tmp_path: Path) -> None:
 
 def _trained_after_restarts(daemons: Daemons) -> bool:
     """Whether each LPS has applied updates, and the GPS one of each region, since it was last restarted."""
-    for node, kind, wanted in (
-        ("lps-eu", "update", 2),
-        ("lps-us", "update", 2),
-        ("gps", "arrival", 2),
-    ):
-        events = daemons.events(node)
-        last = max(i for i, event in enumerate(events) if event["kind"] == "restarted")
-        after = [event.get("region", "") for event in events[last:] if event["kind"] == kind]
-        if len(after) < wanted or (node == "gps" and len(set(after)) < wanted):
+    for node in ("lps-eu", "lps-us", "gps"):
+        events = daemons.events(node, object)
+        last = max(i for i, event in enumerate(events) if isinstance(event, ServerRestarted))
+        updates = [each for each in events[last:] if isinstance(each, UpdateApplied)]
+        regions = {each.region for each in events[last:] if isinstance(each, ExchangeArrived)}
+        if len(regions if node == "gps" else updates) < 2:
             return False
     return True
 
@@ -84,7 +85,7 @@ def test_pelago_local_starts_killed_servers_again(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as local:
         try:
             logs = Daemons(path, out)
-            logs.until("updates arrive", lambda: len(logs.events("gps", "arrival")) > 3)
+            logs.until("updates arrive", lambda: len(logs.events("gps", ExchangeArrived)) > 3)
             for role in ("gps", "lps"):
                 os.kill(_child(local.pid, role), signal.SIGKILL)
             output, _ = local.communicate(timeout=150)

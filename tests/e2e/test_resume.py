@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from pelago.cli.audit import examine, histories
-from pelago.core.notes.gps import ExchangeArrived
+from pelago.core.notes.gps import ExchangeArrived, RegionJoined
+from pelago.runlog.events import SnapshotArchived, SnapshotWritten
 from pelago.runlog.history import HISTORY, read_history
 from tests.e2e.topology import ONE_THREAD, Daemons, assert_books_balance, run_file
 
@@ -40,8 +41,8 @@ def test_a_gps_that_is_lost_with_its_disk_goes_on_from_a_copy(tmp_path: Path) ->
         shutil.rmtree(tmp_path / "out" / "gps")
         daemons.out = elsewhere
         daemons.start("gps", "gps", "--resume", f"file://{far}")
-        daemons.until("both join", lambda: len(daemons.events("gps", "region_joined")) == 2)
-        daemons.until("it goes on", lambda: len(daemons.events("gps", "arrival")) > 6)
+        daemons.until("both join", lambda: len(daemons.events("gps", RegionJoined)) == 2)
+        daemons.until("it goes on", lambda: len(daemons.events("gps", ExchangeArrived)) > 6)
         daemons.processes["gps"].terminate()
         for node in ("gps", "lps-eu", "lps-us", "worker-eu-0", "worker-us-0"):
             code, output = daemons.wait(node)
@@ -62,17 +63,17 @@ def test_a_gps_that_is_lost_with_its_disk_goes_on_from_a_copy(tmp_path: Path) ->
 
 
 def _versions(daemons: Daemons) -> list[int]:
-    return [0, *(each["version"] for each in daemons.events("gps", "arrival"))]
+    return [0, *(each.version for each in daemons.events("gps", ExchangeArrived))]
 
 
 def _newest_copy(daemons: Daemons) -> int:
     """At least so many updates are in the newest copy."""
-    events = daemons.events("gps")
-    copies = [place for place, each in enumerate(events) if each["kind"] == "snapshot"]
-    whole = len([each for each in events if each["kind"] == "archived"])
+    events = daemons.events("gps", object)
+    copies = [place for place, each in enumerate(events) if isinstance(each, SnapshotWritten)]
+    whole = len([each for each in events if isinstance(each, SnapshotArchived)])
     if not whole:
         return 0
-    return len([each for each in events[: copies[whole - 1]] if each["kind"] == "arrival"])
+    return len([each for each in events[: copies[whole - 1]] if isinstance(each, ExchangeArrived)])
 
 
 @pytest.mark.slow

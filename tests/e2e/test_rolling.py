@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 
 from pelago.cli.audit import audit
+from pelago.core.notes.common import Draining, ServerRestarted
+from pelago.core.notes.gps import EvaluatorLeft, RegionJoined, RegionLeft
+from pelago.core.notes.lps import LpsJoined, Rejoining, WorkerJoined, WorkerLeft
+from pelago.core.notes.worker import ValidationMeasured, WorkerAdmitted
 from tests.e2e.test_regions import assert_all_end_well, updates_arrive
 from tests.e2e.topology import Daemons, assert_books_balance, run_file
 
@@ -44,13 +48,13 @@ def test_a_rolling_restart_of_every_process_under_load(tmp_path: Path) -> None:
         updates_arrive(daemons, "eu", "us", count=1)
 
         for node, command in SERVERS.items():
-            replace(daemons, node, signal.SIGHUP, command, "restarted")
+            replace(daemons, node, signal.SIGHUP, command, ServerRestarted)
             updates_arrive(daemons, "eu", "us", count=1)
         for node, command in CLIENTS.items():
             updates_arrive(daemons, "eu", "us", count=1)
-            kind = "validation" if node == "evaluator" else "joined"
+            kind = ValidationMeasured if node == "evaluator" else WorkerAdmitted
             replace(daemons, node, signal.SIGTERM, command, kind)
-            assert not daemons.events("gps", "draining"), "the budget was reached too soon"
+            assert not daemons.events("gps", Draining), "the budget was reached too soon"
 
         assert_all_end_well(daemons, *SERVERS, *CLIENTS)
         assert_nobody_noticed(daemons)
@@ -62,29 +66,29 @@ def test_a_rolling_restart_of_every_process_under_load(tmp_path: Path) -> None:
 
 
 def replace(
-    daemons: Daemons, node: str, farewell: signal.Signals, command: tuple[str, ...], kind: str
+    daemons: Daemons, node: str, farewell: signal.Signals, command: tuple[str, ...], kind: type
 ) -> None:
     """End a process in good order and start another one; wait until that tells a kind of event."""
     daemons.processes[node].send_signal(farewell)
     assert_all_end_well(daemons, node)
     before = len(daemons.events(node, kind))
     daemons.start(node, *command)
-    daemons.until(f"{kind} of {node}", lambda: len(daemons.events(node, kind)) > before)
+    daemons.until(f"{kind.__name__} of {node}", lambda: len(daemons.events(node, kind)) > before)
 
 
 def assert_nobody_noticed(daemons: Daemons) -> None:
     """No server joined again, nor was let go of before the end; of the others only those that were stopped."""
     for node in (*SERVERS, *CLIENTS):
-        assert not daemons.events(node, "rejoining"), node
-    assert len(daemons.events("gps", "region_joined")) == 2
-    kinds = [event["kind"] for event in daemons.events("gps")]
-    until_the_end = kinds[: kinds.index("draining")]
-    assert "region_left" not in until_the_end
-    assert until_the_end.count("evaluator_left") == 1
+        assert not daemons.events(node, Rejoining), node
+    assert len(daemons.events("gps", RegionJoined)) == 2
+    kinds = [type(event) for event in daemons.events("gps", object)]
+    until_the_end = kinds[: kinds.index(Draining)]
+    assert RegionLeft not in until_the_end
+    assert until_the_end.count(EvaluatorLeft) == 1
     for node in SERVERS:
-        assert len(daemons.events(node, "restarted")) == 1, node
+        assert len(daemons.events(node, ServerRestarted)) == 1, node
         if node != "gps":
-            assert len(daemons.events(node, "joined")) == 1, node
-            assert len(daemons.events(node, "worker_joined")) == 2, node
-            left = [event["why"] for event in daemons.events(node, "worker_left")]
+            assert len(daemons.events(node, LpsJoined)) == 1, node
+            assert len(daemons.events(node, WorkerJoined)) == 2, node
+            left = [event.why for event in daemons.events(node, WorkerLeft)]
             assert left == ["SIGTERM", "budget of local steps reached"], node

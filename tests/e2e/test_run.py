@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from pelago.config import run_toml
+from pelago.core.notes.lps import UpdateApplied, WorkerJoined, WorkerLeft
+from pelago.core.notes.worker import RoundTrained
 from pelago.core.spans import SpanSet
 from tests.e2e.topology import Daemons, assert_books_balance, run_file
 from tests.worker.exported_model import held_out_loss
@@ -69,35 +71,33 @@ def test_a_killed_worker_costs_nothing_and_a_late_one_is_used(tmp_path: Path) ->
         daemons.start_servers("eu")
         daemons.start("evaluator", "worker", "--evaluate")
         daemons.until(
-            "both workers train", lambda: len(daemons.events("worker-eu-1", "round")) >= 3
+            "both workers train", lambda: len(daemons.events("worker-eu-1", RoundTrained)) >= 3
         )
         daemons.kill("worker-eu-1")
-        daemons.until("it is missed", lambda: len(daemons.events("lps-eu", "worker_left")) == 1)
-        before = len(daemons.events("worker-eu-0", "round"))
+        daemons.until("it is missed", lambda: len(daemons.events("lps-eu", WorkerLeft)) == 1)
+        before = len(daemons.events("worker-eu-0", RoundTrained))
         daemons.start("late", "worker", "--region", "eu")
         daemons.until(
-            "the late one joins", lambda: len(daemons.events("lps-eu", "worker_joined")) == 3
+            "the late one joins", lambda: len(daemons.events("lps-eu", WorkerJoined)) == 3
         )
-        assert daemons.events("lps-eu", "worker_joined")[-1]["group"] == 1
+        assert daemons.events("lps-eu", WorkerJoined)[-1].group == 1
         folders = {each.name for each in daemons.out.glob("worker-eu-*")}
         (log,) = folders - {"worker-eu-0", "worker-eu-1"}
-        daemons.until("the late one trains", lambda: len(daemons.events(log, "round")) >= 3)
+        daemons.until("the late one trains", lambda: len(daemons.events(log, RoundTrained)) >= 3)
         daemons.processes["gps"].terminate()
         for node in ("gps", "lps-eu", "worker-eu-0", "late", "evaluator"):
             code, output = daemons.wait(node)
             assert code == 0, (node, output)
             assert "Traceback" not in output
-        assert len(daemons.events("worker-eu-0", "round")) > before
+        assert len(daemons.events("worker-eu-0", RoundTrained)) > before
         result = daemons.result()
-        killed = daemons.events("lps-eu", "worker_left")[0]
-        updates = daemons.events("lps-eu", "update")
+        killed = daemons.events("lps-eu", WorkerLeft)[0]
+        updates = daemons.events("lps-eu", UpdateApplied)
     assert_books_balance(result)
-    leases = [update["lease"] for update in updates]
+    leases = [update.lease for update in updates]
     assert len(set(leases)) == len(leases)
-    assert killed["lease"] not in leases
+    assert killed.lease not in leases
     trained = SpanSet()
     for update in updates:
-        assert trained.add(tuple(span) for span in update["spans"]) == 0
-    assert trained.common(tuple(span) for span in killed["spans"]) == tuple(
-        tuple(span) for span in killed["spans"]
-    )
+        assert trained.add(update.spans) == 0
+    assert trained.common(killed.spans) == killed.spans

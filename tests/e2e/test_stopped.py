@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from pelago.cli.audit import audit
+from pelago.core.notes.gps import RegionJoined, RegionLeft
+from pelago.core.notes.lps import Rejoining, WorkerLeft
+from pelago.runlog.events import NodePaused, WaitingForServer
 from tests.e2e.test_regions import assert_all_end_well, updates_arrive
 from tests.e2e.topology import Daemons, run_file
 
@@ -31,13 +34,13 @@ def test_servers_that_were_stopped_put_nobody_out_when_they_go_on(tmp_path: Path
         stop_until_missed(daemons, {"lps-eu": "worker-eu-0", "gps": "lps-us"})
         updates_arrive(daemons, "eu", "us", count=1)
         for node in ("gps", "lps-eu", "lps-us"):
-            for kind in ("worker_left", "region_left", "rejoining"):
+            for kind in (WorkerLeft, RegionLeft, Rejoining):
                 assert not daemons.events(node, kind), (node, kind)
         for node in ("gps", "lps-eu"):
-            assert any(event["seconds"] > 2 for event in daemons.events(node, "paused")), node
+            assert any(event.seconds > 2 for event in daemons.events(node, NodePaused)), node
         daemons.processes["gps"].terminate()
         assert_all_end_well(daemons, "gps", "lps-eu", "lps-us", "worker-eu-0", "worker-us-0")
-        assert len(daemons.events("gps", "region_joined")) == 2
+        assert len(daemons.events("gps", RegionJoined)) == 2
         assert audit(daemons.out) == 0
 
 
@@ -45,7 +48,7 @@ def stop_until_missed(daemons: Daemons, clients: dict[str, str]) -> None:
     """SIGSTOP to servers; SIGCONT when a client of each has noted that it does not answer."""
 
     def waiting() -> list[int]:
-        return [len(daemons.events(client, "waiting")) for client in clients.values()]
+        return [len(daemons.events(client, WaitingForServer)) for client in clients.values()]
 
     more = [each + 1 for each in waiting()]
     for server in clients:

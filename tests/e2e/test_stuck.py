@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pelago.core.notes.gps import EvaluatorLeft, Settled, ValidationReported
+from pelago.core.notes.lps import WorkerLeft
+from pelago.core.notes.worker import RoundTrained
+from pelago.runlog.events import ResultsWritten
 from tests.e2e.topology import Daemons, assert_books_balance, run_file
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
@@ -38,15 +42,15 @@ def test_a_worker_whose_corpus_hangs_ends_and_its_samples_are_trained_by_others(
             "worker-eu-1", *stuck, "--region", "eu", "--group", "1", "--paced"
         )
         evaluator = run.start_module("evaluator", *stuck, "--evaluate")
-        run.until("a first validation", lambda: bool(run.events("gps", "validation")))
-        run.until("some rounds", lambda: len(run.events("worker-eu-1", "round")) > 3)
+        run.until("a first validation", lambda: bool(run.events("gps", ValidationReported)))
+        run.until("some rounds", lambda: len(run.events("worker-eu-1", RoundTrained)) > 3)
         gone.touch()
         code, said = run.wait("worker-eu-1")
         assert code == 2, said
         assert "worker: the trainer is stuck: no sign of life for" in said
         assert hanging.returncode == 2
-        (left,) = [e for e in run.events("lps-eu", "worker_left") if e["group"] == 1]
-        assert left["why"] == "stuck"
+        (left,) = [e for e in run.events("lps-eu", WorkerLeft) if e.group == 1]
+        assert left.why == "stuck"
         code, said = run.wait("evaluator")
         assert code == 2, said
         assert "measuring the model is stuck" in said
@@ -54,12 +58,12 @@ def test_a_worker_whose_corpus_hangs_ends_and_its_samples_are_trained_by_others(
         code, said = run.wait("gps")
         assert code == 0, said
         result = run.result()
-        kinds = [event["kind"] for event in run.events("gps")]
-    assert kinds.index("settled") < kinds.index("evaluator_left")
-    assert "results_written" in kinds
+        kinds = [type(event) for event in run.events("gps", object)]
+    assert kinds.index(Settled) < kinds.index(EvaluatorLeft)
+    assert ResultsWritten in kinds
     assert_books_balance(result)
     assert result["counted_steps"] >= 600
-    assert left["spans"], "it held no lease"
+    assert left.spans, "it held no lease"
 
 
 def test_results_are_there_while_an_evaluator_is_waited_for(tmp_path: Path) -> None:
@@ -68,12 +72,12 @@ def test_results_are_there_while_an_evaluator_is_waited_for(tmp_path: Path) -> N
     with Daemons(path, tmp_path / "out") as run:
         run.start_servers("eu")
         run.start("evaluator", "worker", "--evaluate")
-        run.until("a first validation", lambda: bool(run.events("gps", "validation")))
+        run.until("a first validation", lambda: bool(run.events("gps", ValidationReported)))
         os.kill(run.processes["evaluator"].pid, signal.SIGSTOP)
         run.start_worker("eu", 0)
         code, said = run.wait("gps")
         assert code == 0, said
-        kinds = [event["kind"] for event in run.events("gps")]
+        kinds = [type(event) for event in run.events("gps", object)]
     assert_books_balance(run.result())
     assert (tmp_path / "out" / "global.safetensors").stat().st_size > 0
-    assert "evaluator_left" in kinds
+    assert EvaluatorLeft in kinds

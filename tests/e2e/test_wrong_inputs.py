@@ -14,7 +14,9 @@ import zmq
 
 from pelago.config import run_toml
 from pelago.core.names import Address
+from pelago.core.notes.lps import LpsJoined
 from pelago.net.files import lock
+from pelago.runlog.events import OtherEvent
 from pelago.wire.codec import decode_message, encode
 from pelago.wire.messages import PROTOCOL_VERSION, Heartbeat, Hello, Message, Refuse, Welcome
 from tests.e2e.topology import DEADLINE_S, Daemons, run_file
@@ -131,7 +133,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemons]:
     path = run_file(folder, budget=10**6)
     with Daemons(path, folder / "out") as daemons:
         daemons.start_servers("eu")
-        daemons.until("the LPS joins", lambda: bool(daemons.events("lps-eu", "joined")))
+        daemons.until("the LPS joins", lambda: bool(daemons.events("lps-eu", LpsJoined)))
         yield daemons
 
 
@@ -145,16 +147,18 @@ def ports(daemons: Daemons) -> dict[str, int]:
 def dropped(daemons: Daemons, node: str) -> int:
     """How much input a node has counted as dropped so far."""
     latest: dict[str, int] = {}
-    for event in daemons.events(node, "counters"):
-        latest |= {key: value for key, value in event.items() if key.startswith("dropped_")}
+    for event in daemons.events(node, OtherEvent):
+        latest |= {key: value for key, value in event.fields.items() if key.startswith("dropped_")}
     return sum(latest.values())
 
 
 def disconnected(daemons: Daemons, node: str) -> int:
     """How many connections to a node were cut so far; the only trace that ZeroMQ leaves of such a claim."""
     latest: dict[str, int] = {}
-    for event in daemons.events(node, "counters"):
-        latest |= {key: value for key, value in event.items() if key.startswith("disconnected_")}
+    for event in daemons.events(node, OtherEvent):
+        latest |= {
+            key: value for key, value in event.fields.items() if key.startswith("disconnected_")
+        }
     return sum(latest.values())
 
 

@@ -8,9 +8,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pelago.runlog.log import LOG_NAME, DamagedLine, lines_of, read_log
 from tests.tcp_ports import pairs
+
+E = TypeVar("E")
 
 DEADLINE_S = 90.0
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -157,13 +160,11 @@ class Daemons:
         output, _ = self.processes[node].communicate(timeout=DEADLINE_S)
         return self.processes[node].returncode, output
 
-    def events(self, node: str, kind: str = "") -> list[dict[str, Any]]:
-        """The node's event log so far."""
-        path = self.out / node / "events.jsonl"
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        whole = text[: text.rfind("\n") + 1].splitlines()
-        events = [json.loads(line) for line in whole]
-        return [event for event in events if kind in ("", event["kind"])]
+    def events(self, node: str, kind: type[E]) -> list[E]:
+        """What the node has logged so far, of a class; `object`: all of it."""
+        lines = read_log(self.out / node / LOG_NAME)
+        assert not [line for line in lines if isinstance(line, DamagedLine)], lines
+        return [event for _, event in lines_of(kind, lines)]
 
     def until(self, what: str, true: Callable[[], bool]) -> None:
         """Wait, with a deadline, until something shows in the logs."""

@@ -1,9 +1,7 @@
 """What an LPS makes of the state that it finds: its life goes on, or begins anew, and it says why."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,7 +18,9 @@ from pelago.net.durability import file_header, snapshot_writer
 from pelago.net.durability.manager import StateStore
 from pelago.net.durability.state_folder import StateFolder
 from pelago.net.telemetry import Telemetry
+from pelago.runlog.events import StateDiscarded
 from pelago.runlog.history import HISTORY, HistoryLine, IncarnationBegun, history_line, read_history
+from pelago.runlog.log import LOG_NAME, lines_of, read_log
 
 NAME = "lps-eu"
 PAGE = 4096
@@ -62,8 +62,8 @@ def write(out: Path, run: RunFile, events: int = 200) -> Path:
     return store.folder
 
 
-Opened = tuple[StateStore, int, list[dict[str, Any]]]
-"""The memory, the incarnation, and what was logged."""
+Opened = tuple[StateStore, int, list[StateDiscarded]]
+"""The store, the incarnation, and the states that were discarded."""
 
 
 @pytest.fixture
@@ -78,8 +78,8 @@ def opened(tmp_path: Path) -> Iterator[Callable[..., Opened]]:
             log.close()
         assert state_store is not None
         stores.append(state_store.store)
-        lines = (tmp_path / "events.jsonl").read_text().splitlines()
-        return state_store, incarnation, [json.loads(line) for line in lines]
+        discarded = [event for _, event in lines_of(StateDiscarded, read_log(tmp_path / LOG_NAME))]
+        return state_store, incarnation, discarded
 
     yield open_it
     for store in stores:
@@ -127,12 +127,12 @@ def test_damage_of_a_host_that_went_down_is_a_fresh_start(
     name, damaging = DAMAGES[damage]
     damaging(folder / name)
     monkeypatch.setattr(daemon, "boot_id", lambda: "another")
-    state_store, incarnation, logged = opened(run, resume=resume)
+    state_store, incarnation, discarded = opened(run, resume=resume)
     assert state_store.recovered is None
     assert incarnation > 5
-    (line,) = [each for each in logged if each["kind"] == "beginning_anew"]
-    assert str(folder) in line["why"]
-    assert line["removed"] == str(folder)
+    [event] = discarded
+    assert str(folder) in event.why
+    assert event.removed == str(folder)
     assert not list(folder.glob("journal-*"))
     assert not list(folder.glob("snapshot-*"))
     kept = [each.entry for each in read_history(folder / HISTORY)]
@@ -191,7 +191,7 @@ def test_a_state_that_may_lack_its_end_is_a_fresh_start(
     run = a_run()
     write(tmp_path, run)
     monkeypatch.setattr(daemon, "boot_id", lambda: "another")
-    state_store, _, logged = opened(run)
+    state_store, _, discarded = opened(run)
     assert state_store.recovered is None
-    (line,) = [each for each in logged if each["kind"] == "beginning_anew"]
-    assert "this machine was started again" in line["why"]
+    [event] = discarded
+    assert "this machine was started again" in event.why

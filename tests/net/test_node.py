@@ -15,6 +15,7 @@ import torch
 from pelago.core.machine import Finish, SetTick, Started, StopRequested, Tick
 from pelago.core.names import Version
 from pelago.core.notes.common import Draining
+from pelago.core.notes.trainer import OptimiserCold
 from pelago.core.notes.worker import RoundTrained
 from pelago.core.ports import TrainingResult
 from pelago.core.tensor_effects import Difference, Loaded, Measure, Measured, Pin, Release
@@ -193,12 +194,12 @@ class Lessons:
         self.exported = 0
         self.rested = 0
 
-    def begin(self, tell):  # type: ignore[no-untyped-def]
-        self.tell = tell
+    def begin(self, log):  # type: ignore[no-untyped-def]
+        self.log = log
 
     def rest(self):  # type: ignore[no-untyped-def]
         self.rested += 1
-        self.tell("rested", {"rounds": len(self.seen)})
+        self.log(OptimiserCold("rested", len(self.seen)))
 
     def train(self, work, flat, on_step, cancel):  # type: ignore[no-untyped-def]
         self.seen.append(flat.clone())

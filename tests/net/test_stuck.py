@@ -9,6 +9,7 @@ import pytest
 
 from pelago.core.machine import FAILED, PS_PER_MS, Received, Send
 from pelago.core.names import Address, Lease, PushId, Version
+from pelago.core.ports import LogEvent
 from pelago.core.tensor_effects import Pin, Release
 from pelago.core.training_effects import Train
 from pelago.net.tensors import lane
@@ -50,7 +51,7 @@ class Hanging:
     def __init__(self) -> None:
         self.back = threading.Event()
 
-    def begin(self, tell: Callable[[str, dict[str, Any]], None]) -> None:
+    def begin(self, log: LogEvent) -> None:
         """Nothing to take up."""
 
     def rest(self) -> None:

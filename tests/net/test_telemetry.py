@@ -11,18 +11,26 @@ from pathlib import Path
 
 import pytest
 
+from pelago.core.notes.common import Waiting
+from pelago.core.notes.lps import UpdateApplied
+from pelago.core.notes.worker import WorkerAdmitted
 from pelago.net import telemetry
 from pelago.net.telemetry import Telemetry
+from pelago.runlog.events import WaitingForServer
 from tests.small_disk import fill, small_disk
+
+
+def update(lease: int) -> UpdateApplied:
+    return UpdateApplied(1, lease, ((0, 1),), 1, 0, norm=1.0, loss=2.5)
 
 
 def test_what_a_node_waits_for_is_said_once_until_it_changes() -> None:
     console = io.StringIO()
     log = Telemetry("lps-eu", console=console)
     for what in ("gps to answer", "gps to answer", "workers", "workers"):
-        log.event("waiting", **{"for": what, "server": "gps at 127.0.0.1:7700"})
-    log.event("joined", group=1)
-    log.event("waiting", **{"for": "workers"})
+        log.event(WaitingForServer(what, "gps at 127.0.0.1:7700"))
+    log.event(WorkerAdmitted(1))
+    log.event(Waiting("workers"))
     assert console.getvalue().splitlines() == [
         "lps-eu: waiting for gps to answer (gps at 127.0.0.1:7700)",
         "lps-eu: waiting for workers (gps at 127.0.0.1:7700)",
@@ -44,11 +52,11 @@ def test_events_are_json_lines_in_order_and_nothing_is_lost_at_close(tmp_path: P
     path = tmp_path / "node" / "events.jsonl"
     log = Telemetry("gps", path, console=None)
     for index in range(5000):
-        log.event("update", index=index, peer="w", spans=((0, 1),))
+        log.event(update(index))
     log.close()
     log.close()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["index"] for line in lines] == list(range(5000))
+    assert [line["lease"] for line in lines] == list(range(5000))
     assert [line["t_ms"] for line in lines] == sorted(line["t_ms"] for line in lines)
 
 
@@ -76,15 +84,15 @@ def test_a_log_on_a_full_disk_is_written_when_there_is_room_again(
         log = Telemetry("gps", disk / "gps" / "events.jsonl", console)
         path = disk / "gps" / "events.jsonl"
         for index in range(4000):
-            log.event("update", index=index)
+            log.event(update(index))
         wait_until(lambda: log.counters["log_faults"] >= 3)
         os.truncate(ballast, ballast.stat().st_size - (1 << 17))
         wait_until(lambda: path.exists() and path.stat().st_size >= 1 << 16)
         ballast.unlink()
-        wait_until(lambda: b'"index": 3999' in path.read_bytes())
+        wait_until(lambda: b'"lease": 3999' in path.read_bytes())
         log.close()
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [each["index"] for each in lines if each["kind"] == "update"] == list(range(4000))
+    assert [each["lease"] for each in lines if each["kind"] == "update"] == list(range(4000))
     said = console.getvalue().splitlines()
     assert 2 <= len(said) <= 4
     assert said[0].endswith("/gps/events.jsonl: No space left on device; trying again")
@@ -104,7 +112,7 @@ def test_lines_that_never_found_room_are_counted(tmp_path: Path) -> None:
     path.symlink_to("/dev/full")
     log = Telemetry("gps", path, console)
     for index in range(3):
-        log.event("update", index=index)
+        log.event(update(index))
     log.close()
     assert console.getvalue().splitlines() == [
         f"gps: cannot write the event log {path}: No space left on device; trying again",
@@ -116,11 +124,11 @@ def test_a_line_that_a_killed_process_left_torn_swallows_no_other(tmp_path: Path
     path = tmp_path / "events.jsonl"
     path.write_bytes(b'{"kind": "upd')
     log = Telemetry("gps", path, console=None)
-    log.event("update", index=1)
+    log.event(update(1))
     log.close()
     torn, whole = path.read_bytes().splitlines()
     assert torn == b'{"kind": "upd'
-    assert json.loads(whole)["index"] == 1
+    assert json.loads(whole)["lease"] == 1
 
 
 def test_a_node_whose_console_and_log_take_nothing_goes_on_and_ends_well(tmp_path: Path) -> None:

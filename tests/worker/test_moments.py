@@ -11,6 +11,12 @@ import torch
 
 from pelago.config.run_file import RunFile
 from pelago.core.names import Lease, PushId, Version
+from pelago.core.notes.trainer import (
+    OptimiserCold,
+    OptimiserNotKept,
+    OptimiserRestored,
+    TrainerNote,
+)
 from pelago.core.ports import TrainingResult
 from pelago.core.training_effects import Train
 from tests.worker.corpora import run_file, write_texts
@@ -35,9 +41,9 @@ class Process:
 
     def __init__(self, run: RunFile, folder: Path | None) -> None:
         self.trainer = Trainer(run)
-        self.logged: list[tuple[str, dict[str, Any]]] = []
+        self.logged: list[TrainerNote] = []
         self.port = WorkerPort(self.trainer, run, "north", folder)
-        self.port.begin(lambda kind, fields: self.logged.append((kind, fields)))
+        self.port.begin(self.logged.append)
         self.start = self.trainer.initial()
 
     def round(self, clock: int, group: int = 0) -> TrainingResult:
@@ -51,9 +57,9 @@ class Process:
         assert found is not None
         return found
 
-    def kinds(self) -> list[str]:
-        """Kinds of the events that it logged."""
-        return [kind for kind, _ in self.logged]
+    def kinds(self) -> list[type]:
+        """Classes of the notes that it logged."""
+        return [type(each) for each in self.logged]
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "muon"])
@@ -67,10 +73,10 @@ def test_a_process_that_follows_a_killed_one_trains_as_if_it_were_the_same(
     second = Process(run, tmp_path / "optimiser")
     found, expected = second.round(LATE + 64), first.round(LATE + 64)
     assert torch.equal(found.delta, expected.delta)
-    [(kind, fields)] = second.logged
-    assert kind == "optimiser_taken_up"
-    assert (fields["samples"], fields["steps"]) == (64, 2)
-    assert fields["age_s"] >= 0
+    [restored] = second.logged
+    assert isinstance(restored, OptimiserRestored)
+    assert (restored.samples, restored.steps) == (64, 2)
+    assert restored.age_s >= 0
     assert [each.name for each in (tmp_path / "optimiser").iterdir()] == ["north-0.moments"]
 
 
@@ -83,10 +89,8 @@ def test_a_cold_start_in_the_middle_of_a_run_warms_up_and_one_at_its_beginning_d
     warming, at_once = Process(run, tmp_path / "a"), Process(cold, None)
     ratio = warming.round(LATE).delta.norm() / at_once.round(LATE).delta.norm()
     assert 0.2 < ratio < 0.5
-    assert warming.logged == [
-        ("optimiser_cold", {"why": "there are none", "warm_up_steps": 4}),
-    ]
-    assert at_once.logged[0][1]["why"] == "worker.keep_optimiser = false"
+    assert warming.logged == [OptimiserCold("there are none", 4)]
+    assert at_once.logged == [OptimiserCold("worker.keep_optimiser = false", 0)]
     begun, plain = Process(run, None), Trainer(run)
     lease = Lease(PushId(1, 0), ((16, 24),), 16)
     expected = plain.train(lease, plain.initial(), lambda *_: None, threading.Event())
@@ -127,7 +131,7 @@ def test_a_run_is_late_when_its_warm_up_and_everybodys_first_round_are_over() ->
 
 def save(folder: Path, owner: MomentsOwner = OWNER, clock: int = 5) -> Path:
     """Save some moments; returns their file."""
-    file = MomentsFile(folder, owner, lambda kind, fields: None)
+    file = MomentsFile(folder, owner, lambda note: None)
     tensors = {"0.0.exp_avg": torch.arange(9.0), "0.0.step": torch.tensor(3.0)}
     file.save(tensors, clock, 3)
     file.wait()
@@ -136,7 +140,7 @@ def save(folder: Path, owner: MomentsOwner = OWNER, clock: int = 5) -> Path:
 
 def loaded(folder: Path, owner: MomentsOwner = OWNER, clock: int = 5) -> SavedMoments | str:
     """The moments that are there for an owner, or why there are none."""
-    return MomentsFile(folder, owner, lambda kind, fields: None).load(clock)
+    return MomentsFile(folder, owner, lambda note: None).load(clock)
 
 
 def test_saved_moments_are_loaded(tmp_path: Path) -> None:
@@ -161,7 +165,7 @@ def test_moments_of_something_else_are_refused_with_the_reason(
     tmp_path: Path, owner: MomentsOwner, clock: int, why: str
 ) -> None:
     path = save(tmp_path)
-    path.rename(MomentsFile(tmp_path, owner, lambda kind, fields: None).path)
+    path.rename(MomentsFile(tmp_path, owner, lambda note: None).path)
     found = loaded(tmp_path, owner, clock)
     assert isinstance(found, str)
     assert why in found
@@ -209,8 +213,9 @@ def test_a_full_disk_ends_nobody_and_leaves_nothing(
         patch.setattr(moments, "_dump", full)
         for clock in (LATE + 8, LATE + 16):
             process.round(clock)
-    assert process.kinds() == ["optimiser_cold", "optimiser_not_kept"]
-    assert "No space left" in process.logged[1][1]["why"]
+    assert process.kinds() == [OptimiserCold, OptimiserNotKept]
+    assert isinstance(process.logged[1], OptimiserNotKept)
+    assert "No space left" in process.logged[1].why
     assert [each.name for each in tmp_path.glob("*moments*")] == ["north-0.moments"]
     assert process.port._file.path.read_bytes() == before  # type: ignore[union-attr]
     process.round(LATE + 24)
@@ -231,7 +236,7 @@ def test_they_are_not_written_all_the_time_nor_by_the_thread_that_trains(
         assert go.wait(30)
 
     monkeypatch.setattr(moments, "_dump", slow)
-    file = MomentsFile(tmp_path, OWNER, lambda kind, fields: None)
+    file = MomentsFile(tmp_path, OWNER, lambda note: None)
     assert file.due()
     tensor = torch.zeros(3)
     file.save({"0.0.exp_avg": tensor}, 1, 1)
@@ -249,7 +254,7 @@ def test_a_worker_that_is_given_another_group_keeps_what_it_has(
     process = Process(run_file(source), tmp_path)
     process.round(LATE)
     process.round(LATE + 64, group=1)
-    assert process.kinds() == ["optimiser_cold"]
+    assert process.kinds() == [OptimiserCold]
     assert sorted(each.name for each in tmp_path.glob("*.moments")) == [
         "north-0.moments",
         "north-1.moments",

@@ -8,6 +8,7 @@ from typing import Final
 
 from pelago.core.errors import ConfigError
 from pelago.net.files import lock_to_read
+from pelago.runlog.log import LOG_NAME
 
 RESULTS: Final = ("result.json", "loss.png", "global.safetensors", "global_average.safetensors")
 """What a run leaves in its folder when it ends."""
@@ -49,7 +50,7 @@ def prepare(out: Path, overwrite: bool) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         if overwrite and (out / "run.toml").exists():
-            for node in out.glob("*/events.jsonl"):
+            for node in out.glob(f"*/{LOG_NAME}"):
                 shutil.rmtree(node.parent)
             shutil.rmtree(out / "model", ignore_errors=True)
             for name in ("run.toml", *RESULTS):
@@ -63,7 +64,7 @@ def prepare_again(out: Path, earlier: EarlierResults) -> None:
     """Set aside the event logs and results of an earlier incarnation. Raises `ConfigError`."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for node in out.glob("*/events.jsonl"):
+        for node in out.glob(f"*/{LOG_NAME}"):
             # Progress is read from these logs, and what they say is over.
             node.replace(node.with_name(f"events-until-{int(time.time())}.jsonl"))
         earlier.put_aside()

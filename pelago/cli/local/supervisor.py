@@ -16,6 +16,8 @@ from pelago.config import run_toml
 from pelago.core.errors import ConfigError, PelagoError
 from pelago.net.command import EXIT_FAILED, EXIT_USER
 from pelago.net.signals import listen
+from pelago.runlog.events import ServerConnected
+from pelago.runlog.log import LOG_NAME, lines_of, read_log
 
 POLL_S: Final = 0.1
 SETTLE_S: Final = 20.0
@@ -140,8 +142,8 @@ class Supervisor:
         return code == 0 or (code is not None and code > 0 and (self.out / "result.json").exists())
 
     def _evaluator_joined(self) -> bool:
-        log = self.out / "evaluator" / "events.jsonl"
-        return log.exists() and '"connected"' in log.read_text(encoding="utf-8", errors="replace")
+        lines = read_log(self.out / "evaluator" / LOG_NAME)
+        return any(lines_of(ServerConnected, lines))
 
     def _can_judge(self, ended: NodeProcess) -> bool:
         """Whether it is known what an end means.

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final
 
 import fsspec
 
@@ -24,6 +24,7 @@ from pelago import reading
 from pelago.core.errors import CheckpointError, ConfigError
 from pelago.net.durability.state_folder import StateFolder
 from pelago.net.telemetry import Telemetry
+from pelago.runlog.events import ArchiveFailed, SnapshotArchived
 from pelago.runlog.history import HISTORY, history_until
 
 SNAPSHOT: Final = "snapshot"
@@ -136,14 +137,14 @@ class Copier:
             # The next snapshot removes this one, but leaves its bytes to those who have it open.
             snapshot = store.lend(store.snapshot(index))
         except OSError as error:
-            telemetry.event("archive_trouble", why=str(error))
+            telemetry.event(ArchiveFailed(str(error)))
             return
 
-        def tell(kind: str, fields: dict[str, Any]) -> None:
+        def log(event: SnapshotArchived | ArchiveFailed) -> None:
             with suppress(RuntimeError):  # The loop may be gone.
-                loop.call_soon_threadsafe(lambda: telemetry.event(kind, **fields))
+                loop.call_soon_threadsafe(telemetry.event, event)
 
-        job = _job(self._archive, self._kept, store, name, number, snapshot, tell)
+        job = _job(self._archive, self._kept, store, name, number, snapshot, log)
         self._thread = threading.Thread(target=job, name="archive", daemon=True)
         self._thread.start()
 
@@ -160,7 +161,7 @@ def _job(
     name: str,
     number: int,
     snapshot: BinaryIO,
-    tell: Callable[[str, dict[str, Any]], None],
+    log: Callable[[SnapshotArchived | ArchiveFailed], None],
 ) -> Callable[[], None]:
     def job() -> None:
         begun = time.monotonic()
@@ -172,10 +173,10 @@ def _job(
         except Exception as error:  # Whatever the library behind the protocol raises.
             with suppress(Exception):
                 archive.remove_part(name)  # Otherwise a full disk gets fuller with each attempt.
-            tell("archive_trouble", {"why": f"cannot write to {archive.url}: {error}"})
+            log(ArchiveFailed(f"cannot write to {archive.url}: {error}"))
             return
         seconds = round(time.monotonic() - begun, 3)
-        tell("archived", {"url": f"{archive.url}/{name}", "bytes": size, "seconds": seconds})
+        log(SnapshotArchived(f"{archive.url}/{name}", size, seconds))
 
     return job
 

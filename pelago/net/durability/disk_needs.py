@@ -18,6 +18,7 @@ from pelago.net import daemon, disk
 from pelago.net.durability.journal import SNAPSHOT_BYTES, SNAPSHOT_MODELS
 from pelago.net.sockets.tcp_ports import THIS_MACHINE
 from pelago.net.telemetry import Telemetry
+from pelago.runlog.events import DiskForecast, DiskShort
 
 LOG_BYTES: Final = 16 << 20
 SNAPSHOTS: Final = 2
@@ -143,9 +144,9 @@ def tell(log: Telemetry, needs: Sequence[Need]) -> None:
         found = Comparison([f"cannot see how much is free: {error}"], "", "")
     for line in found.lines:
         log.line(f"disk {line}")
-    log.event("disk", told=found.lines)
+    log.event(DiskForecast(tuple(found.lines)))
     for why in filter(None, (found.will, found.may)):
-        log.event("disk_short", why=why)
+        log.event(DiskShort(why))
 
 
 def listed(needs: Iterable[Need]) -> str:

@@ -31,6 +31,7 @@ from pelago.net.durability.restore import Restored, state
 from pelago.net.durability.state_folder import StateFolder
 from pelago.net.durability.state_reader import RecoveredState
 from pelago.net.tensors.lane import Tensors
+from pelago.runlog.events import JournalBlocked, JournalUnblocked, SnapshotFailed, SnapshotWritten
 from pelago.runlog.history import HistoryLine, HistoryNote, IncarnationBegun
 from pelago.tensor.snapshot import PlaneSnapshot
 from pelago.wire.messages import Event, Message
@@ -246,19 +247,19 @@ class DurabilityManager:
 
     def _on_trouble(self, trouble: str) -> None:
         if not trouble:
-            self._telemetry.event("disk_well", held=len(self.held))
+            self._telemetry.event(JournalUnblocked(len(self.held)))
         elif trouble != self._trouble:
             # Once, and not each time that it is tried again: the log may be on the same disk.
-            self._telemetry.event("disk_trouble", why=trouble, held=len(self.held))
+            self._telemetry.event(JournalBlocked(trouble, len(self.held)))
         self._trouble = trouble
 
     def _on_snapshot(self, size: int, trouble: str, index: int, number: int) -> None:
         if trouble:
             if not self._failures:
-                self._telemetry.event("snapshot_failed", why=trouble)
+                self._telemetry.event(SnapshotFailed(trouble))
             self._failures += 1
             return
-        self._telemetry.event("snapshot", bytes=size, failed_before=self._failures)
+        self._telemetry.event(SnapshotWritten(size, self._failures))
         self._failures = 0
         copier = self._state_store.copier
         if copier is not None and copier.due:

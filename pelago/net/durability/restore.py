@@ -16,6 +16,7 @@ from pelago.durable.record import Begun, Head, Kind
 from pelago.durable.replay import replay_event
 from pelago.net.durability.state_reader import RecoveredState, StoredSnapshot
 from pelago.net.telemetry import Telemetry
+from pelago.runlog.events import NodeRestored, SnapshotDamaged
 from pelago.runlog.history import HistoryLine, HistoryNote
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
@@ -82,16 +83,17 @@ def log_restored(telemetry: Telemetry, recovered: RecoveredState, restored: Rest
     snapshot = recovered.snapshot
     instead = "the journal from its beginning" if snapshot is None else snapshot.name
     for fault in recovered.passed_over:
-        telemetry.event("snapshot_damaged", why=fault, instead=instead)
-    telemetry.event(
-        "restored",
+        telemetry.event(SnapshotDamaged(fault, instead))
+    event = NodeRestored(
         events=restored.events,
         snapshot_bytes=0 if snapshot is None else snapshot.bytes,
         journal_bytes=recovered.bytes,
         torn_bytes=recovered.torn_bytes,
         arriving=len(restored.arriving),
-        **{f"{part}_s": round(seconds, 4) for part, seconds in restored.seconds.items()},
+        snapshot_s=round(restored.seconds["snapshot"], 4),
+        journal_s=round(restored.seconds["journal"], 4),
     )
+    telemetry.event(event)
 
 
 def state(

@@ -14,6 +14,7 @@ from pelago.net.context import NodeContext
 from pelago.net.sockets.dialler import Dialler
 from pelago.net.sockets.listener import Listener
 from pelago.net.sockets.pair import Bind, Connect, Handlers, SocketPair, client, serve
+from pelago.runlog.events import ServerConnected, ServerDisconnected
 from pelago.wire.codec import encode
 from pelago.wire.messages import Frame
 
@@ -154,8 +155,9 @@ class Connections:
         if up:
             self._recipient.on_server_connected(connect.peer)
         if label == "control":
-            kind = "connected" if up else "disconnected"
-            self._context.telemetry.event(kind, server=str(connect))
+            server = str(connect)
+            event = ServerConnected(server) if up else ServerDisconnected(server)
+            self._context.telemetry.event(event)
 
     def _on_client_control(self, peer: Peer, parts: list[bytes]) -> None:
         if not self._is_impostor(peer):

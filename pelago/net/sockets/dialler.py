@@ -21,6 +21,13 @@ from pelago.net.sockets.lookup import Lookup
 from pelago.net.sockets.pair import LABELS, Connect, SocketPair
 from pelago.net.sockets.silence import SilenceTimer
 from pelago.net.telemetry import Telemetry
+from pelago.runlog.events import (
+    ConnectionRenewed,
+    ServerMoved,
+    ServerPortReachable,
+    ServerPortUnreachable,
+    ServerUnresolved,
+)
 
 LOOKUP_MS: Final = 2_000
 
@@ -85,7 +92,7 @@ class Dialler:
         where = address.join(self._connect.host, self._connect.port)
         if not addresses:
             if why != self._unknown and not self._addresses:
-                self._telemetry.event("unresolved", server=self._connect.peer, at=where, why=why)
+                self._telemetry.event(ServerUnresolved(self._connect.peer, where, why))
                 self._telemetry.line(
                     f"waiting for {self._connect.peer} at {where}: the name {self._connect.host!r} is not known"
                     f" ({why}); it is looked up again and again, as if the server were not up"
@@ -96,13 +103,13 @@ class Dialler:
         if self._channels[0].up or sorted(addresses) == sorted(self._addresses):
             return
         if self._addresses:
-            self._telemetry.event("moved", server=self._connect.peer, at=where, to=addresses)
+            self._telemetry.event(ServerMoved(self._connect.peer, where, tuple(addresses)))
         self._addresses, self._place = addresses, 0
         self._dial((0, 1))
 
     def _renew(self, label: str, places: tuple[int, ...]) -> None:
         self._telemetry.counters[f"renewed_{label}"] += 1
-        self._telemetry.event("renewed", server=self._connect.peer, socket=label)
+        self._telemetry.event(ConnectionRenewed(self._connect.peer, label))
         self._dial(places)
 
     def _dial(self, places: tuple[int, ...]) -> None:
@@ -116,7 +123,7 @@ class Dialler:
             blocked = not ups[place] and ups[1 - place]
             where = address.join(host, port + place)
             if self._blocked.begins(label, now, blocked=blocked):
-                self._telemetry.event("unreachable", server=peer, socket=label, at=where)
+                self._telemetry.event(ServerPortUnreachable(peer, label, where))
                 # A port that answers is a listening server's, whichever of its two it is.
                 slip = f", or is {port} the bulk port? `connect` names the control port"
                 self._telemetry.line(
@@ -125,5 +132,5 @@ class Dialler:
                     f" through the firewalls between{slip if place else ''}; trying on"
                 )
             elif ups[place] and self._blocked.ends(label):
-                self._telemetry.event("reachable", server=peer, socket=label, at=where)
+                self._telemetry.event(ServerPortReachable(peer, label, where))
                 self._telemetry.line(f"reached {where}, the {label} port of {peer}")

@@ -8,6 +8,7 @@ from pelago.core.machine import PS_PER_MS
 from pelago.net.sockets.blocked import Blocked
 from pelago.net.sockets.pair import LABELS, Bind, SocketPair
 from pelago.net.telemetry import Telemetry
+from pelago.runlog.events import ClientBlocked, ClientUnblocked
 
 LOOK_MS: Final = 1_000
 TOGETHER_S: Final = 10.0
@@ -58,12 +59,12 @@ class Listener:
             made_at = self._newest[place].get(host, -math.inf)
             blocked = not here and other is not None and made_at < other - TOGETHER_S
             if told.begins(label, now, blocked=blocked):
-                self._telemetry.event("unreached", host=host, socket=label, port=port)
+                self._telemetry.event(ClientBlocked(host, label, port))
                 self._telemetry.line(
                     f"{host} reaches the {LABELS[1 - place]} port {self._bind.port + 1 - place} but not the {label}"
                     f" port {port}, and can do nothing without both: let TCP port {port} through the firewalls"
                     " between"
                 )
             elif here and told.ends(label):
-                self._telemetry.event("reached", host=host, socket=label, port=port)
+                self._telemetry.event(ClientUnblocked(host, label, port))
                 self._telemetry.line(f"{host} reaches the {label} port {port}")

@@ -1,7 +1,6 @@
 """The thread in which the trainer of a worker, or of the evaluator, computes."""
 
 import threading
-from typing import Any
 
 from pelago.core.errors import CheckpointError
 from pelago.core.names import PushId
@@ -28,12 +27,7 @@ class TrainingThread:
         self._lane = Lane("trainer", context.on_work_fault)
         self._cancels: dict[PushId, threading.Event] = {}
         lane, telemetry = self._lane, context.telemetry
-
-        def log(entry: tuple[str, dict[str, Any]]) -> None:
-            kind, fields = entry
-            telemetry.event(kind, **fields)
-
-        port.begin(lambda kind, fields: lane.post(log, (kind, fields)))
+        port.begin(lambda note: lane.post(telemetry.event, note))
 
     def executors(self) -> Executors:
         """What carries out the effects of training."""

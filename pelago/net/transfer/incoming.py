@@ -28,6 +28,7 @@ from pelago.net.transfer.outgoing import UNKNOWN
 from pelago.net.transfer.peer_sockets import PeerSockets
 from pelago.protocol import transfer
 from pelago.protocol.stripes import Striping
+from pelago.runlog.events import TransferEvicted
 from pelago.wire.codec import decode_message
 from pelago.wire.messages import STRIPES_MAX, Abort, Begin, Chunk, Have, Message, Model, Push
 
@@ -244,7 +245,7 @@ class Incoming:
         one = min(unexpected or here, key=lambda each: each.heard_ps)
         if not unexpected and self._context.clock() - one.heard_ps < self._limits.idle_ps:
             return False
-        self._telemetry.event("transfer_evicted", peer=one.peer)
+        self._telemetry.event(TransferEvicted(one.peer))
         self._end(one)
         return True
 

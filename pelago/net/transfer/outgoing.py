@@ -18,6 +18,7 @@ from pelago.net.tensors.lane import Tensors
 from pelago.net.transfer.peer_sockets import PeerSockets
 from pelago.protocol import transfer
 from pelago.protocol.stripes import Striping
+from pelago.runlog.events import PayloadAbandoned
 from pelago.wire.codec import encode
 from pelago.wire.messages import Abort, Begin, Chunk, Have
 
@@ -259,7 +260,7 @@ class Outgoing:
             self._tensors.drop(one.blob)
 
     def _fail(self, one: _Transfer, reason: str) -> None:
-        self._telemetry.event("transfer_failed", peer=one.peer, reason=reason)
+        self._telemetry.event(PayloadAbandoned(one.peer, reason))
         self._end(one)
         self._sockets.send_frame(one.peer, Abort(one.number, "given up"))
         self._context.post(PeerLost(one.peer, reason))

@@ -13,7 +13,9 @@ from pelago.net.disk import free_bytes
 from pelago.net.durability.archive import Archive, Copier, name_of
 from pelago.net.durability.state_folder import StateFolder
 from pelago.net.telemetry import Telemetry
+from pelago.runlog.events import ArchiveFailed, SnapshotArchived
 from pelago.runlog.history import HISTORY, HistoryLine, IncarnationBegun, history_line
+from pelago.runlog.log import LOG_NAME, lines_of, read_log
 from tests.net.nodes import eventually
 from tests.small_disk import small_disk
 
@@ -72,7 +74,7 @@ async def test_a_snapshot_is_copied_with_its_history_and_its_bytes_stay(
     store.snapshot(4).write_bytes(b"snapshot four")
     store.drop_old()
     assert not list(store.folder.glob("spare-*"))
-    await eventually(lambda: _told(tmp_path, "archived"))
+    await eventually(lambda: _logged(tmp_path, SnapshotArchived))
     copied = tmp_path / "far" / name_of(7, 5)
     assert (copied / "snapshot").read_bytes() == b"snapshot three"
     assert (copied / HISTORY).read_bytes() == b"".join(
@@ -92,7 +94,7 @@ async def test_an_archive_that_takes_nothing_is_told_of_and_waited_for_by_nobody
     copier = Copier(Archive(str(tmp_path / "far")), minutes=1e-9, kept=2)
     copier.copy(store, 3, name_of(7, 5), 5, log)
     await asyncio.to_thread(copier.close)
-    await eventually(lambda: _told(tmp_path, "archive_trouble"))
+    await eventually(lambda: _logged(tmp_path, ArchiveFailed))
     assert copier.due
     log.close()
 
@@ -108,11 +110,11 @@ async def test_a_copy_for_which_there_is_no_room_leaves_nothing_behind(
         copier = Copier(Archive(str(far)), minutes=1e-9, kept=2)
         copier.copy(store, 3, name_of(7, 5), 5, log)
         await asyncio.to_thread(copier.close)
-        await eventually(lambda: _told(tmp_path, "archive_trouble"))
+        await eventually(lambda: _logged(tmp_path, ArchiveFailed))
         assert not list(far.iterdir())
         assert free_bytes(far) == free
     log.close()
 
 
-def _told(folder: Path, kind: str) -> bool:
-    return f'"{kind}"' in (folder / "events.jsonl").read_text(encoding="utf-8")
+def _logged(folder: Path, kind: type) -> bool:
+    return any(lines_of(kind, read_log(folder / LOG_NAME)))
