@@ -61,8 +61,8 @@ def test_a_walk_passes_few_files(heading: str) -> None:
     assert len({file for file, _ in WALKS[heading]}) <= FILES_MAX[heading]
 
 
-def test_there_is_a_walk_of_a_key() -> None:
-    assert KEY in WALKS
+def test_there_are_both_walks() -> None:
+    assert set(WALKS) == set(FILES_MAX)
 
 
 def test_a_step_without_a_place_is_found() -> None:
