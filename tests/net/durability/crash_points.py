@@ -42,6 +42,7 @@ from pelago.net.durability.state_folder import StateFolder
 from pelago.net.limits import Limits
 from pelago.net.node import Node, NodeSettings
 from pelago.net.sockets import pair
+from pelago.net.sockets.connections import Connections
 from pelago.net.sockets.pair import Bind, Connect
 from pelago.net.telemetry import Telemetry
 from pelago.net.transfer.incoming import Incoming
@@ -225,7 +226,7 @@ def arm(fuse: Fuse) -> None:
     def sent(_node: Node, _peer: str, encoded: bytes, _blob: int | None) -> str:
         return type(decode_message(RUN, encoded)).__name__.lower()
 
-    def said(_node: Node, _peer: str, parts: list[bytes]) -> str:
+    def said(_connections: Connections, _peer: str, parts: list[bytes]) -> str:
         return type(decode_frame(RUN, parts[0])).__name__.lower() if len(parts) == 2 else ""
 
     os.writev, os.write = journal_write, snapshot_write  # type: ignore[assignment]
@@ -247,7 +248,7 @@ def arm(fuse: Fuse) -> None:
     around(fuse, StateFolder, "recovered", "recovered")
     around(fuse, StateFolder, "cut", "cut")
     around(fuse, Node, "_send_now", sent, late=True)
-    around(fuse, Node, "_send_control", said, late=True)
+    around(fuse, Connections, "send_control", said, late=True)
     around(fuse, Incoming, "_complete", "whole")
 
 
