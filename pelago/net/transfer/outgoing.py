@@ -7,7 +7,7 @@ the chunks that it asks about, on the stripe's own connection.
 """
 
 import random
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, assert_never
 
@@ -49,6 +49,8 @@ class _Transfer:
     message: bytes
     striping: Striping
     stripes: list[_Stripe]
+    answers: int = 0
+    """`Have` frames that came so far."""
     over: bool = False
 
     @property
@@ -65,8 +67,6 @@ class Outgoing:
         self._tensors = tensors
         self._sockets = sockets
         self._telemetry = context.telemetry
-        self._answers: Counter[Peer] = Counter()
-        """How often each receiver has answered so far."""
         self._transfers: dict[Peer, _Transfer] = {}
         self._ask = False
         self._sizes: tuple[int, ...] = ()
@@ -99,7 +99,7 @@ class Outgoing:
         if frame.stripe >= len(one.stripes):
             self._telemetry.drop("stripe", peer, f"{frame.stripe} of {len(one.stripes)}")
             return
-        self._answers[peer] += 1
+        one.answers += 1
         stripe, now = one.stripes[frame.stripe], self._context.clock()
         self._obey(one, stripe, stripe.sender.have(frame.query, frame.through, frame.beyond, now))
 
@@ -137,8 +137,9 @@ class Outgoing:
         return peer in self._transfers
 
     def answers(self, peer: Peer) -> int:
-        """How often a peer has said what of a payload has arrived."""
-        return self._answers[peer]
+        """How often a peer has said what has arrived of the payload under way to it; 0 if there is none."""
+        one = self._transfers.get(peer)
+        return 0 if one is None else one.answers
 
     def reconnected(self, peer: Peer) -> None:
         """A connection to a peer was made anew: ask at once what arrived over the old one."""
