@@ -11,8 +11,8 @@ from pelago.net.telemetry import Telemetry
 from pelago.tensor.encoding import Encoding
 from pelago.wire.messages import Event, Message
 
-Executors: TypeAlias = Mapping[type, Callable[[Any], None]]
-"""What carries out the effects of each type; called on the event loop's thread."""
+NodeEffectMethods: TypeAlias = Mapping[type, Callable[[Any], None]]
+"""How effects are carried out, by their type; called on the event loop's thread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The real driver: runs one machine on uvloop, ZeroMQ and threads.
 
 Whatever happens on sockets, timers, signals, the tensor threads and the trainer becomes an event. Every effect
-that the machine returns is carried out by the executor of its type. The machine is called on the event loop's
+that the machine returns is carried out by the executor that knows its type. The machine is called on the event loop's
 thread only, one event at a time, in the order in which the events were posted.
 """
 
@@ -37,7 +37,7 @@ from pelago.core.tensor_effects import Loaded
 from pelago.durable.record import Begun
 from pelago.net.clock import HOUSEKEEPING_S, NodeClock, TickTimer
 from pelago.net.command import EXIT_FAILED
-from pelago.net.context import Executors, NodeContext
+from pelago.net.context import NodeContext, NodeEffectMethods
 from pelago.net.crash_report import RecentEvents
 from pelago.net.dispatcher import Dispatcher
 from pelago.net.durability.manager import DurabilityManager, StateStore
@@ -78,20 +78,20 @@ PAUSED: Final = "paused"
 """`Finish.reason` of a durable server that was stopped to be started again: the run goes on."""
 
 
-class NodePart(Protocol):
-    """A part that only some nodes have, such as a worker's trainer, and the effects that it carries out."""
+class NodeExecutor(Protocol):
+    """Carries out effects that only some nodes know, such as a worker's training."""
 
-    def executors(self) -> Executors:
-        """What carries out each type of effect."""
+    def methods(self) -> NodeEffectMethods:
+        """How each type of effect is carried out."""
         ...
 
     def close(self) -> None:
-        """Give back what the part holds: the node ends."""
+        """The node ends: release everything."""
         ...
 
 
-PartFactory: TypeAlias = Callable[[NodeContext, Tensors], NodePart]
-"""Makes a part of a node that begins to run."""
+NodeExecutorFactory: TypeAlias = Callable[[NodeContext, Tensors], NodeExecutor]
+"""Makes an executor for a node that begins to run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +99,7 @@ class NodeSettings:
     """What a node is made of, beside its machine.
 
     ``name``: of this process, unique in the run; what servers call it. ``server``: where it listens, or None;
-    ``upstreams``: the servers that it belongs to. ``parts``: for the effects that only some nodes know.
+    ``upstreams``: the servers that it belongs to. ``executors``: for the effects that only some nodes know.
     ``loaded``: the version that is in the plane at the start. ``crash_file``: where a broken invariant is
     reported.
     """
@@ -108,7 +108,7 @@ class NodeSettings:
     name: Peer
     server: Bind | None = None
     upstreams: tuple[Connect, ...] = ()
-    parts: tuple[PartFactory, ...] = ()
+    executors: tuple[NodeExecutorFactory, ...] = ()
     limits: Limits = field(default_factory=Limits)
     encoding: Encoding = FP32
     """Of the payloads that this node sends, and the only one in which it takes any."""
@@ -161,7 +161,7 @@ class Node:
             on_work_fault=self._on_work_fault,
         )
         self._connections = Connections(self._context, settings.server, settings.upstreams)
-        self._executors: dict[type, Callable[[Any], None]] = {}
+        self._methods: dict[type, Callable[[Any], None]] = {}
         self._recent = RecentEvents()
         self._inbox: deque[Event] = deque()
         self._handling = False
@@ -250,12 +250,12 @@ class Node:
             )
         )
         self._ticks = TickTimer(self.clock, self.post)
-        self._executors.update(self._shared_executors())
-        self._executors.update(self.tensors.executors())
-        for make_part in settings.parts:
-            part = make_part(context, self.tensors)
-            resources.callback(part.close)
-            self._executors.update(part.executors())
+        self._methods.update(self._shared_methods())
+        self._methods.update(self.tensors.methods())
+        for make_executor in settings.executors:
+            executor = make_executor(context, self.tensors)
+            resources.callback(executor.close)
+            self._methods.update(executor.methods())
         if settings.handle_signals:
             resources.callback(listen(self._loop, self._on_signal))
         self._housekeeping = self._loop.call_later(HOUSEKEEPING_S, self._keep_house)
@@ -283,12 +283,12 @@ class Node:
             self._crash(error)
 
     def _execute(self, effect: Effect) -> None:
-        executor = self._executors.get(type(effect))
-        assert executor is not None, f"this node cannot carry out {type(effect).__name__}"
-        executor(effect)
+        method = self._methods.get(type(effect))
+        assert method is not None, f"this node cannot carry out {type(effect).__name__}"
+        method(effect)
 
-    def _shared_executors(self) -> Executors:
-        """What carries out the effects that every node knows."""
+    def _shared_methods(self) -> NodeEffectMethods:
+        """How the effects that every node knows are carried out."""
         return {
             Send: self._send,
             SetTick: lambda effect: self._ticks.set(effect.interval_ps),

@@ -7,7 +7,7 @@ from pelago.core import machine
 from pelago.core.frozen import frozen
 from pelago.core.machine import Started
 from pelago.core.training_effects import Train
-from pelago.net.context import Executors, NodeContext
+from pelago.net.context import NodeContext, NodeEffectMethods
 from pelago.net.node import CRASHED
 from pelago.net.tensors.lane import Tensors
 from pelago.net.tensors.training import TrainingThread
@@ -23,9 +23,11 @@ def effect_types() -> set[type]:
 
 async def test_a_node_with_a_trainer_can_carry_out_every_effect(nodes: Nodes) -> None:
     script = Script()
-    node = nodes.server(script, plane=nodes.plane(), parts=(partial(TrainingThread, Lessons()),))
+    node = nodes.server(
+        script, plane=nodes.plane(), executors=(partial(TrainingThread, Lessons()),)
+    )
     await script.hears(Started)
-    assert effect_types() <= node._executors.keys()
+    assert effect_types() <= node._methods.keys()
     assert len(effect_types()) > 10
 
 
@@ -60,7 +62,7 @@ class Adder:
         self._context = context
         self.closed = False
 
-    def executors(self) -> Executors:
+    def methods(self) -> NodeEffectMethods:
         return {Reduce: self._reduce}
 
     def close(self) -> None:
@@ -83,7 +85,7 @@ async def test_a_new_effect_and_its_event_need_a_part_and_nothing_else(nodes: No
         made.append(Adder(context, tensors))
         return made[0]
 
-    nodes.server(script, parts=(make,))
+    nodes.server(script, executors=(make,))
     assert await script.hears(Reduced) == Reduced(6)
     await nodes.stop("gps")
     assert made[0].closed

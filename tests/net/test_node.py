@@ -235,7 +235,7 @@ async def test_training_answers_with_progress_and_the_pseudo_gradient(nodes: Nod
     machine, lessons = pupil([Train(a_lease(4), Version(1, 0), 1, 0)]), Lessons()
     lessons.go.set()
     plane = nodes.plane(seed=9)
-    node = nodes.server(machine, plane=plane, parts=(partial(TrainingThread, lessons),))
+    node = nodes.server(machine, plane=plane, executors=(partial(TrainingThread, lessons),))
     trained = await machine.hears(Trained)
     push = a_lease(4).push
     assert machine.of(Progress) == [Progress(push, step, step // 3) for step in (1, 2, 3)]
@@ -256,7 +256,7 @@ async def test_a_cancelled_lease_is_not_answered_and_the_next_one_is(nodes: Node
         [Train(first, Version(1, 0), 1, 0), Train(second, Version(1, 0), 1, 0)],
         [Cancel(first.push)],
     )
-    node = nodes.server(machine, plane=nodes.plane(), parts=(partial(TrainingThread, lessons),))
+    node = nodes.server(machine, plane=nodes.plane(), executors=(partial(TrainingThread, lessons),))
     await machine.until(lambda: Progress(second.push, 2, 0) in machine.events)
     lessons.go.set()
     trained = await machine.hears(Trained)
@@ -268,7 +268,7 @@ async def test_a_cancelled_lease_is_not_answered_and_the_next_one_is(nodes: Node
 async def test_a_node_that_ends_stops_its_trainer(nodes: Nodes) -> None:
     lessons = Lessons()
     machine = pupil([Train(a_lease(), Version(1, 0), 1, 0)])
-    nodes.server(machine, plane=nodes.plane(), parts=(partial(TrainingThread, lessons),))
+    nodes.server(machine, plane=nodes.plane(), executors=(partial(TrainingThread, lessons),))
     await machine.hears(Progress)
     await nodes.stop("gps")
     assert not machine.of(Trained)
@@ -277,7 +277,7 @@ async def test_a_node_that_ends_stops_its_trainer(nodes: Nodes) -> None:
 async def test_validation_measures_and_exports(nodes: Nodes) -> None:
     machine, lessons = pupil([Validate(Version(1, 7), 1, export=True)]), Lessons()
     plane = nodes.plane(seed=2)
-    node = nodes.server(machine, plane=plane, parts=(partial(TrainingThread, lessons),))
+    node = nodes.server(machine, plane=plane, executors=(partial(TrainingThread, lessons),))
     assert await machine.hears(Validated) == Validated(Version(1, 7), 2.5, 1000)
     assert lessons.exported == 1
     assert torch.equal(lessons.seen[0], plane.model())
@@ -292,7 +292,7 @@ async def test_a_trainer_that_fails_ends_the_node_with_its_fault(nodes: Nodes) -
     nodes.server(
         pupil([Validate(Version(1, 0), 1, export=False)]),
         plane=nodes.plane(),
-        parts=(partial(TrainingThread, Failing()),),
+        executors=(partial(TrainingThread, Failing()),),
     )
     finish = await nodes.finish("gps")
     assert finish.reason == CRASHED

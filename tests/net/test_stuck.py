@@ -102,7 +102,7 @@ async def test_a_thread_that_hangs_ends_its_node_and_nobody_waits_for_it(
     gps, hanging = Script(server), Hanging()
     nodes.server(gps, plane=nodes.plane())
     client = Plane(nodes.manifest, None, exchanges=False)
-    nodes.client(machine, "worker", plane=client, parts=(partial(TrainingThread, hanging),))
+    nodes.client(machine, "worker", plane=client, executors=(partial(TrainingThread, hanging),))
     leave = await gps.hears(Leave)
     finish = await nodes.finish("worker")
     hanging.back.set()

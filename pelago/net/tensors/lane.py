@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 from pelago.core.names import BlobId
 from pelago.core.tensor_effects import Apply, Difference, Measure, Measured, Pin, Release
 from pelago.durable.replay import perform
-from pelago.net.context import Executors
+from pelago.net.context import NodeEffectMethods
 from pelago.tensor.plane import Plane
 
 JOIN_S: Final = 5.0
@@ -119,7 +119,7 @@ class Tensors:
         assert self._plane is None
         self._plane = plane
 
-    def executors(self) -> Executors:
+    def methods(self) -> NodeEffectMethods:
         """What queues each effect on tensors; they are performed in the order of emission."""
         return {
             Pin: self._create,

@@ -13,7 +13,7 @@ from pelago.core.training_effects import (
     Validate,
     Validated,
 )
-from pelago.net.context import Executors, NodeContext
+from pelago.net.context import NodeContext, NodeEffectMethods
 from pelago.net.tensors.lane import Lane, Tensors
 
 
@@ -29,7 +29,7 @@ class TrainingThread:
         lane, telemetry = self._lane, context.telemetry
         port.begin(lambda note: lane.post(telemetry.event, note))
 
-    def executors(self) -> Executors:
+    def methods(self) -> NodeEffectMethods:
         """What carries out the effects of training."""
         return {
             Train: self.train,
