@@ -43,7 +43,7 @@ def build(run: RunFile) -> Initial:
             raise ConfigError(f"no room for temporary files (TMPDIR says where): {error}") from None
         path, number = Path(f"/proc/self/fd/{model.fileno()}"), model.fileno()
         flags = ("--run", "/dev/stdin", "--initialise", str(path))
-        children.ask("worker", *flags, told=dump(run), pass_fds=[number])
+        children.ask("worker", *flags, stdin_text=dump(run), pass_fds=[number])
         return read(path)
 
 

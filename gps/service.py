@@ -41,7 +41,7 @@ S_PER_MINUTE: Final = 60.0
 
 
 def serve(options: argparse.Namespace, run: RunFile) -> int:
-    """Run the GPS until its budget is reached and everybody has left, then write the results."""
+    """Run the GPS until its budget is reached and all clients have left, then write the results."""
     # One thread: its blocks fit the cache, and a norm then has the same last bits everywhere.
     torch.set_num_threads(1)
     host, port = command.address(options.bind, run.gps_bind(), "--bind")
@@ -103,7 +103,7 @@ async def _run(
 async def _export_regularly(
     node: Node, gps: Gps, run: RunFile, out: Path, log: Telemetry, lock: asyncio.Lock
 ) -> None:
-    """Write the global model every so often, until the run ends; one that fails is left to the next."""
+    """Write the global model every so often, until the run ends; after a failure, try again the next time."""
     while run.run.export_minutes:
         await asyncio.sleep(run.run.export_minutes * S_PER_MINUTE)
         async with lock:

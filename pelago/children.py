@@ -2,7 +2,7 @@
 
 A child is this file, run by its path. It asks the kernel to be killed when its parent ends, however that
 ends (prctl(2), PR_SET_PDEATHSIG), before it imports anything, and gives up if its parent ended even
-earlier. So it goes from child to grandchild, and nobody has to clean up behind a `kill -9`.
+earlier. So it goes from child to grandchild, and no process is left behind by a `kill -9`.
 
 Nothing that lies in the working folder is executed by a child, be it called queue.py, torch.py or
 worker.py: PYTHONSAFEPATH keeps that folder off its path and off those of whatever its libraries start.
@@ -45,7 +45,7 @@ def leave_working_folder() -> None:
     except OSError as error:
         why = "was removed" if isinstance(error, FileNotFoundError) else f"is not known: {error}"
         name = os.path.basename(sys.argv[0].removesuffix("/__main__.py"))
-        with suppress(OSError, ValueError):  # Nobody may be listening.
+        with suppress(OSError, ValueError):  # There may be no listener.
             sys.stderr.write(
                 f"{name}: the working folder {why}; go to one that is there (cd DIR)\n"
             )
@@ -88,18 +88,18 @@ def start(
 def ask(
     role: str,
     *flags: str,
-    told: str,
+    stdin_text: str,
     pass_fds: Collection[int] = (),
     heard: Callable[[str], bool] = lambda _: False,
 ) -> str:
-    """Run `ROLE FLAGS...` to its end: what it wrote to stdout. Raises `ConfigError` with its own words.
+    """Run `ROLE FLAGS...` to its end and return what it wrote to stdout. Raises `ConfigError` with its own message.
 
-    ``told``: what it reads from stdin. ``heard`` is given the lines of its stderr as they come and says
-    whether it understood them. An interrupt of ours is its end.
+    ``stdin_text``: what it reads from stdin. ``heard`` is given the lines of its stderr as they come and says
+    whether it understood them. If this process is interrupted, the child is killed.
     """
     words: list[str] = []
     with ExitStack() as stack:
-        stdin, stdout = _temporary(stack, told), _temporary(stack, "")
+        stdin, stdout = _temporary(stack, stdin_text), _temporary(stack, "")
         stderr = subprocess.PIPE
         with start(
             role, *flags, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds

@@ -1,12 +1,12 @@
-"""`pelago audit`: proves from what the servers wrote down that no sample and no update counts twice.
+"""`pelago audit`: proves from the servers' histories that no sample and no update counts twice.
 
 Every server keeps a history that is never cut: a line for each update that it applied, with the samples in
-it, and for each that came to nothing. The GPS's says which samples are in the global model, the LPSs' which
-updates of workers they are from. Whoever reads them together can say of every range what became of it.
+it, and for each that was rejected. The GPS's history says which samples are in the global model. The LPSs'
+histories say which updates of workers the samples are from. Together they account for every range of samples.
 
-A GPS that went on from a snapshot (`--resume`) has forgotten what the life before it did after that. The
-regions have not: each exchange that they were told was applied by a life before, and that the GPS does not
-know, is lost. One of the life that went on, which its fence tells, is an exception as ever.
+A GPS that continues from a snapshot (`--resume`) does not know what the incarnation before it did after that
+snapshot. The regions do. An exchange is lost if an earlier incarnation acknowledged it as applied and the GPS
+does not know it. An exchange of the incarnation that continued (its fence says so) is an exception as usual.
 """
 
 import json
@@ -48,9 +48,9 @@ class Audit:
     doubled: int = 0
     """Samples that count twice, or more."""
     resumed: list[str] = field(default_factory=list)
-    """From where the GPS went on with other lives' states."""
+    """The states of other incarnations that the GPS continued from."""
     incarnation: int = -1
-    """Of the GPS's last life that did so: its fences begin there, and those of lives before are lower."""
+    """Of the GPS's last incarnation that did so: its fences begin there; those of earlier ones are lower."""
     lost: list[str] = field(default_factory=list)
     """Exchanges that were acknowledged, and are not in what the GPS went on from."""
     lost_samples: int = 0
@@ -105,17 +105,17 @@ def histories(out: Path) -> dict[str, list[HistoryLine]]:
     return {path.parent.parent.name: read_history(path) for path in paths}
 
 
-def examine(told: dict[str, list[HistoryLine]]) -> Audit:
+def examine(recorded: dict[str, list[HistoryLine]]) -> Audit:
     """What the histories of one run's servers prove together."""
     found = Audit()
     trained: dict[str, SpanSet] = {}
-    for node, lines in told.items():
+    for node, lines in recorded.items():
         if node != "gps":
             trained[node.removeprefix("lps-")] = _region(node, lines, found)
-    pushes, samples = _global(told.get("gps", []), trained, found)
-    if "gps" in told:
+    pushes, samples = _global(recorded.get("gps", []), trained, found)
+    if "gps" in recorded:
         for region in trained:
-            _acknowledged(region, told[f"lps-{region}"], pushes, samples, found)
+            _acknowledged(region, recorded[f"lps-{region}"], pushes, samples, found)
     return found
 
 

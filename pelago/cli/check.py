@@ -21,9 +21,9 @@ from pelago.net.sockets.tcp_ports import THIS_MACHINE, require_free
 from pelago.net.telemetry import say
 
 PROGRESS: Final = "progress"
-"""First word of the lines in which a worker that describes says how far it is."""
+"""First word of a progress line of the worker that describes the model."""
 MODEL_BYTES: Final = "model_bytes"
-"""And of the line in which it says how large the model is."""
+"""First word of its line with the size of the model."""
 
 
 def check(run: RunFile, *, step: bool = True) -> int:
@@ -79,7 +79,7 @@ def _servers(run: RunFile) -> dict[str, tuple[tuple[str, int], tuple[str, int]]]
 
 
 def _doubts(run: RunFile) -> Iterator[str]:
-    """What may be right all the same: names can come to be known, and proxies stand between."""
+    """Warnings that need not be errors: a name may become known later, and there may be a proxy."""
     for name, ((bind_host, _), (host, port)) in _servers(run).items():
         shown = f"{name}: connect = {address.join(host, port)}"
         try:
@@ -152,9 +152,9 @@ def _check_out(out: Path) -> None:
 
 
 def _check_room(run: RunFile, model_bytes: int) -> tuple[list[str], str]:
-    """Lines that say what the run will need on the disks of this machine, and has, and what elsewhere; and what
-    may be too little, or "". Raises `ConfigError` where it surely is."""
-    # It imports torch, which takes seconds; what is wrong with ports and folders is known before.
+    """Lines with the room that the run needs and finds on the disks of this machine, and needs elsewhere; and a
+    warning if the room may be too small, or "". Raises `ConfigError` where it surely is too small."""
+    # It imports torch, which takes seconds; faults of ports and folders are reported before.
     from pelago.net.durability import disk_needs
 
     here, elsewhere = disk_needs.on_this_machine(run, model_bytes, run.out)
@@ -169,8 +169,8 @@ def _check_room(run: RunFile, model_bytes: int) -> tuple[list[str], str]:
 
 
 def _describe_model(run: RunFile, step: bool) -> tuple[str, int]:
-    """Build the model and open the corpus in a worker of their own, which is what knows how to. Returns what
-    it says of them, and the bytes of a model."""
+    """Build the model and open the corpus in a worker process, since only workers can. Returns its description of
+    both, and the bytes of a model."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         shown = _shows_progress(progress)
@@ -185,12 +185,14 @@ def _describe_model(run: RunFile, step: bool) -> tuple[str, int]:
             return True
 
         flags = ("--run", "/dev/stdin", "--describe", *(() if step else ("--no-step",)))
-        described = children.ask("worker", *flags, told=run_toml.dump(run), heard=heard).strip()
+        described = children.ask(
+            "worker", *flags, stdin_text=run_toml.dump(run), heard=heard
+        ).strip()
     return described, model_bytes
 
 
 def _shows_progress(progress: Progress) -> Callable[[str], bool]:
-    """Shows how far the child is, which says so in lines of their own."""
+    """Shows the progress that the child reports in lines of their own."""
     tasks: list[TaskID] = []
 
     def heard(line: str) -> bool:

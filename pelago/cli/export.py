@@ -1,4 +1,4 @@
-"""`pelago export`: the global model of a run that goes on, or that ended before its time."""
+"""`pelago export`: the global model of a run that is under way, or that ended early."""
 
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from pelago.tensor.manifest import Manifest
 
 
 def export(source: Path, out: Path | None, run_file: str | None) -> int:
-    """Write what an evaluator would: ``model/``; where it cannot be built, the bare weights. Returns the
-    exit code. Raises `PelagoError`.
+    """Write ``model/`` as an evaluator does; where it cannot be built, write the weights alone. Returns the exit
+    code. Raises `PelagoError`.
 
-    ``run_file``: where the model and the corpus are, if not where the GPS found them.
+    ``run_file``: says where the model and the corpus are, if not where the GPS found them.
     """
     other = None if run_file is None else run_toml.load(run_file)
     found = find(source)

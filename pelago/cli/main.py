@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     resume = commands.add_parser(
         "resume",
         help="go on with a run, from its folder or a snapshot, on this machine",
-        description="As `pelago local`, but the GPS goes on from an earlier life of the run: with a larger "
+        description="As `pelago local`, but the GPS goes on from an earlier incarnation of the run: with a larger "
         "budget, another learning rate, other regions. On hosts of their own, start the daemons with --resume "
         "instead.",
     )
@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     audit = commands.add_parser(
         "audit",
         help="prove that nothing was lost or applied twice",
-        description="Read what the servers of a run wrote down of every update, and prove that each range of "
+        description="Read the histories of a run's servers, which name every update, and prove that each range of "
         "samples was applied once, or name the exceptions. Exit code 0: clean, 1: exceptions.",
     )
     audit.add_argument(
@@ -115,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code. An error that is not ours is one line on stderr."""
+    """Run a command; returns its exit code. An error that a user can mend is one line on stderr."""
     children.leave_working_folder()
     return ended(_run(parser().parse_args(arguments)))
 
@@ -158,7 +158,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _require_state(source: Path) -> None:
-    """Raises `ConfigError` unless a folder has a GPS's state, or is one: to read it takes torch, and seconds."""
+    """Raises `ConfigError` unless a folder has a GPS's state, or is one. Cheap: to read the state takes seconds."""
     if not source.is_dir():
         raise ConfigError(f"{source}: no such folder")
     for state in (source / "gps" / "state", source):

@@ -44,9 +44,9 @@ def _never_empty(value: str) -> str:
 
 
 COUNT_MAX: Final = 1 << 48
-"""Of whatever is counted; the protocol has the same limit."""
+"""The largest count; the protocol has the same limit."""
 ROUND_SAMPLES_MAX: Final = 1 << 32
-"""Of a worker's round; the protocol lends no more at once."""
+"""The most samples of a worker's round; the protocol lends no more at once."""
 SECONDS_MAX: Final = 100 * 365 * 24 * 3600
 """A hundred years: a longer time is a mistake, and clocks and timers have no room for it."""
 FLOAT_MAX: Final = 1e38

@@ -65,7 +65,7 @@ class RunFile(Section):
 
     @property
     def gps_region(self) -> str:
-        """Name of the region where the GPS stands."""
+        """Name of the GPS's region."""
         return self.gps.region or self.region[0].name
 
     @property
@@ -80,7 +80,7 @@ class RunFile(Section):
 
     @property
     def out(self) -> Path:
-        """Folder of the results. Raises `ConfigError` for that of a user who is not known here."""
+        """Folder of the results. Raises `ConfigError` for a ``~user`` that this host does not know."""
         return reading.require_expanded(self.run.out or f"runs/{self.run.name}", "run.out")
 
     @property

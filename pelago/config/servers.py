@@ -33,11 +33,11 @@ class ServerSection(Section):
     update_norm_max: PositiveFloat = 1e6
     """An update with a larger norm, or one that is not finite, is rejected."""
     rejected_max: Positive = 16
-    """Updates of one worker (at the GPS: of one region) in a row that may be rejected, or not come about since
-    no gradient was finite. Then it is told to end; if no other does better, the run ends with an error."""
+    """How many updates of one worker (at the GPS: of one region) in a row may be rejected, or be missing since no
+    gradient was finite. Then it is asked to end; if no other does better, the run ends with an error."""
     staged_max: Positive = 2
-    """Updates that may be staged or under way to this server at once. As many more may be late: who holds a
-    place for much longer than others need gives it to one who waits, and goes on beside that."""
+    """Updates that may be staged or under way to this server at once. As many more may be late: a client that
+    holds a place for much longer than others need loses it to one that waits, and goes on sending without it."""
     durability: Durability = "process"
     """What this server survives without losing anything that it acknowledged: none (nothing is written),
     process (kill -9 of it), host (loss of power; every acknowledgement waits for the disk)."""
@@ -72,15 +72,15 @@ class LpsSection(ServerSection):
     released HALoS code), carried into the next exchange, or replayed on top of a merge made at the
     send point."""
     lease_seconds: Seconds = 75.0
-    """Seconds for which a region keeps samples in hand, at the pace of its workers, beside a round for each of
-    them: so long it trains on without the GPS. 0: none ahead of need."""
+    """Seconds for which a region holds samples in advance, at the pace of its workers, beside a round for each of
+    them. It trains on for so long without the GPS. 0: no samples in advance."""
 
 
 class GpsSection(ServerSection):
     """The global parameter server."""
 
     region: str = ""
-    """The region where it stands; empty: the first one."""
+    """The region of the GPS; empty: the first one."""
     lr: PositiveFloat = 0.15
     momentum: Momentum = 0.5
     momentum_delay: Positive = 2
@@ -100,9 +100,9 @@ class GpsSection(ServerSection):
     """Where copies of the GPS's snapshots go, away from its host: a folder, or any URL that fsspec knows
     (s3://BUCKET/PATH, gs://..., file:///...). `gps --resume` goes on from them. Empty: nowhere."""
     snapshots_minutes: PositiveMinutes = 10.0
-    """Minutes between them: what a GPS that is lost with its disk loses at most, and the time of a copy."""
+    """Minutes between copies. A GPS that is lost with its disk loses at most these, and the time of a copy."""
     snapshots_kept: Positive = 3
-    """The newest so many stay."""
+    """How many copies stay, the newest ones."""
 
     @model_validator(mode="after")
     def _snapshots_of_something(self) -> Self:

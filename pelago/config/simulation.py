@@ -15,7 +15,7 @@ from pelago.config.fields import (
 
 
 class SimulatedEvent(Section):
-    """A node that is lost without a word, or comes back (or comes late), at a time of the run."""
+    """A node that is lost without a Leave, or comes back (or comes late), at a time of the run."""
 
     at_ms: Milliseconds
     node: str
@@ -31,7 +31,7 @@ class SimulationSection(Section):
     ] = "halos"
     problem: Literal["timing", "scalar", "quadratic", "nonconvex", "lm"] = "timing"
     model_bytes: Positive = 281_706_496
-    """Of a payload, as the links charge it; `lm` models may be smaller than what they stand for."""
+    """Size of a payload, as the links charge it; an `lm` model may be smaller than the one that it stands for."""
     step_ms: PositiveMilliseconds = 238.391
     """One local step of ``worker.batch_size`` samples at relative speed 1."""
     step_jitter: NonNegativeFloat = 0.0

@@ -24,7 +24,7 @@ class Timeouts:
 
     @classmethod
     def of(cls, network: NetworkSection, *, lossless: bool = False) -> Self:
-        """As a run file says. ``lossless``: for a driver that loses nothing, so that nobody ticks."""
+        """From a run file. ``lossless``: for a driver that loses nothing, so that no machine needs ticks."""
         heartbeat_ps = network.heartbeat_ms * PS_PER_MS
         return cls(
             tick_ps=0 if lossless else heartbeat_ps,

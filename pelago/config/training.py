@@ -29,8 +29,7 @@ class RunSection(Section):
     budget_local_steps: Positive = 98_304
     """Local steps counted at the GPS after which the run ends."""
     budget_minutes: Minutes = 0.0
-    """Minutes after the first lease at which the run ends, those not counted in which there was no GPS;
-    0: no limit."""
+    """Minutes after the first lease at which the run ends, without those in which no GPS ran; 0: no limit."""
     export_minutes: Minutes = 0.0
     """Minutes between exports of the global model while the run goes on; 0: at its end only."""
     out: UserPath = ""

@@ -1,4 +1,4 @@
-"""Validates the tables of a TOML file against a model, and words what is wrong with them.
+"""Validates the tables of a TOML file against a model, and describes the faults.
 
 The only place where errors of pydantic become messages for people: one entry a value, with its key, the value
 and what would be right.

@@ -5,7 +5,7 @@ of one pair of regions the same two `Link`s, one per direction, so that their co
 link as they would share a fibre.
 
 Everything has a limit. A stream's queue holds about `QUEUE_MS` of the link's rate; then its socket
-is not read, the kernel's buffer (kept small) fills, and the sender feels it. A stream whose
+is not read, the kernel's buffer (kept small) fills, and TCP slows the sender. A stream whose
 receiver does not read is not served, and the others take its share. Half-closes and resets travel
 as bytes do.
 
@@ -67,7 +67,7 @@ class _Stream:
         self.link.request(self)
 
     def reset(self) -> None:
-        """The source is gone without a word of farewell: so will be the sink, a latency later."""
+        """The source's connection was reset: so is the sink's, a latency later."""
         self._queue.clear()
         self.queued_bytes = 0
         self.link.send_past_the_queue(self, Mark.RESET)
@@ -158,7 +158,7 @@ class _End(asyncio.Protocol):
         self._connection.lost(self)
 
     def read(self, wanted: bool) -> None:
-        """Read the socket, or let the sender feel that nobody does."""
+        """Read the socket, or stop reading, so that TCP slows the sender down."""
         if self._transport is None or self._ended or self._transport.is_closing():
             return
         if wanted and not self._transport.is_reading():
@@ -237,23 +237,23 @@ class _Connection:
             self.target.abort()
 
     def lost(self, end: _End) -> None:
-        """A socket is gone: unless both streams had ended, its peer's shall go too."""
+        """A socket is gone: unless both streams had ended, drop the other one too."""
         other = self.target if end is self.client else self.client
         if self._up.swallows:
-            pass  # The other end is not told this either.
+            pass  # The other end does not learn this either.
         elif other.open and not (self._up.ended and self._down.ended):
             self.to(end).close()
             self.from_(end).reset()
         self._forget_if_over()
 
     def close_if_both_ended(self) -> None:
-        """Close both sockets once nothing can be said any more."""
+        """Close both sockets once both streams have ended."""
         if self._up.ended and self._down.ended:
             self.client.close()
             self.target.close()
 
     def swallow(self) -> None:
-        """Take all that comes, and pass nothing on any more; neither end is told."""
+        """Take all that comes, and pass nothing on any more; neither end learns of it."""
         for end in (self.client, self.target):
             stream = self.from_(end)
             stream.swallows = True
@@ -372,8 +372,8 @@ class WanProxy:
             connection.abort()
 
     def swallow(self) -> None:
-        """Be a firewall that has forgotten its connections: they and new ones stay open, and nothing comes out
-        of them. After `heal` new ones pass; those of before stay as they are."""
+        """Act as a firewall that has forgotten its connections: they and new ones stay open, and nothing comes out
+        of them. After `heal` new ones pass; the old ones stay as they are."""
         self._swallows = True
         for connection in tuple(self._connections):
             connection.swallow()

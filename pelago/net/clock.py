@@ -12,7 +12,7 @@ from pelago.core.machine import PS_PER_S, Tick
 HOUSEKEEPING_S: Final = 0.25
 """How often a node looks at its clock at least, and at its connections and transfers."""
 LISTEN_FIRST_S: Final = 0.1
-"""After a pause of the process, what came meanwhile is handled for so long before the machine's next tick."""
+"""How long after a pause of the process messages are handled before the machine's next tick."""
 LISTENING_TURNS: Final = 2
 """If the event loop comes to its timers later than so many of their intervals, it did not listen in between."""
 
@@ -40,7 +40,7 @@ class NodeClock:
         self._origin_ps = now - (self.read() - self._origin_ps)
 
     def expect_every(self, interval_ps: int) -> None:
-        """It will be read at least so often."""
+        """Declare that the clock will be read at least so often."""
         gap_ps_max = LISTENING_TURNS * interval_ps
         self._listening.gap_ps_max = min(self._listening.gap_ps_max, gap_ps_max)
 

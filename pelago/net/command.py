@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pelago.config.run_file import RunFile
 
 EXIT_FAILED: Final = 1
-"""The node could do its part no more, the run came to nothing, or a result could not be written."""
+"""The node could not go on, the run failed, or a result could not be written."""
 EXIT_USER: Final = 2
 """A run file, flag, path or port is wrong (the code that argparse uses as well)."""
 EXIT_REFUSED: Final = 3
@@ -99,8 +99,8 @@ def main(
 
 
 def ended(code: int, *, at_once: bool = False) -> int:
-    """What a command returns at its end. ``at_once``: end the process here; so does a console that takes
-    nothing any more, which must not change the exit code. Everything that has to be written was written.
+    """What a command returns at its end. ``at_once``: end the process here. A console that takes nothing any more
+    ends it here too, since it must not change the exit code. Everything that has to be written was written.
     """
     flushed = [_flush(stream) for stream in (sys.stdout, sys.stderr)]
     if at_once or not all(flushed):

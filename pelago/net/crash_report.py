@@ -60,7 +60,7 @@ class RecentEvents:
         try:
             atomic_files.write_text(path, json.dumps(story, indent=1))
         except OSError as fault:
-            # It is all that will be known: the caller tells it to people.
+            # Nothing else will be known: the caller prints it.
             frames = [line for each in story["traceback"] for line in each.splitlines()]
             summary += f" [no report written: {fault}] {' | '.join(frames)}"
         return summary
@@ -117,14 +117,16 @@ def replay(path: Path, machine: Machine[Message], after: int | None = None) -> i
     It is checked after each event, which may find what broke sooner than it was found then.
 
     Returns the number of events replayed, if nothing is raised: the fault is mended, or was the driver's.
-    Raises `CheckpointError` if the file is no report, or if an answer before the last is another than
-    it was: this is not the machine that crashed, or one that does better by now.
+    Raises `CheckpointError` if the file is no report, or if an answer before the last differs from the reported
+    one: this is not the machine that crashed, or its code has changed since.
     """
     events = read(path)
     if after is not None:
         events = [each for each in events if each.now > after]
     elif not (events and isinstance(events[0].event, Started)):
-        raise CheckpointError(f"{path} does not have what came first: restore a machine to tell it")
+        raise CheckpointError(
+            f"{path} does not have the first events: restore a machine and replay the rest"
+        )
     for number, (now, event, effects) in enumerate(events, start=1):
         answer = [repr(effect) for effect in machine.handle(event, now)]
         if number < len(events) and answer != effects:

@@ -35,7 +35,7 @@ def random_bits() -> str:
 
 
 def process_name(role: str, bits: str) -> str:
-    """A name for this process that no other process of a run has or had; ``bits`` see `random_bits`."""
+    """A name for this process that no other process of a run has or had. ``bits``: see `random_bits`."""
     host = "".join(
         c if c.isascii() and (c.isalnum() or c in "-.") else "-" for c in platform.node()
     )
@@ -68,14 +68,14 @@ def state_folder(folder: Path, name: str) -> Path:
 
 
 def is_certain(recovered: RecoveredState, durability: Durability) -> bool:
-    """Whether nothing can be missing at the end of a recovered state: with ``process``, the end may
-    be missing if the machine was restarted."""
+    """Whether the end of a recovered state is surely complete. With durability ``process`` it may be missing if the
+    host was restarted."""
     return durability == "host" or recovered.header.boot == boot_id()
 
 
 def may_be_torn(store: StateFolder, durability: Durability) -> bool:
-    """Whether damage to a folder may be what a crash of the machine leaves at this durability: nothing sound in the
-    folder says that it was written since the machine was started."""
+    """Whether a crash of the host may have damaged a folder at this durability: no sound file in the folder was
+    written since the host was started."""
     return durability != "host" and boot_id() not in store.boots()
 
 

@@ -15,8 +15,8 @@ def is_full(error: OSError) -> bool:
 
 
 def free_bytes(folder: Path) -> int:
-    """What a user may still write on the file system of a folder, or of the nearest one above it that is
-    there; very much where the file system does not tell. Raises `OSError`."""
+    """Bytes that a user may still write on the file system of a folder, or of the nearest existing folder above it;
+    a very large number where the file system does not say. Raises `OSError`."""
     found = os.statvfs(nearest(folder))
     return found.f_bavail * found.f_frsize if found.f_blocks else _UNKNOWN_BYTES
 

@@ -1,4 +1,4 @@
-"""What a node's driver grants its peers: sizes, numbers, patience."""
+"""Limits that a node's driver sets for its peers: sizes, numbers, times."""
 
 from dataclasses import dataclass
 from typing import Final, Self
@@ -63,7 +63,7 @@ class Patience:
 
     @classmethod
     def of(cls, network: NetworkSection) -> Self:
-        """As a run file wants it."""
+        """From a run file."""
         return cls(min(network.lost_after_ms, LOST_AFTER_MS_MAX))
 
     @property

@@ -167,7 +167,7 @@ class Node:
         self._handling = False
         self._crashed = False
         self._failure = ""
-        """Why this node leaves, if its work cannot be done at all."""
+        """Why this node leaves, if it cannot do its work."""
         self._stopping = False
         self._rounds = 0
 
@@ -279,7 +279,7 @@ class Node:
                 self._execute(effect)
             if self.durability is not None:
                 self.durability.snapshot_if_due(now)
-        except Exception as error:  # Whatever it is, it is a fault of our own.
+        except Exception as error:  # Any exception here is a fault of our own.
             self._crash(error)
 
     def _execute(self, effect: Effect) -> None:
@@ -301,7 +301,7 @@ class Node:
         try:
             encoded = encode(self.settings.run_id, message)
         except WireError as error:
-            # Numbers that peers claim can add up to more than a message holds; that must not end us.
+            # Numbers that peers claim can add up to more than a message holds; that must not end this node.
             self.telemetry.drop("unencodable", peer, str(error))
             if blob is not None:
                 self.post(PeerLost(peer, "unencodable"))
@@ -327,7 +327,7 @@ class Node:
         if self.durability is not None:
             self.durability.note(note)
         if isinstance(note, UnexpectedMessage | UnexpectedPull | UnexpectedOfRegion):
-            # A peer may send such as often as it likes, and the log may not grow by that.
+            # A peer may send such messages as often as it likes, and the log may not grow by them.
             peer = note.region if isinstance(note, UnexpectedOfRegion) else note.peer
             fields = VOCABULARY.fields(note).items()
             self.telemetry.drop(note.kind, peer, ", ".join(f"{k} {v}" for k, v in fields))
@@ -392,7 +392,7 @@ class Node:
         self._stopping = True
         self.telemetry.event(NodeStopping(name))
         if number == signal.SIGHUP and self._state_store is not None:
-            # To its peers as if it had been killed; but whatever is written need not be repeated.
+            # To its peers this looks like a kill; but events that are journalled need not be repeated.
             self._finish(Finish(PAUSED))
         else:
             self.post(StopRequested(name))

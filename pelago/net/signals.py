@@ -6,16 +6,15 @@ from collections.abc import Callable
 from typing import Final
 
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""By which a process is asked to end: at the terminal, by whoever manages it, when its terminal is gone."""
+"""Signals that ask a process to end: from the terminal, from its manager, and when its terminal is gone."""
 
 
 def listen(
     loop: asyncio.AbstractEventLoop, heard: Callable[[signal.Signals], None]
 ) -> Callable[[], None]:
-    """Have each signal of `ENDING` call ``heard``; returns what ends that.
+    """Have each signal of `ENDING` call ``heard``; returns a function that ends that.
 
-    But for those that were ignored when this process began (`nohup`, a shell's background): whoever began
-    it meant that.
+    Signals that were ignored when this process began stay ignored (`nohup`, a shell's background).
     """
     numbers = [each for each in ENDING if signal.getsignal(each) is not signal.SIG_IGN]
     for number in numbers:

@@ -1,4 +1,4 @@
-"""What a node tells: counters, a log of events for programs, clear lines for people.
+"""What a node reports: counters, a log of events for programs, lines for people.
 
 The lines of ``events.jsonl`` are those of `pelago.runlog.log`. They are handed to a thread that writes them at
 least each second, so that a slow disk never holds up the event loop. If the disk is full, the lines wait, up
@@ -141,7 +141,7 @@ class Telemetry:
             else:
                 self.counters["lines_lost"] += 1
             if self._writer is None:
-                # The node has closed; what is said of its results still comes into the log.
+                # The node has closed; events about its results are still logged.
                 self._log.write()
                 self._log.close()
 
@@ -189,13 +189,13 @@ class Telemetry:
             self._said_waiting = text
             return
         self._said_waiting = None
-        # Picoseconds are for programs, and what is empty tells nothing.
-        told = " ".join(
+        # Picoseconds are for programs, and empty fields say nothing.
+        shown = " ".join(
             f"{key}={_short(value)}"
             for key, value in fields.items()
             if value != "" and not key.endswith("_ps")
         )
-        self.line(f"{event.kind} {told}".rstrip())
+        self.line(f"{event.kind} {shown}".rstrip())
 
     def _write(self, log: "_Log") -> None:
         closing = False
@@ -280,8 +280,8 @@ class _Log:
 
 
 def say(text: str, stream: IO[str] | None = None) -> None:
-    """Print a line for people, on stdout or ``stream``, if that is possible: a terminal that is gone, a pipe that
-    nobody reads any more, or a console that is a file on a full disk, ends nobody."""
+    """Print a line for people, on stdout or ``stream``, if that is possible. A terminal that is gone, a pipe without
+    a reader, or a console that is a file on a full disk does not end the process."""
     with suppress(OSError, ValueError):
         print(text, file=stream, flush=True)
 

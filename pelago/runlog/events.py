@@ -6,7 +6,7 @@ The kinds and the names of the fields are those of `events.jsonl` and never chan
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeAlias, get_args
 
-# --- life of a process ----------------------------------------------------------------------------
+# --- start and end of a process -------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,10 +331,11 @@ class JournalUnblocked:
 
 @dataclass(frozen=True, slots=True)
 class DiskForecast:
-    """How much disk the node needs and has, in lines for people."""
+    """How much disk the node needs and has."""
 
     kind: ClassVar[str] = "disk"
-    told: tuple[str, ...]
+    disks: tuple[str, ...]
+    """A line for people for each disk. Written as ``told``."""
 
 
 @dataclass(frozen=True, slots=True)

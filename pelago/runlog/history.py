@@ -1,7 +1,7 @@
-"""A server's history: a line for each note that says what became of samples, over all lives of the server.
+"""A server's history: a line for each note about the outcome of samples, over all incarnations of the server.
 
-It is only ever appended to, but for one cut: a node that starts cuts off the lines after its snapshot, since
-replaying the journal gives them again.
+Lines are only appended, with one exception: a node that starts cuts off the lines after its snapshot, since the
+replay of the journal writes them again.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class IncarnationBegun:
 
 @dataclass(frozen=True, slots=True)
 class RunResumed:
-    """A GPS goes on with the state of an earlier life."""
+    """A GPS goes on with the state of an earlier incarnation."""
 
     kind: ClassVar[str] = "resumed"
     version: int
@@ -61,7 +61,7 @@ HistoryNote: TypeAlias = (
     | ExchangeBegun
     | ExchangeAnswered
 )
-"""Notes that a server never forgets: they say what became of samples."""
+"""Notes that a server keeps: they say what became of samples."""
 HistoryEntry: TypeAlias = HistoryNote | IncarnationBegun | RunResumed
 VOCABULARY: Final[Vocabulary[HistoryEntry]] = Vocabulary(get_args(HistoryEntry))
 """Writes and reads entries."""
@@ -100,8 +100,8 @@ def read_history(path: Path) -> list[HistoryLine]:
 
 
 def history_until(path: Path, number: int) -> bytes:
-    """The lines up to those of an event, as they lie in the file: of this life, and all of lives before; but
-    not what is behind damage. Raises `CheckpointError`."""
+    """The lines up to those of an event, as they lie in the file: of this incarnation, and all lines of earlier ones,
+    but none after damage. Raises `CheckpointError`."""
     if not path.exists():
         return b""
     view, _ = map_file(path)

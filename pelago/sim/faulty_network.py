@@ -153,7 +153,7 @@ class FaultyNetwork:
         name = sender.name_for(receiver)
         if not shipment.repeated and not receiver.machine.expects(name, shipment.message):
             draws.count("refused")
-            simulation.give(sender, PeerLost(shipment.peer, "nobody asked for it"))
+            simulation.give(sender, PeerLost(shipment.peer, "it is not expected here"))
             return
         self._deliver(shipment, receiver)
 

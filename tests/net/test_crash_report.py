@@ -171,7 +171,7 @@ async def test_what_came_before_a_report_is_in_the_folder_of_state(
     bug(monkeypatch)
     path = await a_gps_crashes(nodes, plane_factory=empty_plane, state_store=nodes.state_store())
     assert len(read(path)) == 4
-    with pytest.raises(CheckpointError, match="does not have what came first"):
+    with pytest.raises(CheckpointError, match="does not have the first events"):
         replay(path, Gps(gps_settings(tick_ms=20)))
 
     state_store = nodes.state_store()

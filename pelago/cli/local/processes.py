@@ -13,7 +13,7 @@ from pelago.cli.local.topology import NodeCommand
 from pelago.core.errors import ConfigError
 
 NOW_S: Final = 3.0
-"""How long nodes have that must end at once, before they are killed."""
+"""How long nodes that are asked to end at once have before they are killed."""
 LOG_LINES: Final = 3
 ONE_THREAD: Final = {
     name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -100,12 +100,12 @@ class NodeProcesses:
         self._latest[command.name] = NodeProcess(command, process)
 
     def kill_all(self) -> None:
-        """Kill whoever lives, and wait for the ends."""
+        """Kill the processes that still run, and wait for their ends."""
         for each in self.all:
             if not each.ended:
                 each.process.kill()
         for each in self.all:
-            with suppress(subprocess.TimeoutExpired):  # It waits for a device; it will end then.
+            with suppress(subprocess.TimeoutExpired):  # It waits for a device, and ends after that.
                 each.process.wait(NOW_S)
 
     def log(self, name: str) -> str:
@@ -113,7 +113,7 @@ class NodeProcesses:
         log = self._out / name / "console.log"
         try:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        except OSError as error:  # Somebody removed the folder of the results, say.
+        except OSError as error:  # For example, the folder of the results was removed.
             return f"{log} cannot be read: {error.strerror}"
         return " | ".join(lines[-LOG_LINES:]) or f"see {log}"
 

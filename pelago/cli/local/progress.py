@@ -25,10 +25,10 @@ from pelago.runlog.log import LOG_NAME, LogLine, LogReader, lines_of, read_log
 
 PLAIN_INTERVAL_S = 5.0
 GONE = (OSError, SystemExit)
-"""What rich raises when nobody takes its output any more: a terminal that is gone, a file on a full disk; and
-of a pipe that was closed it makes an end of the program, which is not its to decide."""
+"""What rich raises when its output is not taken any more: the terminal is gone, or the disk is full. For a closed
+pipe it raises `SystemExit`, which must not end the run."""
 HEAD_BYTES = 1 << 16
-"""Of a node's log, in which it tells what it is."""
+"""Bytes at the beginning of a node's log, in which it says on which device it computes."""
 
 
 class ProgressDisplay:
@@ -69,12 +69,12 @@ class ProgressDisplay:
 
     def say(self, text: str) -> None:
         """Print a line, above the table if there is one."""
-        # The output may be a file on a full disk, or a pipe that nobody reads any more: the run goes on.
+        # The output may be a file on a full disk, or a pipe without a reader: the run goes on.
         with suppress(*GONE):
             self._console.print(text, soft_wrap=True)
 
     def update(self) -> None:
-        """Read what the GPS has told since the last time and show it."""
+        """Read what the GPS has logged since the last call and show it."""
         for line in self._log.read():
             match line.event if isinstance(line, LogLine) else None:
                 case RunStatus() as event:
@@ -101,7 +101,7 @@ class ProgressDisplay:
             self.say(f"{self._headline(status).plain} | {_regions_line(status)}")
 
     def device(self, node: str) -> str:
-        """On which device a worker or the evaluator computes; empty as long as it has not told."""
+        """On which device a worker or the evaluator computes; empty until it has logged it."""
         lines = read_log(self._out / node / LOG_NAME, HEAD_BYTES)
         chosen = [event.device for _, event in lines_of(DeviceChosen, lines)]
         return chosen[-1] if chosen else ""
@@ -131,7 +131,7 @@ class ProgressDisplay:
         self.say(f"results in {self._out}: result.json, loss.png, model/")
 
     def _say_losses(self, result: dict[str, Any]) -> None:
-        """What came to nothing, if anything did."""
+        """Say how many steps and updates were lost, if any were."""
         skipped = sum(each["skipped"] for each in result["workers"].values())
         rejected = sum(each["rejected"] for each in result["lps"].values())
         if skipped or rejected or result["gps"]["rejected"]:

@@ -1,4 +1,4 @@
-"""The folder of a local run's results: made ready for a run, and what an earlier one left in it."""
+"""The folder of a local run's results: made ready for a run, with or without results of an earlier one."""
 
 import shutil
 import time
@@ -43,7 +43,7 @@ class EarlierResults:
 
 
 def prepare(out: Path, overwrite: bool) -> None:
-    """Make the folder for a new run; ``overwrite``: and remove what an earlier one left. Raises `ConfigError`."""
+    """Make the folder for a new run; ``overwrite``: and remove the results of an earlier one. Raises `ConfigError`."""
     if (out / "run.toml").exists() and not overwrite:
         raise ConfigError(f"{out} holds an earlier run: choose another --out, or pass --overwrite")
     require_idle(out)
@@ -65,7 +65,7 @@ def prepare_again(out: Path, earlier: EarlierResults) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for node in out.glob(f"*/{LOG_NAME}"):
-            # Progress is read from these logs, and what they say is over.
+            # Progress is read from these logs, and they are of the earlier incarnation.
             node.replace(node.with_name(f"events-until-{int(time.time())}.jsonl"))
         earlier.put_aside()
     except OSError as error:

@@ -23,12 +23,12 @@ POLL_S: Final = 0.1
 SETTLE_S: Final = 20.0
 """How long the others may take to end after the GPS has."""
 GOOD_END_S: Final = 5.0
-"""How long after a node ended in good order the GPS's log may take to say that the run is over; and how
-long after the GPS others may take to end by themselves: who has not joined by then is told by nobody."""
+"""How long after a node ended in good order the GPS's log may take to say that the run is over; and how long after
+the GPS other nodes may take to end by themselves: a node that has not joined by then hears of no end."""
 KILLED_MAX: Final = 100
-"""How often a restartable node is started if it is killed, which says nothing about it."""
+"""How often a restartable node is started if it is killed, which is no sign of a fault of its own."""
 FAILED_MAX: Final = 3
-"""And if it fails by itself."""
+"""How often a restartable node is started if it fails by itself."""
 
 
 class Supervisor:
@@ -46,11 +46,11 @@ class Supervisor:
         self._ending = False
         """Whether the run is to end: from then on nothing is started."""
         self._signals: list[signal.Signals] = []
-        """Signals by which somebody asked for the end."""
+        """Signals that asked for the end so far."""
         self._placed = set(("gps", *(f"lps-{each.name}" for each in run.region)))
-        """Nodes of which it is known on which device they compute."""
+        """Nodes whose device was reported."""
         self._kill_at = math.inf
-        """When whoever lives then is killed, by the loop's clock."""
+        """When the processes that still run are killed, by the loop's clock."""
         self._failure = ""
         self._ended_at: dict[str, float] = {}
         """When nodes were first seen to have ended in good order, by the loop's clock."""
@@ -137,7 +137,7 @@ class Supervisor:
                     self.progress.say(f"{name} computes on {device}")
 
     def _is_settled(self) -> bool:
-        """Whether the GPS has ended the run and told the others so, with or without all results."""
+        """Whether the GPS has ended the run and informed the other nodes, with or without all results."""
         code = self.processes.gps.code if self.processes.gps else None
         return code == 0 or (code is not None and code > 0 and (self.out / "result.json").exists())
 
@@ -146,7 +146,7 @@ class Supervisor:
         return any(lines_of(ServerConnected, lines))
 
     def _can_judge(self, ended: NodeProcess) -> bool:
-        """Whether it is known what an end means.
+        """Whether the reason for a node's end can be known by now.
 
         A node ends in good order most often because the run does. The GPS's log, which is written once a second,
         says so a moment later.

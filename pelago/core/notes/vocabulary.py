@@ -21,8 +21,13 @@ from typing import (
     get_type_hints,
 )
 
-WRITTEN_AS: Final = {"awaited": "for", "global_version": "global", "resumed_from": "from"}
-"""Fields that are written under another name, since Python has that word for itself."""
+WRITTEN_AS: Final = {
+    "awaited": "for",
+    "global_version": "global",
+    "resumed_from": "from",
+    "disks": "told",
+}
+"""Fields that are written under another name: Python reserves that word, or the files have an older name."""
 
 Read = Callable[[Any], Any]
 """Makes the value of a field from what was kept of it. Raises `ValueError` if it is of another type."""
@@ -80,12 +85,12 @@ class _Form:
 
     def write(self, value: Any) -> dict[str, Any]:
         """The fields of an object of this class."""
-        told = {}
+        record = {}
         for name, written, default in self._names:
             each = getattr(value, name)
             if each != default:
-                told[written] = _plain(each)
-        return told
+                record[written] = _plain(each)
+        return record
 
     def fits(self, written: Mapping[str, Any]) -> bool:
         """Whether these are the names of its fields, but for those that may be left out."""

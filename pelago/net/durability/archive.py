@@ -60,7 +60,7 @@ class Archive:
             ) from None
 
     def names(self) -> list[str]:
-        """All that are whole, oldest first. Raises `CheckpointError`."""
+        """Names of all complete copies, oldest first. Raises `CheckpointError`."""
         try:
             self._files.invalidate_cache()
             if not self._files.exists(self._root):
@@ -72,7 +72,7 @@ class Archive:
         return sorted(each.rpartition("/")[2] for each in whole)
 
     def put(self, name: str, snapshot: BinaryIO, history: bytes) -> None:
-        """Write one. Raises whatever the library behind the protocol does."""
+        """Write a copy. Raises whatever the library behind the protocol does."""
         folder = f"{self._root}/{name}"
         self._files.makedirs(folder, exist_ok=True)
         with self._files.open(f"{folder}/{SNAPSHOT}", "wb") as file:
@@ -82,13 +82,13 @@ class Archive:
         self._files.pipe_file(f"{folder}/{WHOLE}", b"")
 
     def remove_part(self, name: str) -> None:
-        """Remove what is not whole of one. Raises whatever the library does."""
+        """Remove the files of an incomplete copy. Raises whatever the library does."""
         folder = f"{self._root}/{name}"
         if not self._files.exists(f"{folder}/{WHOLE}"):
             self._files.rm(folder, recursive=True)
 
     def keep(self, newest: int) -> None:
-        """Remove all but so many, and what was never whole. Raises whatever the library does."""
+        """Remove all but so many complete copies, and all incomplete ones. Raises whatever the library does."""
         kept = self.names()[-newest:]
         for each in self._files.ls(self._root, detail=False):
             name = each.rstrip("/").rpartition("/")[2]
@@ -96,7 +96,7 @@ class Archive:
                 self._files.rm(each, recursive=True)
 
     def fetch(self, name: str, folder: Path) -> None:
-        """Copy one to this machine, as the state of a node without a journal. Raises `CheckpointError` for one
+        """Fetch a copy to this machine, as the state of a node without a journal. Raises `CheckpointError` for a copy
         that lacks a file, `ConfigError` if the archive cannot be read."""
         try:
             source = f"{self._root}/{name}"
@@ -149,7 +149,7 @@ class Copier:
         self._thread.start()
 
     def close(self) -> None:
-        """Wait for the copy that is being made, but not for ever."""
+        """Wait for the copy that is being made, at most for a time limit."""
         if self._thread is not None:
             self._thread.join(CLOSE_S)
 
@@ -182,5 +182,5 @@ def _job(
 
 
 def name_of(incarnation: int, number: int) -> str:
-    """What a copy is called: in the order in which they were made."""
+    """The name of a copy; names sort in the order in which the copies were made."""
     return f"{incarnation:010d}-{number:012d}"

@@ -26,7 +26,7 @@ SNAPSHOTS: Final = 2
 JOURNALS: Final = 2
 """The one being written, and those between the two snapshots."""
 TWICE: Final = 2
-"""Nearly all is there twice for as long as one file takes the place of another, so half of it always is."""
+"""Nearly everything is there twice while one file replaces another, so at least half of it is always there."""
 MOMENTS: Final = 2
 """Models that a worker's moments are as large as, with AdamW; one file of them, and one being written."""
 
@@ -87,8 +87,8 @@ def of_beginning(model_bytes: int) -> list[Need]:
 
 
 def on_this_machine(run: RunFile, model_bytes: int, out: Path) -> tuple[list[Need], list[Need]]:
-    """What the servers and the evaluator need that others find on this machine, with the workers of such
-    LPSs, and what those elsewhere need on theirs."""
+    """What the nodes on this machine need (servers whose address is here, the evaluator, the workers of LPSs that are
+    here), and what the nodes elsewhere need."""
     here: list[Need] = []
     elsewhere: list[Need] = []
     gps = here if run.gps_connect()[0] in THIS_MACHINE else elsewhere
@@ -137,7 +137,7 @@ def _words(verb: str, short: list[str]) -> str:
 
 
 def tell(log: Telemetry, needs: Sequence[Need]) -> None:
-    """Say the figures; a run that may not fit begins all the same, since it waits where it finds no room."""
+    """Log the figures. A run that may not fit begins all the same, since it waits where it finds no room."""
     try:
         found = compare(needs)
     except OSError as error:

@@ -1,10 +1,9 @@
 """A node's journal: every event of its machine is on disk before a message that follows from it leaves.
 
-A machine is a function of its events. So the events, with the payloads that came with some of them, are all
-there is to keep: replayed to a new machine, they give the same state, bit for bit. The
-rule that makes it exact is the one of output commit (Strom and Yemini, Optimistic Recovery in
-Distributed Systems, 1985): events are handled at once, but a message leaves only when the journal
-holds every event up to the one that caused it.
+A machine is a function of its events. So it is enough to keep the events, with the payloads that came with some of
+them: replayed to a new machine, they give the same state, bit for bit. Output commit (Strom and Yemini, Optimistic
+Recovery in Distributed Systems, 1985) makes this exact: events are handled at once, but a message leaves only when
+the journal holds every event up to the one that caused it.
 
 `event` and `chunk` queue records, from the event loop and from the staging thread; one thread writes
 them in that order. A disk that is full or slow holds back messages, never the event loop or the tensor
@@ -34,7 +33,7 @@ from pelago.tensor.payload import ChunkBuffer
 from pelago.wire.messages import Event, Heartbeat
 
 BATCH_BYTES: Final = 8 << 20
-"""So much is written with one call."""
+"""At most so many bytes are written with one call."""
 RETRY_S: Final = 0.5
 """How often a disk that took nothing is tried again."""
 CLOSE_S: Final = 10.0

@@ -39,8 +39,8 @@ from pelago.wire.messages import Event, Message
 COMMITTED_S: Final = 10.0
 """How long a node that is done waits for the disk to take its last events."""
 FRESH_MS: Final = 10_000
-"""So old may a snapshot get that others read, if two models have come since: with small models, it is long
-until so much has grown that one is due."""
+"""The greatest age of a snapshot that other processes read, if two models have come since. With small models the
+journal takes long to grow so much that a snapshot is due."""
 RETRY_MS_MIN: Final = 5_000
 RETRY_MS_MAX: Final = 60_000
 """A snapshot that could not be written is tried again after the first, then after twice as long each time."""
@@ -50,7 +50,7 @@ RETRY_MS_MAX: Final = 60_000
 class StateStore:
     """Where a node keeps its state, and what was recovered from there.
 
-    ``is_read``: others may want to read its newest snapshot while it runs, which is then never old.
+    ``is_read``: other processes may read its newest snapshot while it runs, so it is kept recent.
     ``name``: of the node in the run. ``incarnation``: the one that goes on, or begins. ``facts``: what
     its snapshots say of it besides. ``copier``: takes snapshots away from this host.
     """
@@ -107,8 +107,8 @@ class DurabilityManager:
 
     def event(self, event: Event, now: int) -> None:
         """The machine has handled an event; none of its effects has been carried out."""
-        # After the machine, so that an event that breaks it is not replayed for ever; before any message
-        # leaves.
+        # After the machine has handled it, so that an event that breaks it is not replayed at every restart; before
+        # any message leaves.
         self._number = self.journal.event(self._context.run_id, event, now)
 
     def commit(self, message: Message, blob: BlobId | None, send: Callable[[], None]) -> None:
@@ -193,13 +193,13 @@ class DurabilityManager:
         tensors.lane.submit(lambda: plane.snapshot(held), write)
 
     def close(self) -> None:
-        """Write what is queued, and wait for what is being written; not for ever."""
+        """Write what is queued, and wait for what is being written, at most for a time limit."""
         self.journal.close()
         if self._state_store.copier is not None:
             self._state_store.copier.close()
 
     async def settle(self) -> None:
-        """Wait until the node's last messages may leave, but not for ever."""
+        """Wait until the node's last messages may leave, at most for a time limit."""
         self._settled.clear()
         if self.journal.durable < self.journal.last:
             with suppress(TimeoutError):
@@ -236,7 +236,7 @@ class DurabilityManager:
         return begun
 
     def _chunk(self, blob: BlobId, place: int) -> None:
-        # What the plane holds: what came may be a repeat with other bytes, which it did not look at.
+        # From the plane: the chunk that arrived may be a repeat with other bytes, which the plane ignored.
         self.journal.chunk(blob, place, *self._tensors.plane.read(blob, place))
 
     def _on_written(self, number: int) -> None:

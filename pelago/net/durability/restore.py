@@ -53,7 +53,7 @@ class Restored:
     history: list[HistoryLine] = field(default_factory=list)
     """The lines of the history that follow from those events."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """What the parts of it took."""
+    """Seconds that each part of the recovery took."""
 
 
 def restore(

@@ -5,7 +5,7 @@ A node's folder holds::
     lock                 held by the process whose state this is
     snapshot-00000003    the whole state after some event
     journal-00000003     the events since then, with the payloads of those that have one
-    history              what became of updates, for ever: a note for each, with its samples
+    history              the outcome of every update, never removed: a note for each, with its samples
     history-damaged      a damaged history, whole; only the last one
     spare-...            an old file, to be written over
 
@@ -39,7 +39,7 @@ what new pages cost. They are given up when the disk is short."""
 class StateFolder:
     """The folder of one node, locked; ``run`` None: of any run.
 
-    ``read``: only to read what is there, also where nobody may write. ``beside``: only to read what does not
+    ``read``: only to read what is there, also where writing is not allowed. ``beside``: only to read what does not
     change (`newest`), also while another process has the folder. Raises `ConfigError` if the folder cannot be used,
     or if another process has it and ``beside`` is not set.
     """
@@ -174,7 +174,7 @@ class StateFolder:
         return self._reader.recovered(salvage=salvage)
 
     def newest(self) -> RecoveredState | None:
-        """The newest sound snapshot, without what came after it; None if there is none. Also while another process
+        """The newest sound snapshot, without the events after it; None if there is none. Also while another process
         writes here. Raises `CheckpointError` if all snapshots are damaged."""
         return self._reader.newest()
 
@@ -206,7 +206,9 @@ class StateFolder:
         if recovered.torn_bytes and not self.journal(recovered.next_index).exists():
             with self.journal(recovered.next_index - 1).open("r+b") as file:
                 file.truncate(file.seek(0, os.SEEK_END) - recovered.torn_bytes)
-                os.fsync(file.fileno())  # Before a journal after it makes a torn end a damage.
+                os.fsync(
+                    file.fileno()
+                )  # Now: once another journal follows, a torn end counts as damage.
 
 
 def _size(path: Path) -> int:

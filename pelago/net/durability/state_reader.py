@@ -68,7 +68,7 @@ class StateReader:
         self.mapped: set[Path] = set()
         """Files that were or are being read: their bytes may be a plane's memory, and may not change."""
         self.held: list[IO[Any]] = []
-        """Snapshots that nobody may write over while they are read beside another process."""
+        """Snapshots that no process may write over while they are read beside another process."""
         self._files = files
         self._run, self._node = run, node
 

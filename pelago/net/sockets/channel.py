@@ -245,7 +245,7 @@ def _host_of(descriptor: int, port: int) -> str | None:
         return None
     try:
         connection = posix.socket(fileno=duplicate)
-    except OSError:  # By now it is a file.
+    except OSError:  # By now the descriptor is a file's.
         os.close(duplicate)
         return None
     with closing(connection):

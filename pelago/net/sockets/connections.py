@@ -1,7 +1,7 @@
 """All connections of a node: to the servers that it belongs to, and from its own clients.
 
 A node may belong to several servers. Each is known by its peer name, and has its own pair of sockets and its own
-`Dialler`. A client that calls itself like one of these servers is an impostor: what it sends is dropped.
+`Dialler`. A client with the name of one of these servers is an impostor: what it sends is dropped.
 """
 
 from contextlib import ExitStack
@@ -27,7 +27,7 @@ class Recipient(Protocol):
         ...
 
     def on_client_control(self, peer: Peer, parts: list[bytes]) -> None:
-        """A client sent something on control; it may be anybody."""
+        """A client sent something on control; it is not known which program it is."""
         ...
 
     def on_bulk(self, peer: Peer, parts: list[zmq.Frame]) -> None:
@@ -74,7 +74,7 @@ class Connections:
         Nothing is received before the event loop gets its turn: call `deliver_to` until then.
         """
         zmq_context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=2)
-        # Waits until farewells have left, but not longer than a control socket lingers.
+        # Waits until the last messages have left, but not longer than a control socket lingers.
         resources.callback(zmq_context.term)
         context = self._context
         if self._bind is not None:

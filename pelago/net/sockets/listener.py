@@ -1,4 +1,4 @@
-"""Watches a server's two ports: clients that reach one of them only can do nothing, and may not know why."""
+"""Watches a server's two ports: reports clients that reach only one of them, since those can do nothing."""
 
 import math
 from collections.abc import Callable
@@ -51,20 +51,20 @@ class Listener:
     def _tell(self, host: str, opened: list[dict[str, float]], now: int) -> None:
         for newest, connections in zip(self._newest, opened, strict=True):
             newest.update({host: connections[host]} if host in connections else {})
-        told = self._blocked.setdefault(host, Blocked())
+        reported = self._blocked.setdefault(host, Blocked())
         for place, label in enumerate(LABELS):
             port, other = self._bind.port + place, opened[1 - place].get(host)
             here = host in opened[place]
             # One that was made together with the other, and has ended, ended for another reason.
             made_at = self._newest[place].get(host, -math.inf)
             blocked = not here and other is not None and made_at < other - TOGETHER_S
-            if told.begins(label, now, blocked=blocked):
+            if reported.begins(label, now, blocked=blocked):
                 self._telemetry.event(ClientBlocked(host, label, port))
                 self._telemetry.line(
                     f"{host} reaches the {LABELS[1 - place]} port {self._bind.port + 1 - place} but not the {label}"
                     f" port {port}, and can do nothing without both: let TCP port {port} through the firewalls"
                     " between"
                 )
-            elif here and told.ends(label):
+            elif here and reported.ends(label):
                 self._telemetry.event(ClientUnblocked(host, label, port))
                 self._telemetry.line(f"{host} reaches the {label} port {port}")

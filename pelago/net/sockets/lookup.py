@@ -1,4 +1,4 @@
-"""The addresses behind a host's name, asked of the system in a thread: it may take long to say that it knows none.
+"""Looks up the addresses of a host's name in a thread, since the system may take long to answer.
 
 ZeroMQ would look names up by itself, but in the thread that carries the heartbeats of all its sockets.
 """

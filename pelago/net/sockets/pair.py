@@ -43,7 +43,7 @@ KEEPALIVE_IDLE_S: Final = 15
 KEEPALIVE_INTERVAL_S: Final = 5
 KEEPALIVE_COUNT: Final = 4
 CLOSING_LINGER_MS: Final = 500
-"""How long a last control message (a farewell) may take to leave; bulk gets no time at all."""
+"""How long a last control message (such as Goodbye) may take to leave; bulk gets no time at all."""
 
 
 @dataclass(frozen=True, slots=True)

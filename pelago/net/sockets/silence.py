@@ -1,4 +1,4 @@
-"""How long the other end has owed a sign of life; pure.
+"""Measures how long the other end has been silent although it owes an answer. Pure.
 
 Two things do not count as silence. Time in which this process did not look, since it was stopped or its event
 loop was busy: each look counts for at most a `LOOKS_MIN`th of the patience. And an answer that takes long because
@@ -24,9 +24,9 @@ class SilenceTimer:
         self._looked_at: int | None = None
 
     def look(self, now: int, *, owed: bool, signs: int) -> bool:
-        """Whether it has lasted too long: time for another connection.
+        """Whether the silence has lasted too long, so that a new connection is needed.
 
-        ``owed``: something is awaited from the other end; ``signs``: how many signs of life there were so far.
+        ``owed``: something is awaited from the other end. ``signs``: how many answers there were so far.
         """
         passed = (
             0

@@ -47,7 +47,7 @@ class Lane:
         self._jobs.put((job, then))
 
     def close(self) -> None:
-        """Skip what is queued and stop after the running job; waits for it, but not for ever."""
+        """Skip the queued jobs and stop after the running one; waits for it, at most for a time limit."""
         self._closing = True
         self._jobs.put(None)
         self._thread.join(JOIN_S)
@@ -77,7 +77,7 @@ class Lane:
 
 
 class Tensors:
-    """The tensor plane of a node, its three threads, and who still needs which payload.
+    """The tensor plane of a node, its three threads, and how many holders still need each payload.
 
     ``plane`` may come later, with the manifest from the server. ``on_measured`` takes the result of
     `Measure`; ``on_fault`` a failure in any thread.
@@ -96,7 +96,7 @@ class Tensors:
         self.last_blob: BlobId = 0
         """The lowest name that was given to a payload from outside."""
         self.keep: Callable[[BlobId, int], None] | None = None
-        """Is called for every chunk that is staged, (payload, index), in the staging thread."""
+        """Called for every chunk that is staged, with (payload, index), in the staging thread."""
         self._uses: dict[BlobId, int] = {}
         self._outstanding = 0
         self.lane = Lane("tensors", on_fault)

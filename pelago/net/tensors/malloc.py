@@ -2,8 +2,8 @@
 
 ZeroMQ receives each chunk into memory of its own from ``malloc``. By default glibc gives a megabyte that
 is freed back to the kernel, which clears every page of it again before the next chunk may use it: more
-work than checksum, measurement and step together. A node receives models of one size for as long as
-it lives, so it keeps what it once needed.
+work than checksum, measurement and step together. A node receives models of one size as long as it
+runs, so it keeps the memory that it once needed.
 """
 
 import ctypes

@@ -3,11 +3,11 @@
 A payload is announced by `Begin`. It is refused with `Abort`, before anything is allocated or journalled,
 unless it is exactly one model large in the encoding that is expected here, the machine expects it, and a place
 is free. The staging thread verifies, decodes and keeps the chunks; it keeps fp32 in the very frames in which
-ZeroMQ received them. What comes while the thread is busy makes its next batch. A pure `Receiver` for each
+ZeroMQ received them. Frames that come while the thread is busy make its next batch. A pure `Receiver` for each
 stripe says what has arrived of it. When all stripes are complete, the machine gets `Received`.
 
 A durable node journals how a payload began, and its chunks, and acknowledges a chunk when the journal
-holds it. So the process that follows a killed one goes on where that one was.
+holds it. So after a kill the next process continues where the killed one was.
 """
 
 from collections import OrderedDict
@@ -51,7 +51,7 @@ class _Transfer:
     """One for each stripe."""
     heard_ps: int
     waiting: list[Begin | tuple[Chunk, memoryview]] = field(default_factory=list)
-    """What came and was not staged yet, in order: a query waits for the chunks before it."""
+    """Frames that are not staged yet, in order: a query waits for the chunks before it."""
     staging: bool = False
     over: bool = False
 
@@ -231,7 +231,7 @@ class Incoming:
         if not isinstance(message, Push | Model):
             return f"{type(message).__name__} has no payload", None
         if not self._context.machine.expects(peer, message):
-            return "nobody asked for it", None
+            return "it is not expected here", None
         full = len(self._transfers) >= self._limits.incoming_max
         if full and peer not in self._transfers and not self._evict():
             return "too many payloads under way", None

@@ -104,7 +104,7 @@ class Outgoing:
         self._obey(one, stripe, stripe.sender.have(frame.query, frame.through, frame.beyond, now))
 
     def on_abort(self, peer: Peer, frame: Abort) -> None:
-        """A receiver does not want a payload. If it has lost what it had of it, the payload is sent anew."""
+        """A receiver refuses a payload. If it has lost the chunks that it had, the payload is sent anew."""
         one = self._find(peer, frame.transfer)
         if one is None:
             return
