@@ -8,7 +8,7 @@ from typing import Any, Final
 MEASURES: Final = ("rss_mb", "anonymous_mb", "descriptors", "threads")
 DISK_MEASURES: Final = ("state_mb", "journal_mb", "snapshot_mb", "spare_mb", "unlinked_mb", "files")
 AGES_S: Final = {"young": (40.0, 60.0), "grown": (180.0, 300.0)}
-LONG_LIFE_S: Final = 600.0
+LONG_LIVED_S: Final = 600.0
 """A process that reaches this age is long-lived."""
 SETTLED_S: Final = 300.0
 """Samples of a long-lived process count from this age on."""
@@ -94,7 +94,7 @@ def sizes(samples: Sequence[Sample], kind: str, end_s: float) -> dict[str, Any]:
     long_lives = [
         each
         for each in of_kind
-        if ends[each.node, each.incarnation] >= LONG_LIFE_S and each.age_s >= SETTLED_S
+        if ends[each.node, each.incarnation] >= LONG_LIVED_S and each.age_s >= SETTLED_S
     ]
     found: dict[str, Any] = {}
     for measure in MEASURES:
@@ -109,7 +109,7 @@ def sizes(samples: Sequence[Sample], kind: str, end_s: float) -> dict[str, Any]:
             "long_lives": len(within),
             "longest_s": round(max((e.age_s for e in long_lives), default=0.0)),
             "median": statistics.median(v for each in within for _, v in each) if within else None,
-            "per_hour_within_a_life": slope(within),
+            "per_hour_within_an_incarnation": slope(within),
         }
     return found
 
@@ -150,14 +150,15 @@ def flat(kinds: dict[str, Any], disks: dict[str, Any]) -> dict[str, bool | None]
         )
         for measure, limit in limits.items()
     }
-    within_a_life = [
-        each[measure]["per_hour_within_a_life"] <= (growth - 1) * each[measure]["median"] + more
+    within_an_incarnation = [
+        each[measure]["per_hour_within_an_incarnation"]
+        <= (growth - 1) * each[measure]["median"] + more
         for each in kinds.values()
         for measure, (growth, more) in limits.items()
-        if each[measure]["per_hour_within_a_life"] is not None
+        if each[measure]["per_hour_within_an_incarnation"] is not None
     ]
     return found | {
-        "within_a_life": all_of(within_a_life),
+        "within_an_incarnation": all_of(within_an_incarnation),
         "state": all_of([within(each["state_mb"], STATE_GROWTH_MAX, 0) for each in disks.values()]),
         "state_bound": all_of(
             [

@@ -63,55 +63,58 @@ def test_a_sound_run_is_clean() -> None:
 
 FAULTS: dict[str, tuple[Callable[[Histories], object], str]] = {
     "a lease twice": (
-        lambda told: told["lps-eu"].append(update(8, 5, 103, (32, 40))),
+        lambda recorded: recorded["lps-eu"].append(update(8, 5, 103, (32, 40))),
         "lps-eu: lease 103 was applied twice",
     ),
     "samples twice in a region": (
-        lambda told: told["lps-eu"].append(update(8, 5, 104, (28, 36))),
+        lambda recorded: recorded["lps-eu"].append(update(8, 5, 104, (28, 36))),
         "lps-eu: lease 104 has 4 samples that were applied before",
     ),
     "a version left out": (
-        lambda told: told["lps-eu"].pop(1),
+        lambda recorded: recorded["lps-eu"].pop(1),
         "lps-eu: version 3 follows 1",
     ),
     "an exchange twice": (
-        lambda told: told["gps"].append(arrival(10, 3, 2, [(24, 32)])),
+        lambda recorded: recorded["gps"].append(arrival(10, 3, 2, [(24, 32)])),
         "gps: exchange 2 of eu (fence 1) was applied twice",
     ),
     "samples twice in the global model": (
-        lambda told: told["gps"].append(arrival(10, 3, 3, [(0, 8)])),
+        lambda recorded: recorded["gps"].append(arrival(10, 3, 3, [(0, 8)])),
         "gps: exchange 3 of eu (fence 1) has 8 samples that were applied before",
     ),
     "samples dropped and applied": (
-        lambda told: told["gps"].append(arrival(10, 3, 3, [(8, 16)])),
+        lambda recorded: recorded["gps"].append(arrival(10, 3, 3, [(8, 16)])),
         "gps: exchange 3 of eu (fence 1) has 8 samples that were applied before",
     ),
     "samples from nowhere": (
-        lambda told: told["gps"].append(arrival(10, 3, 3, [(40, 48)])),
+        lambda recorded: recorded["gps"].append(arrival(10, 3, 3, [(40, 48)])),
         "gps: exchange 3 of eu (fence 1) has samples that no update of eu has",
     ),
-    "a global version left out": (lambda told: told["gps"].pop(0), "gps: version 2 follows 0"),
+    "a global version left out": (
+        lambda recorded: recorded["gps"].pop(0),
+        "gps: version 2 follows 0",
+    ),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_named(fault: str) -> None:
     plant, wanted = FAULTS[fault]
-    told = sound()
-    plant(told)
-    assert wanted in examine(told).exceptions
+    recorded = sound()
+    plant(recorded)
+    assert wanted in examine(recorded).exceptions
 
 
 def test_a_region_that_joined_again_may_train_its_samples_again() -> None:
-    told = sound()
-    told["lps-eu"] += [HistoryLine(8, Rejoining()), update(9, 5, 200, (24, 32))]
-    assert not examine(told).exceptions
+    recorded = sound()
+    recorded["lps-eu"] += [HistoryLine(8, Rejoining()), update(9, 5, 200, (24, 32))]
+    assert not examine(recorded).exceptions
 
 
 def test_a_region_that_began_anew_counts_its_versions_anew() -> None:
-    told = sound()
-    told["lps-eu"] += [HistoryLine(0, IncarnationBegun("lps")), update(4, 1, 200, (24, 32))]
-    assert not examine(told).exceptions
+    recorded = sound()
+    recorded["lps-eu"] += [HistoryLine(0, IncarnationBegun("lps")), update(4, 1, 200, (24, 32))]
+    assert not examine(recorded).exceptions
 
 
 def exchange(number: int, exchange: int, *spans: tuple[int, int]) -> HistoryLine:
@@ -124,25 +127,25 @@ def answered(number: int, exchange: int, outcome: Outcome) -> HistoryLine:
 
 def forgotten() -> Histories:
     """The GPS acknowledged a third exchange, which its history does not have."""
-    told = sound()
-    told["lps-eu"] += [
+    recorded = sound()
+    recorded["lps-eu"] += [
         exchange(8, 3, (24, 32)),
         answered(9, 3, "applied"),
         exchange(10, 4),
         answered(11, 4, "rejected"),
     ]
-    return told
+    return recorded
 
 
 def resumed(incarnation: int) -> HistoryLine:
     return HistoryLine(9, RunResumed(2, incarnation, 100, "s3://far"))
 
 
-def test_an_exchange_of_the_life_that_went_on_is_no_loss_but_a_fault() -> None:
-    """Its fences begin at that life's incarnation."""
-    told = forgotten()
-    told["gps"].append(resumed(1))
-    found = examine(told)
+def test_an_unknown_exchange_of_the_incarnation_that_continued_is_a_fault_and_no_loss() -> None:
+    """Its fences begin at that incarnation."""
+    recorded = forgotten()
+    recorded["gps"].append(resumed(1))
+    found = examine(recorded)
     assert len(found.exceptions) == 1
     assert not found.lost
 
@@ -156,22 +159,22 @@ def test_what_a_gps_lost_that_was_resumed_from_a_snapshot_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Half of it was trained on again since."""
-    told = forgotten()
-    told["gps"].append(resumed(999))
-    told["lps-eu"] += [HistoryLine(12, Rejoining()), update(13, 5, 300, (24, 28))]
-    told["gps"].append(arrival(12, 3, 1, [(24, 28)], fence=1000))
-    found = examine(told)
+    recorded = forgotten()
+    recorded["gps"].append(resumed(999))
+    recorded["lps-eu"] += [HistoryLine(12, Rejoining()), update(13, 5, 300, (24, 28))]
+    recorded["gps"].append(arrival(12, 3, 1, [(24, 28)], fence=1000))
+    found = examine(recorded)
     assert not found.exceptions
     assert found.lost == ["exchange 3 of eu (fence 1): 8 samples, 4 trained on again"]
-    write(tmp_path, told)
+    write(tmp_path, recorded)
     assert main(["audit", str(tmp_path)]) == 1
     out = capsys.readouterr().out
     assert "8 samples in 1 exchanges; 4 of them were trained on again" in out
     assert "from s3://far at version 2" in out
 
 
-def write(out: Path, told: Histories) -> None:
-    for node, lines in told.items():
+def write(out: Path, recorded: Histories) -> None:
+    for node, lines in recorded.items():
         path = out / node / "state" / HISTORY
         path.parent.mkdir(parents=True)
         for line in lines:

@@ -47,7 +47,7 @@ def play(setting: Setting, check: bool = True) -> ConformanceRun:
     leases: list[HandedOut] = []
 
     def on_arrival(arrival: Arrival) -> None:
-        # The note comes behind the wish to apply the update, so the step has been made.
+        # The note comes after the effect that applies the update, so the step has been made.
         value = cluster.problem.value(cluster.plane("gps"))
         assert value is not None
         values.append(value)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pelago.config import run_toml
-from tests.e2e.topology import assert_books_balance, run_file
+from tests.e2e.topology import assert_ledger_balances, run_file
 from tests.worker.exported_model import held_out_loss
 from tests.worker.tiny_models import ARCHITECTURES, checkpoint_folder
 
@@ -43,7 +43,7 @@ def test_an_architecture_passes_check_and_a_run_and_its_export_has_the_loss_of_t
     out = tmp_path / "out"
     pelago("local", path, "--out", out)
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
-    assert_books_balance(result)
+    assert_ledger_balances(result)
     measured = result["validation"][-1][-1]
     reopened = held_out_loss(run_toml.load(out / "run.toml"), out / "model")
     untrained = re.search(r"step .* loss (\S+)", checked)

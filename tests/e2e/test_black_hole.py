@@ -13,7 +13,7 @@ import pytest
 from pelago.core.notes.gps import ExchangeArrived, RegionLeft
 from pelago.core.notes.lps import LpsJoined
 from pelago.runlog.events import ConnectionRenewed, ServerDisconnected, WaitingForServer
-from tests.e2e.topology import ONE_THREAD, Daemons, assert_books_balance, run_file
+from tests.e2e.topology import ONE_THREAD, Daemons, assert_ledger_balances, run_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -101,7 +101,7 @@ def test_a_region_behind_a_black_hole_is_back_when_the_line_is_and_has_lost_noth
 ) -> None:
     """The GPS, an LPS and its worker train; the router between GPS and LPS forwards nothing until the LPS has
     given up its connection. When it forwards again exchanges go on, on new connections: the LPS
-    did not have to join again, and the books balance."""
+    did not have to join again, and the ledger balances."""
     path = run_file(tmp_path, budget=10**6, interval=10**6, regions={"eu": [1.0]})
     text = path.read_text(encoding="utf-8")
     lines = [each for each in text.splitlines() if not each.startswith("bind = ")]
@@ -147,4 +147,4 @@ def test_a_region_behind_a_black_hole_is_back_when_the_line_is_and_has_lost_noth
             code, output = daemons.wait(node)
             assert code == 0, (node, output)
         result = daemons.result()
-    assert_books_balance(result)
+    assert_ledger_balances(result)

@@ -13,7 +13,7 @@ from pelago.cli.audit import examine, histories
 from pelago.core.notes.gps import ExchangeArrived
 from pelago.runlog.events import JournalBlocked, JournalUnblocked, NodeCrashed, NodeStarted
 from pelago.runlog.log import LOG_NAME, lines_of, read_log
-from tests.e2e.topology import DEADLINE_S, assert_books_balance, run_file
+from tests.e2e.topology import DEADLINE_S, assert_ledger_balances, run_file
 from tests.small_disk import fill, small_disk
 
 pytestmark = pytest.mark.timeout(240)
@@ -26,7 +26,7 @@ SILENT_S = 2.5
 def test_a_full_disk_ends_no_node_of_a_run(tmp_path: Path) -> None:
     """1. In the middle of the run the disk gets full, to the last byte: every node is still there when none
     has written its log for longer than it ever is silent. 2. There is room: the run ends well, nobody was
-    started again, and the books balance."""
+    started again, and the ledger balances."""
     path = run_file(tmp_path, budget=160, interval=80, step_ms=10.0, regions={"eu": [1.0]})
     with small_disk(tmp_path / "disk", 64 << 20) as disk:
         out = disk / "out"
@@ -53,7 +53,7 @@ def test_a_full_disk_ends_no_node_of_a_run(tmp_path: Path) -> None:
         assert "starting it again" not in said
         result = json.loads((out / "result.json").read_text())
         assert result["counted_steps"] >= 160
-        assert_books_balance(result)
+        assert_ledger_balances(result)
         assert not examine(histories(out)).exceptions
         for log in logs:
             lines = read_log(log)

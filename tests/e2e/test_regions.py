@@ -15,7 +15,7 @@ from pelago.durable import record
 from pelago.durable.record import Kind
 from pelago.net.durability.state_folder import StateFolder
 from pelago.wire.messages import LeaseGrant
-from tests.e2e.topology import Daemons, assert_books_balance, run_file
+from tests.e2e.topology import Daemons, assert_ledger_balances, run_file
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -88,7 +88,7 @@ def test_a_region_is_added_one_drained_and_one_lost_for_good_and_the_budget_comp
         assert_all_end_well(daemons, "gps", "lps-ap", "worker-ap-0", "late")
         result = daemons.result()
         assert result["counted_steps"] >= BUDGET
-        assert_books_balance(result)
+        assert_ledger_balances(result)
         updates = result["gps"]["updates_by_region"]
         assert all(updates[region] > 0 for region in REGIONS), updates
         assert spent(daemons, "ap").holds(others)

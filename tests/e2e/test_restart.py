@@ -12,7 +12,7 @@ from pelago.cli.audit import examine, histories
 from pelago.core.notes.common import ServerRestarted
 from pelago.core.notes.gps import ExchangeArrived, RegionJoined
 from pelago.core.notes.lps import Rejoining, UpdateApplied
-from tests.e2e.topology import Daemons, assert_books_balance, run_file
+from tests.e2e.topology import Daemons, assert_ledger_balances, run_file
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -21,7 +21,7 @@ def test_servers_that_are_killed_go_on_where_they_were(tmp_path: Path) -> None:
     """1. The GPS and one LPS are killed with SIGKILL at once, and started again; then the other LPS is
        stopped with SIGHUP, as for a rolling restart.
     2. They have their state: nobody has to join again, nothing is trained twice or lost.
-    3. SIGTERM to the GPS ends the run in good order, and the books balance."""
+    3. SIGTERM to the GPS ends the run in good order, and the ledger balances."""
     path = run_file(tmp_path, budget=10**6, interval=10**6, step_ms=10.0)
     with Daemons(path, tmp_path / "out") as daemons:
         daemons.start_servers("eu", "us")
@@ -50,7 +50,7 @@ def test_servers_that_are_killed_go_on_where_they_were(tmp_path: Path) -> None:
             code, output = daemons.wait(node)
             assert code == 0, (node, output)
         result = daemons.result()
-        assert_books_balance(result)
+        assert_ledger_balances(result)
         for node in ("lps-eu", "lps-us", "worker-eu-0", "worker-eu-1", "worker-us-0"):
             assert not daemons.events(node, Rejoining), node
         assert len(daemons.events("gps", RegionJoined)) == 2
@@ -93,7 +93,7 @@ def test_pelago_local_starts_killed_servers_again(tmp_path: Path) -> None:
             local.kill()
     assert local.returncode == 0, output
     assert "gps ended with exit code -9; starting it again" in output
-    assert_books_balance(logs.result())
+    assert_ledger_balances(logs.result())
     assert not examine(histories(out)).exceptions
 
 

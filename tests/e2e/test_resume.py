@@ -14,7 +14,7 @@ from pelago.cli.audit import examine, histories
 from pelago.core.notes.gps import ExchangeArrived, RegionJoined
 from pelago.runlog.events import SnapshotArchived, SnapshotWritten
 from pelago.runlog.history import HISTORY, read_history
-from tests.e2e.topology import ONE_THREAD, Daemons, assert_books_balance, run_file
+from tests.e2e.topology import ONE_THREAD, Daemons, assert_ledger_balances, run_file
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -47,7 +47,7 @@ def test_a_gps_that_is_lost_with_its_disk_goes_on_from_a_copy(tmp_path: Path) ->
         for node in ("gps", "lps-eu", "lps-us", "worker-eu-0", "worker-us-0"):
             code, output = daemons.wait(node)
             assert code == 0, (node, output)
-        assert_books_balance(daemons.result())
+        assert_ledger_balances(daemons.result())
     shutil.copytree(elsewhere / "gps", tmp_path / "out" / "gps")
     found = examine(histories(tmp_path / "out"))
     assert not found.exceptions
@@ -128,5 +128,5 @@ def _pelago(command: str, path: Path, out: Path) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     result: dict[str, Any] = json.loads((out / "result.json").read_text(encoding="utf-8"))
-    assert_books_balance(result)
+    assert_ledger_balances(result)
     return result

@@ -11,7 +11,7 @@ from pelago.core.notes.gps import EvaluatorLeft, RegionJoined, RegionLeft
 from pelago.core.notes.lps import LpsJoined, Rejoining, WorkerJoined, WorkerLeft
 from pelago.core.notes.worker import ValidationMeasured, WorkerAdmitted
 from tests.e2e.test_regions import assert_all_end_well, updates_arrive
-from tests.e2e.topology import Daemons, assert_books_balance, run_file
+from tests.e2e.topology import Daemons, assert_ledger_balances, run_file
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
@@ -35,7 +35,7 @@ def test_a_rolling_restart_of_every_process_under_load(tmp_path: Path) -> None:
     """1. SIGHUP to the GPS, then to each LPS: it ends, and the same command starts it again.
     2. SIGTERM to the evaluator and to each worker: it leaves, and another process takes its place.
     3. Updates of both regions arrive before and after each of these. 4. The run goes on to its budget as if
-       nothing had been: nobody joined again or left but those that were replaced, the books balance."""
+       nothing had been: nobody joined again or left but those that were replaced, the ledger balances."""
     path = run_file(
         tmp_path, budget=BUDGET, interval=200, step_ms=200.0, regions={"eu": [1.0], "us": [1.0]}
     )
@@ -57,11 +57,11 @@ def test_a_rolling_restart_of_every_process_under_load(tmp_path: Path) -> None:
             assert not daemons.events("gps", Draining), "the budget was reached too soon"
 
         assert_all_end_well(daemons, *SERVERS, *CLIENTS)
-        assert_nobody_noticed(daemons)
+        assert_no_other_node_noticed(daemons)
         result = daemons.result()
         assert result["counted_steps"] >= BUDGET
         assert result["validation"][-1][1] == result["counted_steps"]
-        assert_books_balance(result)
+        assert_ledger_balances(result)
         assert audit(daemons.out) == 0
 
 
@@ -76,7 +76,7 @@ def replace(
     daemons.until(f"{kind.__name__} of {node}", lambda: len(daemons.events(node, kind)) > before)
 
 
-def assert_nobody_noticed(daemons: Daemons) -> None:
+def assert_no_other_node_noticed(daemons: Daemons) -> None:
     """No server joined again, nor was let go of before the end; of the others only those that were stopped."""
     for node in (*SERVERS, *CLIENTS):
         assert not daemons.events(node, Rejoining), node

@@ -11,7 +11,7 @@ from pelago.config import run_toml
 from pelago.core.notes.lps import UpdateApplied, WorkerJoined, WorkerLeft
 from pelago.core.notes.worker import RoundTrained
 from pelago.core.spans import SpanSet
-from tests.e2e.topology import Daemons, assert_books_balance, run_file
+from tests.e2e.topology import Daemons, assert_ledger_balances, run_file
 from tests.worker.exported_model import held_out_loss
 
 pytestmark = pytest.mark.timeout(180)
@@ -21,7 +21,7 @@ def test_a_model_trains_across_two_regions_and_the_export_has_the_loss_of_the_la
     tmp_path: Path,
 ) -> None:
     """1. `pelago local` runs two regions with three workers over an emulated WAN to the budget.
-    2. The loss falls, the books balance, every promised file is there.
+    2. The loss falls, the ledger balances, every promised file is there.
     3. model/ opens with transformers and has the loss that was validated last."""
     network = "bandwidth_gbps = [[10, 0.02], [0.02, 10]]\nlatency_ms = [[0, 20], [20, 0]]"
     path = run_file(tmp_path, network=network)
@@ -34,7 +34,7 @@ def test_a_model_trains_across_two_regions_and_the_export_has_the_loss_of_the_la
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
     assert result["clock"] == "real"
     assert result["counted_steps"] >= 200
-    assert_books_balance(result)
+    assert_ledger_balances(result)
     losses = [loss for _, _, loss in result["validation"]]
     assert losses[-1] < losses[0] - 0.5, losses
     assert set(result["workers"]) == {"eu/0", "eu/1", "us/0"}
@@ -63,7 +63,7 @@ def test_a_killed_worker_costs_nothing_and_a_late_one_is_used(tmp_path: Path) ->
     2. A worker is killed with SIGKILL in the middle of a round: the others go on.
     3. Its lease is revoked and trained by others.
     4. A worker that joins late gets the free group, and trains.
-    5. SIGTERM to the GPS ends the run: all settle and exit with 0, the books balance."""
+    5. SIGTERM to the GPS ends the run: all settle and exit with 0, the ledger balances."""
     path = run_file(tmp_path, budget=10**6, interval=500, regions={"eu": [1.0, 1.0]})
     with Daemons(path, tmp_path / "out") as daemons:
         for group in (0, 1):
@@ -93,7 +93,7 @@ def test_a_killed_worker_costs_nothing_and_a_late_one_is_used(tmp_path: Path) ->
         result = daemons.result()
         killed = daemons.events("lps-eu", WorkerLeft)[0]
         updates = daemons.events("lps-eu", UpdateApplied)
-    assert_books_balance(result)
+    assert_ledger_balances(result)
     leases = [update.lease for update in updates]
     assert len(set(leases)) == len(leases)
     assert killed.lease not in leases

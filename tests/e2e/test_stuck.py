@@ -10,7 +10,7 @@ from pelago.core.notes.gps import EvaluatorLeft, Settled, ValidationReported
 from pelago.core.notes.lps import WorkerLeft
 from pelago.core.notes.worker import RoundTrained
 from pelago.runlog.events import ResultsWritten
-from tests.e2e.topology import Daemons, assert_books_balance, run_file
+from tests.e2e.topology import Daemons, assert_ledger_balances, run_file
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
 
@@ -61,7 +61,7 @@ def test_a_worker_whose_corpus_hangs_ends_and_its_samples_are_trained_by_others(
         kinds = [type(event) for event in run.events("gps", object)]
     assert kinds.index(Settled) < kinds.index(EvaluatorLeft)
     assert ResultsWritten in kinds
-    assert_books_balance(result)
+    assert_ledger_balances(result)
     assert result["counted_steps"] >= 600
     assert left.spans, "it held no lease"
 
@@ -78,6 +78,6 @@ def test_results_are_there_while_an_evaluator_is_waited_for(tmp_path: Path) -> N
         code, said = run.wait("gps")
         assert code == 0, said
         kinds = [type(event) for event in run.events("gps", object)]
-    assert_books_balance(run.result())
+    assert_ledger_balances(run.result())
     assert (tmp_path / "out" / "global.safetensors").stat().st_size > 0
     assert EvaluatorLeft in kinds

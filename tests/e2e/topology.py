@@ -183,7 +183,7 @@ class Daemons:
         return result
 
 
-def assert_books_balance(result: dict[str, Any]) -> None:
+def assert_ledger_balances(result: dict[str, Any]) -> None:
     """issued = applied + dropped + unexchanged + returned, and nothing twice."""
     ledger = result["ledger"]
     accounted = sum(

@@ -1,4 +1,4 @@
-"""Whatever a test of the driver starts must be gone after it."""
+"""Everything that a test of the driver starts must be gone after it."""
 
 import gc
 import threading

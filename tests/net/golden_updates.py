@@ -94,7 +94,7 @@ def golden_digest() -> str | None:
 
 
 def gps_settings(tick_ms: int = 100) -> GpsSettings:
-    """A GPS with one region that may be silent for ever."""
+    """A GPS with one region that may be silent without a limit."""
     return GpsSettings(
         regions=("eu",),
         incarnation=1,
@@ -134,7 +134,7 @@ class GoldenRegion:
         self, count: int = 7, *, leaves: bool = False, tick_ms: int = 20, region: str = "eu"
     ) -> None:
         self.outcomes: dict[int, set[str]] = {}
-        """What it was told of each update."""
+        """The outcomes that it received for each update."""
         self.fences: set[int] = set()
         self.rejoins = 0
         self._hello = replace(HELLO, address=Address(region))

@@ -31,7 +31,7 @@ Answer = Callable[[Event], list[Effect]]
 
 
 class Script:
-    """A machine that remembers what it heard and answers from a function; stops when asked to."""
+    """A machine that records its events and answers from a function; stops when asked to."""
 
     def __init__(self, answer: Answer | None = None) -> None:
         self.events: list[Event] = []
@@ -77,14 +77,14 @@ class Script:
 
 
 async def eventually(holds: Callable[[], bool], deadline_s: float = DEADLINE_S) -> None:
-    """Wait for what no event announces, such as a counter."""
+    """Wait for something that no event announces, such as a counter."""
     async with asyncio.timeout(deadline_s):
         while not holds():  # noqa: ASYNC110 - nothing announces it
             await asyncio.sleep(0.01)
 
 
 async def settled(node: Node) -> None:
-    """Wait until the tensor lane has done all that was wished so far."""
+    """Wait until the tensor lane has performed all effects so far."""
     done = asyncio.get_running_loop().create_future()
     node.tensors.lane.submit(lambda: None, done.set_result)
     async with asyncio.timeout(DEADLINE_S):
@@ -173,7 +173,7 @@ class Nodes:
         return node
 
     def state_store(self, name: str = "gps", durability: Durability = "process") -> StateStore:
-        """What a node of this name left in its folder, and where it goes on."""
+        """The state folder of a node of this name, with its recovered state."""
         store = StateFolder(self.folder / name / "state", RUN, name)
         recovered = store.recovered()
         incarnation = 1 if recovered is None else recovered.header.incarnation

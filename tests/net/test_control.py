@@ -80,7 +80,7 @@ async def test_a_server_that_restarts_is_found_again_by_its_clients(nodes: Nodes
     await client.hears(Goodbye)
 
 
-async def test_two_clients_are_told_apart(nodes: Nodes) -> None:
+async def test_two_clients_are_distinguished(nodes: Nodes) -> None:
     server = answering(Pull, Goodbye())
     nodes.server(server)
     clients = [on_tick(Pull(index, 0)) for index in range(2)]
@@ -91,8 +91,8 @@ async def test_two_clients_are_told_apart(nodes: Nodes) -> None:
     assert named == {("worker-0", 0), ("worker-1", 1)}
 
 
-async def test_a_message_to_a_peer_that_is_gone_is_counted_and_hurts_nobody(nodes: Nodes) -> None:
-    server = Script(lambda event: [Send("nobody", Goodbye())] if isinstance(event, Started) else [])
+async def test_a_message_to_a_peer_that_is_gone_is_counted_and_does_no_harm(nodes: Nodes) -> None:
+    server = Script(lambda event: [Send("absent", Goodbye())] if isinstance(event, Started) else [])
     node = nodes.server(server)
     await server.hears(Started)
     assert node.telemetry.counters["unsent_control"] == 1

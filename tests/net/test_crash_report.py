@@ -1,4 +1,4 @@
-"""The report of a node that broke an invariant, told to a fresh machine: it answers as the one that crashed
+"""The report of a node that broke an invariant, replayed to a fresh machine: it answers as the one that crashed
 did, and breaks in the same way."""
 
 import json
@@ -112,7 +112,7 @@ async def a_gps_crashes(nodes: Nodes, **more: Any) -> Path:
 async def the_report(nodes: Nodes, name: str) -> Path:
     finish = await nodes.finish(name)
     assert finish.reason == CRASHED
-    # The house takes every other report at the end of a test for a failure.
+    # The fixture takes every other report at the end of a test for a failure.
     return (nodes.folder / f"{name}.crash.json").rename(nodes.folder / "crash.json")
 
 
@@ -121,8 +121,8 @@ def assert_breaks_the_same(
 ) -> pytest.ExceptionInfo[AssertionError]:
     with pytest.raises(AssertionError) as broken:
         replay(path, machine, after)
-    told = json.loads(path.read_text(encoding="utf-8"))
-    assert summarise(broken.value) == told["error"]
+    report = json.loads(path.read_text(encoding="utf-8"))
+    assert summarise(broken.value) == report["error"]
     return broken
 
 
@@ -130,12 +130,12 @@ def assert_breaks_the_same(
 
 
 @pytest.mark.parametrize("bug", BUGS)
-async def test_a_report_told_to_a_fresh_machine_gives_the_same_answers_and_the_same_error(
+async def test_a_report_replayed_to_a_fresh_machine_gives_the_same_answers_and_the_same_error(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch, bug: Bug
 ) -> None:
-    """1. A GPS breaks an invariant; its report has all that it was told.
+    """1. A GPS breaks an invariant; its report has all of its events.
     2. A fresh machine answers each event as it did, and the last one breaks it in the same place.
-    3. Once the bug is mended it breaks no more: the same report is told to its end, or until the machine
+    3. Once the bug is mended it breaks no more: the same report is replayed to its end, or until the machine
        answers better. 4. A machine with other settings is not taken for the one that crashed."""
     bug(monkeypatch)
     path = await a_gps_crashes(nodes)
@@ -161,10 +161,10 @@ async def test_a_report_told_to_a_fresh_machine_gives_the_same_answers_and_the_s
 
 
 @pytest.mark.parametrize("bug", BUGS)
-async def test_what_came_before_a_report_is_in_the_folder_of_state(
+async def test_events_before_those_of_a_report_are_in_the_state_folder(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch, bug: Bug
 ) -> None:
-    """1. A GPS has been told more than a report holds when it breaks an invariant.
+    """1. A GPS has handled more events than a report holds when it breaks an invariant.
     2. A machine that is restored from its folder is what it was just before, and breaks in the same way."""
     monkeypatch.setattr(crash_report, "EVENTS_MAX", 4)
     monkeypatch.setattr(journal, "SNAPSHOT_EVENTS", 10)
@@ -179,15 +179,15 @@ async def test_what_came_before_a_report_is_in_the_folder_of_state(
     assert state_store.recovered is not None
     restored = restore(state_store.recovered, RUN, machine, None, empty_plane)
     state_store.store.close()
-    told = [each for each in read(path) if each.now > restored.now]
-    assert told == read(path)[-1:]  # All but the one that broke it is in the journal.
+    later = [each for each in read(path) if each.now > restored.now]
+    assert later == read(path)[-1:]  # All but the one that broke it is in the journal.
     assert_breaks_the_same(path, machine, after=restored.now)
 
 
-async def test_a_message_as_large_as_the_manifest_of_a_model_is_told_whole(
+async def test_a_message_as_large_as_the_manifest_of_a_model_is_reported_whole(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An LPS that breaks an invariant when its first model comes was told of all tensors of the model."""
+    """An LPS that breaks an invariant when its first model comes has received the names of all its tensors."""
     manifest = Manifest(tuple(TensorSpec(f"model.layers.{i}.weight", (4, 4)) for i in range(300)))
 
     blobs = count(1)

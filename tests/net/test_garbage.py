@@ -1,4 +1,4 @@
-"""What peers send that they should not: each thing counted, none harmful."""
+"""Bad input of peers: each one is counted, none does harm."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""A node's life: ticks, signals, crashes, the trainer, the event log."""
+"""A running node: ticks, signals, crashes, the trainer, the event log."""
 
 import json
 import os
@@ -78,7 +78,7 @@ async def test_finish_ends_the_node_with_its_reason(nodes: Nodes) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_becomes_a_stop_request(nodes: Nodes, number: signal.Signals) -> None:
-    # Whoever runs the tests may have it ignored, which would stay so.
+    # The process that runs the tests may ignore it, and this would stay so.
     signal.signal(number, signal.SIG_DFL)
     machine = Script()
     nodes.server(machine, handle_signals=True)
@@ -144,9 +144,7 @@ uvloop.run(Node(Deaf(), settings, Telemetry("deaf", path / "events.jsonl")).run(
 
 
 @pytest.mark.parametrize("where", ["handle", "check", "effect", "tensors"])
-async def test_a_broken_invariant_ends_the_node_and_tells_the_story(
-    nodes: Nodes, where: str
-) -> None:
+async def test_a_broken_invariant_ends_the_node_and_is_reported(nodes: Nodes, where: str) -> None:
     class BrokenMachine(Script):
         def handle(self, event: Event, now: int) -> list[object]:
             assert where != "handle" or not isinstance(event, Tick), "seven is not eight"

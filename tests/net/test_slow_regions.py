@@ -1,4 +1,4 @@
-"""Regions with slow links beside one whose link is well, over real sockets."""
+"""Regions with slow links beside one with a fast link, over real sockets."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack

@@ -73,7 +73,7 @@ class Hanging:
 
 
 def server(event: Event) -> list[Effect]:
-    """Welcomes who comes, and answers who pulls with a model and a lease."""
+    """Welcomes every peer, and answers each Pull with a model and a lease."""
     match event:
         case Received(peer, Hello()):
             return [Send(peer, Welcome(1, 3, 0, (), "model", "corpus"))]
@@ -94,7 +94,7 @@ def server(event: Event) -> list[Effect]:
     ],
     ids=["worker", "evaluator"],
 )  # fmt: skip
-async def test_a_thread_that_hangs_ends_its_node_and_nobody_waits_for_it(
+async def test_a_thread_that_hangs_ends_its_node_and_is_not_waited_for(
     nodes: Nodes, machine: Worker | Evaluator, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A process would leave the thread alone and end; here it is freed when its node has gone.

@@ -1,4 +1,4 @@
-"""What people and programs are told."""
+"""What a node reports to people and programs."""
 
 import io
 import json
@@ -39,7 +39,7 @@ def test_what_a_node_waits_for_is_said_once_until_it_changes() -> None:
     ]
 
 
-def test_a_flood_of_bad_input_is_counted_and_told_once() -> None:
+def test_a_flood_of_bad_input_is_counted_and_reported_once() -> None:
     console = io.StringIO()
     log = Telemetry("gps", console=console)
     for _ in range(1000):

@@ -71,7 +71,7 @@ def start_rank(nodes: Nodes, machine: Script, **more: object) -> Node:
 
 
 async def test_payloads_go_to_and_come_from_both_servers_at_the_same_time(nodes: Nodes) -> None:
-    """1. Both servers are asked, and each sends its model. 2. The rank sends each an update. 3. Everybody has what
+    """1. Both servers are asked, and each sends its model. 2. The rank sends each an update. 3. Every node has what
     was meant for it, bit for bit."""
     lps, coordinator, machine = server(1), server(2), rank()
     planes = [nodes.plane(seed=1), nodes.plane(seed=2)]
@@ -112,7 +112,7 @@ async def test_one_server_is_of_use_while_the_other_is_not_up(nodes: Nodes) -> N
 
 
 async def test_progress_is_counted_for_each_server(nodes: Nodes) -> None:
-    """An answer of one server is no sign of life of the other."""
+    """An answer of one server does not count for the other."""
     machine = rank()
     node = start_rank(
         nodes, machine, plane=Plane(nodes.manifest, None), limits=Limits(retry_ms=100)
@@ -163,7 +163,7 @@ async def test_no_client_can_take_the_name_of_either_server(nodes: Nodes, name: 
     assert not machine.messages(Goodbye)
 
 
-async def test_a_rank_that_nobody_answers_names_both_servers(nodes: Nodes) -> None:
+async def test_a_rank_without_an_answer_names_both_servers(nodes: Nodes) -> None:
     machine = Script(lambda event: [Finish(UNANSWERED, "no answer")])
     start_rank(nodes, machine)
     finish = await nodes.finish("rank-0")

@@ -1,4 +1,4 @@
-"""Event logs are read as typed events; what is damaged is told, and what is unknown is kept as it is."""
+"""Event logs are read as typed events; damaged lines are reported, and unknown kinds are kept as they are."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_an_unknown_kind_keeps_its_fields() -> None:
     )
 
 
-def test_a_damaged_line_is_told_and_not_guessed() -> None:
+def test_a_damaged_line_is_reported_and_not_guessed() -> None:
     for torn in (b"", b'{"kind": "upd', b"[]", b'{"kind": "started"}', line('"started"')):
         found = parse_line(torn)
         assert isinstance(found, DamagedLine), torn

@@ -45,7 +45,7 @@ def test_a_region_behind_a_link_connects_through_it(tmp_path: Path) -> None:
     assert found["lps-us"].flags == ("--region", "us", "--connect", "127.0.0.1:9")
 
 
-def test_a_resumed_run_tells_its_servers_so_and_nobody_else(tmp_path: Path) -> None:
+def test_only_servers_are_told_that_a_run_is_resumed(tmp_path: Path) -> None:
     found = commands(tmp_path, source="/earlier")
     assert found["gps"].flags == ("--resume", "/earlier")
     resumed = {name for name, each in found.items() if "--resume" in each.flags}

@@ -1,15 +1,15 @@
-"""A GPS that is killed with SIGKILL at a chosen point of its journal's protocol, and goes on.
+"""A GPS that is killed with SIGKILL at a chosen point of its journal's protocol, and continues.
 
 ``python -m tests.net.durability.crash_points CASE...`` (default: all of `CASES`) runs cases one after the other and
-says of each, as a line of JSON, what was wrong with it: nothing, if ``fault`` is empty. A case reads::
+prints a line of JSON for each; an empty ``fault`` means that the case passed. A case reads::
 
     ack.before@3:host                       killed just before the third Ack leaves; durability "host"
     write.half@9,handle.after@4:process     killed halfway through the ninth write, and the next process,
                                             while it restores, after the fourth event
 
-Each life of the server is a process, forked from this one, which has imported everything and has no
+Each incarnation of the server is a process, forked from this one, which has imported everything and has no
 threads. Another process is the region that pushes the golden arrivals over real sockets, and asks again
-until each is acknowledged. At the end a server stops in good order and says what its model is.
+until each is acknowledged. At the end the server stops in good order and writes the digest of its model.
 """
 
 import asyncio
@@ -71,37 +71,37 @@ LATE_S: Final = 0.15
 
 
 class CrashCase(NamedTuple):
-    """Where each life but the last is killed."""
+    """Where each incarnation but the last is killed."""
 
-    lives: tuple[tuple[str, int], ...]
+    kills: tuple[tuple[str, int], ...]
     """(point, at which passage of it)."""
     durability: Durability
 
     def __str__(self) -> str:
-        lives = ",".join(f"{point}@{passage}" for point, passage in self.lives)
-        return f"{lives}:{self.durability}"
+        kills = ",".join(f"{point}@{passage}" for point, passage in self.kills)
+        return f"{kills}:{self.durability}"
 
 
 def parse(text: str) -> CrashCase:
-    """What `CrashCase.__str__` says."""
-    lives, _, durability = text.partition(":")
+    """The inverse of `CrashCase.__str__`."""
+    kills, _, durability = text.partition(":")
     assert durability in ("process", "host")
-    found = [each.partition("@") for each in lives.split(",")]
+    found = [each.partition("@") for each in kills.split(",")]
     return CrashCase(tuple((point, int(passage)) for point, _, passage in found), durability)  # type: ignore[arg-type]
 
 
 def cases() -> list[CrashCase]:
-    """All of them."""
+    """All cases."""
     found: list[CrashCase] = []
 
     def add(points: str, passages: tuple[int, ...], only: str = "", before: str = "") -> None:
-        """``before``: where the life before was killed; these are points of a recovery."""
+        """``before``: where the incarnation before was killed; then these are points of a recovery."""
         for durability in ("process", "host"):
             for point in points.split():
                 for passage in passages:
                     if only in ("", durability):
-                        lives = (*parse(f"{before}:host").lives,) if before else ()
-                        found.append(CrashCase((*lives, (point, passage)), durability))  # type: ignore[arg-type]
+                        kills = (*parse(f"{before}:host").kills,) if before else ()
+                        found.append(CrashCase((*kills, (point, passage)), durability))  # type: ignore[arg-type]
 
     add("write.before write.half write.after", (1, 2, 5, 10, 18))
     add("write.late", (4, 9, 15))
@@ -124,7 +124,7 @@ def cases() -> list[CrashCase]:
     add("reuse.before reuse.after", (1, 2))
     add("unlink.before unlink.after", (1,), before="rotate.after@2")
     # In the middle of a recovery.
-    add("past.before past.after", (1,), before="write.half@14")
+    add("recovered.before recovered.after", (1,), before="write.half@14")
     add("cut.before cut.after", (1,), before="write.half@14")
     add("image.before image.after plane.before plane.after", (1,), before="rename.after@2")
     add("handle.before handle.after", (3,), before="ack.after@4")
@@ -146,7 +146,7 @@ CASES: Final = tuple(map(str, cases()))
 
 
 class Fuse:
-    """Kills this process when a point is passed for so manieth time."""
+    """Kills this process when a point is passed for the ``passage``-th time."""
 
     def __init__(self, point: str, passage: int) -> None:
         self._point = point
@@ -193,7 +193,7 @@ def around(
 
 
 def arm(fuse: Fuse) -> None:
-    """Make points of the real functions that a server's memory calls."""
+    """Make points of the real functions that a server's durability calls."""
     writev, write = os.writev, os.write
 
     def journal_write(descriptor: int, parts: list[Any]) -> int:
@@ -203,7 +203,7 @@ def arm(fuse: Fuse) -> None:
             write(descriptor, whole[: len(whole) // 2])
             die()
         if fuse.burns("write.late"):
-            time.sleep(LATE_S)  # A slow disk: whatever does not wait for it has left by now.
+            time.sleep(LATE_S)  # A slow disk: messages that do not wait for it have left by now.
             die()
         taken = writev(descriptor, parts)
         fuse.passes("write.after")
@@ -256,7 +256,7 @@ def arm(fuse: Fuse) -> None:
 
 
 def make_haste() -> None:
-    """A case lasts as long as its waits."""
+    """Shorten the waits, which take most of a case's time."""
     torch.set_num_threads(1)
     journal.SNAPSHOT_EVENTS = SNAPSHOT_EVENTS  # type: ignore[misc]
     nodes.FAREWELL_S = 0.0  # type: ignore[misc]
@@ -268,7 +268,7 @@ def make_haste() -> None:
 async def serve(
     folder: Path, port: int, durability: Durability, stop: int, plane: Plane | None = None
 ) -> None:
-    """A life of the server; ``stop``: a pipe whose other end is closed when the run is over. ``plane``: as
+    """An incarnation of the server; ``stop``: a pipe whose other end is closed when the run is over. ``plane``: as
     it is at the first start, if it is not the golden one."""
     store = StateFolder(folder / "state", RUN, "gps")
     recovered = store.recovered()
@@ -337,7 +337,7 @@ async def push(folder: Path, port: int) -> None:
     for number in range(1, ARRIVALS + 1):
         node.tensors.created(number)
     finish: Finish = await task
-    outcomes = {number: sorted(told) for number, told in region.outcomes.items()}
+    outcomes = {number: sorted(answers) for number, answers in region.outcomes.items()}
     found = {
         "finish": [finish.reason, finish.error],
         "outcomes": sorted(outcomes.items()),
@@ -347,8 +347,8 @@ async def push(folder: Path, port: int) -> None:
     (folder / "region.json").write_text(json.dumps(found), encoding="utf-8")
 
 
-def fork(life: Callable[[], Coroutine[Any, Any, None]], *close: int) -> int:
-    """The process that lives a life, without these descriptors."""
+def fork(work: Callable[[], Coroutine[Any, Any, None]], *close: int) -> int:
+    """A child process that does some work, without these descriptors."""
     assert threading.active_count() == 1
     child = os.fork()
     if child == 0:
@@ -357,7 +357,7 @@ def fork(life: Callable[[], Coroutine[Any, Any, None]], *close: int) -> int:
             for descriptor in close:
                 os.close(descriptor)
             make_haste()
-            uvloop.run(life())
+            uvloop.run(work())
             code = 0
         except BaseException:
             traceback.print_exc()
@@ -386,26 +386,26 @@ def run_case(case: CrashCase, folder: Path) -> str:
     stop, running = os.pipe()
     killed = 0
 
-    async def a_life() -> None:
-        if killed < len(case.lives):
-            arm(Fuse(*case.lives[killed]))
+    async def incarnation() -> None:
+        if killed < len(case.kills):
+            arm(Fuse(*case.kills[killed]))
         await serve(folder, port, case.durability, stop)
 
     deadline = time.monotonic() + CASE_S
     region = fork(lambda: push(folder, port), running)
-    server = fork(a_life, running)
+    server = fork(incarnation, running)
     children = [region, server]
     try:
         while children:
             child, code = wait_for(children, deadline)
             children.remove(child)
-            if child == server and code == -signal.SIGKILL and killed < len(case.lives):
+            if child == server and code == -signal.SIGKILL and killed < len(case.kills):
                 killed += 1
-                server = fork(a_life, *([running] if running >= 0 else []))
+                server = fork(incarnation, *([running] if running >= 0 else []))
                 children.append(server)
             elif code:
-                who = "the region" if child == region else f"life {killed + 1} of the server"
-                return f"{who} ended with {code}"
+                name = "the region" if child == region else f"server process {killed + 1}"
+                return f"{name} ended with {code}"
             elif child == region:
                 os.close(running)
                 running = -1
@@ -418,8 +418,8 @@ def run_case(case: CrashCase, folder: Path) -> str:
         os.close(stop)
         if running >= 0:
             os.close(running)
-    if killed < len(case.lives):
-        return f"{case.lives[killed]} was never passed"
+    if killed < len(case.kills):
+        return f"{case.kills[killed]} was never passed"
     return verdict(folder)
 
 
@@ -433,7 +433,7 @@ def verdict(folder: Path) -> str:
         "version": ARRIVALS,
         "updates": [ARRIVALS],
     }
-    told = {
+    of_region = {
         "finish": ["all is acknowledged", ""],
         "outcomes": [[number, ["applied"]] for number in range(1, ARRIVALS + 1)],
         "fences": [1],
@@ -446,7 +446,7 @@ def verdict(folder: Path) -> str:
     ]
     faults += [
         f"{key} is {region[key]}, not {value}"
-        for key, value in told.items()
+        for key, value in of_region.items()
         if region[key] != value
     ]
     return "; ".join(faults)

@@ -60,7 +60,7 @@ def snapshot_pieces(number: int, chunks: int = 2) -> list[bytes]:
     ]
 
 
-def past_of(store: StateFolder) -> RecoveredState:
+def recovered_state(store: StateFolder) -> RecoveredState:
     recovered = store.recovered()
     assert recovered is not None
     return recovered

@@ -1,4 +1,4 @@
-"""Copies of snapshots in a folder far away: whole or not there, the newest few, and no trouble for the node."""
+"""Copies of snapshots in an archive: complete or absent, the newest few, and no trouble for the node."""
 
 import asyncio
 import io
@@ -35,7 +35,7 @@ def test_the_newest_few_stay_and_what_was_never_whole_goes(tmp_path: Path) -> No
     assert (tmp_path / HISTORY).read_bytes() == b"history"
 
 
-def test_a_later_life_comes_after_an_earlier_one() -> None:
+def test_names_of_a_later_incarnation_sort_after_those_of_an_earlier_one() -> None:
     assert name_of(8, 1) > name_of(7, 10**9)
 
 
@@ -86,7 +86,7 @@ async def test_a_snapshot_is_copied_with_its_history_and_its_bytes_stay(
     log.close()
 
 
-async def test_an_archive_that_takes_nothing_is_told_of_and_waited_for_by_nobody(
+async def test_an_archive_that_takes_nothing_is_reported_and_holds_nothing_up(
     tmp_path: Path, store: StateFolder
 ) -> None:
     (tmp_path / "far").write_text("a file, where a folder should be")

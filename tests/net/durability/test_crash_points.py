@@ -12,11 +12,11 @@ from tests.net.durability.crash_points import CASES
 
 ROOT = Path(__file__).parents[3]
 SHARE = CASES[::11]
-"""Of the cases in their order, so of all parts of the protocol and both durabilities."""
+"""Every so many cases, in their order: all parts of the protocol and both durabilities are among them."""
 
 
 def run(cases: tuple[str, ...], limit_s: float) -> list[dict[str, Any]]:
-    """What a process found that has no other threads and forks the lives: a line for each case."""
+    """Run cases in a process without other threads, which forks the incarnations; returns its lines, one a case."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.net.durability.crash_points", *cases],
         cwd=ROOT,

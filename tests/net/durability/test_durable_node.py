@@ -1,4 +1,4 @@
-"""Nodes with a memory: killed and started again they go on, and say nothing that they could forget."""
+"""Durable nodes: killed and started again they continue, and send nothing that a crash could undo."""
 
 import errno
 import os
@@ -60,7 +60,7 @@ async def all_is_killed_at_the_end(nodes: Nodes) -> AsyncIterator[None]:
 
 
 async def a_gps(nodes: Nodes, durability: Durability = "process", **more: Any) -> Node:
-    """The golden GPS, at its first start or a later one; it has heard of that."""
+    """The golden GPS, at its first start or a later one; its machine has handled the first event."""
     node = nodes.start(
         Gps(gps_settings()),
         "gps",
@@ -78,7 +78,7 @@ async def a_gps(nodes: Nodes, durability: Durability = "process", **more: Any) -
     return node
 
 
-async def test_a_second_life_needs_no_model_to_begin_with(nodes: Nodes) -> None:
+async def test_a_second_incarnation_needs_no_model_to_begin_with(nodes: Nodes) -> None:
     """The first snapshot is made before anything arrived."""
     await a_gps(nodes)
     await eventually(lambda: newest(nodes.folder, "snapshot") == 1)
@@ -164,8 +164,8 @@ async def test_arrivals_at_a_server_that_is_killed_again_and_again_give_the_gold
 async def test_a_disk_that_takes_nothing_holds_back_what_promises_something(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """1. The disk is full during the third update. The server stays alive for its client, and tells it
-    nothing that rests on what is not written. 2. There is space: everything is told after all."""
+    """1. The disk is full during the third update. The server still sends heartbeats, but no message that depends on
+    an event that is not written. 2. There is space: all messages are sent."""
     monkeypatch.setattr(journal, "RETRY_S", 0.02)
 
     def promises(machine: Script) -> int:
@@ -182,11 +182,11 @@ async def test_a_disk_that_takes_nothing_holds_back_what_promises_something(
         # What rests on what is written may still be on its way.
         await eventually(lambda: server.transfers.outgoing.active == 0)
         await machine.hears(Heartbeat, len(machine.messages(Heartbeat)) + 3)
-        told = promises(machine)
+        promised = promises(machine)
         assert len(region.outcomes) == 2
         durable = server.durability.journal.durable  # type: ignore[union-attr]
         await machine.hears(Heartbeat, len(machine.messages(Heartbeat)) + 10)
-        assert promises(machine) == told
+        assert promises(machine) == promised
         assert server.durability.held
         assert server.durability.journal.durable == durable  # type: ignore[union-attr]
         space_returns()
@@ -214,14 +214,14 @@ async def test_a_snapshot_that_failed_is_tried_again_in_time(
     await eventually(lambda: newest(nodes.folder, "snapshot") >= 1)
     await eventually(lambda: server.durability._failures == 0)  # type: ignore[union-attr]
     server.telemetry.close()
-    told = (nodes.folder / "gps.jsonl").read_text(encoding="utf-8")
-    assert told.count('"snapshot_failed"') == 1
+    log = (nodes.folder / "gps.jsonl").read_text(encoding="utf-8")
+    assert log.count('"snapshot_failed"') == 1
 
 
 async def test_a_snapshot_that_others_read_is_never_old(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Far from so much has come that one is due; but two models have, and time has passed."""
+    """The journal is too small for one to be due; but two models have come, and time has passed."""
     monkeypatch.setattr(manager, "FRESH_MS", 0)
     await a_gps(nodes)
     region = GoldenRegion()
@@ -233,7 +233,7 @@ async def test_a_snapshot_that_others_read_is_never_old(
 async def test_what_waits_for_the_disk_is_not_overtaken(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk has a record before the event loop hears of it: what came first still goes first."""
+    """The disk has a record before the event loop hears of it: messages still leave in their order."""
     machine = Script()
     server = nodes.server(machine, state_store=nodes.state_store())
     await machine.hears(Started)
@@ -253,7 +253,7 @@ async def test_what_waits_for_the_disk_is_not_overtaken(
 
 
 class RawRegion:
-    """A region's sockets, on which a test says what it likes; it pushes the first golden update."""
+    """A region's sockets, on which a test sends what it likes; it pushes the first golden update."""
 
     def __init__(self, control: "zmq.Socket[bytes]", bulk: "zmq.Socket[bytes]") -> None:
         self._control, self._bulk = control, bulk
@@ -339,7 +339,7 @@ async def test_a_payload_that_arrives_while_the_journal_rotates_survives(
 
 
 async def test_half_a_payload_at_the_kill_is_sent_again(nodes: Nodes) -> None:
-    """1. Some chunks arrive, the server is killed. 2. All of them come to the next life."""
+    """1. Some chunks arrive, the server is killed. 2. All of them come to the next incarnation."""
     server = await a_gps(nodes)
     with raw_region(nodes) as region:
         await region.joins_and_is_granted()
@@ -364,7 +364,7 @@ async def test_a_chunk_that_comes_again_with_other_bytes_does_no_harm(
     nodes: Nodes, claims: str
 ) -> None:
     """1. A peer repeats a chunk, with other bytes than before. The server goes on with the first.
-    2. So does the next life: the journal has what the plane had, and is sound."""
+    2. So does the next incarnation: the journal has what the plane had, and is sound."""
     server = await a_gps(nodes)
     with raw_region(nodes) as region:
         await region.joins_and_is_granted()
@@ -380,7 +380,7 @@ async def test_a_chunk_that_comes_again_with_other_bytes_does_no_harm(
         await assert_the_first_update_survives(nodes)
 
 
-async def test_a_payload_that_nobody_granted_is_turned_away_and_not_journalled(
+async def test_a_payload_that_was_not_granted_is_refused_and_not_journalled(
     nodes: Nodes,
 ) -> None:
     """1. A region that was granted one update begins another; so does a stranger: nothing of it is kept.
@@ -411,10 +411,10 @@ async def test_a_payload_that_nobody_granted_is_turned_away_and_not_journalled(
         assert (await region.hears(Ack)).outcome == "applied"
 
 
-async def test_a_server_without_a_snapshot_is_told_its_whole_journal_again(
+async def test_a_server_without_a_snapshot_replays_its_whole_journal(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is no room for a snapshot: the third life begins with the model of the first start."""
+    """There is no room for a snapshot: the third incarnation begins with the model of the first start."""
 
     def full(*_: object, **__: object) -> int:
         raise OSError(errno.ENOSPC, "no room")

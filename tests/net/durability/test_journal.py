@@ -1,4 +1,4 @@
-"""The journal's thread: in order, whole batches, no word of durability before the disk has it."""
+"""The journal's thread: in order, whole batches, nothing reported durable before the disk has it."""
 
 import asyncio
 import errno
@@ -30,7 +30,7 @@ from tests.net.durability.state_files import (
     assert_reads,
     names,
     numbers,
-    past_of,
+    recovered_state,
 )
 from tests.small_disk import fill, small_disk
 
@@ -38,7 +38,7 @@ DEADLINE_S = 20.0
 
 
 class Desk:
-    """A journal, and what it told."""
+    """A journal, and what it reported."""
 
     def __init__(self, store: StateFolder, durability: Durability = "process") -> None:
         recovered = store.recovered()
@@ -69,7 +69,7 @@ class Desk:
         return note
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        """Wait until something holds, looking again whenever the journal told something."""
+        """Wait until something holds, looking again whenever the journal reports something."""
         async with asyncio.timeout(DEADLINE_S):
             while not holds():
                 self._told.clear()
@@ -137,31 +137,31 @@ def durability(request: pytest.FixtureRequest) -> Durability:
     return found
 
 
-async def test_what_was_told_is_read_back_in_order(tmp_path: Path, durability: Durability) -> None:
+async def test_events_are_read_back_in_order(tmp_path: Path, durability: Durability) -> None:
     async with a_desk(tmp_path, durability) as desk:
         desk.events(1, 50)
         await desk.durable(50)
         assert desk.written == sorted(set(desk.written))
-        assert_reads(past_of(desk.store), 50)
+        assert_reads(recovered_state(desk.store), 50)
         assert (desk.journal.last, desk.troubles, desk.faults) == (50, [], [])
 
 
-async def test_lives_follow_one_another(tmp_path: Path) -> None:
-    """1. Each life writes a journal, and the last write is torn. 2. The next life reads all before it."""
-    for life in range(4):
-        first = 1 + 3 * life
+async def test_incarnations_follow_one_another(tmp_path: Path) -> None:
+    """1. Each incarnation writes a journal, and the last write is torn. 2. The next one reads all before it."""
+    for incarnation in range(4):
+        first = 1 + 3 * incarnation
         async with a_desk(tmp_path) as desk:
             desk.events(first, first + 2)
             await desk.durable(first + 2)
-        with desk.store.journal(life).open("ab") as file:
+        with desk.store.journal(incarnation).open("ab") as file:
             file.write(record.head(Kind.EVENT, first + 3, b"never written whole"))
     store = a_store(tmp_path)
-    assert_reads(past_of(store), 12)
+    assert_reads(recovered_state(store), 12)
     store.close()
 
 
 async def test_chunks_and_events_of_two_threads_have_one_order(tmp_path: Path) -> None:
-    """Numbers grow by one, whoever queues; a chunk's bytes are its own."""
+    """Numbers grow by one whichever thread queues; a chunk's bytes are its own."""
     bodies = [os.urandom(5000) for _ in range(40)]
 
     async with a_desk(tmp_path) as desk:
@@ -176,7 +176,7 @@ async def test_chunks_and_events_of_two_threads_have_one_order(tmp_path: Path) -
             desk.journal.event(RUN, an_event(number), number)
         thread.join()
         await desk.durable(80)
-        recovered = past_of(desk.store)
+        recovered = recovered_state(desk.store)
     assert numbers(recovered) == list(range(1, 81))
     chunks = [each for each in recovered.records if each.head.kind is Kind.CHUNK]
     assert [(each.head.first, each.head.second) for each in chunks] == [(-1, i) for i in range(40)]
@@ -193,13 +193,13 @@ async def test_a_batch_of_many_parts_is_written_whole(
     async with a_desk(tmp_path) as desk:
         desk.events(1, 600)
         await desk.durable(600)
-        assert_reads(past_of(desk.store), 600)
+        assert_reads(recovered_state(desk.store), 600)
 
 
 async def test_nothing_is_durable_before_the_disk_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """1. A sync lasts: what it is about does not count. 2. It is over: it does."""
+    """1. While a sync lasts, its records do not count as durable. 2. When it is over, they do."""
     syncs, goes_on = threading.Event(), threading.Event()
     fdatasync = os.fdatasync
 
@@ -255,7 +255,7 @@ async def test_a_snapshot_takes_the_place_of_what_is_before_it(
         assert left == [
             f"{kind}-0000000{each}" for kind in ("journal", "snapshot") for each in (2, 3)
         ]
-        recovered = past_of(desk.store)
+        recovered = recovered_state(desk.store)
         assert_reads(recovered, 17, first=16)
         assert recovered.snapshot is not None
         assert (recovered.snapshot.number, recovered.snapshot.now, recovered.snapshot.image) == (
@@ -317,7 +317,7 @@ async def test_a_snapshot_whose_name_does_not_reach_the_disk_is_none(
         desk.snapshot()
         await desk.until(lambda: bool(desk.snapshots))
         assert list(filter(counts, names(tmp_path))) == ["journal-00000000", "journal-00000001"]
-        assert_reads(past_of(desk.store), 3)
+        assert_reads(recovered_state(desk.store), 3)
 
 
 async def test_a_chunk_that_looks_like_records_does_no_harm_when_its_file_is_written_over(
@@ -333,7 +333,7 @@ async def test_a_chunk_that_looks_like_records_does_no_harm_when_its_file_is_wri
             desk.snapshot()
             await desk.until(lambda turn=turn: len(desk.snapshots) == turn + 1)  # type: ignore[misc]
         assert forged in desk.store.journal(2).read_bytes()
-        recovered = past_of(desk.store)
+        recovered = recovered_state(desk.store)
         assert (recovered.snapshot is not None, recovered.records) == (True, [])
 
 
@@ -349,10 +349,10 @@ async def test_killed_between_rotation_and_snapshot_both_journals_are_read(tmp_p
         desk.events(5, 7)
         desk.journal.rotate()
         await desk.durable(7)
-        assert_reads(past_of(desk.store), 7)
+        assert_reads(recovered_state(desk.store), 7)
         await desk.until(lambda: True)
     store = a_store(tmp_path)
-    recovered = past_of(store)
+    recovered = recovered_state(store)
     assert_reads(recovered, 7)
     assert recovered.next_index == 3
     store.close()
@@ -382,11 +382,11 @@ async def test_no_snapshot_is_without_its_journal(
         assert writer is not None
         await asyncio.to_thread(writer.join, 0.1)
         assert writer.is_alive()
-        assert_reads(past_of(desk.store), 3)
+        assert_reads(recovered_state(desk.store), 3)
         assert not desk.store.snapshot(1).exists()
         goes_on.set()
         await desk.until(lambda: bool(desk.snapshots))
-        recovered = past_of(desk.store)
+        recovered = recovered_state(desk.store)
         assert recovered.snapshot is not None
         assert (recovered.snapshot.number, recovered.next_number) == (6, 7)
 
@@ -423,10 +423,10 @@ async def test_no_journal_goes_before_what_is_to_outlive_it_is_written_again(
         assert writer is not None
         await asyncio.to_thread(writer.join, 0.1)
         assert not desk.store.snapshot(1).exists()
-        assert len(past_of(desk.store).records) == 2
+        assert len(recovered_state(desk.store).records) == 2
         goes_on.set()
         await desk.until(lambda: bool(desk.snapshots))
-        first, second = past_of(desk.store).records
+        first, second = recovered_state(desk.store).records
         assert (first.head.kind, first.head.first) == (Kind.BEGIN, -1)
         assert record.unpack_begun(first.body) == begun
         assert (second.head.kind, bytes(second.body)) == (Kind.CHUNK, body)
@@ -448,7 +448,7 @@ async def test_a_node_that_closes_before_its_next_journal_writes_no_snapshot(
             desk.snapshot()
             desk.journal.close()
     store = a_store(tmp_path)
-    assert_reads(past_of(store), 3)
+    assert_reads(recovered_state(store), 3)
     store.close()
 
 
@@ -496,8 +496,8 @@ async def test_heartbeats_and_ticks_count_for_little_towards_a_snapshot(
 async def test_a_full_disk_holds_everything_back_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability
 ) -> None:
-    """1. The disk takes half a record and no more: this is told, and nothing counts as durable.
-    2. Events go on. 3. There is space again: this is told, and all is there, whole and in order."""
+    """1. The disk takes half a record and no more: this is reported, and nothing counts as durable.
+    2. Events go on. 3. There is space again: this is reported, and all is there, whole and in order."""
     monkeypatch.setattr(journal, "RETRY_S", 0.01)
     async with a_desk(tmp_path, durability) as desk:
         desk.events(1, 10)
@@ -516,7 +516,7 @@ async def test_a_full_disk_holds_everything_back_and_loses_nothing(
         assert desk.troubles[-1] == ""
         assert desk.troubles.count("") == 1
         assert desk.faults == []
-        assert_reads(past_of(desk.store), 400)
+        assert_reads(recovered_state(desk.store), 400)
 
 
 def is_about(trouble: str, path: Path) -> bool:
@@ -536,11 +536,11 @@ async def test_killed_while_the_disk_is_full_the_torn_record_is_cut(
             await desk.until(lambda: bool(desk.troubles))
             desk.journal.close()
     async with a_desk(tmp_path) as desk:
-        recovered = past_of(desk.store)
+        recovered = recovered_state(desk.store)
         assert recovered.next_number == 11
         desk.events(11, 12)
         await desk.durable(12)
-        assert_reads(past_of(desk.store), 12)
+        assert_reads(recovered_state(desk.store), 12)
 
 
 async def test_a_disk_that_is_full_at_the_next_journal_is_waited_for(
@@ -555,17 +555,17 @@ async def test_a_disk_that_is_full_at_the_next_journal_is_waited_for(
             desk.events(4, 6)
             await desk.until(lambda: len(desk.troubles) >= 2)
             assert is_about(desk.troubles[0], desk.store.journal(1))
-            recovered = past_of(desk.store)
+            recovered = recovered_state(desk.store)
             assert_reads(recovered, 3)
             assert recovered.next_index == 1
             space_returns()
             await desk.durable(6)
-        assert_reads(past_of(desk.store), 6)
+        assert_reads(recovered_state(desk.store), 6)
 
 
 async def test_a_full_disk_is_given_the_spare_files_first(tmp_path: Path) -> None:
     """A real one. 1. A snapshot leaves the journal before it. 2. The disk is full but for a little, and more
-    is written than that: nobody hears of trouble, and that journal is gone."""
+    is written than that: no trouble is reported, and that journal is gone."""
     with small_disk(tmp_path / "disk", 4 << 20) as folder:
         async with a_desk(folder) as desk:
             desk.journal.chunk(-1, 0, memoryview(bytes(1 << 19)), -1)
@@ -578,7 +578,7 @@ async def test_a_full_disk_is_given_the_spare_files_first(tmp_path: Path) -> Non
             assert desk.troubles == []
             assert "journal-00000000" not in names(folder)
             assert not list(folder.glob("spare-*"))
-            assert numbers(past_of(desk.store)) == [2]
+            assert numbers(recovered_state(desk.store)) == [2]
 
 
 async def test_a_disk_that_says_only_when_asked_that_it_is_full_is_written_to_again(
@@ -606,13 +606,13 @@ async def test_a_disk_that_says_only_when_asked_that_it_is_full_is_written_to_ag
         full.clear()
         await desk.durable(5)
         assert desk.faults == []
-        assert_reads(past_of(desk.store), 5)
+        assert_reads(recovered_state(desk.store), 5)
 
 
 async def test_a_snapshot_that_finds_no_space_is_given_up_and_the_journals_stay(
     tmp_path: Path,
 ) -> None:
-    """1. The disk takes the journal, but not a snapshot: told, nothing removed, no half of it left.
+    """1. The disk takes the journal, but not a snapshot: reported, nothing removed, no half of it left.
     2. The next one finds space."""
     async with a_desk(tmp_path) as desk:
         desk.events(1, 3)
@@ -626,7 +626,7 @@ async def test_a_snapshot_that_finds_no_space_is_given_up_and_the_journals_stay(
         desk.events(4, 5)
         desk.snapshot(chunks=1000)
         await desk.until(lambda: len(desk.snapshots) == 2)
-        recovered = past_of(desk.store)
+        recovered = recovered_state(desk.store)
         assert recovered.snapshot is not None
         assert recovered.snapshot.number == 5
         assert len(recovered.snapshot.chunks) == 1000

@@ -30,7 +30,7 @@ from tests.net.durability.state_files import (
     header_piece,
     journal_pieces,
     names,
-    past_of,
+    recovered_state,
     snapshot_pieces,
 )
 from tests.unprivileged import as_nobody
@@ -97,13 +97,13 @@ def _once(action: Callable[[Path], None]) -> Callable[[Path], None]:
 # --- what is whole -------------------------------------------------------------------------------
 
 
-def test_an_empty_folder_has_no_past(store: StateFolder) -> None:
+def test_an_empty_folder_has_no_recovered_state(store: StateFolder) -> None:
     assert store.recovered() is None
 
 
 def test_a_journal_is_read_back(store: StateFolder) -> None:
     store.journal(0).write_bytes(b"".join(journal_pieces(1, 5)))
-    recovered = past_of(store)
+    recovered = recovered_state(store)
     assert_reads(recovered, 5)
     assert (recovered.header.process, recovered.header.incarnation) == ("gps@here:1:abc", 7)
     assert (recovered.next_index, recovered.torn_bytes, recovered.snapshot) == (1, 0, None)
@@ -117,7 +117,7 @@ def test_a_snapshot_and_the_journals_after_it_are_read_back(store: StateFolder) 
     store.snapshot(2).write_bytes(b"".join(snapshot_pieces(40, chunks=3)))
     store.journal(2).write_bytes(b"".join(journal_pieces(41, 43)))
     store.journal(3).write_bytes(b"".join(journal_pieces(44, 47)))
-    recovered = past_of(store)
+    recovered = recovered_state(store)
     assert_reads(recovered, 47, first=41)
     assert recovered.snapshot is not None
     assert (recovered.snapshot.number, recovered.snapshot.now) == (40, 1040)
@@ -133,7 +133,7 @@ def test_a_snapshot_before_the_tensors_has_no_layout(store: StateFolder) -> None
     header, state, *_, end = snapshot_pieces(4)
     store.snapshot(1).write_bytes(header + state + end)
     store.journal(1).write_bytes(header_piece(4))
-    recovered = past_of(store)
+    recovered = recovered_state(store)
     assert recovered.snapshot is not None
     assert recovered.snapshot.layout is None
     assert recovered.snapshot.chunks == []
@@ -142,7 +142,7 @@ def test_a_snapshot_before_the_tensors_has_no_layout(store: StateFolder) -> None
 
 def test_what_was_read_stays_readable_when_the_files_are_gone(store: StateFolder) -> None:
     store.journal(0).write_bytes(b"".join(journal_pieces(1, 5)))
-    recovered = past_of(store)
+    recovered = recovered_state(store)
     store.clear()
     assert store.recovered() is None
     assert_reads(recovered, 5)
@@ -158,13 +158,13 @@ def test_a_record_torn_at_any_byte_is_cut_and_the_next_journal_follows(store: St
     for taken in range(len(last)):
         store.clear()
         store.journal(0).write_bytes(b"".join(whole) + last[:taken])
-        recovered = past_of(store)
+        recovered = recovered_state(store)
         assert_reads(recovered, 3)
         assert (recovered.torn_bytes, recovered.next_index) == (taken, 1)
         store.cut(recovered)
         assert store.journal(0).read_bytes() == b"".join(whole)
         store.journal(1).write_bytes(b"".join(journal_pieces(4, 6)))
-        assert_reads(past_of(store), 6)
+        assert_reads(recovered_state(store), 6)
 
 
 def test_a_journal_torn_in_its_header_has_not_begun(store: StateFolder) -> None:
@@ -175,13 +175,13 @@ def test_a_journal_torn_in_its_header_has_not_begun(store: StateFolder) -> None:
     for taken in range(len(header)):
         store.journal(0).write_bytes(first)
         store.journal(1).write_bytes(header[:taken])
-        recovered = past_of(store)
+        recovered = recovered_state(store)
         assert_reads(recovered, 3)
         assert (recovered.torn_bytes, recovered.next_index) == (taken, 1)
         store.cut(recovered)
         assert store.journal(0).read_bytes() == first
         store.journal(1).write_bytes(b"".join(journal_pieces(4, 6)))
-        assert_reads(past_of(store), 6)
+        assert_reads(recovered_state(store), 6)
 
 
 def test_a_journal_torn_in_its_header_after_a_snapshot_has_not_begun(store: StateFolder) -> None:
@@ -191,7 +191,7 @@ def test_a_journal_torn_in_its_header_after_a_snapshot_has_not_begun(store: Stat
         store.journal(0).write_bytes(before)
         store.snapshot(1).write_bytes(b"".join(snapshot_pieces(8)))
         store.journal(1).write_bytes(header_piece(8)[:taken])
-        recovered = past_of(store)
+        recovered = recovered_state(store)
         assert (recovered.header, recovered.records, recovered.next_number) == (
             recovered.header,
             [],
@@ -202,7 +202,7 @@ def test_a_journal_torn_in_its_header_after_a_snapshot_has_not_begun(store: Stat
         assert store.journal(0).read_bytes() == before
 
 
-def test_the_first_journal_torn_in_its_header_is_no_past(store: StateFolder) -> None:
+def test_the_first_journal_torn_in_its_header_gives_no_recovered_state(store: StateFolder) -> None:
     for taken in range(len(header_piece())):
         store.journal(0).write_bytes(header_piece()[:taken])
         assert store.recovered() is None
@@ -215,7 +215,7 @@ def test_a_torn_record_may_hold_what_looks_like_records(store: StateFolder) -> N
     torn = a_piece(Kind.CHUNK, 4, body, -1, 0)
     for taken in (len(torn) // 2, len(torn) - 1):
         store.journal(0).write_bytes(b"".join(whole) + torn[:taken])
-        recovered = past_of(store)
+        recovered = recovered_state(store)
         assert_reads(recovered, 3)
         assert recovered.torn_bytes == taken
 
@@ -223,12 +223,12 @@ def test_a_torn_record_may_hold_what_looks_like_records(store: StateFolder) -> N
 def test_records_of_another_time_are_not_taken_for_the_next_ones(store: StateFolder) -> None:
     old = event_piece(2) + event_piece(3)
     store.journal(0).write_bytes(b"".join(journal_pieces(1, 3)) + old)
-    recovered = past_of(store)
+    recovered = recovered_state(store)
     assert_reads(recovered, 3)
     assert recovered.torn_bytes == len(old)
     store.cut(recovered)
     store.journal(1).write_bytes(b"".join(journal_pieces(4, 5)))
-    assert_reads(past_of(store), 5)
+    assert_reads(recovered_state(store), 5)
 
 
 def test_a_snapshot_that_was_being_written_is_ignored_and_removed(store: StateFolder) -> None:
@@ -236,7 +236,7 @@ def test_a_snapshot_that_was_being_written_is_ignored_and_removed(store: StateFo
     store.journal(1).write_bytes(b"".join(journal_pieces(4, 5)))
     part = store.folder / (store.snapshot(1).name + ".part")
     part.write_bytes(b"".join(snapshot_pieces(3))[:-1])
-    recovered = past_of(store)
+    recovered = recovered_state(store)
     assert_reads(recovered, 5)
     assert recovered.snapshot is None
     store.cut(recovered)
@@ -252,14 +252,14 @@ def test_killed_before_the_old_files_were_removed(store: StateFolder) -> None:
         pieces = journal_pieces(1 + 3 * index, 3 + 3 * index)
         store.journal(index).write_bytes(b"".join(pieces))
     (store.folder / "notes.txt").write_text("mine")
-    recovered = past_of(store)
+    recovered = recovered_state(store)
     assert recovered.snapshot is not None
     assert recovered.snapshot.number == 6
     assert_reads(recovered, 9, first=7)
     store.drop_old()
     left = [name for name in names(store.folder) if not name.startswith("spare-")]
     assert left == ["journal-00000002", "lock", "notes.txt", "snapshot-00000002"]
-    assert_reads(past_of(store), 9, first=7)
+    assert_reads(recovered_state(store), 9, first=7)
     store.clear()
     assert names(store.folder) == ["lock", "notes.txt"]
 
@@ -280,7 +280,7 @@ def test_an_old_file_is_written_over_and_nothing_of_it_is_taken_for_new(tmp_path
         assert store.journal(1).read_bytes() == old
         with store.journal(1).open("r+b") as file:
             file.write(new[:taken])
-        recovered = past_of(store)
+        recovered = recovered_state(store)
         whole = 8 if taken == len(new) else 7 if taken >= last else 6
         assert_reads(recovered, whole, first=7)
         store.cut(recovered)
@@ -288,7 +288,7 @@ def test_an_old_file_is_written_over_and_nothing_of_it_is_taken_for_new(tmp_path
             taken < HEAD_BYTES
         )  # All but its number is as it was.
         store.journal(recovered.next_index).write_bytes(b"".join(journal_pieces(whole + 1, 9)))
-        assert_reads(past_of(store), 9, first=7)
+        assert_reads(recovered_state(store), 9, first=7)
         store.close()
 
 
@@ -296,7 +296,7 @@ def test_a_file_that_was_read_is_never_written_over(store: StateFolder) -> None:
     """Its bytes are the memory of the plane that was made of it."""
     store.snapshot(1).write_bytes(b"".join(snapshot_pieces(3, chunks=2)))
     store.journal(1).write_bytes(b"".join(journal_pieces(4, 6)))
-    recovered = past_of(store)
+    recovered = recovered_state(store)
     store.snapshot(2).write_bytes(b"the next one")
     store.drop_old()
     for path in (store.journal(2), store.snapshot(2)):
@@ -328,7 +328,7 @@ def test_records_that_a_peer_made_up_are_no_damage_where_an_old_file_is_written_
     assert len(new) < len(old)
     for taken in (0, 1, HEAD_BYTES + 1, len(new) - 1, len(new)):
         store.journal(1).write_bytes(new[:taken] + old[taken:])
-        recovered = past_of(store)
+        recovered = recovered_state(store)
         assert recovered.next_number in (4, 5, 6)
         assert recovered.next_number == (6 if taken == len(new) else recovered.next_number)
 
@@ -408,13 +408,13 @@ def test_in_the_place_of_a_damaged_snapshot_the_one_before_it_is_taken(
     assert recovered.snapshot is not None
     assert (recovered.snapshot.number, recovered.snapshot.name) == (3, "snapshot-00000001")
     assert_reads(recovered, 9, first=4)
-    (told,) = recovered.passed_over
-    assert f"{newest}: damaged at byte" in told
+    (reason,) = recovered.passed_over
+    assert f"{newest}: damaged at byte" in reason
     store.cut(recovered)
     assert not newest.exists()
-    assert past_of(store).passed_over == ()
+    assert recovered_state(store).passed_over == ()
     store.drop_old()
-    assert_reads(past_of(store), 9, first=4)
+    assert_reads(recovered_state(store), 9, first=4)
 
 
 def test_an_older_snapshot_without_all_journals_since_is_only_salvaged(store: StateFolder) -> None:
@@ -432,7 +432,7 @@ def test_the_first_snapshot_is_damaged_and_the_journal_says_all(store: StateFold
     store.journal(0).write_bytes(b"".join(journal_pieces(1, 3)))
     store.snapshot(1).write_bytes(b"")
     store.journal(1).write_bytes(b"".join(journal_pieces(4, 5)))
-    recovered = past_of(store)
+    recovered = recovered_state(store)
     assert recovered.snapshot is None
     assert_reads(recovered, 5)
     assert len(recovered.passed_over) == 1
@@ -582,7 +582,7 @@ def history(store: StateFolder) -> list[HistoryLine]:
 
 
 BEGUN = HistoryLine(0, IncarnationBegun("gps"))
-LIVES = [
+INCARNATIONS = [
     BEGUN,
     HistoryLine(4, Rejoining()),
     HistoryLine(9, Rejoining()),
@@ -596,56 +596,56 @@ LIVES = [
 def test_of_a_history_stays_what_a_snapshot_stands_for(
     store: StateFolder, number: int, kept: int
 ) -> None:
-    """And all of the lives before; the journal tells the rest again."""
-    write_history(store, *LIVES)
+    """All lines of earlier incarnations stay too; the replay of the journal gives the rest again."""
+    write_history(store, *INCARNATIONS)
     store.cut_history(number)
-    assert history(store) == LIVES[:kept]
+    assert history(store) == INCARNATIONS[:kept]
 
 
-def test_a_history_without_a_past_loses_a_torn_line_only(store: StateFolder) -> None:
-    ends = write_history(store, *LIVES)
+def test_a_history_without_a_recovered_state_loses_a_torn_line_only(store: StateFolder) -> None:
+    ends = write_history(store, *INCARNATIONS)
     os.truncate(store.history, ends[-1] - 1)
     store.cut_history(record.NUMBER_MAX)
-    assert history(store) == LIVES[:-1]
+    assert history(store) == INCARNATIONS[:-1]
     store.history.unlink()
     store.cut_history(0)
     assert not store.history.exists()
 
 
-def test_damage_to_a_history_is_refused_where_nothing_tells_it_again(store: StateFolder) -> None:
-    ends = write_history(store, *LIVES)
+def test_damage_to_a_history_is_refused_where_no_replay_gives_it_again(store: StateFolder) -> None:
+    ends = write_history(store, *INCARNATIONS)
     data = bytearray(store.history.read_bytes())
     data[ends[3] + 5] ^= 1
     store.history.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"history: damaged at byte"):
         store.cut_history(7)
     store.cut_history(2)
-    assert history(store) == LIVES[:4]
+    assert history(store) == INCARNATIONS[:4]
 
 
 def test_a_torn_line_may_hold_what_looks_like_lines(store: StateFolder) -> None:
-    """A peer chose the words in it."""
-    write_history(store, *LIVES)
+    """A peer chose the text in it."""
+    write_history(store, *INCARNATIONS)
     body = record.pack(["worker_left", {"why": record.head(Kind.HISTORY, 1, b"?") + b"?"}])
     with store.history.open("ab") as file:
         file.write(record.head(Kind.HISTORY, 8, body) + body[:-1])
-    assert history(store) == LIVES
+    assert history(store) == INCARNATIONS
     store.cut_history(7)
-    assert history(store) == LIVES
+    assert history(store) == INCARNATIONS
 
 
-def test_of_a_damaged_history_the_beginning_stays_when_the_past_is_forgotten(
+def test_of_a_damaged_history_the_beginning_stays_when_the_state_is_removed(
     store: StateFolder,
 ) -> None:
     """And all of it is kept aside."""
-    ends = write_history(store, *LIVES)
+    ends = write_history(store, *INCARNATIONS)
     damaged = bytearray(store.history.read_bytes())
     damaged[ends[1] + 3] ^= 1
     store.history.write_bytes(damaged)
     two_generations(store)
     refused(store, store.history, f"damaged at byte {ends[1]}, and sound again")
     store.clear()
-    assert history(store) == LIVES[:2]
+    assert history(store) == INCARNATIONS[:2]
     assert (store.folder / "history-damaged").read_bytes() == damaged
     assert store.recovered() is None
 
@@ -656,7 +656,7 @@ def test_of_a_damaged_history_the_beginning_stays_when_the_past_is_forgotten(
 def test_the_newest_sound_snapshot_is_read_beside_the_process_that_writes(
     store: StateFolder,
 ) -> None:
-    """1. The newest is damaged: the one before it is taken, and the damage told. 2. While it is read its file
+    """1. The newest is damaged: the one before it is taken, and the damage reported. 2. While it is read its file
     is not written over, however often the other one makes snapshots."""
     store.snapshot(1).write_bytes(b"".join(snapshot_pieces(3, chunks=2)))
     store.journal(1).write_bytes(b"".join(journal_pieces(4, 6)))
@@ -691,7 +691,7 @@ def test_a_snapshot_that_is_being_written_over_is_not_read(store: StateFolder) -
     reader.close()
 
 
-def test_whoever_reads_beside_it_keeps_nobody_from_starting(tmp_path: Path) -> None:
+def test_a_reader_beside_it_keeps_no_process_from_starting(tmp_path: Path) -> None:
     a_store(tmp_path).close()
     reader = StateFolder(tmp_path, None, NODE, read=True, beside=True)
     assert not reader.is_running
@@ -699,7 +699,7 @@ def test_whoever_reads_beside_it_keeps_nobody_from_starting(tmp_path: Path) -> N
     reader.close()
 
 
-def test_damage_everywhere_is_told_to_whoever_reads_beside(store: StateFolder) -> None:
+def test_damage_of_all_snapshots_is_reported_to_a_reader_beside(store: StateFolder) -> None:
     store.snapshot(1).write_bytes(b"".join(snapshot_pieces(3))[:-10])
     reader = StateFolder(store.folder, None, NODE, read=True, beside=True)
     with pytest.raises(CheckpointError, match="snapshot-00000001: damaged"):

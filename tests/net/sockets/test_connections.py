@@ -1,4 +1,4 @@
-"""Connections that break without a word, names that come to mean something else, ports that are blocked."""
+"""Connections that break silently, names whose addresses change, ports that are blocked."""
 
 import io
 import socket
@@ -75,7 +75,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is blocked is told after half a second instead of five."""
+    """A blocked port is reported after half a second instead of five."""
     monkeypatch.setattr(blocked, "BLOCKED_MS", 500)
     monkeypatch.setattr(listener, "LOOK_MS", 100)
 
@@ -98,7 +98,7 @@ def listening(node: Node) -> io.StringIO:
 # --- names and addresses -------------------------------------------------------------------------
 
 
-async def test_a_name_that_is_not_known_yet_is_awaited_and_people_are_told(
+async def test_a_name_that_is_not_known_yet_is_awaited_and_reported(
     nodes: Nodes, names: dict[str, list[str]]
 ) -> None:
     client = asking()
@@ -205,7 +205,7 @@ async def test_both_sides_name_the_port_that_is_blocked_and_go_on_trying(
             lambda: f"cannot reach 127.0.0.1:{shut_port}, the {shut} port of gps" in said.getvalue()
         )
         assert f"let TCP port {shut_port} through the firewalls" in said.getvalue()
-        # That is what a client sees, too, that was told the bulk port as the one to connect to.
+        # A client that was given the bulk port as the one to connect to sees the same.
         assert (f"or is {front} the bulk port?" in said.getvalue()) == (shut == "bulk")
         shut_here = server_port + 1 - open_place
         await eventually(lambda: f"but not the {shut} port {shut_here}" in server_said.getvalue())
@@ -267,7 +267,7 @@ async def test_a_line_that_swallows_everything_is_given_up_and_healed_is_used_ag
         lines.heal()
         await client.hears(Wait, heard + 3)
         await eventually(lambda: counters["connected_bulk"] == 2)
-        # It was seen to be dead once; what came after was never taken for a connection.
+        # It was found dead once; the attempts after that never counted as a connection.
         assert counters["renewed_control"] == 1
 
 

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-# A process of its own: the wish holds for ever, and the count is the process's.
+# In a process of its own: the option cannot be undone, and page faults are counted by process.
 PROGRAM = """
 import ctypes, resource, sys
 from pelago.net.tensors.malloc import keep_what_is_freed
@@ -23,7 +23,7 @@ def fresh_pages():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 if not keep_what_is_freed():
-    sys.exit("the C library knows no such wish")
+    sys.exit("the C library has no such option")
 print(fresh_pages(), fresh_pages())
 """
 

@@ -75,7 +75,7 @@ def big_plane() -> Plane:
 
 
 class ServerProcess:
-    """A process that serves until it is killed or told to end."""
+    """A process that serves until it is killed or asked to end."""
 
     def __init__(self, folder: Path, port: int) -> None:
         self._folder = folder
@@ -129,8 +129,8 @@ async def test_a_push_that_is_cut_by_kill_9_is_not_begun_anew(nodes: Nodes) -> N
             server.kill()
             assert not region.outcomes
             server = ServerProcess(folder, lower)
-            _, life = nodes.nodes["lps-eu"]
-            await eventually(life.done, PROCESS_S)
+            _, task = nodes.nodes["lps-eu"]
+            await eventually(task.done, PROCESS_S)
             assert (await nodes.finish("lps-eu")).reason == "all is acknowledged"
             found = await server.end()
             total = slow.bytes_carried
@@ -169,7 +169,7 @@ class SenderProcess(RawRegion):
         begin = Begin(1, query, announced, CHUNKS, MANIFEST.bytes, "fp32", stripe, stripes)
         self._bulk.send(encode(RUN, begin))
 
-    async def is_told(self, query: int, stripe: int = 0, stripes: int = 1) -> Frame:
+    async def answer_to(self, query: int, stripe: int = 0, stripes: int = 1) -> Frame:
         """What the server answers to a query."""
         self.asks(query, stripe, stripes)
 
@@ -206,13 +206,13 @@ async def half_arrives(server: Node, region: SenderProcess) -> None:
     for index in (0, 1, 2, 4, 5):
         region.sends(index)
     await eventually(lambda: server.telemetry.counters["chunks_received"] == 5)
-    assert await region.is_told(2) == Have(1, 2, 3, ((4, 6),))
+    assert await region.answer_to(2) == Have(1, 2, 3, ((4, 6),))
 
 
 @pytest.mark.parametrize("durability", ["process", "host"])
 @pytest.mark.parametrize("rotates", [False, True])
 @pytest.mark.parametrize("kills", [1, 2])
-async def test_the_next_life_has_what_the_one_before_said_it_had(
+async def test_the_next_incarnation_has_the_chunks_that_the_one_before_acknowledged(
     nodes: Nodes,
     durability: Durability,
     rotates: bool,
@@ -237,26 +237,26 @@ async def test_the_next_life_has_what_the_one_before_said_it_had(
         assert server.transfers.incoming.active == 1
     with a_sender(nodes) as region:
         await region.joins_again()
-        assert await region.is_told(3) == Have(1, 3, 3, ((4, 6),))
+        assert await region.answer_to(3) == Have(1, 3, 3, ((4, 6),))
         for index in (3, *range(6, CHUNKS)):
             region.sends(index)
         assert (await region.hears(Ack)).outcome == "applied"
         assert server.telemetry.counters["chunks_received"] == CHUNKS - 5
         assert server.transfers.incoming.active == 0
-        # What is left is the model that answers it, which nobody fetches.
+        # What is left is the model that answers it, which is never fetched.
         await eventually(lambda: all(blob > 0 for blob in server.tensors._uses))
         await assert_the_first_update_survives(nodes)
 
 
-async def test_nobody_is_told_of_a_chunk_that_a_full_disk_has_not_taken(nodes: Nodes) -> None:
-    """1. The disk takes two and a half of five chunks: the sender is told of none of the five.
-    2. The server is killed. The next life says that it has two."""
+async def test_a_chunk_that_a_full_disk_has_not_taken_is_not_acknowledged(nodes: Nodes) -> None:
+    """1. The disk takes two and a half of five chunks: none of the five is acknowledged.
+    2. The server is killed. The next incarnation says that it has two."""
     server = await a_gps(nodes)
     await eventually(lambda: newest(nodes.folder, "snapshot") == 1)
     with a_sender(nodes) as region:
         await region.joins_and_is_granted()
         region.begins()
-        assert await region.is_told(2) == Have(1, 2, 0, ())
+        assert await region.answer_to(2) == Have(1, 2, 0, ())
         path = nodes.folder / "gps" / "state" / "journal-00000001"
         full = path.stat().st_size + int(2.5 * MANIFEST.chunk_bytes)
         with files_end_at(full):
@@ -274,14 +274,14 @@ async def test_nobody_is_told_of_a_chunk_that_a_full_disk_has_not_taken(nodes: N
     server = await a_gps(nodes)
     with a_sender(nodes) as region:
         await region.joins_again()
-        assert await region.is_told(4) == Have(1, 4, 2, ())
+        assert await region.answer_to(4) == Have(1, 4, 2, ())
 
 
-async def test_what_was_whole_but_not_told_is_told_by_the_next_life(
+async def test_a_complete_payload_that_was_not_handled_is_handled_by_the_next_incarnation(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1. All chunks are in the journal, and the sender knows; the server is killed before its machine
-    hears of them. 2. The next life applies the update without a word from its sender."""
+    hears of them. 2. The next incarnation applies the update without a message from its sender."""
     server = await a_gps(nodes)
     with a_sender(nodes) as region:
         await region.joins_and_is_granted()
@@ -289,14 +289,16 @@ async def test_what_was_whole_but_not_told_is_told_by_the_next_life(
         region.begins()
         for index in range(CHUNKS):
             region.sends(index)
-        assert await region.is_told(2) == Have(1, 2, CHUNKS, ())
+        assert await region.answer_to(2) == Have(1, 2, CHUNKS, ())
         await assert_the_first_update_survives(nodes, measured=False)
     with a_sender(nodes) as region:
         region.says(Offer(PushId(1, 1)))
         assert (await region.hears(Ack)).outcome == "applied"
 
 
-async def test_a_question_about_what_was_whole_is_answered_by_the_next_life(nodes: Nodes) -> None:
+async def test_a_question_about_what_was_whole_is_answered_by_the_next_incarnation(
+    nodes: Nodes,
+) -> None:
     """The last acknowledgement was lost with the server: nothing is sent again."""
     await a_gps(nodes)
     with a_sender(nodes) as region:
@@ -308,7 +310,7 @@ async def test_a_question_about_what_was_whole_is_answered_by_the_next_life(node
         await assert_the_first_update_survives(nodes)
     with a_sender(nodes) as region:
         await region.joins_again()
-        assert await region.is_told(2) == Have(1, 2, CHUNKS, ())
+        assert await region.answer_to(2) == Have(1, 2, CHUNKS, ())
     assert nodes.nodes["gps"][0].transfers.incoming.active == 0
 
 
@@ -323,14 +325,14 @@ async def test_each_stripe_goes_on_where_it_was_when_the_server_was_killed(nodes
         for index in (0, 2, 6, 1):
             region.sends(index)
         await eventually(lambda: server.telemetry.counters["chunks_received"] == 4)
-        assert await region.is_told(2, 0, 2) == Have(1, 2, 2, ((3, 4),), 0)
-        assert await region.is_told(2, 1, 2) == Have(1, 2, 1, (), 1)
+        assert await region.answer_to(2, 0, 2) == Have(1, 2, 2, ((3, 4),), 0)
+        assert await region.answer_to(2, 1, 2) == Have(1, 2, 1, (), 1)
         await nodes.kill("gps")
         server = await a_gps(nodes)
     with a_sender(nodes) as region:
         await region.joins_again()
-        assert await region.is_told(3, 0, 2) == Have(1, 3, 2, ((3, 4),), 0)
-        assert await region.is_told(3, 1, 2) == Have(1, 3, 1, (), 1)
+        assert await region.answer_to(3, 0, 2) == Have(1, 3, 2, ((3, 4),), 0)
+        assert await region.answer_to(3, 1, 2) == Have(1, 3, 1, (), 1)
         for index in (3, 4, 5, *range(7, CHUNKS)):
             region.sends(index)
         assert (await region.hears(Ack)).outcome == "applied"
@@ -352,11 +354,11 @@ async def test_a_payload_in_an_encoding_that_is_expected_no_more_is_not_taken_up
     assert (server.transfers.incoming.active, server.tensors.payloads) == (0, 0)
     with a_sender(nodes) as region:
         await region.joins_again()
-        assert await region.is_told(3) == Abort(1, UNKNOWN)
+        assert await region.answer_to(3) == Abort(1, UNKNOWN)
 
 
 async def test_what_its_sender_gave_up_is_not_taken_up_again(nodes: Nodes) -> None:
-    """1. Half of an update arrives, and its sender wants no more of it. 2. The next life keeps no place."""
+    """1. Half of an update arrives, and its sender wants no more of it. 2. The next incarnation keeps no place."""
     server = await a_gps(nodes)
     with a_sender(nodes) as region:
         await half_arrives(server, region)
@@ -371,13 +373,13 @@ async def test_what_its_sender_gave_up_is_not_taken_up_again(nodes: Nodes) -> No
     assert (server.transfers.incoming.active, server.tensors.payloads) == (0, 0)
     with a_sender(nodes) as region:
         await region.joins_again()
-        assert await region.is_told(3) == Abort(1, UNKNOWN)
+        assert await region.answer_to(3) == Abort(1, UNKNOWN)
 
 
 async def test_no_more_payloads_are_taken_up_than_have_places(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """1. Three peers, whoever granted them that, are sending when the server is killed. 2. The next life may
+    """1. Three peers (more than are ever granted) are sending when the server is killed. 2. The next incarnation may
     have two at a time: it goes on with those that began last, and a later one goes on with the same."""
     monkeypatch.setattr(Gps, "expects", lambda *_: True)
     server = await a_gps(nodes)

@@ -1,6 +1,6 @@
 """A payload in an encoding of half the bytes, between two real nodes.
 
-The encoding is defined here; `NodeSettings.encoding` is all that the rest of the tree is told of it.
+The encoding is defined here; the rest of the tree knows it by `NodeSettings.encoding` only.
 """
 
 import numpy as np

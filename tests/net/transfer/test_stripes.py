@@ -1,6 +1,6 @@
 """A payload on two bulk connections between two real nodes; the second one is made here.
 
-Outside this file nothing knows of it: `Limits.stripes` divides the payload, and `PeerSockets.send_bulk` is told the
+Outside this file nothing knows of it: `Limits.stripes` divides the payload, and `PeerSockets.send_bulk` gets the
 stripe of what it sends.
 """
 

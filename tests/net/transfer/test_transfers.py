@@ -64,7 +64,7 @@ def modelling() -> Script:
 
 
 def pushing(count: int = 1) -> Script:
-    """Sends its payload when the server has answered a Pull, and again whenever told to wait."""
+    """Sends its payload when the server has answered a Pull, and again after each Wait."""
 
     def answer(event: Event) -> list[object]:
         match event:
