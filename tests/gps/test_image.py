@@ -29,7 +29,7 @@ def used() -> GpsDriver:
 
 
 def push_on(gps: Gps, driver: GpsDriver) -> list[object]:
-    """Us's first exchange: what a GPS wishes when it is measured."""
+    """Us's first exchange: the effects of a GPS when it is measured."""
     gps.handle(Received("lps-2", Offer(E1)), driver.now)
     gps.handle(Received("lps-2", update(E1, ((8, 16),), steps=3), -2), driver.now)
     return list(gps.handle(Measured(-2, 1.0, True), driver.now))
