@@ -1,6 +1,6 @@
 """What it costs a worker to lose its optimiser's moments in the middle of a run.
 
-One worker of the demo's model trains alone, past its warm-up. From there it continues with its moments, without
+One worker of the demo's model trains alone until its warm-up is over. From there it continues with its moments, without
 them at the full rate, and without them with warm-ups of several lengths (`worker.cold_start_steps`), each on
 the same samples. Prints the held-out loss after so many steps less that before, and how far eight steps moved.
 """

@@ -126,7 +126,7 @@ def process(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def describe_model(run: RunFile, path: Path) -> Manifest:
-    """Build the model once, to tell every process its shape. Returns the manifest."""
+    """Build the model once and write its shape to a file for every process. Returns the manifest."""
     source = HeldOutLoss(run)
     specs = [[spec.name, spec.shape] for spec in source.manifest()]
     path.write_text(json.dumps({"specs": specs, "corpus": source.corpus.digest}), encoding="utf-8")

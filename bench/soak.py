@@ -261,7 +261,7 @@ def main() -> int:
         help="folder of the run, its samples and plot (default: a temporary one)",
     )
     options = parser.parse_args()
-    # So that the processes are ended whatever ends us.
+    # So that the processes are ended however this one ends.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)

@@ -1,4 +1,4 @@
-"""What every test stands on: the event loop, property profiles, one thread for torch.
+"""Settings of every test: the event loop, property profiles, one thread for torch.
 
 torch is not imported here, so that the tests of the pure machines start at once.
 """

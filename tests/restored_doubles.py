@@ -17,7 +17,7 @@ DOUBLES_MAX = 2
 
 
 def restored(machine: Any, settings: Any = None) -> Any:
-    """Another machine with the state of this one, which went through bytes; with settings of its own."""
+    """Another machine with the state of this one, encoded as bytes in between; with settings of its own."""
     image = take(machine)
     double = type(machine)(settings or machine.settings)
     restore(double, msgpack.unpackb(msgpack.packb(image)))
@@ -49,7 +49,7 @@ def classes(image: Plain) -> set[str]:
 
 
 class Doubles:
-    """From now on the machines of a class have doubles, which hear what they hear.
+    """From now on the machines of a class have doubles, which handle the same events.
 
     At random an image is taken, from which another double is made.
     """

@@ -1,4 +1,4 @@
-"""A real file system that is as small as a test wants it, for those who may mount one."""
+"""A real file system of a small size, where the user may mount one."""
 
 import subprocess
 from collections.abc import Iterator

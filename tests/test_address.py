@@ -1,4 +1,4 @@
-"""HOST:PORT: what is taken, what is refused, and what is said then."""
+"""HOST:PORT: what is accepted, what is refused, and with which message."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole, or as they were before."""
+"""Files and folders that are replaced as a whole, or stay as they were."""
 
 import fcntl
 import os
@@ -24,7 +24,7 @@ def test_a_folder_takes_the_place_of_a_folder_a_file_or_nothing(tmp_path: Path) 
     assert not [each for each in tmp_path.rglob("*") if each.name.startswith(".")]
 
 
-def test_nobody_finds_neither_the_old_folder_nor_the_new_one(tmp_path: Path) -> None:
+def test_a_reader_always_finds_the_old_folder_or_the_new_one(tmp_path: Path) -> None:
     """Another thread opens it again and again while it is replaced a thousand times."""
     place, stop = tmp_path / "model", threading.Event()
     missed: list[OSError] = []

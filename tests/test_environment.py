@@ -1,4 +1,4 @@
-"""The ground under the other tests: they run on the daemons' event loop, with one thread."""
+"""The settings of all tests: they run on the daemons' event loop, with one thread."""
 
 import asyncio
 import subprocess

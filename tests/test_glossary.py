@@ -10,7 +10,7 @@ import pytest
 ROOT: Final = Path(__file__).parents[1]
 GLOSSARY: Final = "docs/GLOSSARY.md"
 HISTORY: Final = ("CHANGELOG.md", "docs/decisions/", "experiments/LOG.md")
-"""What was written of the past keeps the words of its time."""
+"""Files that record the history of the project keep the words of their time."""
 
 
 def _rows() -> list[list[str]]:

@@ -78,7 +78,7 @@ def test_the_users_folder_is_found_in_every_path_of_a_run_file(
 def test_the_folder_of_a_user_who_is_not_known_is_not_made_here(
     path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Another host that reads the same file may know him, so it is refused where it would be written to."""
+    """Another host that reads the same file may know the user, so it is refused only where it is written to."""
     monkeypatch.chdir(tmp_path)
     run = run_toml.parse(f'[run]\nout = "{path}"\n[gps]\nsnapshots = "{path}"\n' + RUN)
     said = "= '~no-such-user.*': no folder of a user is known here as ~no-such-user"

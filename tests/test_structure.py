@@ -1,4 +1,4 @@
-"""The shape of the tree: names that occur once, and files that can be read in one sitting."""
+"""The shape of the tree: unique class names, a limit of lines a file, a limit of parameters a constructor."""
 
 import ast
 from collections import defaultdict

@@ -82,7 +82,7 @@ def test_the_state_is_set_in_one_method_only(machine: StateMachine) -> None:
     assert setters - {"__init__"} == {METHOD}
 
 
-def test_nobody_sets_the_state_of_another_object() -> None:
+def test_no_object_sets_the_state_of_another_one() -> None:
     attributes = {each.attribute for each in MACHINES}
     found = []
     for path in files():
@@ -137,7 +137,7 @@ def later(gps: Gps) -> None:
 
 
 def gps_conversations() -> None:
-    """The life of a GPS; ends in every phase; every phase is reopened."""
+    """A GPS from its start to its end; ends in every phase; every phase is reopened."""
     stop = StopRequested("enough")
     GpsDriver().happens(stop)
     later(GpsDriver().gps)
@@ -183,20 +183,20 @@ def lps_conversations() -> None:
 
 
 def exchanges() -> None:
-    """Every word about an exchange that the GPS can say, and contradictions."""
-    told: tuple[tuple[Literal["applied", "rejected"], ...], ...] = (
+    """Every answer to an exchange that the GPS can give, and contradictions."""
+    answers: tuple[tuple[Literal["applied", "rejected"], ...], ...] = (
         (),
         ("applied",),
         ("rejected",),
         ("applied", "rejected", "applied"),
     )
-    for outcomes in told:
-        for ends in (lambda books: books.merged(Version(0, 1), 0), Exchanges.void):
-            books = Exchanges(1, "drop")
-            books.begin(1, 0)
+    for outcomes in answers:
+        for ends in (lambda ledger: ledger.merged(Version(0, 1), 0), Exchanges.void):
+            ledger = Exchanges(1, "drop")
+            ledger.begin(1, 0)
             for outcome in outcomes:
-                books.acknowledge(outcome)
-            ends(books)
+                ledger.acknowledge(outcome)
+            ends(ledger)
 
 
 def uploads() -> None:
@@ -215,7 +215,7 @@ def uploads() -> None:
 
 
 def transfers() -> None:
-    """Senders that begin, are done at once or are told to end; receivers of whole payloads."""
+    """Senders that begin, are done at once or are asked to end; receivers of whole payloads."""
     ended, known, whole, unused = (Sender(1, [4], 8, 1) for _ in range(4))
     ended.start(0)
     ended.abort("enough")

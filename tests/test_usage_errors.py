@@ -64,7 +64,7 @@ WRONG = (
     "worker.__main__ --run RUN",
     "worker.__main__ --run RUN --evaluate --connect nonsense",
     "worker.__main__ --run RUN --evaluate --describe",
-    # No server could be told of such a group, so the worker would wait for an answer for ever.
+    # No message can hold such a group, so the worker would wait for an answer without end.
     "worker.__main__ --run RUN --region eu --group -5",
     "worker.__main__ --run RUN --region eu --group 99999999999999999999",
     "experiments.__main__ replay",

@@ -1,4 +1,4 @@
-"""Work as a user to whom folders can be closed: root may write everywhere."""
+"""Work as an unprivileged user, to whom folders can be closed: root may write everywhere."""
 
 import os
 import traceback

@@ -123,7 +123,7 @@ def ask(kind: str, port: int, manifest: Manifest) -> None:
         send_all(socket, [], update, manifest, work)
         _, chunks = receive_all(socket, manifest, work)
         seconds = time.perf_counter() - begin
-        # A worker copies the model to where it trains and lets go of what came; not part of the round.
+        # A worker copies the model to where it trains and releases the received frames; not part of the round.
         del chunks
         print(json.dumps({"seconds": seconds}), flush=True)
 

@@ -1,8 +1,8 @@
 """The real client: the worker's own machine on the real driver, with a trainer that takes no time.
 
 `real.py RUN.toml MODEL.json OUT` joins the run's only region. It answers each line on its standard
-input with the seconds of one round: from `Trained`, when the update exists and nobody has hashed or
-sent a byte of it, to `Received(Model)`, when all of the next model is here and verified. Copying the
+input with the seconds of one round: from `Trained`, when the update exists and no byte of it was
+hashed or sent, to `Received(Model)`, when all of the next model is here and verified. Copying the
 model to where the trainer wants it, and letting go of it, is not part of a round.
 """
 
@@ -63,7 +63,7 @@ class TimedWorker:
         return self._worker.handle(event, now)
 
     def expects(self, peer: Peer, message: Message) -> bool:
-        """Whatever comes."""
+        """Every message is expected."""
         return True
 
     def check(self) -> None:
@@ -80,7 +80,7 @@ class Instant:
         self._ready = False
 
     def begin(self, tell: Callable[[str, dict[str, Any]], None]) -> None:
-        """Nothing is told."""
+        """Nothing is logged."""
 
     def rest(self) -> None:
         """Nothing is kept."""

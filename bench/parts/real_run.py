@@ -1,4 +1,4 @@
-"""A real run of Pelago as processes of this machine, to be killed and looked at."""
+"""A real run of Pelago as processes of this machine, to be killed and sampled."""
 
 import os
 import random

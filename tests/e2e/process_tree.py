@@ -24,7 +24,7 @@ class ProcessTree:
     heard: list[str] = field(default_factory=list)
 
     def members(self) -> dict[int, list[str]]:
-        """Process id and command line of all that live, the command among them."""
+        """Process id and command line of all processes that run, the command among them."""
         mark = f"{MARK}={self.name}".encode()
         found: dict[int, list[str]] = {}
         for folder in Path("/proc").glob("[0-9]*"):
@@ -44,7 +44,7 @@ class ProcessTree:
         return 0
 
     def until(self, what: str, true: Callable[[], object], within_s: float = DEADLINE_S) -> None:
-        """Wait, with a deadline, for something that no event tells across processes."""
+        """Wait, with a deadline, for something that no event reports across processes."""
         deadline = time.monotonic() + within_s
         while not true():
             assert time.monotonic() < deadline, f"never happened: {what}; {self.members()}"
@@ -65,12 +65,12 @@ class ProcessTree:
         return self.process.returncode, "".join([*self.heard, output])
 
     def gone(self, within_s: float = DEADLINE_S) -> None:
-        """Nobody is left, or is so in a moment."""
+        """Wait until no process is left."""
         self.until("all are gone", lambda: not self.members(), within_s)
 
 
 def has_loaded(number: int, library: str) -> bool:
-    """Whether a process has a library in its memory: how far it is with its imports."""
+    """Whether a process has loaded a library, which shows how far its imports are."""
     try:
         return library in Path(f"/proc/{number}/maps").read_text(encoding="utf-8")
     except OSError:
@@ -85,7 +85,7 @@ def process_tree(
     ignored: Sequence[signal.Signals] = (),
     environment: dict[str, str] | None = None,
 ) -> Iterator[ProcessTree]:
-    """Begin a command in ``folder``, some signals ignored; whoever lives at the end is killed."""
+    """Start a command in ``folder``, some signals ignored; the processes that still run at the end are killed."""
     name = f"{os.getpid()}-{time.monotonic_ns()}"
     # Python resets nothing that it finds ignored, and a test may run in a shell that ignores SIGINT.
     before = {

@@ -1,7 +1,7 @@
 """A worker whose corpus stops answering, as on a share whose server is gone.
 
 Usage: `python -m tests.e2e.stuck_corpus FILE ARGUMENT...`, the arguments being a worker's. The corpus is read as usual
-while FILE does not exist. From then on every read blocks for ever, and blocks nothing else.
+while FILE does not exist. From then on every read blocks without end, and blocks nothing else.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Real daemons on both sides of a real router that stops forwarding: packets vanish and nobody is told."""
+"""Real daemons on both sides of a real router that stops forwarding: packets vanish without an error."""
 
 import os
 import shutil

@@ -42,8 +42,8 @@ def test_a_bad_id_in_the_middle_of_a_file_is_found(tmp_path: Path) -> None:
     assert f"({tmp_path}/a.bin: token 600,000, at byte 1,200,000)" in line
 
 
-def test_a_folder_with_everything_in_it_is_told_of(tmp_path: Path) -> None:
-    """A pipe hangs nobody, and a name that is no UTF-8 can be printed on an ASCII terminal."""
+def test_a_folder_with_everything_in_it_is_reported(tmp_path: Path) -> None:
+    """A pipe does not block the check, and a name that is no UTF-8 can be printed on an ASCII terminal."""
     texts = tmp_path / "texts"
     texts.mkdir()
     for number in range(60):

@@ -1,4 +1,4 @@
-"""The model of a run that goes on, and of one whose GPS is gone, for real."""
+"""The model of a run that is under way, and of one whose GPS was killed, with real processes."""
 
 import shutil
 from pathlib import Path
@@ -19,7 +19,7 @@ def test_the_model_is_there_while_the_run_goes_on_and_when_its_gps_was_killed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """1. GPS and evaluator export every few seconds. 2. A command exports from the newest snapshot, beside the
-    running GPS. 3. The GPS is killed: the command has everything that it was told. 4. Without the corpus there
+    running GPS. 3. The GPS is killed: the command exports all that it had received. 4. Without the corpus there
     are the weights."""
     path = run_file(tmp_path, budget=10**6, interval=10**6, step_ms=10.0, regions={"eu": [1.0]})
     text = path.read_text(encoding="utf-8").replace("[run]\n", "[run]\nexport_minutes = 0.04\n")
@@ -40,20 +40,20 @@ def test_the_model_is_there_while_the_run_goes_on_and_when_its_gps_was_killed(
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "live" / "model")
         daemons.until("more updates", lambda: len(daemons.events("gps", ExchangeArrived)) >= 20)
         daemons.kill("gps")
-        told = daemons.events("gps", ExchangeArrived)[-1].version
+        received = daemons.events("gps", ExchangeArrived)[-1].version
     assert main(["export", str(out / "gps" / "state"), "--out", str(tmp_path / "dead")]) == 0
     said = capsys.readouterr().out
     assert "its GPS does not run (serving)" in said
     assert "held-out loss" in said
     assert "no held-out loss" not in said
-    assert _version(said) >= told
+    assert _version(said) >= received
     transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dead" / "model")
     shutil.rmtree(tmp_path / "corpus")
     shutil.rmtree(out / "model")
     assert main(["export", str(out)]) == 0
     assert "no model/: " in capsys.readouterr().out
     with safe_open(out / "global.safetensors", framework="pt") as file:
-        assert int(file.metadata()["version"]) >= told
+        assert int(file.metadata()["version"]) >= received
     assert not (out / "model").exists()
     assert main(["export", str(out / "lps-eu" / "state")]) == 2
     assert main(["export", str(tmp_path / "live")]) == 2

@@ -1,4 +1,4 @@
-"""What a user got wrong may show only in training: the lease goes back at once, and the worker says why."""
+"""Errors of a user that show only in training: the lease goes back at once, and the worker says why."""
 
 import json
 import re
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(180)
 def test_a_worker_that_meets_a_bad_id_hands_its_lease_back_and_ends_with_a_sentence(
     tmp_path: Path,
 ) -> None:
-    """A file that nobody has checked, with ids in its middle that the model does not know. The server waits
+    """A file that was not checked, with ids in its middle that the model does not know. The server waits
     for ten minutes before it takes a silent worker for lost."""
     tokens = np.arange(400_000, dtype=np.uint16) % 200
     tokens[100_000:300_000] = 300

@@ -20,12 +20,12 @@ pytestmark = pytest.mark.timeout(240)
 
 PAGE_BYTES = 4096
 SILENT_S = 2.5
-"""So long no log was written, which is written each second where there is room."""
+"""Seconds without a line in any log; logs are written each second where there is room."""
 
 
 def test_a_full_disk_ends_no_node_of_a_run(tmp_path: Path) -> None:
     """1. In the middle of the run the disk gets full, to the last byte: every node is still there when none
-    has written its log for longer than it ever is silent. 2. There is room: the run ends well, nobody was
+    has written its log for longer than it ever is silent. 2. There is room: the run ends well, no node was
     started again, and the ledger balances."""
     path = run_file(tmp_path, budget=160, interval=80, step_ms=10.0, regions={"eu": [1.0]})
     with small_disk(tmp_path / "disk", 64 << 20) as disk:

@@ -50,7 +50,7 @@ def ends(path: Path, out: Path, *errors: str) -> None:
 
 
 def test_a_learning_rate_that_is_far_too_high_ends_the_run(tmp_path: Path) -> None:
-    """Every update is larger than any that is allowed: none is applied, for ever, were it not noticed."""
+    """Every update is larger than any that is allowed, so none would ever be applied."""
     changes = {
         "max_lr = 5e-3": "max_lr = 1e4",
         "[lps]\n": "[lps]\nrejected_max = 3\nupdate_norm_max = 10\n",
@@ -59,7 +59,7 @@ def test_a_learning_rate_that_is_far_too_high_ends_the_run(tmp_path: Path) -> No
     ends(path, tmp_path / "out", "worker.max_lr = 10000", "lps.update_norm_max = 10", "norm ")
 
 
-def test_a_run_on_one_machine_says_in_its_results_why_it_came_to_nothing(tmp_path: Path) -> None:
+def test_a_run_on_one_machine_says_in_its_results_why_it_failed(tmp_path: Path) -> None:
     """The launcher leaves it to the GPS to end the run when its last region has given up, soon after the first."""
     changes = {
         "max_lr = 5e-3": "max_lr = 1e4",
@@ -78,7 +78,7 @@ def test_a_run_on_one_machine_says_in_its_results_why_it_came_to_nothing(tmp_pat
 
 
 def test_a_model_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
-    """Its weights are, but its activations overflow: no gradient is finite, and no round comes to anything."""
+    """Its weights are, but its activations overflow: no gradient is finite, and no round gives an update."""
     folder = spoilt_checkpoint(tmp_path)
     tiny = "hidden_size = 32, intermediate_size = 64, num_hidden_layers = 1"
     changes = {

@@ -1,5 +1,5 @@
-"""`pelago local` is stopped, hung up on, killed: at whatever moment, nothing of it is left, and nothing is
-started again."""
+"""`pelago local` is stopped, loses its terminal, is killed: at any moment, no process is left, and none is started
+again."""
 
 import json
 import os
@@ -19,7 +19,7 @@ Moment = Callable[[ProcessTree, Path], object]
 
 
 def local(folder: Path, **keys: object) -> tuple[tuple[Path | str, ...], Path]:
-    """The command and its folder of results, for a run that would take for ever."""
+    """The command and its folder of results, for a run that would take very long."""
     path = run_file(folder, budget=10**6, regions={"eu": [1.0, 0.5]}, **keys)  # type: ignore[arg-type]
     return (BIN / "pelago", "local", path, "--out", folder / "out"), folder / "out"
 
@@ -92,7 +92,7 @@ def test_what_was_ignored_at_the_start_stays_so_and_no_server_is_started_again_w
     tmp_path: Path,
 ) -> None:
     """1. As `nohup` does it, the launcher begins with SIGHUP ignored. SIGHUP to each process ends none.
-    2. Ctrl-C, while the GPS can do nothing; then the GPS is killed: nobody starts it again."""
+    2. Ctrl-C, while the GPS can do nothing; then the GPS is killed: it is not started again."""
     command, out = local(tmp_path)
     with process_tree(command, folder=tmp_path, ignored=[signal.SIGHUP]) as run:
         run.until("it trains", lambda: trains(run, out))
@@ -137,7 +137,7 @@ def test_ctrl_c_settles_the_second_is_faster_and_the_third_kills(tmp_path: Path)
     command, out = local(tmp_path)
     with process_tree(command, folder=tmp_path) as run:
         run.until("it trains", lambda: trains(run, out))
-        # Nobody can obey.
+        # No node can obey.
         for member in run.members():
             if member != run.process.pid:
                 os.kill(member, signal.SIGSTOP)
@@ -164,8 +164,8 @@ def test_a_run_that_is_stopped_is_settled(tmp_path: Path, number: signal.Signals
     assert (out / "model" / "config.json").exists()
 
 
-def test_a_folder_of_results_that_is_gone_is_told_in_words(tmp_path: Path) -> None:
-    """1. The run trains. 2. Its folder is removed. 3. The last worker dies, of whose console nothing is left."""
+def test_a_folder_of_results_that_is_gone_is_named_in_a_message(tmp_path: Path) -> None:
+    """1. The run trains. 2. Its folder is removed. 3. The last worker dies; its console log is gone too."""
     path = run_file(tmp_path, budget=10**6, regions={"eu": [1.0]})
     out = tmp_path / "out"
     with process_tree((BIN / "pelago", "local", path, "--out", out), folder=tmp_path) as run:

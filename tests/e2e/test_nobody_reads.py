@@ -1,5 +1,5 @@
-"""The output of a command is a pipe that was closed, as of `| head -1` or a `tee` that was killed: the command does
-what it was asked to, and its exit code says how that went."""
+"""The output of a command is a closed pipe, as of `| head -1` or of a `tee` that was killed: the command does its
+work, and its exit code says how that went."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from tests.experiments.studies import QUADRATIC, write
 
 
 def unread(program: str, *flags: Path | str, errors: bool = False) -> None:
-    """Run a command to its good end; ``errors``: its stderr is read by nobody either."""
+    """Run a command to its good end; ``errors``: its stderr is a closed pipe too."""
     reading, writing = os.pipe()
     os.close(reading)
     try:

@@ -1,4 +1,4 @@
-"""A worker that is killed, for real: its successor has its optimiser's moments."""
+"""A real worker process that is killed: its successor has its optimiser's moments."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Regions that come late, go in good order and are lost for good while a run goes on, for real."""
+"""Regions that join late, leave in good order, or are lost for good while a run goes on; with real processes."""
 
 import signal
 from pathlib import Path
@@ -69,7 +69,7 @@ def test_a_region_is_added_one_drained_and_one_lost_for_good_and_the_budget_comp
 ) -> None:
     """1. Of three regions in the run file two are there, and train. 2. The third one comes.
     3. One is drained. 4. One is killed with its worker, and never comes back: the GPS parts it and
-       lends its samples again. 5. The region that is left completes the budget with one more worker."""
+       lends its samples again. 5. The remaining region completes the budget with one more worker."""
     path = a_run(tmp_path, budget=BUDGET)
     with Daemons(path, tmp_path / "out") as daemons:
         daemons.start_servers("eu", "us")
@@ -126,7 +126,7 @@ def drain(daemons: Daemons, region: str) -> None:
 
 
 def lose(daemons: Daemons, region: str) -> None:
-    """SIGKILL to all of a region, for good; wait until the GPS misses it."""
+    """SIGKILL to all processes of a region, for good; wait until the GPS takes it for lost."""
     for node in (f"lps-{region}", f"worker-{region}-0"):
         daemons.kill(node)
     lost = ["lost: no heartbeat"]
@@ -138,7 +138,7 @@ def arrivals(daemons: Daemons, region: str) -> int:
 
 
 def departures(daemons: Daemons, region: str) -> list[str]:
-    """Why the GPS let go of a region, each time."""
+    """The reason of each departure of a region, as the GPS logged it."""
     events = daemons.events("gps", RegionLeft)
     return [event.why for event in events if event.region == region]
 
@@ -162,7 +162,7 @@ def inheritance(daemons: Daemons, gone: str) -> SpanSet:
     recovered = store.recovered()
     store.close()
     assert recovered is not None
-    assert recovered.snapshot is None, "what came before it is not in the journal"
+    assert recovered.snapshot is None, "the events before it are not in the journal"
     for each in recovered.records:
         if each.head.kind is Kind.EVENT:
             event = record.unpack_event(run.run_id, each.body)

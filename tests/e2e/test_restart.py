@@ -1,4 +1,4 @@
-"""Servers that are killed and started again in the middle of a run, for real."""
+"""Servers that are killed and started again in the middle of a run, with real processes."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(180)
 def test_servers_that_are_killed_go_on_where_they_were(tmp_path: Path) -> None:
     """1. The GPS and one LPS are killed with SIGKILL at once, and started again; then the other LPS is
        stopped with SIGHUP, as for a rolling restart.
-    2. They have their state: nobody has to join again, nothing is trained twice or lost.
+    2. They have their state: no client has to join again, nothing is trained twice or lost.
     3. SIGTERM to the GPS ends the run in good order, and the ledger balances."""
     path = run_file(tmp_path, budget=10**6, interval=10**6, step_ms=10.0)
     with Daemons(path, tmp_path / "out") as daemons:
@@ -78,7 +78,7 @@ def _command(node: str) -> tuple[str, ...]:
 @pytest.mark.slow
 def test_pelago_local_starts_killed_servers_again(tmp_path: Path) -> None:
     """1. The GPS and an LPS of a `pelago local` are killed with SIGKILL in the middle of a run.
-    2. It says so and starts them again, and the run ends as if nothing had been."""
+    2. It says so and starts them again, and the run ends as if they had not been killed."""
     path = run_file(tmp_path, budget=500, interval=250, step_ms=10.0)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "pelago.cli.main", "local", str(path), "--out", str(out)]

@@ -1,4 +1,4 @@
-"""A GPS whose host is lost with its disk, and a run that goes on after its end, for real."""
+"""A GPS whose host is lost with its disk, and a run that continues after its end; with real processes."""
 
 import json
 import os
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(240)
 def test_a_gps_that_is_lost_with_its_disk_goes_on_from_a_copy(tmp_path: Path) -> None:
     """1. It is killed, and its folder is gone. Another one, with a folder of its own, goes on from the copy.
     2. The regions join again by themselves, and the budget is reached.
-    3. Lost is what was acknowledged after the copy's version, and the audit names just that."""
+    3. The exchanges acknowledged after the copy's version are lost, and the audit names just these."""
     far, elsewhere = tmp_path / "far", tmp_path / "elsewhere"
     path = run_file(tmp_path, budget=10**6, interval=10**6, step_ms=10.0)
     snapshots = f'[gps]\nsnapshots = "{far}"\nsnapshots_minutes = 0.05\n'
@@ -35,8 +35,8 @@ def test_a_gps_that_is_lost_with_its_disk_goes_on_from_a_copy(tmp_path: Path) ->
         then = _newest_copy(daemons)
         daemons.until("more updates", lambda: _versions(daemons)[-1] >= then + 6)
         daemons.kill("gps")
-        told = read_history(tmp_path / "out" / "gps" / "state" / HISTORY)
-        arrivals = [each.entry for each in told if isinstance(each.entry, ExchangeArrived)]
+        lines = read_history(tmp_path / "out" / "gps" / "state" / HISTORY)
+        arrivals = [each.entry for each in lines if isinstance(each.entry, ExchangeArrived)]
         assert {each.region for each in arrivals} == {"eu", "us"}
         shutil.rmtree(tmp_path / "out" / "gps")
         daemons.out = elsewhere
@@ -81,7 +81,7 @@ def test_a_run_goes_on_after_its_end_with_a_larger_budget_rate_and_batch(
     tmp_path: Path,
 ) -> None:
     """1. A local run ends, and the run file is changed. 2. `pelago resume` goes on with it in its folder: the
-    books of both parts balance, samples are those of either batch size, and the audit of the whole is clean."""
+    ledger of both parts balances, samples are those of either batch size, and the audit of the whole is clean."""
     path = run_file(tmp_path, budget=100, interval=10**6, step_ms=10.0, regions={"eu": [1.0]})
     out = tmp_path / "out"
     first = _pelago("local", path, out)

@@ -1,4 +1,4 @@
-"""Every process of a run is replaced by another one while the run goes on, for real."""
+"""Every process of a run is replaced by another one while the run goes on; with real processes."""
 
 import signal
 from pathlib import Path
@@ -34,8 +34,8 @@ CLIENTS = {
 def test_a_rolling_restart_of_every_process_under_load(tmp_path: Path) -> None:
     """1. SIGHUP to the GPS, then to each LPS: it ends, and the same command starts it again.
     2. SIGTERM to the evaluator and to each worker: it leaves, and another process takes its place.
-    3. Updates of both regions arrive before and after each of these. 4. The run goes on to its budget as if
-       nothing had been: nobody joined again or left but those that were replaced, the ledger balances."""
+    3. Updates of both regions arrive before and after each of these. 4. The run goes on to its budget:
+       only the replaced processes joined again or left, and the ledger balances."""
     path = run_file(
         tmp_path, budget=BUDGET, interval=200, step_ms=200.0, regions={"eu": [1.0], "us": [1.0]}
     )
@@ -68,7 +68,7 @@ def test_a_rolling_restart_of_every_process_under_load(tmp_path: Path) -> None:
 def replace(
     daemons: Daemons, node: str, farewell: signal.Signals, command: tuple[str, ...], kind: type
 ) -> None:
-    """End a process in good order and start another one; wait until that tells a kind of event."""
+    """End a process in good order and start another one; wait until that logs a kind of event."""
     daemons.processes[node].send_signal(farewell)
     assert_all_end_well(daemons, node)
     before = len(daemons.events(node, kind))

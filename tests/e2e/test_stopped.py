@@ -1,4 +1,4 @@
-"""Servers that are stopped for longer than anybody may be silent, and go on: for real, with SIGSTOP."""
+"""Real servers that are stopped (SIGSTOP) for longer than any node may be silent, and go on."""
 
 import signal
 from pathlib import Path
@@ -15,10 +15,10 @@ from tests.e2e.topology import Daemons, run_file
 pytestmark = pytest.mark.timeout(180)
 
 
-def test_servers_that_were_stopped_put_nobody_out_when_they_go_on(tmp_path: Path) -> None:
+def test_servers_that_were_stopped_exclude_no_client_when_they_go_on(tmp_path: Path) -> None:
     """1. Two regions train. 2. The GPS and the LPS of one are stopped until their clients miss them, which is
-    longer than anybody may be silent. 3. They go on: workers and regions are still there, and train. 4. In all
-    this nobody was put out, and nobody joined again."""
+    longer than any node may be silent. 3. They go on: workers and regions are still there, and train. 4. In all
+    this no client was excluded, and none joined again."""
     path = run_file(
         tmp_path,
         budget=10**6,

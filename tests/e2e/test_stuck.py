@@ -1,4 +1,4 @@
-"""A trainer that hangs gives its lease back, and nobody waits for an evaluator that never comes to an end."""
+"""A trainer that hangs gives its lease back, and the run does not wait for an evaluator that never ends."""
 
 import os
 import signal

@@ -25,7 +25,7 @@ seeds = [0, 1]
 
 
 def trapped(folder: Path, *names: str) -> Path:
-    """A folder of modules that tell when they are executed."""
+    """A folder of modules that report when they are executed."""
     folder.mkdir()
     for name in names:
         text = f"open({str(folder / 'sprung')!r}, 'a').write({name!r})\nraise SystemExit(77)\n"
@@ -53,7 +53,7 @@ def run(folder: Path, *command: str | Path, path: str | None = None) -> str:
     return done.stdout
 
 
-# An empty entry of PYTHONPATH means the working folder, too; hardly anybody who writes one knows.
+# An empty entry of PYTHONPATH means the working folder, too; few users know this.
 @pytest.mark.parametrize("path", [None, os.pathsep + "/nowhere"])
 def test_check_and_its_worker_execute_nothing_of_the_working_folder(
     tmp_path: Path, path: str | None
@@ -98,7 +98,7 @@ def test_the_processes_of_the_fuzzer_execute_nothing_of_the_working_folder(tmp_p
         "experiments replay halos_paper",
     ],
 )
-def test_a_working_folder_that_was_removed_is_told_in_one_line(
+def test_a_working_folder_that_was_removed_is_reported_in_one_line(
     tmp_path: Path, command: str
 ) -> None:
     (tmp_path / "gone").mkdir()

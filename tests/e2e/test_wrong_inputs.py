@@ -1,5 +1,5 @@
-"""Wrong inputs: each gives one clear line and a non-zero exit, or a counted drop; none a traceback,
-none ends a daemon. The first are the user's, others come from peers and strangers."""
+"""Wrong inputs: each gives one clear line and a non-zero exit, or is dropped and counted. None gives a traceback or
+ends a daemon. The first ones are a user's, the others come from peers and unknown programs."""
 
 import re
 import socket
@@ -57,7 +57,7 @@ def test_a_mistyped_key_is_named_with_the_right_one(tmp_path: Path) -> None:
     assert "did you mean 'updates_per_exchange'" in line
 
 
-def test_a_place_that_takes_no_snapshots_is_told_before_the_run(tmp_path: Path) -> None:
+def test_a_place_that_takes_no_snapshots_is_reported_before_the_run(tmp_path: Path) -> None:
     (tmp_path / "far").touch()
     wrong = changed(run_file(tmp_path), "[gps]\n", f'[gps]\nsnapshots = "{tmp_path}/far"\n')
     line = one_line(["gps", "--run", str(wrong), "--out", str(tmp_path / "out")])
@@ -117,8 +117,8 @@ def test_results_that_cannot_be_written_are_named(tmp_path: Path) -> None:
         assert "cannot write to the folder of results" in line
 
 
-def test_a_disk_that_will_not_do_is_told_with_what_is_needed_and_free(tmp_path: Path) -> None:
-    """64 MiB for what keeps some 100 MB even of a tiny model, and half of it as much again."""
+def test_a_disk_that_is_too_small_is_reported_with_what_is_needed_and_free(tmp_path: Path) -> None:
+    """A disk of 64 MiB: even a tiny model needs about 100 MB."""
     with small_disk(tmp_path / "disk", 64 << 20) as disk:
         path = changed(run_file(tmp_path), "[run]\n", f"[run]\nout = '{disk}/out'\n")
         line = one_line(["pelago.cli.main", "check", str(path)])
@@ -192,7 +192,7 @@ def hello(fingerprint: str, corpus: str) -> Hello:
 
 
 def truth(daemons: Daemons) -> Welcome:
-    """What the run's model and corpus really are, as the GPS tells a region."""
+    """The run's real model and corpus, from the GPS's Welcome to a region."""
     message = Hello(PROTOCOL_VERSION, "lps", Address("us"), 1, "", "")
     welcome = answer(daemons, "gps", message)
     assert isinstance(welcome, Welcome)
@@ -288,8 +288,8 @@ def assert_alive(daemons: Daemons, node: str) -> None:
     assert not (daemons.out / node / "crash.json").exists()
 
 
-def test_nodes_that_nobody_serves_end_and_say_where_nobody_answered(tmp_path: Path) -> None:
-    """A worker, an evaluator and an LPS of a run that is over: no node waits for ever."""
+def test_nodes_without_a_server_end_and_name_the_address_without_an_answer(tmp_path: Path) -> None:
+    """A worker, an evaluator and an LPS of a run that is over: no node waits without a limit."""
     path = run_file(tmp_path, network="give_up_after_ms = 2000")
     run = run_toml.load(path)
     with Daemons(path, tmp_path / "out") as daemons:

@@ -101,7 +101,7 @@ def run_file(
 
 
 class Daemons:
-    """Processes of one run. Use as a context manager: whatever is alive at the end is killed."""
+    """Processes of one run. Use as a context manager: the processes that still run at the end are killed."""
 
     def __init__(self, path: Path, out: Path) -> None:
         self.path = path
@@ -126,7 +126,7 @@ class Daemons:
     def start_module(
         self, node: str, module: str, *arguments: str, run: Path | None = None
     ) -> subprocess.Popen[str]:
-        """Start what is a daemon with some changes, or a daemon; ``arguments`` come first."""
+        """Start a module that is a daemon, perhaps with changes; ``arguments`` come first."""
         command = [sys.executable, "-m", module, *arguments]
         command += ["--run", str(run or self.path), "--out", str(self.out)]
         self.processes[node] = subprocess.Popen(

@@ -47,7 +47,7 @@ class Script:
         return effects
 
     def expects(self, peer: Peer, message: Message) -> bool:
-        """Whatever comes."""
+        """Every message is expected."""
         return True
 
     def check(self) -> None:
