@@ -53,7 +53,7 @@ class RegionExchanges:
         self._admission = admission
 
     def offered(self, region: Region, peer: Peer, push: PushId, phase: GpsPhase) -> list[Effect]:
-        """A region asks whether it may send an update, or what came of one."""
+        """A region asks whether it may send an update, or for the outcome of one."""
         outcome = region.outcome(push)
         if outcome is None:
             return self._admission.offered(peer, push) if phase == "serving" else []

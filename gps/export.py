@@ -34,8 +34,8 @@ class FoundState:
 
 
 def find(source: Path) -> FoundState:
-    """Read the state in a folder of results or of state, whether its GPS runs or not; nobody is kept from
-    starting. Raises `ConfigError`, `CheckpointError`."""
+    """Read the state in a folder of results or of state, whether its GPS runs or not; a GPS can start meanwhile.
+    Raises `ConfigError`, `CheckpointError`."""
     place = local_state(str(source))
     if place is None:
         raise ConfigError(

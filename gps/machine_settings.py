@@ -33,7 +33,7 @@ class GpsSettings:
     lost_after_ps: int
     region_lost_after_ps: int
     stuck_after_ps: int = 0
-    """An evaluator that made no progress for so long is not waited for; 0: for ever."""
+    """An evaluator that made no progress for so long is not waited for; 0: no limit."""
 
     def welcome(self, fence: int) -> Welcome:
         """The answer to a Hello. An evaluator has fence 0, and its model from elsewhere: no manifest."""

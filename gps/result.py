@@ -9,7 +9,7 @@ Both drivers make it here, so the same keys mean the same thing under both clock
     model             {parameters, fingerprint}
     gps               {version, updates, updates_by_region {NAME: updates}, rejected}
     lps               {NAME: {updates, exchanges, in_flight_updates, rejected}}; rejected: rounds of
-                      workers that came to nothing, since not finite or too large
+                      workers without an accepted update, since not finite or too large
     workers           {"NAME/GROUP": {rounds, steps, skipped, busy_fraction}}; skipped: steps whose
                       gradient was not finite
     validation        [[elapsed_ms, counted_steps, loss] ...] global model, held-out, nats per token

@@ -25,7 +25,7 @@ class LpsSettings:
     """Tokens of one sample."""
     update_norm_max: float
     rejected_max: int
-    """Rounds of a worker that may come to nothing in a row."""
+    """Rounds of a worker in a row that may give no accepted update."""
     max_lr: float
     """Of the workers: the first thing to look at when they learn nothing."""
     staged_max: int

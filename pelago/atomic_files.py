@@ -68,7 +68,7 @@ def _locked(part: Path) -> int:
         try:
             descriptor = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
-            continue  # Whoever had it is done.
+            continue  # The process that had it is done.
         with suppress(OSError):  # Not every file system has locks.
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         with suppress(FileNotFoundError):

@@ -71,7 +71,7 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Begin `ROLE FLAGS...` (gps, lps or worker) as a process that ends when this one does.
 
-    ``environment``: variables beside those of this process. To be called from a thread that lives as
+    ``environment``: variables beside those of this process. To be called from a thread that runs as
     long as the process, best the main one: the kernel takes the end of the thread for the parent's.
     """
     return subprocess.Popen(

@@ -40,7 +40,7 @@ class TensorPort(Protocol):
         ...
 
     def release(self, blob: BlobId) -> None:
-        """Forget a name; whoever was lent the payload keeps it."""
+        """Forget a name; a part that was lent the payload keeps it."""
         ...
 
     def lend(self, blob: BlobId) -> Payload:

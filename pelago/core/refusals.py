@@ -1,7 +1,7 @@
 """Counts of rejected updates in a row, by client, and what follows from them.
 
 When training diverges, updates are not finite, or too large, or a round fails altogether. Each is rejected
-and its samples are leased again, which could go on for ever. So a server counts the rejections of each
+and its samples are leased again, which could go on without end. So a server counts the rejections of each
 client since its last accepted update, and gives up at a limit.
 """
 
@@ -63,10 +63,10 @@ def update_fault(event: Measured, norm_max: float, key: str) -> str:
     return f"norm {event.norm:.3g} above {key} = {norm_max:g}" if event.norm > norm_max else ""
 
 
-def hopeless(who: str, in_a_row: int, why: str, max_lr: float, norm_max: float, key: str) -> str:
+def hopeless(client: str, in_a_row: int, why: str, max_lr: float, norm_max: float, key: str) -> str:
     """The message to the user when a client has reached the limit."""
     return (
-        f"no update of {who} can be applied: the last {in_a_row} in a row came to nothing, the newest one since"
+        f"no update of {client} can be applied: the last {in_a_row} in a row failed, the newest one since"
         f" {why}; worker.max_lr = {max_lr:g}, lps.lr or gps.lr may be too high, {key} = {norm_max:g} too low, or"
         " the model overflows in the workers' dtype (bfloat16 on CUDA)"
     )

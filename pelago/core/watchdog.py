@@ -59,7 +59,7 @@ class Watchdog:
         """For the user: ``what`` is stuck, for how long, and what to do."""
         quiet_s, allowed_s = self.quiet_ps(now) / PS_PER_S, self.allowed_ps / PS_PER_S
         return (
-            f"{what} is stuck: no sign of life for {quiet_s:,.0f} s, where {allowed_s:,.0f} s are allowed"
+            f"{what} is stuck: no progress for {quiet_s:,.0f} s, where {allowed_s:,.0f} s are allowed"
             " (worker.stuck_minutes, or more for what is slow): look at the disk or share that the corpus"
             " lies on, and at the accelerator"
         )

@@ -21,7 +21,7 @@ from pelago.runlog.log import LOG_NAME
 
 
 def out_folder(run: RunFile, flag: str | None) -> Path:
-    """Where the results go. Raises `ConfigError` for the folder of a user who is not known here."""
+    """The folder of the results. Raises `ConfigError` for a ``~user`` that this host does not know."""
     return reading.require_expanded(flag, "--out") if flag else run.out
 
 

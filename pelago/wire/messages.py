@@ -65,7 +65,7 @@ class WorkerReport:
 @frozen
 class RegionReport:
     """What one region has done so far; bytes are payload bytes that arrived. ``rejected``: rounds of its
-    workers that came to nothing, see `Failed` and `Ack`."""
+    workers without an accepted update, see `Failed` and `Ack`."""
 
     updates: int
     exchanges: int

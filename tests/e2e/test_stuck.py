@@ -47,7 +47,7 @@ def test_a_worker_whose_corpus_hangs_ends_and_its_samples_are_trained_by_others(
         gone.touch()
         code, said = run.wait("worker-eu-1")
         assert code == 2, said
-        assert "worker: the trainer is stuck: no sign of life for" in said
+        assert "worker: the trainer is stuck: no progress for" in said
         assert hanging.returncode == 2
         (left,) = [e for e in run.events("lps-eu", WorkerLeft) if e.group == 1]
         assert left.why == "stuck"

@@ -1,4 +1,4 @@
-"""Updates that come to nothing, one after the other, and regions that give up."""
+"""Updates that are rejected, one after the other, and regions that give up."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Rounds that come to nothing, one after the other: whose fault it is, and what becomes of the region."""
+"""Rounds without an accepted update, one after the other: whose fault it is, and how the region ends."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ from tests.lps.driver import GPS_HELLO, SETTINGS, LpsDriver, update
 
 @pytest.fixture
 def driver() -> LpsDriver:
-    """It serves, and bears three rounds of a worker that come to nothing."""
+    """It serves, and allows three rounds of a worker without an accepted update."""
     return LpsDriver().serve()
 
 
@@ -81,7 +81,7 @@ def test_a_worker_whose_rounds_all_fail_is_told_to_end_while_others_do_better(
 
 
 def failed_region(driver: LpsDriver) -> list[Effect]:
-    """Both workers' rounds come to nothing; what follows from the last of them."""
+    """Both workers' rounds give no update; returns what follows from the last of them."""
     driver.join("w0").join("w1")
     for round_of in ("w0", "w1", "w0"):
         too_large(driver, round_of)

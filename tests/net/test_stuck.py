@@ -108,7 +108,7 @@ async def test_a_thread_that_hangs_ends_its_node_and_is_not_waited_for(
     hanging.back.set()
     await eventually(lambda: not any(each.name == "trainer" for each in threading.enumerate()))
     assert finish.reason == FAILED
-    assert f"{what}: no sign of life" in finish.error
+    assert f"{what}: no progress" in finish.error
     assert "worker.stuck_minutes" in finish.error
     assert leave.message.reason == "stuck"
     reports = [each.message.report for each in gps.messages(Heartbeat)]

@@ -140,7 +140,7 @@ def test_a_worker_whose_trainer_is_stuck_hands_its_lease_back_and_ends() -> None
     assert isinstance(leave.message, Leave)
     assert isinstance(finish, Finish)
     assert finish.reason == "failed"
-    assert "the trainer is stuck: no sign of life for 1,200 s" in finish.error
+    assert "the trainer is stuck: no progress for 1,200 s" in finish.error
     assert "worker.stuck_minutes" in finish.error
     assert worker.happens(Tick()) == []
 

@@ -82,7 +82,7 @@ class UpdateApplied:
 
 @frozen
 class RoundRejected:
-    """A worker's round came to nothing; its samples are lent again."""
+    """A worker's round gave no accepted update; its samples are lent again."""
 
     kind: ClassVar[str] = "update_rejected"
     peer: Peer

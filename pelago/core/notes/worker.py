@@ -28,7 +28,7 @@ class RoundTrained:
 
 @frozen
 class RoundFailed:
-    """A worker's round came to nothing; it gives its lease back."""
+    """A worker's round gave no update; it gives its lease back."""
 
     kind: ClassVar[str] = "round_failed"
     steps: int

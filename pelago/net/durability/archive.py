@@ -134,7 +134,7 @@ class Copier:
         self._begun_at = time.monotonic()
         loop = asyncio.get_running_loop()
         try:
-            # The next snapshot removes this one, but leaves its bytes to those who have it open.
+            # The next snapshot removes this one, but leaves its bytes to those that have it open.
             snapshot = store.lend(store.snapshot(index))
         except OSError as error:
             telemetry.event(ArchiveFailed(str(error)))

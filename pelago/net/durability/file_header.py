@@ -1,4 +1,4 @@
-"""The record with which every file of a durable node begins: who wrote it, and when."""
+"""The record with which every file of a durable node begins: which process wrote it, and when."""
 
 import secrets
 import time

@@ -337,4 +337,4 @@ def test_an_evaluator_that_is_stuck_leaves_with_what_it_found_and_ends() -> None
     assert isinstance(note, Stuck)
     assert leave == Send("gps", Leave("stuck", FOUND.message, (), (), ()))
     assert isinstance(finish, Finish)
-    assert "measuring the model is stuck: no sign of life for 20 s" in finish.error
+    assert "measuring the model is stuck: no progress for 20 s" in finish.error
