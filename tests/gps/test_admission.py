@@ -1,4 +1,4 @@
-"""Which update may be sent to the GPS when not all have a place; and who loses one."""
+"""Which update may be sent to the GPS when there are fewer places than updates, and which region loses one."""
 
 from dataclasses import replace
 
@@ -65,7 +65,10 @@ def test_a_lost_region_gives_its_place_to_the_next(driver: GpsDriver) -> None:
 def test_a_silent_region_gives_its_place_to_the_next_long_before_it_is_lost(
     driver: GpsDriver,
 ) -> None:
-    """Silent for 5 s; lost only after a minute. Back again, its update is asked for as any other."""
+    """
+    1. It is silent for 5 s: the other one has its place. It would be lost only after a minute.
+    2. It is heard again: its update is granted a place like any other.
+    """
     driver.hears("lps-1", Offer(E1))
     driver.hears("lps-2", Offer(U1))
     driver.after(5.1).hears("lps-2", Heartbeat(None))
@@ -74,10 +77,10 @@ def test_a_silent_region_gives_its_place_to_the_next_long_before_it_is_lost(
     assert driver.hears("lps-1", Offer(E1)) == [Send("lps-1", Busy(E1, 1000))]
 
 
-def test_a_slow_region_gives_its_place_to_one_who_waits_and_its_update_still_counts(
+def test_a_slow_region_gives_its_place_to_one_that_waits_and_its_update_still_counts(
     driver: GpsDriver,
 ) -> None:
-    """Four times 5 s are its turn as long as it is not known how long the other needs."""
+    """Its turn lasts four times 5 s as long as it is not known how long the other one needs."""
     driver.hears("lps-1", Offer(E1))
     driver.hears("lps-2", Offer(U1))
     granted = []
@@ -94,7 +97,7 @@ def test_a_slow_region_gives_its_place_to_one_who_waits_and_its_update_still_cou
     assert driver.gps.admission.staging.granted == {"lps-2": U1}
 
 
-def test_an_update_whose_fate_is_known_holds_no_place(driver: GpsDriver) -> None:
+def test_an_update_whose_outcome_is_known_holds_no_place(driver: GpsDriver) -> None:
     """
     1. lps-1 is granted a place, falls silent, comes back and holds the place under its old fence.
     2. It asks about the old update: fenced, and the place is free for the other.

@@ -66,7 +66,7 @@ def test_the_budget_of_steps_ends_the_run_with_the_update_that_reaches_it(
 ) -> None:
     """
     1. 9 of 10 steps: answered as always.
-    2. The 10th: applied and acknowledged, but not answered; everybody is told to stop.
+    2. The 10th: applied and acknowledged, but not answered; all regions are asked to stop.
     3. Nothing is applied or lent any more.
     """
     assert len(driver.push("lps-1", update(E1, ((0, 12),), steps=9), -1)) == 7
@@ -98,11 +98,11 @@ def test_the_budget_of_minutes_ends_the_run(driver: GpsDriver) -> None:
     assert effects[1] == Send("lps-1", Stop("budget of minutes reached"))
 
 
-def test_the_run_ends_when_everybody_has_settled(driver: GpsDriver) -> None:
+def test_the_run_ends_when_all_regions_have_settled(driver: GpsDriver) -> None:
     """
     1. The user stops the run.
     2. Each region names what it applied but never exchanged, and what it dropped.
-    3. The last one to leave ends the run, and the books balance.
+    3. The last one to leave ends the run, and the ledger balances.
     """
     driver.push("lps-1", update(E1, ((0, 4),), ((4, 8),)), -1)
     driver.after(5).happens(StopRequested("enough"))
@@ -141,7 +141,7 @@ def test_stop_is_repeated_to_those_who_did_not_hear_it(driver: GpsDriver) -> Non
 
 
 def test_a_region_that_falls_silent_at_the_end_is_not_waited_for_as_long(driver: GpsDriver) -> None:
-    """Five seconds instead of sixty; what it held returns."""
+    """For five seconds instead of sixty; the samples that it held return."""
     driver.happens(StopRequested("enough"))
     driver.after(3).hears("lps-2", Heartbeat(REPORT))
     effects = driver.after(2.5).happens(Tick())
@@ -153,7 +153,7 @@ def test_a_region_that_falls_silent_at_the_end_is_not_waited_for_as_long(driver:
     assert driver.gps.ledger.totals().returned == 60
 
 
-def test_a_run_that_nobody_joined_ends_at_once() -> None:
+def test_a_run_that_no_region_joined_ends_at_once() -> None:
     driver = GpsDriver().load()
     assert driver.happens(StopRequested("enough"))[-1] == Finish("enough")
     assert driver.happens(StopRequested("enough")) == []
@@ -165,7 +165,7 @@ def test_a_run_that_is_stopped_before_its_model_is_there_ends_too() -> None:
     assert driver.happens(Loaded(Version(1, 0))) == []
 
 
-def test_a_region_without_a_process_is_not_told_to_stop() -> None:
+def test_a_region_without_a_process_is_sent_no_stop() -> None:
     driver = GpsDriver().load().join("lps-1", "eu")
     effects = driver.happens(StopRequested("enough"))
     assert without_notes(effects) == [Send("lps-1", Stop("enough"))]
@@ -174,7 +174,7 @@ def test_a_region_without_a_process_is_not_told_to_stop() -> None:
 def test_the_evaluator_gets_the_last_version_and_the_run_waits_for_it(driver: GpsDriver) -> None:
     """
     1. It waits for step 50; the run ends at step 1. It gets that version, as the last one.
-    2. The regions leave: the results are as good as known, which is said once. The run waits for the evaluator.
+    2. The regions leave: only the evaluator is waited for now, which is noted once.
     3. It reports and leaves: the run ends.
     """
     driver.evaluate(after_steps=50)
@@ -195,8 +195,8 @@ def test_the_evaluator_gets_the_last_version_and_the_run_waits_for_it(driver: Gp
 
 def test_an_evaluator_that_is_stuck_is_not_waited_for() -> None:
     """
-    1. It measures the last version, and tells how long it was quiet: as long as is allowed, and longer.
-    2. The run ends. One that goes on, however slowly, is waited for.
+    1. It measures the last version, and reports how long it made no progress: as long as is allowed, then longer.
+    2. The run ends. An evaluator that makes progress, however slowly, is waited for.
     """
     driver = GpsDriver(replace(SETTINGS, stuck_after_ps=60_000 * PS_PER_MS)).load()
     driver.evaluate()
@@ -224,8 +224,8 @@ def test_an_evaluator_that_is_busy_at_the_end_asks_for_the_last_version_later(
 
 def test_an_evaluator_that_leaves_says_once_more_what_it_found(driver: GpsDriver) -> None:
     """
-    1. The finding itself was lost; the Leave has it, and it is booked.
-    2. The Goodbye is lost, so the Leave comes again: it is not booked twice.
+    1. The finding itself was lost; the Leave has it, and it is recorded.
+    2. The Goodbye is lost, so the Leave comes again: it is not recorded twice.
     """
     driver.evaluate()
     leave = replace(LEFT, report=found(0, 0))
@@ -247,7 +247,7 @@ def test_an_evaluator_that_was_not_sent_the_last_version_may_go(driver: GpsDrive
     assert driver.hears("first", LEFT)[1] == Send("first", Goodbye())
 
 
-def test_an_evaluator_that_dies_at_the_end_is_not_waited_for_for_ever() -> None:
+def test_an_evaluator_that_dies_at_the_end_is_not_waited_for_without_limit() -> None:
     driver = GpsDriver().load()
     driver.evaluate()
     driver.happens(StopRequested("enough"))
@@ -271,7 +271,7 @@ def test_the_status_says_what_every_region_does(driver: GpsDriver) -> None:
 
 
 def test_the_status_names_no_workers_however_many_there_are(driver: GpsDriver) -> None:
-    """1. A region says who its workers are; then a heartbeat that does not. 2. They are counted all the same."""
+    """1. A region's heartbeat names its workers; the next one does not. 2. They are counted all the same."""
     workers = tuple(WorkerReport(n, 1, 2, 3, 4, 5, float(n % 2), 0) for n in range(400))
     driver.hears("lps-1", Heartbeat(replace(REPORT, workers=workers)))
     driver.hears("lps-1", Heartbeat(replace(REPORT, updates=7, workers=())))

@@ -72,7 +72,7 @@ def test_an_evaluator_gets_the_first_version_at_once_and_the_next_when_it_is_due
 
 
 def test_evaluators_get_the_mean_and_regions_never_do(driver: GpsDriver) -> None:
-    """Who trains goes on from the model itself: first, after an exchange, and asked once more."""
+    """Regions train from the model itself: at first, after an exchange, and when they ask once more."""
     pins: dict[str, set[bool]] = {}
 
     def note_pins(effects: list[Effect]) -> None:

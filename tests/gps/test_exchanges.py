@@ -87,7 +87,7 @@ def test_an_exchange_from_the_offer_to_the_answer(driver: GpsDriver) -> None:
     """
     1. It is offered: a staging place is free.
     2. It has arrived: its norm and finiteness are measured here.
-    3. It is applied, then acknowledged, then answered with the version that came of it.
+    3. It is applied, then acknowledged, then answered with the version that it made.
     """
     assert driver.hears("lps-1", Offer(E1)) == [Send("lps-1", Grant(E1))]
     assert driver.hears("lps-1", update(E1, ((0, 24),), ((24, 32),)), -1) == [Measure(-1)]
@@ -140,7 +140,7 @@ def test_an_update_counts_less_the_staler_it_is(power: float, weights: list[floa
 def test_a_base_that_never_was_gives_no_update_more_than_its_whole_weight(
     base: int, weight: float
 ) -> None:
-    """What a peer claims may be anything; it never makes the update count more, nor ends us."""
+    """A peer may claim anything: it never makes its update count more, and never ends the GPS."""
     driver = (
         GpsDriver(replace(SETTINGS, staleness_power=1000.0)).load().join("lps-1", "eu", samples=40)
     )
@@ -197,7 +197,7 @@ def test_a_lost_answer_is_given_again_when_it_is_asked_for(driver: GpsDriver) ->
     assert driver.hears("lps-1", Offer(E1))[2] == Send("lps-1", model(2, 2, E1), 4)
 
 
-def test_an_echo_about_an_earlier_exchange_costs_no_model(driver: GpsDriver) -> None:
+def test_a_late_question_about_an_earlier_exchange_costs_no_model(driver: GpsDriver) -> None:
     driver.push("lps-1", update(E1, ((0, 4),)), -1)
     driver.push("lps-1", update(E2, ((4, 8),)), -2)
     driver.happens(Delivered("lps-1", 2))
@@ -263,7 +263,7 @@ def test_the_largest_norm_that_is_allowed_is_applied(driver: GpsDriver) -> None:
     [
         (((40, 44),), ()),  # another region's
         (((0, 4),), ((44, 48),)),
-        (((100, 104),), ()),  # nobody's
+        (((100, 104),), ()),  # of no region
         (((0, 8),), ((4, 6),)),  # both applied and dropped
     ],
 )
@@ -290,7 +290,7 @@ def test_samples_are_not_spent_twice_under_two_names(driver: GpsDriver) -> None:
 def test_an_update_begun_with_the_gps_before_this_one_is_void() -> None:
     """
     The fuzzer's seeds 56 and 2145: a GPS without durability dies and another one comes, which knows nothing of
-    it. Its fences begin at its incarnation, so no life gives those of another.
+    it. Its fences begin at its incarnation, so no two incarnations give the same fence.
 
     1. A region was sending an exchange of the old fence, and its driver goes on sending it.
     2. By then it has joined the new GPS, which gave it samples that are numbered alike.
@@ -341,7 +341,7 @@ def test_the_check_sees_a_broken_gps(driver: GpsDriver) -> None:
         driver.gps.check()
 
 
-def test_the_check_sees_a_model_on_its_way_to_nobody(driver: GpsDriver) -> None:
+def test_the_check_sees_a_model_on_its_way_to_no_process(driver: GpsDriver) -> None:
     driver.gps.ledger.reclaim("eu")
     region = driver.gps.regions["eu"]
     region.peer, region.replying = None, 1
@@ -356,7 +356,7 @@ def test_the_check_sees_a_model_on_its_way_to_nobody(driver: GpsDriver) -> None:
 def test_an_update_that_claims_more_than_its_samples_give_is_rejected(
     driver: GpsDriver, claims: dict[str, int]
 ) -> None:
-    """Four samples are in it, of 64 tokens each, and four it says were dropped."""
+    """It contains four samples of 64 tokens each, and says that four were dropped."""
     message = update(E1, ((0, 4),), ((4, 8),))
     effects = driver.push("lps-1", replace(message, **claims), -1)
     assert Send("lps-1", Ack(E1, "rejected")) in effects

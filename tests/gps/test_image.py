@@ -107,7 +107,7 @@ def test_an_attribute_that_is_neither_state_nor_a_setting_is_noticed(content: ob
 
 
 def test_the_image_of_another_version_is_refused() -> None:
-    """One that had no evaluators; one that called an exchange's number otherwise."""
+    """One that had no evaluators; one in which an exchange's number had another name."""
     image = take(used().gps)
     assert isinstance(image, list)
     place = image.index("evaluators")

@@ -1,4 +1,4 @@
-"""Who is let in to the GPS, who takes whose place, and who is gone."""
+"""Which processes may join the GPS, which replace others, and which are lost."""
 
 from dataclasses import replace
 
@@ -86,7 +86,9 @@ def test_before_the_model_is_there_a_region_waits_for_it() -> None:
         ),
     ],
 )
-def test_who_does_not_fit_is_told_why(message: Message, fault: str) -> None:
+def test_a_process_that_does_not_fit_is_refused_with_the_reason(
+    message: Message, fault: str
+) -> None:
     driver = GpsDriver().load()
     assert driver.hears("stranger", message) == [Send("stranger", Refuse(fault))]
     assert driver.hears("stranger", message, -1) == [Send("stranger", Refuse(fault)), Release(-1)]
@@ -105,8 +107,8 @@ def test_a_process_that_is_not_later_waits_for_a_region_that_is_served(incarnati
 def test_a_later_process_takes_a_region_over_with_a_higher_fence() -> None:
     """
     1. A later process says Hello: what the earlier one held returns.
-    2. The zombie's update finds no open door, and is dropped with its payload.
-    3. It may knock, but the region is served.
+    2. The earlier one's update is dropped with its payload.
+    3. It says Hello, but the region is served.
     """
     driver = GpsDriver().load().join("lps-1", "eu", samples=8)
     assert driver.hears("lps-2", hello("lps", "eu", 2)) == [
@@ -124,10 +126,10 @@ def test_a_later_process_takes_a_region_over_with_a_higher_fence() -> None:
     assert driver.gps.model.updates == 0
 
 
-def test_what_is_lent_again_comes_with_the_clock_of_now() -> None:
+def test_what_is_lent_again_comes_with_the_present_clock() -> None:
     """
     1. eu is lent 0..8 and lost, while us has come to 1,000,008 samples.
-    2. us gets 0..8 again, with four fresh ones: so many were handed out by now. A repeat gets the same.
+    2. us gets 0..8 again, with four fresh ones, and the clock of now. A repeated request gets the same.
     """
     driver = GpsDriver().load().join("lps-1", "eu", samples=8).join("lps-2", "us")
     fresh = LeaseGrant(1, 1, ((8, 1_000_008),), 8)
@@ -162,8 +164,8 @@ def test_a_region_cannot_keep_more_in_hand_than_it_holds() -> None:
 def test_the_clock_of_a_region_never_goes_back() -> None:
     """
     1. eu is lent 1,000 samples, us starts its clock at those; eu is lost.
-    2. Whoever serves eu then takes them ahead of need: they are in hand again.
-    3. Another process serves us. Its workers' moments are of the time before.
+    2. The next process of eu asks for them ahead of need: they are in hand again.
+    3. Another process serves us. Its workers' moments are older than that.
     """
     driver = GpsDriver().load().join("lps-1", "eu", samples=1000).join("lps-2", "us", samples=10)
     assert driver.gps.regions["us"].clock == 1000
@@ -178,7 +180,7 @@ def test_the_clock_of_a_region_never_goes_back() -> None:
 
 def test_a_silent_process_gives_way_to_one_whose_clock_is_behind() -> None:
     """
-    1. The host of a region is lost, and the wall's clock of the one in its place is set an hour back.
+    1. The host of a region is lost, and the wall clock of the host that replaces it is an hour behind.
     2. As long as the old process may be there the new one waits; not for the ten minutes of a lost region.
     """
     driver = GpsDriver().load().join("lps-1", "eu", samples=8, incarnation=4000)
@@ -200,9 +202,9 @@ def test_a_new_process_asks_with_numbers_of_its_own() -> None:
 def test_a_silent_region_forfeits_its_samples_and_may_come_back() -> None:
     """
     1. Silent for as long as is allowed: nothing happens.
-    2. Longer: its samples return, it is told; its updates are dropped.
-    3. It says Hello: a higher fence. An update of before is fenced, by name.
-    4. The samples are lent again, to whoever asks first.
+    2. Longer: its samples return, it is asked to join again, and its updates are dropped.
+    3. It says Hello: a higher fence. An update under the old fence is answered as fenced.
+    4. The samples are lent again, to the region that asks first.
     """
     driver = GpsDriver().load().join("lps-1", "eu", samples=8)
     assert without_notes(driver.after(60).happens(Tick())) == []
@@ -222,7 +224,7 @@ def test_a_silent_region_forfeits_its_samples_and_may_come_back() -> None:
     ]
 
 
-def test_any_word_is_a_sign_of_life() -> None:
+def test_any_message_shows_that_a_region_is_alive() -> None:
     driver = GpsDriver().load().join("lps-1", "eu", samples=8)
     for _ in range(5):
         driver.after(50).hears("lps-1", LeaseRequest(1, 8, 0))
@@ -252,7 +254,7 @@ def test_a_region_that_leaves_early_gives_everything_back() -> None:
     "message",
     [Pull(0, 0), Heartbeat(REPORT), LeaseRequest(1, 8, 0), Offer(E1), update(E1, ((0, 8),))],
 )
-def test_a_stranger_is_asked_to_introduce_himself(message: Message) -> None:
+def test_an_unknown_peer_is_asked_to_join(message: Message) -> None:
     driver = GpsDriver().load()
     assert driver.hears("stranger", message) == [Send("stranger", Rejoin())]
     assert driver.hears("stranger", message, -1) == [Send("stranger", Rejoin()), Release(-1)]
@@ -300,7 +302,7 @@ def test_a_model_of_a_later_incarnation_cannot_be_loaded() -> None:
 
 
 def test_a_region_that_says_hello_again_and_again_is_not_silent() -> None:
-    """Its Welcome is lost each time; it is not put out for that."""
+    """Its Welcome is lost each time; it is not removed for that."""
     driver = GpsDriver().load().join("lps-1", "eu")
     for _ in range(3):
         driver.after(50).hears("lps-1", hello("lps", "eu"))

@@ -49,7 +49,7 @@ def exchange(driver: GpsDriver, numbers: Numbers, peer: str, norm: float) -> lis
     return found
 
 
-def test_a_region_whose_updates_are_all_rejected_is_told_to_end_while_another_does_better(
+def test_a_region_whose_updates_are_all_rejected_is_refused_while_another_does_better(
     driver: GpsDriver,
 ) -> None:
     numbers = Numbers()
@@ -68,7 +68,7 @@ def test_a_region_whose_updates_are_all_rejected_is_told_to_end_while_another_do
     assert not driver.gps.ledger.held["eu"]
 
 
-def test_a_run_of_which_no_region_learns_ends_with_an_error(driver: GpsDriver) -> None:
+def test_a_run_in_which_no_region_learns_ends_with_an_error(driver: GpsDriver) -> None:
     """Its result says so, and so does every process of the GPS that follows."""
     numbers = Numbers()
     for peer in ("lps-2", "lps-1", "lps-1"):
@@ -112,7 +112,7 @@ def test_the_run_goes_on_without_a_region_that_gave_up_and_ends_with_the_last_on
     assert effects[-1] == Finish(ENDED, "no update of worker us/0 can be applied")
 
 
-def test_regions_that_give_up_by_turns_do_not_go_on_for_ever(driver: GpsDriver) -> None:
+def test_regions_that_give_up_by_turns_do_not_go_on_without_end(driver: GpsDriver) -> None:
     """Each comes back before the other gives up, but has had no update applied since."""
     failed(driver, "lps-1", "eu")
     driver.hears("lps-3", hello("lps", "eu", 3))
@@ -132,7 +132,7 @@ def test_a_region_that_does_better_after_it_came_back_is_no_reason_to_end(
     assert driver.gps.phase == "serving"
 
 
-def test_a_later_life_begins_with_new_patience(driver: GpsDriver) -> None:
+def test_a_later_incarnation_begins_its_counts_at_zero(driver: GpsDriver) -> None:
     failed(driver, "lps-1", "eu"), failed(driver, "lps-2", "us")
     later = Gps(replace(SETTINGS, incarnation=1000))
     restore(later, take(driver.gps))

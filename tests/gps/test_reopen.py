@@ -1,4 +1,4 @@
-"""Another life of a GPS, which goes on from the state of one before that may not have been the last."""
+"""A later incarnation of a GPS, which continues from an earlier state that may not have been the last."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ def driver() -> GpsDriver:
 
 
 def reopened(driver: GpsDriver, settings: GpsSettings = LATER) -> GpsDriver:
-    """A room in which another life goes on with the GPS of this one."""
+    """The driver of a later incarnation, which continues from the state of this GPS."""
     later = GpsDriver(settings)
     restore(later.gps, take(driver.gps))
     later.gps.reopen()
@@ -48,8 +48,8 @@ def test_it_goes_on_with_the_model_and_lends_what_is_not_in_it(driver: GpsDriver
     assert grant.message.spans == ((4, 16), (16, 24))  # type: ignore[union-attr]
 
 
-def test_what_peers_hold_of_the_life_before_is_void(driver: GpsDriver) -> None:
-    """1. Nobody is known any more. 2. Fences are above any that was given since."""
+def test_what_peers_hold_of_the_incarnation_before_is_void(driver: GpsDriver) -> None:
+    """1. No peer is known any more. 2. Fences are above any that was given since."""
     later = reopened(driver)
     for message in (Heartbeat(None), Offer(E1), LeaseRequest(2, 8, 0), Pull(0, 0)):
         assert later.hears("lps-1", message) == [Send("lps-1", Rejoin())]
@@ -64,13 +64,13 @@ def test_what_was_being_measured_is_forgotten(driver: GpsDriver) -> None:
     driver.hears("lps-2", Offer(E1))
     driver.hears("lps-2", update(E1, ((8, 16),)), -2)
     later = reopened(driver)
-    assert later.gps.admission.staging.ask("anybody", E1)
+    assert later.gps.admission.staging.ask("any", E1)
     assert not later.gps.admission.measuring
 
 
-def test_an_end_was_none(driver: GpsDriver) -> None:
-    """1. The run ended, and samples that eu had applied never came here. 2. The life after lends them again,
-    and the time since the end does not count."""
+def test_a_run_that_had_ended_goes_on(driver: GpsDriver) -> None:
+    """1. The run ended, and samples that eu had applied never came here. 2. The later incarnation lends them
+    again, and the time since the end does not count."""
     driver.after(1).happens(StopRequested("enough"))
     driver.hears("lps-1", Leave("drained", None, (), ((4, 6),), ()))
     driver.hears("lps-2", Leave("drained", None, (), (), ()))
@@ -92,14 +92,14 @@ def test_regions_may_be_added_and_struck(driver: GpsDriver) -> None:
     assert "is not in the run" in str(later.hears("lps-1", hello("lps", "eu")))
 
 
-def test_only_a_later_life_can_reopen(driver: GpsDriver) -> None:
+def test_only_a_later_incarnation_can_reopen(driver: GpsDriver) -> None:
     gps = Gps(SETTINGS)
     restore(gps, take(driver.gps))
     with pytest.raises(AssertionError):
         gps.reopen()
 
 
-def test_samples_are_those_of_whatever_batch_size_it_was_at_the_time(driver: GpsDriver) -> None:
+def test_samples_are_counted_with_the_batch_size_of_their_time(driver: GpsDriver) -> None:
     """1. An exchange of 4 samples. 2. The run goes on with larger batches: one of 8 samples, 4 more dropped."""
     later = reopened(driver).join("lps-1", "eu").join("lps-2", "us")
     later.hears("lps-2", LeaseRequest(1, 12, 0))
@@ -113,5 +113,5 @@ def test_samples_are_those_of_whatever_batch_size_it_was_at_the_time(driver: Gps
 def test_time_goes_on_from_the_state(driver: GpsDriver) -> None:
     elapsed = driver.after(2).gps.clock.elapsed_ps()
     later = reopened(driver)
-    later.gps.handle(Received("nobody", Heartbeat(None)), driver.now + 5 * PS_PER_MS)
+    later.gps.handle(Received("unknown", Heartbeat(None)), driver.now + 5 * PS_PER_MS)
     assert later.gps.clock.elapsed_ps() <= elapsed + 2 * 10**12 + 5 * PS_PER_MS

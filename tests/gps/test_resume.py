@@ -1,4 +1,4 @@
-"""`gps --resume`: from folders and copies to the state of another life, and what is refused."""
+"""`gps --resume`: from folders and copies to the state of a later incarnation, and what is refused."""
 
 import shutil
 from collections.abc import Callable
@@ -142,7 +142,7 @@ def test_a_folder_goes_on_in_its_place(tmp_path: Path) -> None:
     assert sorted(each.name for each in (tmp_path / NODE).iterdir()) == ["state", "state.lock"]
 
 
-def test_a_copy_far_away_goes_on(tmp_path: Path) -> None:
+def test_a_remote_copy_goes_on(tmp_path: Path) -> None:
     """The newest one, or the one that is named."""
     digest = write(tmp_path / "a", a_run())
     archive = Archive(f"file://{tmp_path}/far")
@@ -160,10 +160,10 @@ def test_a_copy_far_away_goes_on(tmp_path: Path) -> None:
     assert resumed(a_run(MORE), tmp_path / "c", archive.url)[1].digest() == digest
 
 
-def test_the_end_of_a_journal_that_may_be_missing_begins_another_life(
+def test_the_end_of_a_journal_that_may_be_missing_begins_a_later_incarnation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The host was started again, and what came last is damaged: the state before that goes on."""
+    """The host was started again, and the last records are damaged: the GPS continues from the state before them."""
     digest = write(tmp_path, a_run())
     path = daemon.state_folder(tmp_path, NODE) / "journal-00000000"
     path.write_bytes(path.read_bytes() + b"\0" * 5000)
@@ -199,7 +199,7 @@ def test_damage_is_refused_and_resume_goes_on_from_what_is_before_it(tmp_path: P
 def test_damage_by_a_host_that_went_down_is_no_surprise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`process` does not promise to outlive it; `host` does, and so refuses."""
+    """`process` does not promise to survive that; `host` does, and so the damage is refused."""
     write(tmp_path, a_run())
     damage_the_journal(tmp_path)
     monkeypatch.setattr(daemon, "boot_id", lambda: "another")
@@ -231,7 +231,7 @@ def a_second_generation(out: Path, run: RunFile) -> tuple[Path, str]:
 def test_an_older_snapshot_is_gone_on_from_and_it_is_said_which(
     source: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the host was started again: as another life."""
+    """After the host was started again: as a later incarnation."""
     newest, digest = a_second_generation(tmp_path, a_run())
     monkeypatch.setattr(daemon, "boot_id", lambda: "another")
     store, recovered, word = open_state(
@@ -287,7 +287,7 @@ def test_of_the_copies_the_newest_sound_one_goes_on_and_it_is_said_which(
         open_state(a_run(MORE), tmp_path / "c", f"{archive.url}/{name_of(5, 2)}")
 
 
-def test_damage_before_the_first_snapshot_begins_anew_where_nobody_promised_better(
+def test_damage_before_the_first_snapshot_begins_anew_where_no_more_was_promised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = a_run()
@@ -367,7 +367,7 @@ SOURCES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("what", SOURCES)
-def test_a_source_that_is_none_is_named(what: str, tmp_path: Path) -> None:
+def test_a_source_without_a_state_is_named(what: str, tmp_path: Path) -> None:
     make, kind, words = SOURCES[what]
     make(tmp_path / "source")
     with pytest.raises(kind, match=words):
@@ -380,8 +380,8 @@ def test_a_url_that_cannot_be_used_is_named(url: str, tmp_path: Path) -> None:
         open_state(a_run(), tmp_path, url)
 
 
-def test_being_killed_between_the_folders_loses_neither(tmp_path: Path) -> None:
-    """The old folder is out of its place, the new one not in it yet."""
+def test_a_kill_between_the_moves_of_the_folders_loses_neither(tmp_path: Path) -> None:
+    """The old folder is moved away, and the new one is not in its place yet."""
     write(tmp_path / "a", a_run())
     digest = write(tmp_path / "b", a_run())
     folder = daemon.state_folder(tmp_path / "a", NODE)
@@ -403,7 +403,7 @@ def test_two_that_start_at_once_do_not_see_a_folder_out_of_its_place(tmp_path: P
 
 
 @pytest.mark.parametrize("locked", [False, True])
-def test_a_source_that_nobody_may_write_to_goes_on_elsewhere(tmp_path: Path, locked: bool) -> None:
+def test_a_read_only_source_goes_on_elsewhere(tmp_path: Path, locked: bool) -> None:
     """A backup, say, with or without the lock file of the GPS that was there."""
     digest = write(tmp_path / "a", a_run())
     folder = daemon.state_folder(tmp_path / "a", NODE)

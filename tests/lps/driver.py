@@ -44,10 +44,10 @@ SETTINGS = LpsSettings(
 )
 """Incarnation 0, so that leases are numbered from 1."""
 PAYLOAD_BYTES = 100
-"""Of every payload that comes."""
+"""The bytes of every payload that comes."""
 GPS_HELLO = Send("gps", Hello(PROTOCOL_VERSION, "lps", Address("eu"), 0, "", ""))
 REJOINING = Send("gps", Leave("rejoining", None, (), (), ()))
-"""What a region says to a GPS that may know it after all, before it says Hello again."""
+"""The messages of a region to a GPS that may still know it, before it says Hello again."""
 REPORT = WorkerReport(0, 1, 2, 3, 4, 5, 6.0)
 
 
@@ -93,7 +93,7 @@ class LpsDriver(MachineDriver):
         self.lps = Lps(replace(SETTINGS, **changed))  # type: ignore[arg-type]
         super().__init__(self.lps, PAYLOAD_BYTES)
         self.served: list[Effect] = []
-        """What followed when it began to serve."""
+        """The effects that follow when it begins to serve."""
         self._blob = -100
         tick = [SetTick(self.lps.settings.tick_ps)] if self.lps.settings.tick_ps else []
         hello = replace(GPS_HELLO.message, incarnation=self.lps.settings.incarnation)
@@ -119,7 +119,7 @@ class LpsDriver(MachineDriver):
         return self.hears("gps", LeaseGrant(request, fence, spans, begun))
 
     def work(self, peer: Peer, samples: int = 4) -> Lease:
-        """A member asks for work, and gets it whatever the GPS must lend for it."""
+        """A member asks for work and gets it; the GPS lends what is needed."""
         self.hears(peer, Pull(samples, 0))
         member = self.lps.workers.members.get(peer)
         assert member is not None
@@ -133,7 +133,7 @@ class LpsDriver(MachineDriver):
         return member.lease
 
     def push(self, peer: Peer, message: Push, norm: float = 1.0) -> list[Effect]:
-        """An update is offered, arrives as blob -100, -101, ..., is measured; what follows."""
+        """An update is offered, arrives as blob -100, -101, ... and is measured; returns the effects."""
         blob: BlobId = self._blob
         self._blob -= 1
         self.hears(peer, Offer(message.push))
@@ -141,7 +141,7 @@ class LpsDriver(MachineDriver):
         return self.happens(Measured(blob, norm, finite=True))
 
     def updates(self, peer: Peer, count: int) -> list[Effect]:
-        """A member works for so many rounds of 4 samples; returns what followed from the last."""
+        """A member works for so many rounds of 4 samples; returns the effects of the last."""
         effects: list[Effect] = []
         for _ in range(count):
             effects = self.push(peer, update(self.work(peer), base=self.lps.model.version))

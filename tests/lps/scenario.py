@@ -40,7 +40,7 @@ TICK = 500 * PS_PER_MS
 RETRY, LOST, REGION_LOST = 2 * TICK, 10 * TICK, 24 * TICK
 LATE = 12 * TICK
 STEPS, BATCH = 2, 4
-RUN = "books"
+RUN = "ledgers"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class LossRates:
 
     @classmethod
     def swarm(cls, random: Random) -> "LossRates":
-        """Some kinds of fault absent, some rare, some frequent: no scenario is like another."""
+        """Some kinds of fault are absent, some rare, some frequent, different in each scenario."""
         usual = cls()
         return cls(
             **{
@@ -72,7 +72,7 @@ class ScenarioNode:
     """One process."""
 
     name: Peer
-    """What the others call its connection."""
+    """The name of its connection at its peers."""
     machine: Gps | Lps | Worker | Evaluator
     blobs: dict[BlobId, SpanSet] = field(default_factory=dict)
     spoilt: set[BlobId] = field(default_factory=set)
@@ -192,7 +192,7 @@ class LpsScenario:
         )
 
     def _find(self, name: Peer) -> ScenarioNode | None:
-        """Who is reached under a name: a process, or whoever serves a region now."""
+        """The process that is reached under a name: its own, or that of the region that it serves now."""
         node = self.nodes.get(name)
         if node is None:
             node = next(
@@ -228,7 +228,7 @@ class LpsScenario:
         heapq.heappush(self._heap, (self.now + delay, self._order, node, event))
 
     def run(self, ticks: int) -> None:
-        """Let so many ticks pass, or fewer if everybody finishes."""
+        """Let so many ticks pass, or fewer if all nodes finish."""
         until = self.now + ticks * TICK
         while self._heap and self._heap[0][0] <= until:
             self.now, _, node, event = heapq.heappop(self._heap)
@@ -316,7 +316,7 @@ class LpsScenario:
     def _apply(self, node: ScenarioNode, operation: str, content: SpanSet) -> None:
         if operation == "step":
             # A region may be lent again what the GPS just rejected from it, before the answer comes
-            # that replaces its model. At the GPS there is no such excuse.
+            # that replaces its model. At the GPS it never happens.
             excused = self.rejected if isinstance(node.machine, Lps) else SpanSet()
             twice = node.model.common(content)
             assert all(span in excused for span in twice), "an update was applied twice"

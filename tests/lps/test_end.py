@@ -1,4 +1,4 @@
-"""How a region drains, settles and leaves; and what changes nothing."""
+"""How a region drains, settles and leaves, and which messages change nothing then."""
 
 import pytest
 
@@ -104,7 +104,7 @@ def test_a_region_without_workers_leaves_at_once() -> None:
 
 def test_a_worker_that_is_silent_at_the_end_is_not_waited_for(draining: LpsDriver) -> None:
     """
-    1. It is lost: told to introduce itself, in case it lives.
+    1. It is lost, and asked to join again in case it still runs.
     2. The region leaves on the same tick.
     """
     effects = without_notes(draining.after(6).happens(Tick()))
@@ -188,7 +188,7 @@ def test_the_region_is_gone_when_its_leave_is_settled(leaving: LpsDriver) -> Non
     assert leaving.hears("gps", Rejoin()) == []
 
 
-def test_leave_is_said_until_it_is_answered_but_not_for_ever(leaving: LpsDriver) -> None:
+def test_leave_is_repeated_until_it_is_answered_but_not_without_limit(leaving: LpsDriver) -> None:
     leave = Send("gps", leaving.lps.session.leaving)
     for _ in range(LEAVE_TICKS_MAX):
         assert leaving.happens(Tick()) == [leave]
@@ -202,7 +202,7 @@ def test_a_gps_that_does_not_know_a_leaving_region_settles_it_too(leaving: LpsDr
     assert leaving.hears("gps", Rejoin()) == [Finish("run finished")]
 
 
-def test_a_goodbye_that_nobody_said_leave_for_is_ignored(driver: LpsDriver) -> None:
+def test_a_goodbye_without_a_leave_is_ignored(driver: LpsDriver) -> None:
     assert driver.hears("gps", Goodbye()) == []
     assert driver.lps.membership.phase == "serving"
 
@@ -235,11 +235,11 @@ def test_a_refused_region_ends_with_the_servers_words() -> None:
     assert driver.hears("gps", Refuse("no such region")) == []
 
 
-# --- a driver that loses nothing, and facts that mean nothing ---------------------------------
+# --- a driver that loses nothing, and events that change nothing ------------------------------
 
 
 def test_a_model_that_is_in_the_arena_already_is_not_transferred() -> None:
-    """And without a tick nothing is repeated: the virtual driver's way in."""
+    """And without a tick nothing is repeated. The virtual driver uses both."""
     driver = LpsDriver(tick_ps=0)
     assert driver.happens(Loaded(Version(9, 0))) == []
     driver.join("w0")
@@ -272,7 +272,7 @@ def test_an_event_of_a_trainer_is_a_fault_of_the_driver(
         driver.happens(event)
 
 
-def test_a_measurement_that_nobody_waits_for_changes_nothing(driver: LpsDriver) -> None:
+def test_a_measurement_that_was_not_asked_for_changes_nothing(driver: LpsDriver) -> None:
     assert driver.happens(Measured(-55, 1.0, True)) == []
 
 
@@ -331,7 +331,7 @@ def test_the_check_sees_a_broken_lps(driver: LpsDriver) -> None:
 
 
 def test_a_region_that_was_drained_serves_again_when_it_is_started_again(driver: LpsDriver) -> None:
-    """1. It was asked to end, and left. 2. The next process joins anew, and its workers with it."""
+    """1. It was asked to end, and left. 2. The next process joins again, and its workers with it."""
     drained(driver, StopRequested("enough"))
     effects = driver.happens(Restarted())
     assert effects[-2:] == [Rejoining(), GPS_HELLO]

@@ -1,4 +1,4 @@
-"""The books of a region's exchanges: which samples and steps are in which."""
+"""The record of a region's exchanges: which samples and steps are in which."""
 
 import pytest
 
@@ -19,10 +19,10 @@ def test_an_exchange_that_was_missed_is_still_due(versions: int, due: bool) -> N
 
 
 def test_the_loss_of_an_exchange_is_the_mean_of_its_updates() -> None:
-    books = Exchanges(2, "drop")
-    books.record(((0, 4),), worked(((0, 4),)))
-    books.record(((4, 8),), Push(E1, Version(0, 0), 2, 1, 64, 2.5, (), (), 0))
-    assert books.begin(1, 2).loss == 2.0
+    exchanges = Exchanges(2, "drop")
+    exchanges.record(((0, 4),), worked(((0, 4),)))
+    exchanges.record(((4, 8),), Push(E1, Version(0, 0), 2, 1, 64, 2.5, (), (), 0))
+    assert exchanges.begin(1, 2).loss == 2.0
 
 
 @pytest.mark.parametrize(
@@ -43,34 +43,34 @@ def test_an_exchange_without_an_answer_is_settled_by_what_is_known_of_it(
     in_flight: InFlight, outcome: str | None, unexchanged: Spans, dropped: Spans
 ) -> None:
     """0..4 is in the exchange under way, 4..8 was applied since."""
-    books = Exchanges(1, in_flight)
-    books.record(((0, 4),), worked(((0, 4),)))
-    books.begin(1, 1)
-    books.record(((4, 8),), worked(((4, 8),)))
+    exchanges = Exchanges(1, in_flight)
+    exchanges.record(((0, 4),), worked(((0, 4),)))
+    exchanges.begin(1, 1)
+    exchanges.record(((4, 8),), worked(((4, 8),)))
     if outcome is not None:
-        books.acknowledge(outcome)  # type: ignore[arg-type]
-    books.check(2)
-    assert books.settle() == (unexchanged, dropped)
-    assert books.settle() == ((), ())
+        exchanges.acknowledge(outcome)  # type: ignore[arg-type]
+    exchanges.check(2)
+    assert exchanges.settle() == (unexchanged, dropped)
+    assert exchanges.settle() == ((), ())
 
 
 def test_what_was_applied_and_never_sent_is_settled_as_such() -> None:
-    books = Exchanges(2, "drop")
-    books.record(((0, 4),), worked(((0, 4),)))
-    assert books.settle() == (((0, 4),), ())
+    exchanges = Exchanges(2, "drop")
+    exchanges.record(((0, 4),), worked(((0, 4),)))
+    assert exchanges.settle() == (((0, 4),), ())
 
 
-def test_the_books_see_a_sample_in_two_exchanges() -> None:
-    books = Exchanges(1, "drop")
-    books.record(((0, 4),), worked(((0, 4),)))
-    books.begin(1, 1)
-    books.record(((3, 8),), worked(((3, 8),)))
+def test_the_check_sees_a_sample_in_two_exchanges() -> None:
+    exchanges = Exchanges(1, "drop")
+    exchanges.record(((0, 4),), worked(((0, 4),)))
+    exchanges.begin(1, 1)
+    exchanges.record(((3, 8),), worked(((3, 8),)))
     with pytest.raises(AssertionError, match="two exchanges"):
-        books.check(2)
+        exchanges.check(2)
 
 
 def test_two_exchanges_cannot_begin() -> None:
-    books = Exchanges(1, "drop")
-    books.begin(1, 1)
+    exchanges = Exchanges(1, "drop")
+    exchanges.begin(1, 1)
     with pytest.raises(AssertionError):
-        books.begin(1, 1)
+        exchanges.begin(1, 1)

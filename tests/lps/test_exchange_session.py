@@ -1,4 +1,4 @@
-"""The exchange with the GPS: when, with what in it, one at a time, and never stuck."""
+"""The exchange with the GPS: when it begins, what it contains, that it is the only one, and that it ends."""
 
 import pytest
 
@@ -121,8 +121,8 @@ def test_a_round_trip_merges_the_global_model(sent: LpsDriver) -> None:
 
 
 def test_samples_that_are_lent_again_say_that_the_exchange_was_rejected(sent: LpsDriver) -> None:
-    """1. The word itself is lost; a grant has samples of the exchange. 2. No book has them twice, and the
-    global model replaces the region's. 3. The word comes late: it says nothing new."""
+    """1. The rejection itself is lost; a grant has samples of the exchange. 2. No ledger has them twice, and the
+    global model replaces the region's. 3. The rejection comes late: it changes nothing more."""
     asked = sent.hears("w0", Pull(8, 0))[-1]
     assert isinstance(asked, Send)
     assert isinstance(asked.message, LeaseRequest)
@@ -135,7 +135,7 @@ def test_samples_that_are_lent_again_say_that_the_exchange_was_rejected(sent: Lp
     assert Apply("load", -9) in sent.hears("gps", global_model(0, E1), -9)
 
 
-def test_a_model_that_overtakes_the_word_answers_the_exchange(sent: LpsDriver) -> None:
+def test_a_model_that_overtakes_the_outcome_answers_the_exchange(sent: LpsDriver) -> None:
     assert sent.hears("gps", global_model(1, E1), -9)[0] == answered("unknown")
     assert sent.hears("gps", Ack(E1, "applied")) == []
 
@@ -181,7 +181,7 @@ def test_an_exchange_inside_one_region_is_counted_as_local_traffic() -> None:
 def test_a_rejected_exchange_starts_the_region_afresh(sent: LpsDriver) -> None:
     """
     1. One update is in flight; the GPS rejects the exchange and takes its samples back.
-    2. It may lend them to this region again before its model comes: no book has them twice.
+    2. It may lend them to this region again before its model comes: no ledger has them twice.
     3. The global model replaces the region's whole; what was in flight is lost.
     """
     sent.updates("w0", 1)
@@ -205,7 +205,7 @@ def test_a_rejected_exchange_starts_the_region_afresh(sent: LpsDriver) -> None:
 
 
 def test_a_lost_answer_is_asked_for_until_it_comes(sent: LpsDriver) -> None:
-    """In the released code it stops the region for ever; here the same offer asks for it.
+    """In the released code it stops the region for good; here the same offer asks for it.
 
     1. It arrived, it was acknowledged, the model is lost: the offer is repeated.
     2. K more updates do not start another exchange meanwhile.
@@ -224,7 +224,7 @@ def test_a_lost_answer_is_asked_for_until_it_comes(sent: LpsDriver) -> None:
 
 
 def test_an_acknowledgement_proves_that_the_update_arrived(sent: LpsDriver) -> None:
-    """The driver never says that it arrived: the acknowledgement does."""
+    """The driver never reported that it arrived, but it is acknowledged."""
     sent.hears("gps", Ack(E1, "applied"))
     assert Send("gps", Offer(E1)) in sent.after(1).happens(Tick())
 
@@ -253,12 +253,12 @@ def test_a_model_that_answers_something_else_is_released(
     assert sent.hears("gps", global_model(1, answers), -9) == [Release(-9)]
 
 
-def test_a_model_that_nobody_waits_for_is_released(driver: LpsDriver) -> None:
+def test_a_model_that_was_not_asked_for_is_released(driver: LpsDriver) -> None:
     assert driver.hears("gps", global_model(1, E1), -9) == [Release(-9)]
     assert driver.hears("gps", global_model(1, E1)) == []
 
 
-def test_the_fate_of_another_exchange_is_not_this_ones(sent: LpsDriver) -> None:
+def test_the_outcome_of_another_exchange_is_not_this_ones(sent: LpsDriver) -> None:
     for push in (E2, PushId(1, 0)):
         assert sent.hears("gps", Ack(push, "fenced")) == []
     assert sent.lps.membership.phase == "serving"
@@ -318,8 +318,8 @@ def test_an_evicted_region_voids_what_it_holds_and_starts_afresh(sent: LpsDriver
     """
     1. The GPS does not know it any more: leases, pool and exchange are void; Hello.
     2. A worker's update on a void lease is fenced, also one that was being measured.
-    3. Nothing is lent, no request is repeated, nobody is let in until there is a Welcome.
-    4. A higher fence, the global model whole, and it goes on, with numbers of its own.
+    3. Nothing is lent, no request is repeated, and no worker may join until there is a Welcome.
+    4. It gets a higher fence and the whole global model, and goes on, with numbers of its own.
     """
     sent.join("w1")
     work, other = sent.work("w0"), sent.work("w1")
@@ -368,8 +368,8 @@ def test_a_fenced_exchange_means_that_the_region_was_evicted(sent: LpsDriver) ->
 def test_an_old_welcome_is_found_out_by_the_grant_that_does_not_fit(
     driver: LpsDriver, fence: int
 ) -> None:
-    """Instead of asking for samples for ever: one that is older than another of the same GPS, or than the
-    GPS itself, whose fences may be lower."""
+    """Otherwise the region would ask for samples without end. The Welcome is older than another one of the same
+    GPS, or than the GPS itself, whose fences may be lower."""
     driver.hears("w0", Pull(4, 0))
     assert driver.grant(1, ((0, 4),), fence=fence) == [Rejoining(), REJOINING, GPS_HELLO]
     driver.hears("gps", gps_welcome(fence))

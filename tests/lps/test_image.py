@@ -63,7 +63,7 @@ def test_in_the_middle_of_any_run_it_can_be_restored(
     }
 
 
-def test_the_run_file_may_say_otherwise_than_before() -> None:
+def test_the_run_file_may_have_changed() -> None:
     """Movement in flight is kept now, two updates may be under way, and the GPS has another name."""
     driver = used()
     settings = replace(SETTINGS, gps="gps-2", in_flight="replay", staged_max=2, merge_weight=0.5)
@@ -86,8 +86,8 @@ def test_a_restored_server_knows_its_members() -> None:
     assert lps.workers.members.get("w-3").group == 2
 
 
-def test_states_of_a_moment_come_back_too() -> None:
-    """Between the start and the Welcome; while a farewell is not answered."""
+def test_short_lived_states_are_restored_too() -> None:
+    """Between the start and the Welcome, and while a Leave is not answered."""
     starting, leaving = LpsDriver(), LpsDriver().serve()
     starting.happens(Loaded(Version(9, 0)))
     leaving.happens(StopRequested("enough"))

@@ -1,4 +1,4 @@
-"""What an LPS makes of the state that it finds: its life goes on, or begins anew, and it says why."""
+"""What an LPS does with the state that it finds: it continues from it or begins afresh, and says why."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -121,7 +121,7 @@ def test_damage_of_a_host_that_went_down_is_a_fresh_start(
     opened: Callable[..., Opened],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As for an undamaged state: the GPS lends to it anew. It is said what was found, and what goes."""
+    """The GPS lends to it as to a new region. It is said what was found, and what is discarded."""
     run = a_run()
     folder = write(tmp_path, run)
     name, damaging = DAMAGES[damage]
@@ -162,7 +162,7 @@ def test_resume_begins_anew_where_damage_was_refused(
     assert incarnation > 5
 
 
-def test_what_host_promises_is_not_given_up_after_a_restart_of_the_host(
+def test_damage_with_durability_host_is_refused_after_a_restart_of_the_host_too(
     tmp_path: Path, opened: Callable[..., Opened], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = a_run(('"process"', '"host"'))

@@ -36,7 +36,7 @@ def too_large(driver: LpsDriver, peer: str) -> list[Effect]:
 def test_a_failed_round_returns_its_samples_and_is_answered_with_the_next(
     driver: LpsDriver,
 ) -> None:
-    """Heard again it is answered again, and changes nothing more."""
+    """Repeated, it is answered again and changes nothing more."""
     driver.join("w0")
     work = driver.work("w0")
     failed = Failed(work.push, 2, 4)
@@ -57,10 +57,10 @@ def test_a_failed_round_returns_its_samples_and_is_answered_with_the_next(
     assert driver.lps.model.version == 0
 
 
-def test_a_worker_whose_rounds_all_fail_is_told_to_end_while_others_do_better(
+def test_a_worker_whose_rounds_all_fail_is_refused_while_others_do_better(
     driver: LpsDriver,
 ) -> None:
-    """Its lease went back, and so may its group's next holder; the other one trains on."""
+    """Its lease went back, and its group may be held by another process; the other worker trains on."""
     driver.join("w0").join("w1")
     assert Send("w0", Ack(driver.work("w0").push, "rejected")) in fails(driver, "w0")
     too_large(driver, "w0")
@@ -88,7 +88,7 @@ def failed_region(driver: LpsDriver) -> list[Effect]:
     return fails(driver, "w0")
 
 
-def test_a_region_of_which_no_worker_learns_leaves_with_the_reason(driver: LpsDriver) -> None:
+def test_a_region_in_which_no_worker_learns_leaves_with_the_reason(driver: LpsDriver) -> None:
     """
     1. All workers are stopped, and their samples are given back.
     2. The GPS hears why; the process ends with an error.
@@ -102,8 +102,10 @@ def test_a_region_of_which_no_worker_learns_leaves_with_the_reason(driver: LpsDr
     ]
     for peer in ("w0", "w1"):
         assert Send(peer, Stop("this region learns nothing")) in effects
-        told = driver.hears(peer, Leave("enough", WorkerReport(0, 0, 1, 0, 0, 0, 0.0), (), (), ()))
-    [leave] = [each.message for each in told if isinstance(each, Send) and each.peer == "gps"]
+        effects = driver.hears(
+            peer, Leave("enough", WorkerReport(0, 0, 1, 0, 0, 0, 0.0), (), (), ())
+        )
+    [leave] = [each.message for each in effects if isinstance(each, Send) and each.peer == "gps"]
     assert isinstance(leave, Leave)
     assert leave.error.startswith("no update of worker eu/0 can be applied: the last 3")
     assert leave.returned
@@ -119,7 +121,7 @@ def test_a_region_of_which_no_worker_learns_leaves_with_the_reason(driver: LpsDr
     )
 
 
-def test_an_error_is_told_to_the_user_also_where_the_gps_does_not_answer(driver: LpsDriver) -> None:
+def test_the_user_sees_the_error_also_where_the_gps_does_not_answer(driver: LpsDriver) -> None:
     failed_region(driver)
     for peer in ("w0", "w1"):
         driver.hears(peer, Leave("enough", None, (), (), ()))
@@ -150,7 +152,7 @@ def test_the_count_survives_a_restart_of_the_server(driver: LpsDriver) -> None:
     assert any(isinstance(each, GivingUp) for each in fails(driver, "w0"))
 
 
-def test_what_was_revoked_while_it_was_measured_counts_for_nobody(driver: LpsDriver) -> None:
+def test_what_was_revoked_while_it_was_measured_counts_against_no_worker(driver: LpsDriver) -> None:
     driver.join("w0")
     driver.hears("w0", update(driver.work("w0")), -1)
     driver.hears("w0", Leave("enough", None, (), (), ()))

@@ -24,7 +24,7 @@ def driver() -> LpsDriver:
 
 def test_with_nothing_ahead_of_need_exactly_what_is_wanted_is_asked_for_when_it_is_wanted() -> None:
     """
-    1. Nobody wants anything: nothing is asked for.
+    1. No worker asks for anything: the GPS is asked for nothing.
     2. w0 wants 4, w1 wants 6: one request at a time, first come first served.
     3. Each is answered at once when the grant comes; nothing is kept in hand.
     """
@@ -48,10 +48,10 @@ def test_with_nothing_ahead_of_need_exactly_what_is_wanted_is_asked_for_when_it_
 
 def test_samples_are_there_before_they_are_wanted() -> None:
     """
-    1. Nobody has come: nothing is asked for.
-    2. w0 wants 8, and two such rounds are to be in hand until it is known how long they take; a sixteenth
-       more than that, so that not every round asks.
-    3. It took 2 s, so 60 s are 30 rounds, and one that may begin at any time: 248 in hand.
+    1. No worker has joined: the GPS is asked for nothing.
+    2. w0 wants 8. Until it is known how long a round takes, two such rounds are kept in hand, and a sixteenth
+       more, so that the LPS need not ask in every round.
+    3. It took 2 s, so 60 s are 30 rounds, and one more that may begin at any time: 248 in hand.
     4. A second worker is answered at once. Its clock does not count what is in hand.
     """
     driver = LpsDriver(lease_ahead_ps=60_000 * PS_PER_MS)
@@ -86,7 +86,7 @@ def test_a_region_whose_workers_are_gone_asks_for_nothing_ahead() -> None:
 
 
 def test_a_round_larger_than_any_of_the_run_file_is_not_asked_for(driver: LpsDriver) -> None:
-    """Also as the next one of an update, which is applied."""
+    """Nor when an update asks for it as its next lease; the update is applied."""
     driver.join("w0")
     assert driver.hears("w0", Pull(9, 0)) == [UnexpectedPull("w0", 9)]
     effects = driver.push("w0", update(driver.work("w0"), next_samples=1 << 32))
@@ -101,7 +101,7 @@ def test_a_round_larger_than_any_of_the_run_file_is_not_asked_for(driver: LpsDri
 def test_an_update_that_claims_more_than_its_lease_gives_is_not_measured(
     driver: LpsDriver, claims: dict[str, int]
 ) -> None:
-    """A lease of four samples of 64 tokens each: as many steps and tokens at the most."""
+    """A lease of four samples of 64 tokens each gives four steps and 256 tokens at the most."""
     driver.join("w0")
     message = update(driver.work("w0"))
     driver.hears("w0", Offer(message.push))
@@ -164,7 +164,7 @@ def test_a_pull_that_is_repeated_before_the_answer_changes_nothing(driver: LpsDr
 
 
 def test_a_lost_answer_is_given_again_with_the_same_lease(driver: LpsDriver) -> None:
-    """Also if it arrived and the worker asks all the same, and with the model as it is by then."""
+    """Also if it had arrived and the worker asks all the same. The model is then the newest one."""
     driver.join("w0").join("w1")
     assert driver.work("w0") == L1
     driver.push("w1", update(driver.work("w1")))
@@ -187,7 +187,7 @@ def test_a_pull_without_a_lease_is_not_answered(driver: LpsDriver) -> None:
 def test_a_lost_lease_request_is_repeated(driver: LpsDriver) -> None:
     """
     1. After the retry time the same request, with its number.
-    2. A grant of another number is not it; nor is a second one.
+    2. A grant with another number does not answer it, nor does a second grant.
     """
     driver.join("w0")
     driver.hears("w0", Pull(4, 0))
@@ -201,7 +201,7 @@ def test_a_lost_lease_request_is_repeated(driver: LpsDriver) -> None:
     assert asked not in driver.after(5).happens(Tick())
 
 
-def test_a_worker_that_left_the_queue_holds_nobody_up(driver: LpsDriver) -> None:
+def test_a_worker_that_left_the_queue_holds_up_no_other(driver: LpsDriver) -> None:
     driver.join("w0").join("w1")
     driver.hears("w0", Pull(100, 0))
     driver.hears("w1", Pull(4, 0))
@@ -217,7 +217,7 @@ def test_an_update_from_the_offer_to_the_next_lease(driver: LpsDriver) -> None:
     """
     1. Offered: a place is free. Arrived: it is measured here.
     2. Applied, then acknowledged; the next lease is asked for.
-    3. The answer bears the version that came of it.
+    3. The answer has the version that it made.
     """
     driver.join("w0")
     assert driver.work("w0") == L1
@@ -310,8 +310,8 @@ def test_staleness_is_how_many_versions_came_between(driver: LpsDriver) -> None:
     assert driver.lps.report().staleness_max == 3
 
 
-def test_nobody_pushes_what_another_was_leased(driver: LpsDriver) -> None:
-    """Nor on other samples than those of his lease; the right holder is not disturbed."""
+def test_a_worker_cannot_push_what_another_was_leased(driver: LpsDriver) -> None:
+    """Nor samples other than those of the lease. The right holder is not disturbed."""
     driver.join("w0").join("w1")
     work = driver.work("w0")
     fenced = Ack(work.push, "fenced")
@@ -332,7 +332,7 @@ def test_an_unknown_lease_is_fenced(driver: LpsDriver) -> None:
 
 def test_updates_beyond_the_staging_limit_wait_in_turn(driver: LpsDriver) -> None:
     """
-    1. One place: w1 and w2 are told that it is taken.
+    1. One place: w1 and w2 are answered that it is taken.
     2. w0's update is measured: w1 is granted the place by itself; w2 when w1 is lost.
     """
     driver.join("w0").join("w1").join("w2")
@@ -345,7 +345,7 @@ def test_updates_beyond_the_staging_limit_wait_in_turn(driver: LpsDriver) -> Non
     assert driver.happens(PeerLost("w1", "cut")) == [Send("w2", Grant(works[2].push))]
 
 
-def test_an_update_whose_fate_is_known_holds_no_place(driver: LpsDriver) -> None:
+def test_an_update_whose_outcome_is_known_holds_no_place(driver: LpsDriver) -> None:
     """The Grant was lost, the lease was revoked: the first question about it frees the place."""
     driver.join("w0").join("w1")
     work = driver.work("w1")

@@ -1,4 +1,4 @@
-"""Whatever faults a run meets: its ledger balances, no sample is applied twice, and it ends."""
+"""Under any faults a run's ledger balances, no sample is applied twice, and the run ends."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.lps.scenario import LpsScenario
 
 
 def played(seed: int, *, in_flight: InFlight, ahead_ticks: int) -> LpsScenario:
-    """Forty ticks or more of faults, then none until all nodes have ended."""
+    """Faults for forty ticks or more, then none until all nodes have ended."""
     scenario = LpsScenario(seed, in_flight=in_flight, ahead_ticks=ahead_ticks, budget=160)
     scenario.run(ticks=scenario.random.randrange(40, 200))
     scenario.end_faults()
@@ -26,7 +26,7 @@ def assert_the_books_balance(scenario: LpsScenario) -> None:
     assert totals.issued == (
         totals.applied + totals.dropped_in_flight + totals.unexchanged + totals.returned
     )
-    # What really moved the global model is what the ledger says.
+    # The samples that moved the global model are those of the ledger.
     assert scenario.nodes["gps"].model.spans() == scenario.gps.ledger.applied.spans()
     for node in scenario.nodes.values():
         if node.finish is not None:
@@ -40,7 +40,7 @@ def assert_the_books_balance(scenario: LpsScenario) -> None:
 @pytest.mark.parametrize("ahead_ticks", [0, 8])
 @pytest.mark.parametrize("in_flight", ["drop", "carry", "replay"])
 @pytest.mark.parametrize("seed", range(8))
-def test_the_books_balance_whatever_happens(
+def test_the_ledger_balances_under_any_faults(
     seed: int, in_flight: InFlight, ahead_ticks: int
 ) -> None:
     scenario = played(seed, in_flight=in_flight, ahead_ticks=ahead_ticks)
@@ -51,7 +51,7 @@ def test_the_books_balance_whatever_happens(
 @pytest.mark.slow
 @pytest.mark.parametrize("in_flight", ["drop", "carry", "replay"])
 @pytest.mark.parametrize("seed", range(100, 600))
-def test_the_books_balance_in_many_more_scenarios(seed: int, in_flight: InFlight) -> None:
+def test_the_ledger_balances_in_many_more_scenarios(seed: int, in_flight: InFlight) -> None:
     scenario = played(seed, in_flight=in_flight, ahead_ticks=4 * (seed % 3))
     assert scenario.gps.model.counted_steps >= 160
     assert_the_books_balance(scenario)

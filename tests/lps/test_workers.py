@@ -49,7 +49,7 @@ def left(why: str, work: Lease) -> WorkerLeft:
     return WorkerLeft(group=0, peer="w0", why=why, lease=work.push.lease, spans=work.spans)
 
 
-def test_workers_get_the_groups_that_nobody_holds(driver: LpsDriver) -> None:
+def test_workers_get_the_groups_that_no_worker_holds(driver: LpsDriver) -> None:
     assert driver.hears("w0", hello()) == [
         WorkerJoined(0, "w0"),
         Send("w0", welcome(0)),
@@ -65,7 +65,7 @@ def test_a_repeated_hello_is_answered_alike(driver: LpsDriver) -> None:
     assert driver.hears("w0", hello(0)) == [Send("w0", welcome(0))]
 
 
-def test_until_the_gps_lets_it_in_an_lps_lets_nobody_in() -> None:
+def test_until_an_lps_has_joined_the_gps_no_worker_can_join_it() -> None:
     driver = LpsDriver()
     waiting = Wait("the GPS, for which the LPS of eu waits")
     assert driver.hears("w0", hello()) == [Send("w0", waiting)]
@@ -97,7 +97,9 @@ def test_until_the_gps_lets_it_in_an_lps_lets_nobody_in() -> None:
         ),
     ],
 )
-def test_who_does_not_fit_is_told_why(driver: LpsDriver, message: Message, fault: str) -> None:
+def test_a_worker_that_does_not_fit_is_refused_with_the_reason(
+    driver: LpsDriver, message: Message, fault: str
+) -> None:
     refused = [WorkerRefused("w0", fault), Send("w0", Refuse(fault))]
     assert driver.hears("w0", message) == refused
     assert driver.hears("w0", message, -1) == [*refused, Release(-1)]
@@ -121,7 +123,7 @@ def test_a_process_that_is_not_later_waits_for_a_group_that_is_held(
 def test_a_later_process_takes_a_group_over_with_its_work_undone(driver: LpsDriver) -> None:
     """
     1. The later process gets a higher fence; the samples of the earlier one are free again.
-    2. The zombie's update is dropped, whether the zombie still knocks under its name or not.
+    2. The earlier one's update is dropped, whether it still sends under its name or not.
     3. The later process trains on the same samples, under a new lease.
     """
     driver.join("w0", 0)
@@ -170,7 +172,7 @@ def test_the_samples_of_a_silent_worker_are_leased_to_another(driver: LpsDriver)
     assert driver.lps.model.version == 0
 
 
-def test_any_word_is_a_sign_of_life(driver: LpsDriver) -> None:
+def test_any_message_shows_that_a_worker_is_alive(driver: LpsDriver) -> None:
     driver.join("w0")
     for _ in range(3):
         assert driver.after(4).hears("w0", Heartbeat(None)) == [Send("w0", Heartbeat(None))]
@@ -191,7 +193,7 @@ def test_a_worker_that_leaves_returns_its_lease_and_its_place(driver: LpsDriver)
     assert driver.lps.workers.leases.pool.spans() == works[0].spans
 
 
-def test_a_transfer_lost_to_a_stranger_changes_nothing(driver: LpsDriver) -> None:
+def test_a_transfer_lost_to_an_unknown_peer_changes_nothing(driver: LpsDriver) -> None:
     assert driver.happens(PeerLost("w9", "cut")) == []
     assert driver.happens(Delivered("w9", 5)) == []
 
@@ -199,7 +201,7 @@ def test_a_transfer_lost_to_a_stranger_changes_nothing(driver: LpsDriver) -> Non
 @pytest.mark.parametrize(
     "message", [Pull(4, 0), Heartbeat(REPORT), Offer(L1.push), update(L1), Ack(L1.push, "applied")]
 )
-def test_a_stranger_is_asked_to_introduce_himself(driver: LpsDriver, message: Message) -> None:
+def test_an_unknown_peer_is_asked_to_join(driver: LpsDriver, message: Message) -> None:
     assert driver.hears("w9", message) == [Send("w9", Rejoin())]
     assert driver.hears("w9", message, -1) == [Send("w9", Rejoin()), Release(-1)]
 
@@ -231,7 +233,7 @@ def report(group: int, rounds: int, loss: float = 1.0) -> WorkerReport:
 
 def test_reports_are_summed_over_the_processes_that_held_a_group(driver: LpsDriver) -> None:
     """
-    1. w0 holds group 0 and reports 5 rounds, under whatever group it believes in.
+    1. w0 holds group 0 and reports 5 rounds, whichever group its report names.
     2. It is replaced; the later process reports 2: the group has done 7.
     3. Group 1 is counted apart.
     """
@@ -273,8 +275,8 @@ def test_bytes_that_arrived_are_counted(driver: LpsDriver) -> None:
 
 
 def test_a_member_that_says_hello_again_and_again_is_not_silent() -> None:
-    """1. It joined. 2. It missed the word, and asks again while the LPS itself waits for a GPS that came
-    anew, and so cannot answer it. 3. It was heard all the same, and is not put out."""
+    """1. It joined. 2. It missed the Welcome, and says Hello again while the LPS itself waits for a new GPS
+    and so cannot answer. 3. It was heard all the same, and is not removed."""
     driver = LpsDriver().serve().join("w0", 0)
     driver.hears("gps", Rejoin())
     for _ in range(3):
@@ -288,8 +290,9 @@ def test_a_member_that_says_hello_again_and_again_is_not_silent() -> None:
 
 def test_a_worker_that_does_not_notice_that_its_trainer_is_stuck_loses_its_lease() -> None:
     """
-    1. It is quiet for as long as is allowed: it keeps it. Longer: its samples are in the pool again.
-    2. Where rounds take long, it is given as long as four of them.
+    1. It makes no progress for as long as is allowed: it keeps the lease. Longer: its samples are in the pool
+       again.
+    2. Where rounds take long, it has the time of four rounds.
     """
     driver = LpsDriver(stuck_after_ps=60_000 * PS_PER_MS).serve().join("w0")
     driver.work("w0")
@@ -330,7 +333,7 @@ def test_what_is_known_of_processes_that_are_gone_is_bounded_and_adds_up() -> No
 
 
 def test_many_workers_are_not_named_in_every_heartbeat() -> None:
-    """But once in so many; few are named in each."""
+    """But in one of several; few workers are named in each."""
 
     def named(driver: LpsDriver) -> list[int]:
         return [
@@ -353,16 +356,16 @@ def test_many_workers_are_not_named_in_every_heartbeat() -> None:
     assert [each for each in found if each] == [WORKERS_NAMED_MAX + 1] * 2
 
 
-def test_who_leaves_waits_for_nothing_any_more(driver: LpsDriver) -> None:
+def test_a_worker_that_leaves_waits_for_nothing_any_more(driver: LpsDriver) -> None:
     driver.join("w0")
     driver.hears("w0", Pull(4, 0))
     driver.hears("w0", Leave("enough", None, (), (), ()))
     assert list(driver.lps.workers._queue) == []
 
 
-def test_a_slow_worker_gives_its_place_to_one_who_waits_and_its_update_still_counts() -> None:
-    """One place. Four times the 5 s that a worker may be silent are a turn as long as it is not known how
-    long the other needs."""
+def test_a_slow_worker_gives_its_place_to_one_that_waits_and_its_update_still_counts() -> None:
+    """There is one place. A turn lasts four times the 5 s that a worker may be silent, as long as it is not
+    known how long the other one needs."""
     driver = LpsDriver().serve().join("w0", 0).join("w1", 1)
     slow, quick = driver.work("w0"), driver.work("w1")
     assert Send("w0", Grant(slow.push)) in driver.hears("w0", Offer(slow.push))
