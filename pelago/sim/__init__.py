@@ -13,12 +13,12 @@ trace.py              a digest of everything that happened
 With faults:
 
 fault_injector.py     handles events with faults: crashes, freezes, clocks that differ
-process.py            a process, its clock and disk, and what is held back for it
+process.py            a process, its clock and disk, and the events that wait for it
 fault_profile.py      how likely each fault is, and how fast the clocks are
 fault_draws.py        what faults are drawn from, and how many happened
 faulty_network.py     loss, repetition, delay, cuts and slow links
 durable_servers.py    records, snapshots, restarts and losses of power
 disk.py               what a durable server has written, and what a crash leaves of it
-recovery.py           from there back to its machine and its plane
-observer.py           who checks everything that happens
+recovery.py           restores its machine and its plane from its disk
+observer.py           the interface of what checks a simulation with faults
 """

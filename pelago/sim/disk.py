@@ -22,7 +22,7 @@ from pelago.durable.replay import at, find_later, scan
 from pelago.wire.messages import Event
 
 STUB: Final = record.head(Kind.EVENT, record.NUMBER_MAX, b"?") + b"?"
-"""Stands for a payload's bytes. It looks like a record, because a peer could choose such bytes."""
+"""A stub for a payload's bytes. It looks like a record, because a peer could choose such bytes."""
 PAGE_BYTES: Final = 512
 
 
@@ -92,7 +92,7 @@ class Disk:
     """The earlier contents of a journal's file, which remain where they are not yet written over."""
     _queue: deque[_Write] = field(default_factory=deque)
     _payloads: dict[int, Payload] = field(default_factory=dict)
-    """By the number of their chunk."""
+    """Payloads, by the number of their chunk."""
     _snapshots: list[DiskSnapshot] = field(default_factory=list)
     """The newest snapshot, and the one before it as long as no other is begun."""
     _synced: int = 0
@@ -184,7 +184,7 @@ class Disk:
         return spare
 
     def crash(self, random: Random) -> None:
-        """The process is gone: a part of what it was writing is there, perhaps torn."""
+        """The process was killed: a part of what it was writing is on the disk, perhaps torn."""
         self._unfinished, self._written = None, False
         for _ in range(random.randrange(len(self._queue) + 1)):
             self._append(self._queue.popleft())
@@ -195,8 +195,8 @@ class Disk:
         self._queue.clear()
 
     def lose_power(self, random: Random) -> None:
-        """The machine is gone: files that were not synced are whole, cut, without a page, or empty. Now and then the
-        newest snapshot is damaged too, although the disk had confirmed it."""
+        """The machine lost its power: files that were not synced are whole, cut, without a page, or empty. Sometimes
+        the newest snapshot is damaged too, although the disk had confirmed it."""
         self.crash(random)
         for index in sorted(self._files):
             self._files[index] = bytearray(_after_loss(self._bytes(index), random))
@@ -253,11 +253,11 @@ class Disk:
             found, end = self._read_journal(index, number, last=index == files[-1])
             records += found
             number += len(found)
-            # What was cut in the middle may be whole all the same, with what an old file had behind it.
+            # A header that was cut may be whole all the same, completed by the bytes of an old file behind it.
             self._files[index] = bytearray(self._bytes(index)[:end])
             self._below.pop(index, None)
         self.last = self.durable = number
-        # One that has not even a header was not begun.
+        # A journal without a header was not begun.
         self._index = files[-1] + bool(self._files[files[-1]]) if files else first
         self.begin()
         return DiskContents(snapshot, records, number)

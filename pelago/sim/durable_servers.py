@@ -45,12 +45,12 @@ class DurableServers:
         self._full_until = 0
 
     def fill_disks(self, until_ps: int) -> None:
-        """No disk takes anything for a while."""
+        """No disk takes any writes for a while."""
         self._draws.count("full_disks")
         self._full_until = until_ps
 
     def empty_disks(self) -> None:
-        """Disks take everything again."""
+        """Disks take writes again."""
         self._full_until = 0
 
     def keep(self, state: ProcessState, store: SimulatedStore, now: int) -> None:
@@ -73,7 +73,7 @@ class DurableServers:
         self._simulation.call(at_ps, lambda: self._restart(state, incarnation))
 
     def salvage(self, store: SimulatedStore, random: Random) -> SalvagedServer | None:
-        """The machine of a server has lost its power, and what nobody had synced. Returns the state up to the
+        """The machine of a server has lost its power, and whatever was not synced. Returns the state up to the
         last sound record after a snapshot; None: there is none. Raises `AssertionError` if a snapshot is lost
         that was on the disk."""
         disk = store.disk

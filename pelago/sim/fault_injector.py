@@ -6,13 +6,13 @@ die.
 
 - A payload's sender receives `Delivered` or `PeerLost`, unless it dies itself; the receiver may have the
   payload all the same, or twice. One that the receiver does not expect is turned away.
-- A client's message to its server reaches whoever serves when it arrives. A control message of a process
-  that is dead by now may still arrive, but not its payloads.
+- A client's message to its server reaches the process that serves when it arrives. A control message of a
+  process that has died since may still arrive, but not its payloads.
 - A durable server's messages leave when its disk holds their cause, but for those in `UNCOMMITTED`.
   After a crash it comes back under its name, from what its disk holds, and receives `Restarted`.
-- Any other process that dies stays dead; who supervises it may add another one.
-- A process that is frozen continues later as if nothing had been: events that came meanwhile wait for it, but
-  its timer, which is due, comes first.
+- Any other process that dies stays dead; the experiment may add another one.
+- A process that is frozen continues later as if nothing had happened: events that arrived meanwhile wait for it,
+  but its timer, which is due, comes first.
 """
 
 from random import Random
@@ -107,14 +107,14 @@ class FaultInjector:
         self.servers.empty_disks()
 
     def lose_host(self, name: Peer) -> None:
-        """A process is gone, and its disk with it."""
+        """A process is killed, and its disk is lost with it."""
         state = self.states[name]
         if state.node.finished in (None, DOWN):
             self.draws.count("hosts_lost")
             self._lose(state)
 
     def lose_power(self, name: Peer, random: Random) -> SalvagedServer | None:
-        """A durable server's machine is gone, and what nobody had synced there. Returns the state up to the
+        """A durable server's machine has lost its power, and whatever was not synced. Returns the state up to the
         last sound record after a snapshot, from which another incarnation of the run can continue; None: there
         is none. Raises `AssertionError` if a snapshot is lost that was on the disk."""
         state = self.states[name]
@@ -134,7 +134,7 @@ class FaultInjector:
             self.crash(state.node.name)
 
     def crash(self, name: Peer) -> None:
-        """A process is gone at once, as with kill -9."""
+        """A process is killed at once, as with kill -9."""
         state = self.states[name]
         node = state.node
         if node.finished is not None:
@@ -182,7 +182,7 @@ class FaultInjector:
             self.servers.keep(state, store, now)
 
     def _listens_first(self, state: ProcessState) -> bool:
-        """Put a tick off that comes right after a pause, once; see `pelago.core.listening`."""
+        """Postpone, once, a tick that comes right after a pause; see `pelago.core.listening`."""
         put_off = not state.tick_is_late and not state.clock.has_listened(self.simulation.now)
         state.tick_is_late = put_off
         if put_off:

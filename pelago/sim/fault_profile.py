@@ -22,9 +22,9 @@ class FaultProfile:
     late_ps: int = 0
     """The longest delay of a late message."""
     payload_lost: float = 0.0
-    """The payload does not arrive, and the sender is told `PeerLost`."""
+    """The payload does not arrive, and the sender receives `PeerLost`."""
     payload_unconfirmed: float = 0.0
-    """The payload arrives, but the sender is told `PeerLost`."""
+    """The payload arrives, but the sender receives `PeerLost`."""
     payload_repeated: float = 0.0
     crash: float = 0.0
     """The node that handles an event crashes at one of its effects."""
@@ -73,7 +73,7 @@ class Clock:
 
     @property
     def missed_ps(self) -> int:
-        """How much of the pauses that its process noticed it has left out."""
+        """How much of the pauses that its process noticed this clock has left out."""
         return self._listening.missed_ps
 
     def ran_ps(self, now: int) -> int:

@@ -15,7 +15,7 @@ from pelago.sim.simulation import Simulation
 from pelago.wire.messages import Message
 
 TRIES_MAX: Final = 6
-"""So often a payload is tried again whose receiver cannot be reached."""
+"""How long until a payload whose receiver cannot be reached is tried again, in picoseconds."""
 
 
 @dataclass(slots=True)
@@ -63,13 +63,13 @@ class FaultyNetwork:
         self._cuts.clear()
 
     def slow(self, slot: str) -> None:
-        """Hold back a slot's payloads to its server until `quicken`; all else arrives as usual."""
+        """Hold back a slot's payloads to its server until `quicken`; everything else arrives as usual."""
         if slot not in self._slow:
             self._draws.count("slow_links")
             self._slow[slot] = []
 
     def quicken(self, slot: str) -> None:
-        """The link is as fast as usual again, for payloads that were held back too."""
+        """The link is as fast as usual again, also for the payloads that were held back."""
         for shipment in self._slow.pop(slot, []):
             self.ship(shipment)
 
@@ -127,7 +127,7 @@ class FaultyNetwork:
         )
 
     def _arrive_whole(self, shipment: Shipment) -> None:
-        """All of a payload has come to its receiver, unless that cannot be reached."""
+        """All of a payload has reached its receiver, unless the receiver cannot be reached."""
         state, simulation, draws = shipment.state, self._simulation, self._draws
         sender = state.node
         if state.incarnation != shipment.incarnation or sender.finished is not None:
@@ -158,7 +158,7 @@ class FaultyNetwork:
         self._deliver(shipment, receiver)
 
     def _deliver(self, shipment: Shipment, receiver: SimulatedNode) -> None:
-        """The receiver has a payload; the sender is told so, or that it was lost."""
+        """The receiver has a payload; the sender receives `Delivered`, or `PeerLost` all the same."""
         sender, simulation, draws = shipment.state.node, self._simulation, self._draws
         self._observer.arrived(receiver, sender, shipment.message)
         staged = receiver.new_blob()
@@ -167,7 +167,7 @@ class FaultyNetwork:
         name = sender.name_for(receiver)
         simulation.give(receiver, Received(name, shipment.message, staged, size))
         if draws.happens(draws.profile.payload_repeated):
-            # The receiver did not know any more that it had it.
+            # The receiver has forgotten that it had it.
             draws.count("payloads_repeated")
             shipment.repeated = True
             self.ship(shipment, draws.random.randint(0, draws.profile.late_ps))

@@ -20,8 +20,8 @@ class Links:
     beside each other, as in the HALoS paper; with it, those that are on a link between two different
     places at the same time get equal shares of it (inside a place every node has a port of its own).
     Control messages cost no bandwidth, and the latency only if ``control_pays``: for machines that ask
-    ahead of need, as the daemons do. Those that ask when they need it, as in the paper's simulator,
-    would wait where nobody has to. An empty ``bandwidth_gbps`` means no limit, an empty
+    ahead of need, as the daemons do. Machines that ask only when they need something, as in the paper's
+    simulator, would wait needlessly. An empty ``bandwidth_gbps`` means no limit, an empty
     ``latency_ms`` none (the paper's case).
     """
 
@@ -60,7 +60,7 @@ class Links:
 
 
 class SharedLink:
-    """A link that gives equal shares to all that is on it (processor sharing), in integers.
+    """A link that gives equal shares to all transfers on it (processor sharing), in integers.
 
     ``served`` is how much work, in picoseconds of the whole link, each transfer that was there all the
     time has been given; a transfer leaves when it has grown by its own work. Time that does not

@@ -1,10 +1,11 @@
 """Carries messages from node to node where nothing goes wrong on the way.
 
 Messages go through the real codec: all of them in a run that is checked or traced. A payload travels
-whole, as one occurrence; when it has arrived, the receiver hears `Received` first, then the sender
-`Delivered`, then come the answers.
+whole, as one occurrence. When it has arrived, the receiver gets `Received` first, then the sender gets
+`Delivered`, then the answers follow.
 
-What was on its way from a lost node is lost with it; what was on its way to it is lost to its sender.
+Messages on their way from a lost node are lost with it; for payloads on their way to it the sender gets
+`PeerLost`.
 """
 
 from collections.abc import Iterable
@@ -22,8 +23,8 @@ from pelago.wire.codec import decode_message, encode
 from pelago.wire.messages import Message
 
 CODED_EVERY: Final = 64
-"""One message of so many goes through the codec in a run that is neither checked nor traced: what
-comes out is equal to what went in (the codec's own tests show it), and coding all would take half of the time."""
+"""One message in this many goes through the codec in a run that is neither checked nor traced: decoding gives
+what was encoded (the codec's own tests show it), and coding every message would take half of the time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -55,11 +56,11 @@ class SimulatedNetwork:
         return {Send: self._send}
 
     def node_ended(self, node: SimulatedNode) -> None:
-        """Nothing to stop: whether a message still arrives is seen when it does."""
+        """Nothing is stopped: whether a message still arrives is decided on its arrival."""
 
     def add(self, node: SimulatedNode, others: Iterable[SimulatedNode]) -> None:
-        """Let a node be reached. One that serves under the name of an earlier one takes over that one's
-        clients. ``others``: all nodes that may know the earlier one."""
+        """Make a node reachable. A node that serves under the name of an earlier one takes over its clients.
+        ``others``: all nodes that may know the earlier one."""
         for called in filter(None, (node.name, node.serves)):
             if called in self._reached:
                 for each in others:
@@ -67,7 +68,7 @@ class SimulatedNetwork:
             self._reached[called] = node
 
     def find(self, peer: Peer) -> SimulatedNode | None:
-        """The process that goes by this name now, or serves under it."""
+        """The process that has this name now, or serves under it."""
         return self._reached.get(peer)
 
     def _send(self, node: SimulatedNode, effect: Send[Message]) -> None:
@@ -96,7 +97,7 @@ class SimulatedNetwork:
             self._expect(route.link, route.latency_ps)
 
     def _find_route(self, node: SimulatedNode, peer: Peer) -> Route | None:
-        """The route from a node to whom it calls ``peer``; None: nobody is there yet."""
+        """The route from a node to the node that it calls ``peer``; None: there is no such node yet."""
         receiver = self._reached.get(peer)
         if receiver is None:
             return None

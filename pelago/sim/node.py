@@ -11,7 +11,7 @@ from pelago.sim.planes import VirtualTrainer
 from pelago.wire.messages import Message
 
 LOST: Final = Finish("lost", error="lost")
-"""How a node ends that is lost without a word."""
+"""The end of a node that is lost without a message."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +34,7 @@ class SimulatedNode:
     timer: "Timer | None" = None
     blobs: int = 0
     routes: "dict[Peer, Route]" = field(default_factory=dict)
-    """To the nodes to which it has sent something, by what it calls them."""
+    """Routes to the nodes to which it has sent something, by its names for them."""
 
     def new_blob(self) -> BlobId:
         """A name for a payload that arrived or was trained: drivers count downwards from -1."""
@@ -42,7 +42,7 @@ class SimulatedNode:
         return self.blobs
 
     def name_for(self, other: "SimulatedNode") -> Peer:
-        """What another node calls this one: a client knows its server by what the server serves as."""
+        """The name that another node has for this one: a client knows its server by its `serves`."""
         return self.serves if self.serves and other.server == self.serves else self.name
 
 

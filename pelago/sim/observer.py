@@ -1,4 +1,4 @@
-"""Who is told of everything that happens in a simulation with faults."""
+"""The interface of what checks everything that happens in a simulation with faults."""
 
 from typing import Protocol
 

@@ -1,7 +1,7 @@
 """What a simulated node computes with: a plane of payloads and a trainer.
 
-A payload is whatever the planes of one simulation agree on; the driver carries it from one to
-another and never looks inside. The plane with tensors is in `convergence.tensors`, because the
+A payload is any object that the planes of one simulation agree on; the driver carries it from one to
+another and never looks inside. The plane with tensors is in `convergence.problems.tensors`, because the
 tensor plane uses threads; the one without tensors is here.
 """
 
@@ -19,11 +19,11 @@ class DurablePlane(TensorPort, Protocol):
     """A plane of a server that keeps its state."""
 
     def image(self, blobs: Collection[BlobId]) -> object:
-        """All of it as it is now, with these payloads: what later operations do does not touch it."""
+        """The whole plane as it is now, with these payloads. Later operations do not change the image."""
         ...
 
     def restore(self, image: object) -> None:
-        """Become the plane that the image was taken of; this one is fresh."""
+        """Give this fresh plane the contents of an image."""
         ...
 
 
@@ -33,7 +33,7 @@ class RoundPlan:
 
     steps: int
     duration_ps: int
-    """Of all steps together; they are equally long."""
+    """Time of all steps together; they are equally long."""
 
 
 @frozen
@@ -84,7 +84,7 @@ class TimingPlane:
         blob: BlobId,
         weight: float,
     ) -> None:
-        """Nothing changes, but the payload must be there."""
+        """Only asserts that the payload exists."""
         assert blob in self.live, blob
 
     def pin(self, blob: BlobId, average: bool = False) -> None:
@@ -97,16 +97,16 @@ class TimingPlane:
         self.adopt(blob, None)
 
     def measure(self, blob: BlobId) -> tuple[float, bool]:
-        """Nothing is always finite."""
+        """Norm 0, and finite."""
         assert blob in self.live, blob
         return 0.0, True
 
     def release(self, blob: BlobId) -> None:
-        """The name is gone; it must have been there."""
+        """Forget the name, which must exist."""
         self.live.remove(blob)
 
     def lend(self, blob: BlobId) -> Payload:
-        """Nothing, under a name that must be there."""
+        """An empty payload, under a name that must exist."""
         assert blob in self.live, blob
         return None
 
@@ -121,6 +121,6 @@ class TimingPlane:
         return tuple(blobs)
 
     def restore(self, image: object) -> None:
-        """The names again."""
+        """Take over the names of an image."""
         assert isinstance(image, tuple)
         self.live = set(image)

@@ -1,4 +1,4 @@
-"""A process of a simulation with faults: its clock, its disk, and what is held back for it."""
+"""A process of a simulation with faults: its clock, its disk, and the events that wait for it."""
 
 from collections import deque
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from pelago.sim.planes import DurablePlane
 from pelago.wire.messages import Event, Message
 
 DOWN: Final = Finish("down", error="down")
-"""How a durable server ends that will be back."""
+"""The end of a durable server that will be started again."""
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class ProcessState:
     """Actions that were due while it was frozen."""
 
     def unfreeze(self) -> None:
-        """It is not frozen any more, or another process is in its place."""
+        """It continues, or another process takes its place."""
         self.frozen_until, self.tick_is_late = 0, False
         self.waiting.clear()
         self.deferred.clear()

@@ -1,4 +1,4 @@
-"""Recovery of a simulated server from its disk: the last snapshot, then a replay of the journal since then
+"""Recovery of a simulated server from its disk: the last snapshot, then a replay of the journal since it
 (`pelago.durable.replay`)."""
 
 from dataclasses import dataclass, field

@@ -7,9 +7,9 @@ first out, that is emptied before the clock moves. So everything that follows at
 occurrence happens before the next occurrence of the same instant, as in HALoS's simulator, where a
 server's reaction is one indivisible call.
 
-Nodes may come late, be lost without a word, and come back as another process.
+Nodes may join late, be lost without a message, and come back as another process.
 
-Where more than that may go wrong, an `Interceptor` (`pelago.sim.fault_injector`) handles the events instead.
+Where further faults may happen, an `Interceptor` (`pelago.sim.fault_injector`) handles the events instead.
 """
 
 from collections import deque
@@ -29,7 +29,7 @@ from pelago.sim.trace import Trace
 from pelago.wire.messages import Effect, Event, Message
 
 STORY_EVENTS: Final = 20
-"""So many of the last events are shown when an assertion fails."""
+"""How many of the last events are shown when an assertion fails."""
 
 
 class Interceptor(Protocol):
@@ -63,7 +63,7 @@ class Simulation:
         """Events that machines have handled."""
         self.nodes: dict[str, SimulatedNode] = {}
         self.interceptor: Interceptor | None = None
-        """None: there are no faults, but for nodes that the experiment loses."""
+        """None: there are no faults except for nodes that the experiment loses."""
         self._check = check
         self._trace = trace
         self._on_note = on_note
@@ -114,13 +114,13 @@ class Simulation:
         self._soon.append((node, event))
 
     def lose(self, name: str) -> None:
-        """A node is gone at once and says nothing, as if its machine lost power."""
+        """A node is lost at once and sends nothing, as if its machine lost power."""
         node = self.nodes[name]
         if node.finished is None:
             self._finish(node, LOST)
 
     def revive(self, node: SimulatedNode, machine: Machine[Message], plane: TensorPort) -> None:
-        """A node that was lost is there again: a new process that continues where the old one was."""
+        """A lost node is back: a new process that continues from the state of the old one."""
         assert node.finished is not None, node.name
         node.machine, node.plane, node.finished = machine, plane, None
         self._running += 1
@@ -145,7 +145,7 @@ class Simulation:
         """
         heap, end = self._heap, self.nodes.get(last)
         self._settle()
-        # Where there is an interceptor, somebody may come back when all are gone.
+        # With an interceptor a node may come back after all have ended.
         interceptor = self.interceptor is not None
         while heap and (self._running or interceptor) and (end is None or end.finished is None):
             if until_ps is not None and heap[0][0] > until_ps:
@@ -197,12 +197,12 @@ class Simulation:
     def _fail(
         self, error: AssertionError, node: SimulatedNode | None = None, event: Event | None = None
     ) -> None:
-        told = "\n".join(
+        latest = "\n".join(
             f"{now} {name}: {event}\n" + "".join(f"    -> {effect}\n" for effect in effects)
             for now, name, event, effects in self._story
         )
         error.add_note(
-            f"the last events:\n{told}\nthen at {self.now} {node and node.name}: {event}"
+            f"the last events:\n{latest}\nthen at {self.now} {node and node.name}: {event}"
         )
         raise error
 

@@ -23,14 +23,14 @@ class Trace:
         self._hash.update(msgpack.packb(plain))
 
     def digest(self) -> str:
-        """Hexadecimal digits, of all that was recorded so far."""
+        """The hexadecimal digest of everything that was recorded so far."""
         return self._hash.hexdigest()
 
 
 def canonical(value: Any) -> Any:
-    """A value as lists, numbers and texts: a dataclass as name and fields, a dict by key, a note as it is written.
+    """A value as lists, numbers and strings: a dataclass as name and fields, a dict by key, a note as it is written.
 
-    Nothing in it rests on `repr`, on an address or on the order of a set.
+    Nothing in it depends on `repr`, on an address or on the order of a set.
     """
     if isinstance(value, NOTES):
         return ["Note", value.kind, canonical(VOCABULARY.fields(value))]

@@ -1,6 +1,6 @@
 """The checksum of a chunk: XXH3-64, fast enough to be on every byte that moves.
 
-It finds damage, not forgery; authentication is the transport's.
+It finds damage, not forgery; authentication is the task of the transport.
 """
 
 from typing import TypeAlias

@@ -1,7 +1,7 @@
 """How a chunk of a payload is written as bytes for its way between nodes.
 
 Planes hold fp32. A payload travels in an encoding that both ends know by its name: the sender encodes each
-chunk that it reads, the receiver checks length and checksum of the bytes that came and decodes them before
+chunk that it reads, the receiver checks length and checksum of the received bytes and decodes them before
 it keeps the chunk. Journals and snapshots hold what the plane holds, whatever the encoding was.
 """
 
@@ -25,7 +25,7 @@ class Encoding:
     """
 
     name: str
-    """What the wire calls it."""
+    """Its name on the wire."""
     chunk_bytes: Callable[[int], int]
     """Bytes of a chunk of so many elements, at most `pelago.wire.messages.CHUNK_BYTES_MAX`."""
     encode: Callable[[torch.Tensor], Bytes]

@@ -1,4 +1,4 @@
-"""What lies where in a model's flat arena: names, shapes, offsets, and the chunks that travel.
+"""The layout of a model's flat arena: names, shapes, offsets, and the chunks in which it travels.
 
 The arena is all tensors of the model, flattened and concatenated in the manifest's order. A chunk
 is a run of elements inside one tensor, so that any holder of a tensor can send its chunks alone.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 ELEMENT_BYTES: Final = 4
-"""Of a parameter in a node's memory: fp32. On the wire the encoding of a payload says its size."""
+"""Bytes of a parameter in a node's memory: fp32. On the wire the encoding of a payload says the size."""
 CHUNK_BYTES: Final = 1 << 20
 """Small enough that a chunk stays in the second-level cache between checksum, norm and step; large
 enough that the cost per chunk does not matter."""
@@ -37,9 +37,9 @@ class Manifest:
     """Names and shapes of a model's tensors, in the order in which they lie in the arena.
 
     A shape of () is a scalar. Two nodes can exchange chunks only if their manifests agree on
-    everything here, ``chunk_bytes`` (per fp32 chunk) included. Raises `ValueError` where the specs
-    are not those of a model: none, a name twice or empty, a dimension below 1, above a
-    limit.
+    everything here, ``chunk_bytes`` (per fp32 chunk) included. Raises `ValueError` if the specs cannot be
+    those of a model: there are none, a name is empty or occurs twice, a dimension is below 1, or a limit
+    is exceeded.
     """
 
     specs: tuple[TensorSpec, ...]
@@ -84,7 +84,7 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The model's name: 32 hexadecimal digits of SHA-256 over names, shapes, order, dtype."""
+        """The model's identity: 32 hexadecimal digits of SHA-256 over names, shapes, order, dtype."""
         tensors = [[spec.name, spec.shape] for spec in self.specs]
         canonical = {"dtype": "float32", "tensors": tensors}
         text = json.dumps(canonical, separators=(",", ":"), sort_keys=True)

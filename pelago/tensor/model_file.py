@@ -32,5 +32,5 @@ def write(
     array: Any = flat.detach().contiguous().numpy()
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        # Not by the array's own method, whose error does not say that the disk is full.
+        # Not by the array's `tofile`, whose error does not say that the disk is full.
         file.write(memoryview(array).cast("B"))

@@ -2,8 +2,8 @@
 
 Every pass of a step runs on one block before the next block is touched, so that memory is read and
 written once. Every operation is elementwise, so the same updates in the same order give the same
-bits however the arena is cut. ``x + alpha * y`` is rounded once where torch finds a fused
-multiply-add (x86 since AVX2), and twice where it finds none: there the last bits differ.
+bits however the arena is cut. ``x + alpha * y`` is rounded once where torch uses a fused
+multiply-add (x86 since AVX2), and twice where there is none: there the last bits differ.
 """
 
 from collections.abc import Iterable, Sequence

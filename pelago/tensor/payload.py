@@ -1,8 +1,8 @@
 """Payloads: named sequences of chunks whose bytes never change once they are shared.
 
 A `ChunkBuffer` is one chunk in memory. Parameters, snapshots, pins and updates are lists of chunks and may
-share them; to name the parameters of this moment is to copy a list of references. Memory for chunks
-comes from a `BufferPool` and goes back to it when the last reader has let go.
+share them, so pinning the current parameters only copies a list of references. Memory for chunks comes from
+a `BufferPool` and returns to it when the last reader has released it.
 """
 
 import math
@@ -19,7 +19,7 @@ _NUMPY: Final[dict[torch.dtype, Any]] = {torch.float32: np.float32, torch.float6
 
 
 class ChunkBuffer:
-    """One chunk: a flat tensor, with its checksum and its norm, each computed at most once.
+    """One chunk: a flat tensor, shape [elements of the chunk], with its checksum and norm, computed on demand and kept.
 
     Every holder may read a chunk at any time; none writes to it. Two threads that ask for the same figure
     at the same time both compute it, with the same result.
@@ -50,8 +50,8 @@ class ChunkBuffer:
     def measure(self) -> tuple[float, bool]:
         """Euclidean norm, summed in float64, and whether every element is finite.
 
-        Squares of fp32 cannot overflow in float64, so there the norm alone tells. Squares of
-        float64 can: then the norm is inf, and the elements are asked.
+        Squares of fp32 cannot overflow in float64, so there the norm alone is enough. Squares of float64
+        can: then the norm is inf, and the elements themselves are checked.
         """
         if self._measured is None:
             norm = float(torch.linalg.vector_norm(self.tensor, dtype=torch.float64))
@@ -80,7 +80,7 @@ class Payload:
 
 
 class BufferPool:
-    """Memory for chunks that is used again: fresh pages cost several times what a step costs.
+    """Memory for chunks that is used again, because fresh pages cost several times what a step costs.
 
     A buffer returns by itself when its last view is gone, also a view that a socket sends from. The pool
     never shrinks: it holds the most that was in use at once, which the limits on staged and pinned
@@ -92,7 +92,7 @@ class BufferPool:
         self._free: dict[int, list[torch.Tensor]] = {}
 
     def take(self, elements: int) -> torch.Tensor:
-        """A flat tensor with any contents, the caller's alone. Any thread may ask."""
+        """An uninitialised flat tensor for the caller alone. Any thread may call this."""
         free = self._free.setdefault(elements, [])
         try:
             memory = free.pop()

@@ -6,8 +6,8 @@ that travel. It takes no decisions and does no I/O.
 Threads. What touches the parameters (`apply`, `pin`, `difference`, `model`, `digest`, `snapshot`,
 `restore`) takes turns, in one lane. What touches payloads (`adopt`, `open`, `stage`, `complete`,
 `measure`, `read`, `lend`, `release`) runs beside it in any number of threads and never waits for it,
-because a shared chunk is never written again (copy on write): `apply` writes in place only where no one
-else holds the chunk; otherwise it writes the new chunk elsewhere and leaves the old one to its holders.
+because a shared chunk is never written again (copy on write): `apply` writes in place only where there is no
+other holder of the chunk; otherwise it writes the new chunk elsewhere and leaves the old one to its holders.
 So a pin costs nothing and is never copied, and replies leave while the next update is applied. Optimiser
 state and mean are chunks too, so a snapshot of everything costs nothing either, however slow the disk is.
 """
@@ -44,8 +44,8 @@ class Plane:
         e = min(d, (1 + t) / (10 + t))
         average < -e * average + (1 - e) * model
 
-    so that the start weighs little long before 1 / (1 - d) steps have passed (the rule of
-    TensorFlow's ExponentialMovingAverage). Merges leave it alone.
+    so that the initial model weighs little long before 1 / (1 - d) steps have passed (the rule of
+    TensorFlow's ExponentialMovingAverage). Merges do not change the mean.
 
     Shared chunks take memory once, so the most is: model, snapshot, momentum, accumulator, difference, with
     ``remember`` the model as sent, with ``average`` the mean, and one model for each payload staged or
@@ -101,7 +101,7 @@ class Plane:
         self._name(blob, Payload(chunks, flat))
 
     def open(self, blob: BlobId) -> None:
-        """Expect a payload from a peer; `stage` fills it."""
+        """Make an empty payload for what a peer sends; `stage` fills it."""
         self._name(blob, Payload([None] * len(self.manifest.chunks)))
 
     def stage(
@@ -115,9 +115,9 @@ class Plane:
         """Keep a received chunk. ``expected``: XXH3-64 of ``buffer``, as its sender computed it.
 
         ``encoding``: what the bytes are; None: those of the plane's memory. Where they are that, the buffer
-        itself becomes the staged memory and may not change any more. False, and nothing kept, if this is not
-        that chunk: wrong index, length or checksum, or the blob is not expected (any more). A chunk that is
-        already here is left as it is.
+        itself becomes the staged memory and may not change any more. Returns False, and keeps nothing, if the
+        index, length or checksum is wrong, or the blob is not open (any more). A chunk that is already here is
+        left as it is.
         """
         payload = self._payloads.get(blob)
         if payload is None or not 0 <= chunk_index < len(payload.chunks):
@@ -203,8 +203,8 @@ class Plane:
     ) -> None:
         """Change the parameters with a complete payload, as `pelago.core.tensor_effects.Apply` says.
 
-        ``load`` also forgets what was remembered, and ``merge_carry`` and ``merge_replay`` before a
-        `difference` keep nothing. Raises `KeyError` for an unknown blob.
+        ``load`` also drops the model that was remembered; ``merge_carry`` and ``merge_replay`` before a
+        `difference` have nothing to keep. Raises `KeyError` for an unknown blob.
         """
         chunks = self._payloads[blob].complete_chunks()
         with self._lane:
@@ -260,7 +260,7 @@ class Plane:
             return torch.cat([chunk.tensor for chunk in self._average])
 
     def digest(self) -> str:
-        """Hash of parameters, optimiser state and mean: equal if and only if every bit of them is."""
+        """Hash of parameters, optimiser state and mean: equal if and only if every bit of them is equal."""
         with self._lane:
             digest = xxhash.xxh3_128(f"{self.dtype} {self.manifest.fingerprint}".encode())
             for chunk in chain(self._parameters(), self._average or ()):
@@ -272,7 +272,7 @@ class Plane:
             return digest.hexdigest()
 
     def memory_bytes(self) -> int:
-        """Bytes of all tensors held, chunks that several payloads share counted once."""
+        """Bytes of all tensors held; chunks that several payloads share are counted once."""
         with self._lane, self._registry:
             named = (payload.chunks for payload in self._payloads.values())
             held = chain(*self._arenas().values(), *named)
@@ -282,7 +282,7 @@ class Plane:
     # --- all of it: the lane ----------------------------------------------------------------------
 
     def snapshot(self, payloads: Collection[BlobId] = ()) -> PlaneSnapshot:
-        """Everything as it is now, with these complete payloads; nothing is copied.
+        """A snapshot of everything as it is now, with these complete payloads; nothing is copied.
 
         The next operations write elsewhere, each chunk once, as after a `pin`. Raises
         `KeyError` for an unknown blob.
@@ -294,17 +294,17 @@ class Plane:
             return PlaneSnapshot(self.manifest, self.dtype, self._counter, arenas, named)
 
     def restore(self, layout: Mapping[str, Any], chunks: Sequence[Bytes]) -> None:
-        """Become the plane whose `snapshot` had this layout and these chunks; this one is fresh.
+        """Give this fresh plane the contents of a `snapshot` of this layout and these chunks.
 
         The buffers themselves become the plane's memory and may not change any more; nothing is
-        copied, and no operation ever writes to them. All that follows has the bits it would have had
-        on the plane that was, if the settings are the same. If they changed: a momentum or
+        copied, and no operation ever writes to them. With the same settings, all later results have the same
+        bits as on the original plane. If the settings changed: a momentum or
         accumulator that is missing starts at zero, and the mean as the model; a momentum,
         accumulator or model as sent that is no longer needed is dropped.
 
-        Raises `CheckpointError`, and changes nothing, if this is not of a plane of this manifest,
-        dtype and use: a mean or a snapshot that this one does not keep, no snapshot though it keeps
-        one, steps though it has no optimiser.
+        Raises `CheckpointError`, and changes nothing, if the snapshot is not of a plane of this manifest,
+        dtype and use: it has a mean or a snapshot that this plane does not keep, lacks a snapshot that this
+        one keeps, or has steps though this one has no optimiser.
         """
         found = PlaneSnapshot.of(layout, chunks, self.manifest, self.dtype)
         arenas = {name: list(chunks) for name, chunks in found.arenas.items()}

@@ -1,4 +1,4 @@
-"""What a plane held at one moment: its chunks, each once, and which of them lie where.
+"""The contents of a plane at one moment: its distinct chunks, and their places in arenas and payloads.
 
 A `PlaneSnapshot` copies no tensor. It holds chunks, and a shared chunk is never written, so it may be read
 at any later time, in any thread, while the plane goes on.
@@ -21,7 +21,7 @@ ARENAS: Final = ("model", "snapshot", "sent", "average", "momentum", "accumulato
 """All that a plane may keep besides payloads, in the order in which a snapshot names it."""
 
 Layout: TypeAlias = dict[str, Any]
-"""Which chunk lies where, as strings, integers and lists: msgpack and JSON keep it as it is::
+"""The place of each chunk, as strings, integers and lists, so that msgpack and JSON keep it as it is::
 
     dtype     "float32" or "float64"
     model     the manifest's fingerprint
@@ -61,7 +61,7 @@ class PlaneSnapshot:
         return tuple({id(chunk): chunk for chunks in named for chunk in chunks}.values())
 
     def layout(self) -> Layout:
-        """What `of` needs, besides the bytes of `chunks`, to make this snapshot again."""
+        """The layout that `of` needs, beside the bytes of `chunks`, to make this snapshot again."""
         number_of = {id(chunk): number for number, chunk in enumerate(self.chunks)}
 
         def numbers(chunks: Sequence[ChunkBuffer]) -> list[int]:
@@ -83,7 +83,7 @@ class PlaneSnapshot:
         manifest: Manifest,
         dtype: torch.dtype,
     ) -> Self:
-        """The snapshot of a plane of this manifest and dtype that had this layout and these bytes.
+        """The snapshot with this layout and these bytes, of a plane of this manifest and dtype.
 
         The buffers themselves become the memory of its chunks and may not change any more. Raises
         `CheckpointError` where they are not those of such a plane.

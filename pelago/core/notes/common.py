@@ -8,7 +8,7 @@ from pelago.core.names import Peer
 
 @frozen
 class Waiting:
-    """A client waits, for its server to answer or for what its server named."""
+    """A client waits for its server's answer, or for what its server named."""
 
     kind: ClassVar[str] = "waiting"
     awaited: str
@@ -17,7 +17,7 @@ class Waiting:
 
 @frozen
 class GoingOn:
-    """A client waits no longer."""
+    """A client that waited continues."""
 
     kind: ClassVar[str] = "going_on"
 
@@ -31,7 +31,7 @@ class LeftUnanswered:
 
 @frozen
 class ServerRestarted:
-    """A server goes on from the state that it recovered."""
+    """A server continues from the state that it recovered."""
 
     kind: ClassVar[str] = "restarted"
     phase: str
@@ -48,7 +48,7 @@ class Draining:
 
 @frozen
 class GivingUp:
-    """A server ends with an error, since no update of its clients can be applied any more."""
+    """A server ends with an error because no update of its clients can be applied any more."""
 
     kind: ClassVar[str] = "giving_up"
     why: str

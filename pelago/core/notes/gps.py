@@ -60,20 +60,20 @@ class ExchangeArrived:
     kind: ClassVar[str] = "arrival"
     region: str
     version: int
-    """Of the global model, after it."""
+    """The global model's version after the exchange."""
     exchange: int
-    """Its number in the region."""
+    """The exchange's number in its region."""
     fence: int
     spans: Spans
     dropped: Spans
     """Samples whose movement the region lost."""
     steps: int
     cumulative_steps: int
-    """Counted local steps of the run, with these."""
+    """Counted local steps of the run, these included."""
     elapsed_ps: int
-    """Since the first lease."""
+    """Picoseconds since the first lease."""
     staleness: int
-    """Versions between the one that it is based on and the one that it was applied to."""
+    """Versions between the update's base and the model that it was applied to."""
     norm: float
     loss: float
     """Mean training loss, in nats a token."""
@@ -105,14 +105,14 @@ class ValidationReported:
     version: int
     counted_steps: int
     elapsed_ps: int
-    """When the version was reached, since the first lease."""
+    """When the version was reached, in picoseconds since the first lease."""
     loss: float
     tokens: int
 
 
 @frozen
 class RegionSummary:
-    """A region's progress, as it is told in `RunStatus`."""
+    """A region's progress, a part of `RunStatus`."""
 
     serving: bool
     exchanges: int
@@ -137,7 +137,7 @@ class RunStatus:
     counted_steps: int
     tokens: int
     regions: dict[str, RegionSummary]
-    """By name."""
+    """The progress of each region, by its name."""
 
 
 @frozen

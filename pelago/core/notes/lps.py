@@ -17,7 +17,7 @@ class LpsJoined:
 
 @frozen
 class Rejoining:
-    """The LPS gives up its leases and what it has not exchanged, and joins the GPS anew."""
+    """The LPS gives up its leases and what it has not exchanged, and joins the GPS again."""
 
     kind: ClassVar[str] = "rejoining"
 
@@ -69,12 +69,12 @@ class UpdateApplied:
 
     kind: ClassVar[str] = "update"
     version: int
-    """Of the region's model, after it."""
+    """The region's model's version after the update."""
     lease: int
     spans: Spans
     steps: int
     staleness: int
-    """Versions between the one that it was trained from and the one that it was applied to."""
+    """Versions between the update's base and the model that it was applied to."""
     norm: float
     loss: float
     """Mean training loss, in nats a token."""
@@ -92,29 +92,29 @@ class RoundRejected:
 
 @frozen
 class ExchangeBegun:
-    """The LPS offers the GPS what its model moved since the last exchange."""
+    """The LPS offers the GPS the movement of its model since the last exchange."""
 
     kind: ClassVar[str] = "exchange"
     number: int
     fence: int
     updates: int
     version: int
-    """Of the region's model."""
+    """The region's model's version."""
     spans: Spans
     """Samples that the movement was trained on."""
     dropped: Spans
-    """Samples whose movement was lost while the exchange before was in flight."""
+    """Samples whose movement was lost while the previous exchange was in flight."""
 
 
 @frozen
 class ExchangeAnswered:
-    """The GPS said what became of an exchange."""
+    """The LPS knows the outcome of an exchange."""
 
     kind: ClassVar[str] = "exchange_answered"
     number: int
     fence: int
     outcome: Outcome | Literal["unknown"]
-    """``unknown``: the GPS's model came, and this word did not."""
+    """``unknown``: the GPS's model arrived, the outcome did not."""
 
 
 @frozen
@@ -123,6 +123,6 @@ class GlobalMerged:
 
     kind: ClassVar[str] = "merge"
     global_version: int
-    """Written as ``global``."""
+    """The global model's version. Written as ``global``."""
     version: int
-    """Of the region's model."""
+    """The region's model's version after the merge."""

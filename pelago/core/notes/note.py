@@ -97,7 +97,7 @@ Note: TypeAlias = (
     | ExportFailed
 )
 NOTES: Final[tuple[type[Note], ...]] = get_args(Note)
-"""All their classes."""
+"""The classes of all notes."""
 
 VOCABULARY: Final[Vocabulary[Note]] = Vocabulary(NOTES)
 """Writes and reads notes."""

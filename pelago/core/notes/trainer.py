@@ -1,4 +1,4 @@
-"""What a worker's trainer logs, in its own thread: what became of the optimiser's moments."""
+"""Notes of a worker's trainer, from its own thread: whether the optimiser's moments were kept and restored."""
 
 from typing import ClassVar, TypeAlias
 
@@ -11,11 +11,11 @@ class OptimiserRestored:
 
     kind: ClassVar[str] = "optimiser_taken_up"
     age_s: float
-    """Of the moments."""
+    """Age of the moments."""
     samples: int
-    """Samples that the run lent since they were kept."""
+    """Samples that the run has lent since the moments were kept."""
     steps: int
-    """Steps that made them."""
+    """Steps from which the moments were computed."""
 
 
 @frozen

@@ -1,7 +1,7 @@
-"""Frozen classes with a ``kind``, written as that kind and a dictionary of their fields, and read again.
+"""Writes frozen classes that have a ``kind`` as that kind and a dictionary of their fields, and reads them again.
 
-What is read may have been through JSON or msgpack: lists stand for tuples, and texts for numbers that are
-not finite.
+What is read may come from JSON or msgpack: there, lists stand for tuples, and strings for numbers that are not
+finite.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -30,7 +30,7 @@ WRITTEN_AS: Final = {
 """Fields that are written under another name: Python reserves that word, or the files have an older name."""
 
 Read = Callable[[Any], Any]
-"""Makes the value of a field from what was kept of it. Raises `ValueError` if it is of another type."""
+"""From the written value of a field to the value. Raises `ValueError` if it is of another type."""
 
 
 class Kinded(Protocol):
@@ -52,12 +52,11 @@ class Vocabulary(Generic[K]):
             self._of_kind.setdefault(each.kind, []).append(form)
 
     def fields(self, value: K) -> dict[str, Any]:
-        """The fields as they are written, in their order. A field that has a default value is left out when it has
-        that value."""
+        """The fields as they are written, in their order. A field that has its default value is left out."""
         return self._forms[type(value)].write(value)
 
     def read(self, kind: str, written: Mapping[str, Any]) -> K | None:
-        """What was written as this kind and these fields; None if no class has this kind.
+        """The object that was written as this kind and these fields; None if no class has this kind.
 
         Raises `ValueError` for fields of other names or types than those of the classes.
         """
@@ -93,7 +92,7 @@ class _Form:
         return record
 
     def fits(self, written: Mapping[str, Any]) -> bool:
-        """Whether these are the names of its fields, but for those that may be left out."""
+        """Whether these are the names of its fields; those with a default value may be missing."""
         return self._required <= written.keys() <= self._readers.keys()
 
     def read(self, written: Mapping[str, Any]) -> Any:
@@ -109,7 +108,7 @@ class _Form:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a field without classes of our own."""
+    """The value of a field as plain data, without classes of Pelago."""
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     inner = _INNER.get(type(value))
@@ -117,11 +116,11 @@ def _plain(value: Any) -> Any:
 
 
 _INNER: Final[dict[type, _Form]] = {}
-"""Forms of classes that stand in fields of others."""
+"""Forms of the classes of nested fields."""
 
 
 def _reader(kind: Any) -> Read:
-    """How a value of an annotated type is read."""
+    """The function that reads a value of an annotated type."""
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any:
         return lambda value: value

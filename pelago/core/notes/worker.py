@@ -23,7 +23,7 @@ class RoundTrained:
     """Mean training loss, in nats a token."""
     busy_ms: float
     skipped: int = 0
-    """Steps that were skipped, since their gradients were not finite."""
+    """Steps that were skipped because their gradients were not finite."""
 
 
 @frozen
@@ -45,7 +45,7 @@ class UpdateRejected:
 
 @frozen
 class UpdateFenced:
-    """This worker's lease had been given to another; the worker joins anew."""
+    """This worker's lease was given to another worker; this one joins again."""
 
     kind: ClassVar[str] = "update_fenced"
     lease: int
