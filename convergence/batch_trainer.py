@@ -1,10 +1,10 @@
 """Simulations that train together: each in a thread of its own, one batch for all of them.
 
-A device trains a thousand small models in little more time than sixteen, but one simulation has only
-so many workers. So several simulations run side by side until each of them needs a round that is not
-trained yet; then the rounds of all are trained in one batch, and all go on. No simulation sees
-another: what it computes is what it would compute alone, but for the rounding of sums, which a
-device may do in another order for another size of batch.
+A device trains a thousand small models in little more time than sixteen, but one simulation has few
+workers. So several simulations run side by side until each of them needs a round that is not trained
+yet; then the rounds of all are trained in one batch, and all go on. No simulation affects another: each
+computes the same as it would alone, except for the rounding of sums, which a device may add in another
+order for another batch size.
 """
 
 import threading
@@ -26,7 +26,7 @@ class _Request:
 
 
 class BatchTrainer:
-    """A meeting point of so many simulations. Every one of them must `leave`, however it ends."""
+    """A meeting point of a fixed number of simulations. Every one of them must `leave`, however it ends."""
 
     def __init__(self, members: int) -> None:
         self._members = members
@@ -35,7 +35,7 @@ class BatchTrainer:
         self._failure: BaseException | None = None
 
     def train(self, problem: Problem, jobs: Sequence[Job]) -> list[Round]:
-        """Wait until everybody needs something, then train all of it. Raises what training raises."""
+        """Wait until every simulation has jobs, then train all of them. Raises what training raises."""
         request = _Request(problem, jobs)
         with self._changed:
             self._waiting.append(request)
@@ -58,7 +58,7 @@ class BatchTrainer:
         waiting, self._waiting = self._waiting, []
         try:
             self._train(waiting)
-        except BaseException as error:  # the others must not wait for ever
+        except BaseException as error:  # the others must not wait without end
             self._failure = error
         for request in waiting:
             request.done = True

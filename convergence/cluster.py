@@ -151,8 +151,8 @@ class Cluster:
     """The nodes of a run file that has a [simulation]. Raises `ConfigError` where it has none.
 
     ``check``: assert every invariant after every event. ``trace``: keep a digest of everything.
-    ``on_arrival``: is called for every update of a region that the GPS applies. ``problem``: takes the place of the
-    one that the run file names. ``batch_trainer``: trains the rounds together with those of other clusters.
+    ``on_arrival``: called for every update of a region that the GPS applies. ``problem``: replaces the problem that
+    the run file names. ``batch_trainer``: trains the rounds together with those of other clusters.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Cluster:
         self.run = run
         self.settings = run.simulation
         self.on_lease: Callable[[HandedOut], None] | None = None
-        """Is called for every lease that a worker gets."""
+        """Called for every lease that a worker gets."""
         self.layout = layout(run)
         chosen = problem or build(run, self.layout.replicas)
         self.problem: Problem = chosen
@@ -181,7 +181,7 @@ class Cluster:
         self.trace = Trace() if trace else None
         self.arrivals: list[Arrival] = []
         self.staleness: dict[str, Counter[int]] = {"gps": Counter(), "lps": Counter()}
-        """How many updates were so many versions old when they were applied, at each level."""
+        """The number of applied updates of each staleness in versions, at each level."""
         self.collectives_wan_bytes = 0
         self._on_arrival = on_arrival
         self._lossless = not self.settings.daemons
@@ -229,7 +229,7 @@ class Cluster:
         if self.gps.settings.budget_ps and self._lossless:
             stop = StopRequested("budget of minutes reached")
             simulation.at(self.gps.settings.budget_ps, GPS, stop)
-        # A node that lost its server for good waits for ever, but the run ends with the GPS.
+        # A node that lost its server for good waits without end, but the run ends with the GPS.
         simulation.run(last=GPS)
         return self.result()
 
@@ -353,7 +353,9 @@ class Cluster:
             first.setdefault(event.node, event)
         absent = frozenset(name for name, event in first.items() if event.kind == "join")
         if absent.issuperset(units):
-            raise ConfigError("simulation.event: all workers join later, so nobody starts the run")
+            raise ConfigError(
+                "simulation.event: all workers join later, so no worker starts the run"
+            )
         return absent
 
     def _action(self, event: SimulatedEvent) -> Callable[[], None]:
@@ -379,7 +381,7 @@ class Cluster:
         return INCARNATION + self._processes[node] - 1
 
     def _process(self, node: str) -> str:
-        """Name of a node's present process; the first is called like the node."""
+        """Name of a node's present process; the first process has the node's name."""
         count = self._processes[node]
         return node if count == 1 else f"{node}#{count}"
 

@@ -1,4 +1,4 @@
-"""Methods as arrangements of the same machines: who is one worker, who serves whom, what a round costs.
+"""Methods as arrangements of the same machines: what a worker stands for, which servers there are, what a round costs.
 
 Every method runs on the GPS, LPS and worker machines of the daemons. They differ in what one worker
 machine stands for (a `WorkerUnit`: a worker, or a group of workers that is synchronous inside) and in which
@@ -41,7 +41,7 @@ TIE_BREAK_PS: Final = 1_000
 RING_REGIONS_MAX: Final = 12
 """The best ring is sought among all orders of the regions."""
 ONE_SERVER: Final = "global"
-"""Name of the region that holds everybody, where there is one server."""
+"""Name of the region of all workers, where there is one server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class SimulatedWorker:
     """A worker's part in a unit's round."""
 
     worker: int
-    """Counted over all regions."""
+    """The worker's index over all regions."""
     region: int
     speed: float
     steps: int
@@ -80,7 +80,7 @@ class WorkerUnit:
 
     @property
     def all_reduces(self) -> int:
-        """How many a round has."""
+        """Local steps of a round."""
         return {"nothing": 0, "gradients": self.members[0].steps, "models": 1}[self.averages]
 
     def duration_ps(self, step_ms: float, batch_size: int, slowness: Sequence[float]) -> int:
@@ -127,9 +127,9 @@ def layout(run: RunFile) -> ClusterLayout:
             units = [_at_server(unit, index) for index, unit in enumerate(_workers(run))]
             return _one_level(run, units)
         case "diloco":
-            return _one_level(run, [_everybody(run, run.simulation, "models")])
+            return _one_level(run, [_all_workers(run, run.simulation, "models")])
         case "synchronous" | "ideal":
-            return _one_level(run, [_everybody(run, run.simulation, "gradients")])
+            return _one_level(run, [_all_workers(run, run.simulation, "gradients")])
         case _:
             assert_never(method)
 
@@ -176,7 +176,7 @@ def _regional_groups(run: RunFile, simulation: SimulationSection) -> list[Worker
 def _proportional(
     members: Sequence[SimulatedWorker], total: int, steps: int, batch_size: int
 ) -> tuple[SimulatedWorker, ...]:
-    """``total`` samples a step divided by speed, largest remainders first; who gets none is left out.
+    """``total`` samples a step divided by speed, largest remainders first; a worker that gets none is left out.
 
     Raises `ConfigError` where a round is no whole number of local steps, in which the budget counts.
     """
@@ -198,7 +198,7 @@ def _proportional(
     )
 
 
-def _everybody(
+def _all_workers(
     run: RunFile, simulation: SimulationSection, averages: Literal["gradients", "models"]
 ) -> WorkerUnit:
     """All workers of all regions as one synchronous unit beside its server."""

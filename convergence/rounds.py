@@ -1,8 +1,8 @@
-"""The rounds that are under way in a simulation, trained in as large batches as their order allows.
+"""The rounds in progress in a simulation, trained in batches as large as their order allows.
 
 A round's result depends on nothing but its start and its replica's optimiser state, both of which are
-fixed when it begins. So it need not be trained when it begins, nor when its time is over, but any time
-between: rounds wait until the first of them must be known, and then all that wait are trained at once.
+fixed when it begins. So it may be trained at any time until its result is needed: rounds wait until the
+first of their results is needed, and then all waiting rounds are trained at once.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,8 +41,8 @@ class Rounds:
         return rounds[0] if len(rounds) == 1 else _mean(rounds)
 
     def cancel(self, key: Key) -> None:
-        """Nobody will ask. If they were trained already their optimisers have advanced, as those of a
-        worker have that was stopped at the end of its round."""
+        """Drop the jobs of a key, whose results are not needed. If they were trained already, their optimisers
+        have advanced, like those of a worker that is stopped at the end of its round."""
         self._waiting.pop(key, None)
         self._found.pop(key, None)
 

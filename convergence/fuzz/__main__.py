@@ -1,8 +1,8 @@
 """`python -m convergence.fuzz`: whole clusters under injected faults, one from each seed.
 
-Exit status: 0 nothing was found, 1 an invariant was broken, 2 usage, 3 in the healthy phase something did not
-happen that should, 4 a machine or this program itself failed. The last line is the command that runs the seed
-that failed (or the last one) again.
+Exit status: 0 nothing was found, 1 an invariant was broken, 2 usage, 3 no progress in the healthy phase, 4 a
+machine or this program itself failed. The last line is the command that runs the failing seed (or the last
+one) again.
 """
 
 import argparse
@@ -22,8 +22,8 @@ def parser() -> argparse.ArgumentParser:
         "from seeds, and checks invariants.",
     )
     top.add_argument("--seed", type=int, default=1, metavar="N", help="the first seed (default 1)")
-    top.add_argument("--seeds", type=int, metavar="K", help="so many seeds (default 1)")
-    top.add_argument("--minutes", type=float, metavar="M", help="seeds from N on, for so long")
+    top.add_argument("--seeds", type=int, metavar="K", help="number of seeds (default 1)")
+    top.add_argument("--minutes", type=float, metavar="M", help="run seeds from N on for this time")
     top.add_argument("--jobs", type=int, metavar="J", help="processes (default: one for each core)")
     top.add_argument("--keep-going", action="store_true", help="do not end with the first finding")
     return top

@@ -43,11 +43,11 @@ from worker.evaluator.state import Evaluator
 from worker.state import Worker
 
 RESTART_CHECK_PS: Final = 100 * PS_PER_MS
-"""How often slots without a process are looked for."""
+"""How often slots without a process are looked for, in picoseconds."""
 INCARNATIONS_APART_S: Final = 1000
-"""Incarnations are seconds: two successive ones of a slot are so far apart."""
+"""The time between two successive incarnations of a slot. Incarnations are numbered by seconds."""
 CLOCK_BITS: Final = 50
-"""Clocks begin anywhere below 2 to this power (picoseconds), as those of the daemons do."""
+"""Clocks begin anywhere below 2 to this power, in picoseconds, as those of the daemons do."""
 
 FaultKind = Literal[
     "kill", "cut", "full", "jump", "stop", "lose", "power", "copy", "freeze", "slow"
@@ -56,7 +56,7 @@ FaultKind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class GpsCopy:
-    """A copy of a GPS's state, away from its host."""
+    """A copy of a GPS's state on another host."""
 
     machine: image.Plain
     plane: object
@@ -94,7 +94,7 @@ class FakeTrainer:
         return replace(found, skipped=steps) if self._cluster.fails() else found
 
     def cancel(self, lease: Lease) -> None:
-        """Nothing: a round trains when it ends."""
+        """Does nothing: a round trains when it ends."""
 
     def validate(self, payload: Payload) -> tuple[float, int]:
         """A constant loss, of one token."""
@@ -111,7 +111,7 @@ class FuzzedCluster:
         self.random = Random(derive("world", scenario.seed))
         self._failures = Random(derive("failures", scenario.seed))
         self._newer = Random(derive("newer trouble", scenario.seed))
-        """For kinds of faults that were added later, so that seeds that once found bugs still run as they did."""
+        """For kinds of faults that were added later, so that seeds that once found bugs still run unchanged."""
         self._power = Random(derive("fuzz-power-loss", scenario.seed))
         self.trace = Trace() if trace else None
         settings, network = self.run.simulation, self.run.network
@@ -179,7 +179,7 @@ class FuzzedCluster:
                 self.injector.network.slow(slot)
             else:
                 self.injector.network.quicken(slot)
-        # Processes that were frozen handle what waited for them.
+        # Processes that were frozen handle the events that waited for them.
         self.simulation.run(until_ps=self.simulation.now)
 
     def quicken(self) -> None:

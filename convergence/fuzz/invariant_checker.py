@@ -1,15 +1,15 @@
 """The invariants of a whole cluster under any faults; each is asserted as soon as it can be checked.
 
-C1  A server applies an update at most once, and just what its client made.
-C2  A sample is in one applied update of a region at most between two resets, in one exchange at most,
-    and once at most in the GPS's ledger: applied or dropped.
+C1  A server applies an update at most once, exactly as its client made it.
+C2  A sample is in at most one applied update of a region between two resets, in at most one exchange,
+    and at most once in the GPS's ledger: applied or dropped.
 C3  An exchange holds all samples that its region was trained on since the last one.
-C4  A server never contradicts its earlier answer about an update, not after a restart either.
-C5  Versions that leave for a peer never go back.
+C4  A server never contradicts its earlier answer about an update, even after a restart.
+C5  The versions that are sent to a peer never decrease.
 C6  A lease names one set of samples, of one holder, and an update counts from the model that came with it.
-C7  An honest update is rejected only for what was measured of it, and nobody is refused, unless no update can
-    be applied any more: then the run ends with an error.
-C8  A recovered server's replay gives the notes that it gave before, as far as its disk reaches.
+C7  An honest update is rejected only because of its measured norm or finiteness, and no process is refused,
+    unless no update can be applied any more: then the run ends with an error.
+C8  A recovered server's replay gives the same notes as before, as far as its disk reaches.
 C9  The GPS's ledger holds the updates that arrived, and balances.
 C10 A server's parameters are the result of the operations that it ordered and its disk kept.
 C11 The last result of an evaluator that ended in good order has reached the GPS.
@@ -93,12 +93,12 @@ class InvariantChecker:
         self._value = value
         self._scenario = scenario
         self._made: dict[tuple[str, PushId], list[Push]] = {}
-        """Updates that workers made, by process; more than one on a lease if a late message made them drop the first,
-        whose payload was on its way."""
+        """Updates that workers made, by process. There are several on a lease if a late message made the worker drop
+        the first one while its payload was on its way."""
         self._asked: dict[str, None] = {}
-        """Processes that were asked to stop, by the trial or by a server that was."""
+        """Processes that were asked to stop, by the trial or by a server that was itself asked to."""
 
-    # --- what it is told --------------------------------------------------------------------------
+    # --- what it observes -------------------------------------------------------------------------
 
     def begins(
         self,
@@ -307,7 +307,7 @@ class InvariantChecker:
             over = gps.phase in ("draining", "finished") or len(self._all_gps()) > 1
             over = over or self._scenario.hopeless
             assert over, (
-                f"{node.name} ends before the run, though nobody asked: {finish.reason}"
+                f"{node.name} ends before the run and was not asked to: {finish.reason}"
             )  # C12
 
     def _check_reported(self, node: SimulatedNode, version: Version, counted_steps: int) -> None:
@@ -377,7 +377,7 @@ def _ledger_of(server: ServerRecord, entries: list[LedgerEntry]) -> LocalLedger 
 
 
 def check_payloads(nodes: list[SimulatedNode]) -> None:
-    """C13, between two events."""
+    """Check C13 between two events."""
     for node in nodes:
         if isinstance(node.plane, TimingPlane) and isinstance(node.machine, Gps | Lps | Worker):
             _check_payloads(node, node.machine, node.plane)

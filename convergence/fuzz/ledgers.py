@@ -1,7 +1,7 @@
-"""What a server's notes say of its history: samples trained, exchanges begun, updates that arrived.
+"""The ledgers that a server's notes give: samples trained, exchanges begun, updates that arrived.
 
-A ledger is the sum of its entries, one for each note that matters, so that it can be made again from the entries
-that a crash left.
+A ledger is the sum of its entries, one for each relevant note, so it can be rebuilt from the entries that
+survive a crash.
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ class LedgerEntry:
     note: LedgerNote
     push: Push | None
     peer: str
-    """Whose update it is; empty: this server's own, or none."""
+    """The peer whose update it is; empty: this server's own, or none."""
 
 
 @dataclass(slots=True)

@@ -40,7 +40,7 @@ class FaultSchedule:
     lose_ps: int
     """The GPS's host is lost with its disk; another one takes its place."""
     copy_ps: int
-    """A copy of the GPS's state is made, away from its host."""
+    """A copy of the GPS's state is made on another host."""
     lasts_ps: int
     """The longest time that a cut, a full disk or a slow link lasts, in picoseconds."""
     power_ps: int
@@ -61,7 +61,7 @@ class Scenario:
     toml: str
     """The run file."""
     workers: tuple[int, ...]
-    """How many each region has."""
+    """How many workers each region has."""
     endless: bool
     """The budget of local steps is never reached: the trial asks the GPS to end."""
     evaluator: bool
@@ -174,7 +174,7 @@ def draw_scenario(seed: int) -> Scenario:
         skewed=random.random() < 0.5,
         failing=failing,
         hopeless=hopeless,
-        # Where no gradient is finite nobody makes progress.
+        # Where no gradient is finite no node makes progress.
         slow=_slow_slots(crawling, workers) if seed % 16 in SLOW and not hopeless else (),
         faulty_ps=random.randint(2, 12) * PS_PER_S,
         profile=profile,

@@ -1,4 +1,4 @@
-"""Checks that a peer was silent whom a node gave up: nothing came from it for as long as the run file says.
+"""Checks that a peer that was given up had been silent for as long as the run file says.
 
 The time is counted while the node that gives up ran. Time in which that node was frozen does not count: it
 could not listen.
@@ -22,7 +22,7 @@ from worker.state import Worker
 
 @dataclass(frozen=True, slots=True)
 class Reception:
-    """When a message came, by the time for which the receiving node really ran, and the state of its clock then."""
+    """When a message arrived, by the time for which the receiving node really ran, and its clock's state then."""
 
     ran_ps: int
     freezes: int
@@ -30,7 +30,7 @@ class Reception:
     missed_ps: int
     """How much of the pauses that it noticed the clock had left out by then."""
     before: "Reception | None" = None
-    """The last message before the node was frozen, if this one came while it was."""
+    """The last message before the node was frozen, if this one arrived while it was frozen."""
 
 
 class SilenceChecker:

@@ -1,5 +1,5 @@
-"""Runs one seed: first the faulty phase, in which no invariant may break, then the healthy phase, in which everyone
-must make progress."""
+"""Runs one seed: first the faulty phase, in which no invariant may break, then the healthy phase, in which every
+node must make progress."""
 
 import traceback
 from collections.abc import Callable
@@ -20,20 +20,20 @@ from pelago.sim.process import DOWN
 from worker.state import Worker
 
 EXCHANGES: Final = 2
-"""So many updates of every region and worker must be applied in the healthy phase."""
+"""How many updates of every region and worker must be applied in the healthy phase."""
 CATCH_UP_PS: Final = 60 * PS_PER_S
-"""How long that may take."""
+"""How long that may take, in picoseconds."""
 END_PS: Final = 60 * PS_PER_S
 LOCAL_STEP_PS: Final = PS_PER_S // 4
-"""More than a local step takes on the slowest worker, with everything that belongs to it."""
+"""An upper limit on the time of a local step on the slowest worker, in picoseconds, communication included."""
 STEP_PS: Final = PS_PER_S // 2
-"""How often the conditions of the healthy phase are checked."""
+"""How often the conditions of the healthy phase are checked, in picoseconds."""
 STORY_CHARACTERS: Final = 20_000
 """The longest description of a failure that is kept: its end."""
 
 
 class Verdict(IntEnum):
-    """What a trial found; the values are exit codes."""
+    """The verdict of a trial; the values are exit codes."""
 
     SOUND = 0
     WRONG = 1
@@ -44,7 +44,7 @@ class Verdict(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """What a trial found. ``virtual_ps``: the simulation's clock at its end. ``counts``: of each kind of fault.
+    """The result of a trial. ``virtual_ps``: the simulation's clock at its end. ``counts``: of each kind of fault.
     ``story``: the failure, with what led to it. ``digest``: of everything that happened, if it was traced."""
 
     seed: int
@@ -57,7 +57,7 @@ class TrialResult:
 
 
 class StuckError(Exception):
-    """In the healthy phase something did not happen that should."""
+    """A condition of the healthy phase was not reached in time."""
 
 
 def trial(seed: int, trace: bool = False) -> TrialResult:
@@ -90,9 +90,9 @@ def _run(cluster: FuzzedCluster) -> None:
     simulation.run(until_ps=scenario.faulty_ps)
     cluster.heal()
     if scenario.slow:
-        _check_progress(cluster, scenario.slow, "somebody with a sound link makes no progress")
+        _check_progress(cluster, scenario.slow, "a node with a sound link makes no progress")
         cluster.quicken()
-    _check_progress(cluster, (), "somebody's updates do not arrive")
+    _check_progress(cluster, (), "the updates of a node do not arrive")
     check_payloads(_present(cluster))
     if scenario.endless and cluster.gps.phase != "finished":
         simulation.give(cluster.node("gps"), StopRequested("the trial is over"))
@@ -100,10 +100,10 @@ def _run(cluster: FuzzedCluster) -> None:
     end_ps = END_PS + (0 if scenario.endless else left * LOCAL_STEP_PS)
     _wait(cluster, end_ps, lambda: cluster.over, "the GPS does not finish")
     check_payloads(_present(cluster))
-    # Nodes that nobody serves any more end: first the servers that wait for the GPS, then their clients.
+    # Nodes that no server serves any more end: first the servers that wait for the GPS, then their clients.
     give_up_ps = Timeouts.of(cluster.run.network).give_up_after_ps
     _wait(
-        cluster, 3 * give_up_ps + END_PS, lambda: not _present(cluster), "somebody waits for ever"
+        cluster, 3 * give_up_ps + END_PS, lambda: not _present(cluster), "a node waits without end"
     )
     gps = cluster.node("gps")
     cluster.checker.check_end(gps, [gps, *_present(cluster)])
@@ -116,7 +116,7 @@ def _check_progress(cluster: FuzzedCluster, but: tuple[str, ...], otherwise: str
 
     def all_did() -> bool:
         if cluster.node("gps").finished in (DOWN, LOST):
-            return False  # It may have forgotten a request to end, and nobody can ask it now.
+            return False  # It may have forgotten a request to end, and cannot be asked now.
         if cluster.gps.phase in ("draining", "finished"):
             return True
         return all(
@@ -168,12 +168,12 @@ def _scene(cluster: FuzzedCluster) -> str:
         node = cluster.node(slot)
         machine = node.machine
         state = getattr(machine, "state", None) or getattr(machine, "phase", "")
-        told = f"{name}: {state}, {node.finished}"
+        line = f"{name}: {state}, {node.finished}"
         if isinstance(machine, Lps):
-            told += f", {machine.model.version} updates, pool {machine.workers.leases.pool.total}, {machine.session}"
+            line += f", {machine.model.version} updates, pool {machine.workers.leases.pool.total}, {machine.session}"
         if isinstance(machine, Gps):
-            told += (
+            line += (
                 f", {[(each.name, each.peer, each.replying) for each in machine.regions.values()]}"
             )
-        lines.append(told)
+        lines.append(line)
     return "\n".join(lines)

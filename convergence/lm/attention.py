@@ -3,7 +3,7 @@
     o = softmax(q k^T / sqrt(head) + mask) v
 
 For short sequences the probabilities are kept: on small heads that is faster than kernels that
-compute them anew in the backward pass (1.4 times on a CPU at 64 tokens and heads of 16). There, on a
+compute them again in the backward pass (1.4 times on a CPU at 64 tokens and heads of 16). There, on a
 CPU, queries are taken in blocks, and a block sees no key behind its end, which saves up to half of
 the work; on CUDA one large product is faster than several small ones. For long sequences
 `scaled_dot_product_attention` saves the memory.

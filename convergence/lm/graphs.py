@@ -1,8 +1,8 @@
 """Steps of many replicas as CUDA graphs: one launch for the several hundred kernels of a step.
 
-Small models are bound by the start of kernels, not by their work. A graph is recorded once for every
-number of rows (rounded up to a few sizes) and batch, and replayed for every step after that. Rows that
-are not there, or whose job has ended, take part but are not `alive`: nothing of them changes.
+Small models are bound by the launch of kernels, not by their work. A graph is recorded once for every
+number of rows (rounded up to a few sizes) and batch, and replayed for every step after that. Unused rows,
+and rows whose job has ended, take part but are not `alive`: they do not change.
 """
 
 from dataclasses import dataclass
@@ -116,7 +116,7 @@ class Graphs:
             losses.copy_(self._stacked.gradient(flat, tokens, micro, grad))
             self._optimiser.step(flat, grad, moments, rates, alive)
 
-        # With nothing alive a step changes nothing, so warming up leaves no trace.
+        # With no row alive a step changes nothing, so warming up has no effect.
         side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):

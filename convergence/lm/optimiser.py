@@ -1,9 +1,8 @@
 """AdamW and Muon of many replicas at once, over stacked flat vectors.
 
 AdamW (Loshchilov and Hutter, arXiv 1711.05101) as `worker.trainer` has it: gradients clipped by
-their global norm, weight decay on matrices only, a gradient that is not finite leaves no trace. Each
-replica has its own rate, its own clipping factor and its own count of steps, none of which ever
-comes back to the host.
+their global norm, weight decay on matrices only, and a step whose gradient is not finite is skipped. Each
+replica has its own rate, its own clipping factor and its own count of steps, which all stay on the device.
 
 Muon (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024) for the matrices
 inside the blocks: Nesterov momentum, then the nearest orthogonal matrix by Newton-Schulz; the rate is
@@ -39,7 +38,7 @@ class Moments:
     scratch: torch.Tensor
     """[R, elements]"""
     rows: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-    """Where they came from."""
+    """The states that they were copied from."""
 
     @classmethod
     def take(cls, rows: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> "Moments":
@@ -94,14 +93,14 @@ class StackedOptimiser:
         fine = norm.isfinite()
         if alive is not None:
             fine = fine & alive
-        # Zero times infinity is no number: such rows are set to 0, and then weigh nothing.
+        # Zero times infinity is NaN: such rows are set to 0, and then have no effect.
         factor = (settings.clip_norm / (norm + 1e-6)).clamp_(max=1.0)
         grad.masked_fill_(~fine, 0.0).mul_(torch.where(fine, factor, 0.0))
         weight = fine.to(grad.dtype)
         rates = rates * weight
         flat[:, : self._shape.matrices].mul_(1.0 - rates * settings.weight_decay)
         steps = moments.steps[:active].add_(fine)
-        # A row that never had a fine gradient has nothing to correct.
+        # A row that never had a finite gradient needs no bias correction.
         counts = steps.clamp(min=1.0)
         root = (1.0 - settings.beta2**counts).sqrt_()
         pace = (rates * root / (1.0 - settings.beta1**counts)).to(grad.dtype)
@@ -132,7 +131,7 @@ class StackedOptimiser:
         grad[:, blocks].lerp_(momentum[:, blocks], MUON_MOMENTUM)
         groups: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
         for update, matrix in zip(self._matrices(grad), self._matrices(flat), strict=True):
-            # Wide ones, so that the products inside the iteration are the small ones.
+            # Wide ones, so that the products inside the iteration are small.
             if update.shape[2] > update.shape[3]:
                 update, matrix = update.mT, matrix.mT
             groups.setdefault((update.shape[2], update.shape[3]), []).append((update, matrix))
@@ -157,7 +156,7 @@ class StackedOptimiser:
 
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
-    """U V^T, about, of each U S V^T in ``matrices``, [n, rows, columns] with rows <= columns.
+    """About U V^T for each U S V^T in ``matrices``, [n, rows, columns] with rows <= columns.
 
     Five steps of a quintic Newton-Schulz iteration, x <- a x + (b x x^T + c (x x^T)^2) x, after
     division by the Frobenius norm; singular values end between 0.7 and 1.2.

@@ -115,11 +115,11 @@ class LanguageModelling:
 
     @property
     def batch_key(self) -> Hashable:
-        """Who has the same model and inner optimiser, but for rates and schedule, on the same device."""
+        """Equal for problems with the same model, device and inner optimiser, except for rates and schedule."""
         return (*self._inner(), str(self._device), id(self._graphs))
 
     def _inner(self) -> tuple[Hashable, ...]:
-        """What a step depends on, besides its rates."""
+        """The settings that a step depends on, besides its rates."""
         settings = self._settings
         betas = (settings.beta1, settings.beta2, settings.epsilon)
         rest = (settings.weight_decay, settings.clip_norm, settings.micro_batch_size)
@@ -164,7 +164,7 @@ class LanguageModelling:
         return float(torch.cat(losses).sum()) / count, count * self._corpus.sequence_length
 
     def value(self, plane: TensorPort) -> float | None:
-        """There is none: the parameters are many."""
+        """None: the model has more than one parameter."""
         return None
 
     def _sizes(self, batch: int) -> tuple[int, int]:
@@ -195,7 +195,7 @@ class LanguageModelling:
                 micro,
             )
         moments.put()
-        # The only places where the host waits for the device.
+        # Only here does the host wait for the device.
         deltas = start.sub_(flat).cpu()
         for row, delta, loss in zip(rows, deltas, losses.sum(0).tolist(), strict=True):
             row.found = (delta, loss / row.job.steps)
@@ -246,7 +246,7 @@ class _Row:
     problem: LanguageModelling
     job: Job
     found: tuple[torch.Tensor, float] | None = None
-    """Its delta and its mean loss."""
+    """The job's delta and its mean loss."""
 
     def round(self) -> Round:
         assert self.found is not None

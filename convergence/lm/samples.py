@@ -37,7 +37,7 @@ class Samples:
         self._region_keys = [derive("regional data", seed, region) for region in range(regions)]
 
     def windows(self, samples: Integers, regions: Integers) -> Integers:
-        """The training window that each sample is; ``regions``: who trains it, of the same shape."""
+        """The training window of each sample; ``regions``, of the same shape: the regions that train them."""
         size = self._corpus.windows
         windows = np.empty_like(samples)
         epochs = samples // size
@@ -55,7 +55,7 @@ class Samples:
         return windows
 
     def part(self, region: int) -> tuple[int, int]:
-        """First training window of a region's own part, and the one behind its last."""
+        """First training window of a region's own part, and the window after its last."""
         size = self._corpus.windows
         return region * size // self._regions, (region + 1) * size // self._regions
 
@@ -68,7 +68,7 @@ class Samples:
         places = windows[..., None] * length + np.arange(length + 1)
         tokens: Integers = self._corpus.train[places].astype(np.int64)
         if not self._corpus.vocabulary and (tokens.min() < 0 or tokens.max() >= vocabulary):
-            # Only raw token files do not tell what they hold.
+            # Only raw token files do not say which ids they hold.
             worst = tokens.min() if tokens.min() < 0 else tokens.max()
             raise ConfigError(
                 f"data.source = {self._corpus.name!r} holds the token id {worst}, but the model"

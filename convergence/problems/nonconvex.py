@@ -36,7 +36,7 @@ START: Final = 1.5
 
 
 class Nonconvex:
-    """``on_gradient``: hear of every gradient: its step's first sample, and |grad f|^2 at its point.
+    """``on_gradient``: called for every gradient with its step's first sample, and |grad f|^2 at its point.
 
     Raises `ConfigError` for heterogeneity.
     """
@@ -111,5 +111,5 @@ class Nonconvex:
         return self.loss(numbers(payload)), 1
 
     def value(self, plane: TensorPort) -> float | None:
-        """It is more than one number."""
+        """None: the model has more than one parameter."""
         return None

@@ -1,7 +1,7 @@
-"""What a simulated cluster trains: a problem makes the planes and trains the workers' rounds.
+"""The interface of what a simulated cluster trains: a problem makes the planes and trains the workers' rounds.
 
-A `Job` is a round of one replica: so many steps from given parameters, on given samples. A replica is
-whatever owns one optimiser state: a worker, or a synchronous group of workers that averages its
+A `Job` is a round of one replica: a number of steps from given parameters, on given samples. A replica
+owns one optimiser state: it is a worker, or a synchronous group of workers that averages its
 gradients at every step. Jobs are trained in batches, since on one device many small models are
 trained together far faster than one after the other; no job depends on another of its batch.
 """
@@ -24,7 +24,7 @@ class Part:
     """A worker's part of every step of a job."""
 
     worker: int
-    """Counted over all regions."""
+    """The worker's index over all regions."""
     region: int
     samples: int
     """Samples of each step; their gradients are averaged over all samples of the step."""
@@ -35,7 +35,7 @@ class Job:
     """Train ``steps`` steps from ``start``, each on the next ``batch`` samples of ``spans``."""
 
     replica: int
-    """Whose optimiser state is used and advanced; at most one job of a replica is under way."""
+    """The replica whose optimiser state is used and advanced; it has at most one job at a time."""
     steps: int
     parts: tuple[Part, ...]
     """The parts of a step and their workers, in this order; one part, unless a group averages gradients."""
@@ -61,7 +61,7 @@ class Problem(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """The model's name."""
+        """The model's fingerprint."""
         ...
 
     @property
@@ -70,11 +70,11 @@ class Problem(Protocol):
         ...
 
     def server_plane(self, server: ServerSection, in_flight: InFlight | None) -> TensorPort:
-        """A server's, with the initial parameters in it. ``in_flight`` None: it never exchanges (GPS)."""
+        """A server's plane, with the initial parameters in it. ``in_flight`` None: it never exchanges (GPS)."""
         ...
 
     def client_plane(self) -> TensorPort:
-        """A worker's or the evaluator's: payloads only."""
+        """The plane of a worker or of the evaluator: payloads only."""
         ...
 
     def train(self, jobs: Sequence[Job]) -> list[Round]:
@@ -82,7 +82,7 @@ class Problem(Protocol):
         ...
 
     def validate(self, payload: Payload) -> tuple[float, int]:
-        """Loss of parameters, and what it counts as tokens."""
+        """Mean loss of parameters, and the number of tokens that it is a mean of."""
         ...
 
     def value(self, plane: TensorPort) -> float | None:

@@ -4,7 +4,7 @@
 
 with A diagonal, its eigenvalues spaced evenly in their logarithm from 0.01 to 1 (condition number 100;
 the one of a single dimension is 1), and p_r region r's share of the speed of all workers: its share of
-the samples when nobody waits. The b_r are random directions with sum_r p_r b_r = 0 and
+the samples when no worker waits. The b_r are random directions with sum_r p_r b_r = 0 and
 sum_r p_r |b_r|^2 = simulation.heterogeneity^2, so the optimum of f is 0 whatever the regions' data, and
 what a method does not weigh by samples shows as a bias. Training starts at x = (1, ..., 1).
 """
@@ -88,7 +88,7 @@ class Quadratic:
         return float(self.eigenvalues @ numbers(payload) ** 2) / 2, 1
 
     def value(self, plane: TensorPort) -> float | None:
-        """It is more than one number."""
+        """None: the model has more than one parameter."""
         return None
 
 

@@ -7,7 +7,7 @@ from pelago.config.run_file import RunFile
 
 
 def build(run: RunFile, replicas: int) -> Problem:
-    """The problem that a run file names, for so many replicas. Raises `ConfigError`."""
+    """The problem that a run file names, for a number of replicas. Raises `ConfigError`."""
     assert run.simulation is not None
     # torch takes seconds to import, longer than a whole run without tensors.
     match run.simulation.problem:

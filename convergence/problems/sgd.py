@@ -1,8 +1,8 @@
 """Plain SGD rounds with Gaussian gradient noise, for the problems that are formulas.
 
 Noise belongs to samples, not to rounds: a step that begins with sample i of the global order draws the
-noise of its mean gradient from (seed, i). So the same samples give the same noise whoever trains them,
-whatever else is trained with them, and on whatever course of events.
+noise of its mean gradient from (seed, i). So the same samples give the same noise whichever worker trains
+them, whatever else is in the batch, and in whatever order events happen.
 """
 
 from collections.abc import Callable, Iterator

@@ -24,7 +24,7 @@ class TensorPlane:
 
     @classmethod
     def loaded(cls, blank: Callable[[], Plane], flat: torch.Tensor) -> "TensorPlane":
-        """With ``flat`` as the parameters, as if it had been there before the start."""
+        """``flat``: the parameters, as if they had been loaded before the start; shape [numel]."""
         made = cls(blank)
         made.plane.adopt(0, flat)
         made.plane.apply("load", 0)
@@ -45,7 +45,7 @@ class TensorPlane:
         self.plane.pin(blob, average)
 
     def difference(self, blob: BlobId) -> None:
-        """Name snapshot - model as it is now."""
+        """Name the present difference snapshot - model."""
         self.plane.difference(blob)
 
     def measure(self, blob: BlobId) -> tuple[float, bool]:
@@ -66,11 +66,11 @@ class TensorPlane:
         self.plane.adopt(blob, payload)
 
     def image(self, blobs: Collection[BlobId]) -> object:
-        """All of it as it is now, with these payloads."""
+        """The whole plane as it is now, with these payloads."""
         return self.plane.snapshot(blobs)
 
     def restore(self, image: object) -> None:
-        """Become the plane that the image was taken of."""
+        """Give this fresh plane the contents of an image."""
         assert isinstance(image, PlaneSnapshot)
         self.plane = self._blank()
         self.plane.restore(image.layout(), [chunk.buffer() for chunk in image.chunks])

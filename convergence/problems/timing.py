@@ -12,7 +12,7 @@ from pelago.wire.messages import TensorSpec
 
 
 class Timing:
-    """No tensors: who would be where when. Every update is accepted, every loss 0."""
+    """No tensors, only the times of events. Every update is accepted, and every loss is 0."""
 
     validates = False
 
@@ -40,5 +40,5 @@ class Timing:
         return 0.0, 0
 
     def value(self, plane: TensorPort) -> float | None:
-        """There is none."""
+        """None: there are no parameters."""
         return None

@@ -74,7 +74,7 @@ class Conditions:
     margin: float
     """m = 1 - L (max w / 2 + rho); the theorem needs m > 0."""
     rate_factor_max: float
-    """By less than this every learning rate may be multiplied until m is 0: 1 / (L (max w / 2 + rho))."""
+    """The factor on all learning rates at which m is 0: 1 / (L (max w / 2 + rho))."""
 
     @property
     def hold(self) -> bool:
@@ -155,7 +155,7 @@ def spread(gains: Vector, difference: Matrix, variances: Vector) -> tuple[float,
 
 
 def conditions(smoothness: float, found: Statistics) -> Conditions:
-    """m and what it leaves. Raises `ValueError` unless ``smoothness`` (L) is above 0."""
+    """m, and the largest factor on the rates. Raises `ValueError` unless ``smoothness`` (L) is above 0."""
     if not (isfinite(smoothness) and smoothness > 0):
         raise ValueError(f"smoothness = {smoothness}: must be finite and above 0")
     load = smoothness * (found.gain_max / 2 + found.lag)

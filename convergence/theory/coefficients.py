@@ -2,7 +2,7 @@
 
 SGD, delayed Nesterov, merges, carrying and replaying are linear, and no decision depends on a tensor. So
 every model of a run is the start minus a combination of the gradients computed so far, whose
-coefficients depend on the settings and on who was where when, but on no data. A run in which the j-th
+coefficients depend on the settings and on the order and times of events, but on no data. A run in which the j-th
 gradient is the j-th unit vector therefore *is* the matrix of the coefficients: the daemons' machines
 and planes compute it, and no method needs a formula of its own.
 """
@@ -60,9 +60,9 @@ class Course:
     global_models: NDArray[np.float64]
     """[N, N]: the GPS's model when the step of gradient j begins is start - sum_i global_models[j, i] g_i."""
     final: Vector
-    """[N]: those of the GPS's last model."""
+    """[N]: the coefficients of the GPS's last model."""
     gains: Vector
-    """[N]: what each coefficient of every model would come to if the run went on."""
+    """[N]: the limit of each coefficient of every model if the run went on."""
 
 
 class UnitGradients:
@@ -114,7 +114,7 @@ class UnitGradients:
         return 0.0, 0
 
     def value(self, plane: TensorPort) -> float | None:
-        """It is more than one number."""
+        """None: the model has more than one parameter."""
         return None
 
 

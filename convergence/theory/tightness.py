@@ -1,4 +1,4 @@
-"""The theorem of `convergence.theory` against runs of the simulator: how loose is the bound?
+"""Compares the bound of `convergence.theory` with runs of the simulator: how loose is it?
 
 Every setting runs on `Nonconvex`, whose constants are exact, at half of the largest learning rate that
 the theorem admits, and its measured averages are those that the theorem bounds.
@@ -94,7 +94,7 @@ def compare(setting: str, run: RunFile, seeds: Sequence[int], share: float = 0.5
 
     The run file's learning rate must be constant; it is replaced.
     """
-    # One course tells what every rate gives.
+    # One course gives the statistics at every rate.
     found = course(with_rate(run, 1.0))
     unit = statistics(found, variances(found, run))
     problem = Nonconvex(run)
@@ -126,15 +126,15 @@ def estimated_lag(run: RunFile) -> float | None:
     timing = run.simulation.model_copy(update={"problem": "timing"})
     cluster = Cluster(run.model_copy(update={"simulation": timing}))
     cluster.replay()
-    books = [lps.exchanges for lps in cluster.lps.values()]
+    exchanges = [lps.exchanges for lps in cluster.lps.values()]
     units = cluster.layout.units
     return lag_estimate(
         regions=len(run.region),
         units=len(units) / len(run.region),
         steps=sum(unit.members[0].steps for unit in units) / len(units),
         updates=run.lps.updates_per_exchange,
-        in_flight=sum(each.in_flight_updates for each in books)
-        / max(1, sum(each.count for each in books)),
+        in_flight=sum(each.in_flight_updates for each in exchanges)
+        / max(1, sum(each.count for each in exchanges)),
         merge_weight=run.lps.merge_weight,
         lps=(run.lps.momentum, run.lps.momentum_delay),
         gps=(run.gps.momentum, run.gps.momentum_delay),

@@ -88,12 +88,12 @@ class TimingPlane:
         assert blob in self.live, blob
 
     def pin(self, blob: BlobId, average: bool = False) -> None:
-        """A new name."""
+        """Make a new name."""
         assert blob not in self.live, blob
         self.live.add(blob)
 
     def difference(self, blob: BlobId) -> None:
-        """A new name."""
+        """Make a new name."""
         self.adopt(blob, None)
 
     def measure(self, blob: BlobId) -> tuple[float, bool]:
@@ -111,7 +111,7 @@ class TimingPlane:
         return None
 
     def adopt(self, blob: BlobId, payload: Payload) -> None:
-        """A new name."""
+        """Make a new name."""
         assert blob not in self.live, blob
         self.live.add(blob)
 

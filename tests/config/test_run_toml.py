@@ -1,4 +1,4 @@
-"""The run file: what it refuses, what it says then, and what two hosts must agree on."""
+"""The run file: what is refused, with which message, and what two hosts must agree on."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ REGIONS = '[[region]]\nname = "eu"\nworker_speeds = [1, 0.5]\n[[region]]\nname =
 
 
 def fault(text: str) -> str:
-    """What is said about a run file that is wrong."""
+    """The message about a wrong run file."""
     with pytest.raises(ConfigError) as refused:
         run_toml.parse(text + REGIONS)
     assert "\n" not in str(refused.value)
@@ -127,7 +127,7 @@ def test_hosts_may_differ_in_addresses_and_paths_but_in_nothing_else() -> None:
 
 
 def test_speeds_may_be_in_any_unit() -> None:
-    """Operations a second, say: only their ratios count."""
+    """For example operations a second: only their ratios count."""
     run = run_toml.parse('[[region]]\nname = "eu"\nworker_speeds = [989e12, 312e12]\n')
     assert run.relative_speed(0, 1) == pytest.approx(312 / 989)
 

@@ -1,4 +1,4 @@
-"""TOML that is written."""
+"""The TOML writer."""
 
 import math
 import tomllib

@@ -1,4 +1,4 @@
-"""What is said of values of every wrong kind, in run files and studies."""
+"""The messages about values of every wrong kind, in run files and studies."""
 
 import re
 from collections.abc import Iterator

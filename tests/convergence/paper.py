@@ -25,7 +25,7 @@ PAPER = Setting(SPEEDS, BANDWIDTH_GBPS)
 
 
 def run_file(setting: Setting, problem: str = "scalar", **run: Any) -> RunFile:
-    """The run file that says what a setting of the reference says."""
+    """The run file of a setting of the reference."""
 
     def server(settings: tuple[float, float, int]) -> dict[str, Any]:
         eta, momentum, delay = settings

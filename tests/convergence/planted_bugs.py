@@ -1,4 +1,4 @@
-"""Bugs to plant in the real code: what the fuzzer must find. Each is put in by a `pytest.MonkeyPatch`.
+"""Bugs to plant in the real code, which the fuzzer must find. Each is planted by a `pytest.MonkeyPatch`.
 
 `python -m tests.convergence.planted_bugs --find` prints the table of seeds that find them, for
 `tests/convergence/test_fuzz.py`: the courses of seeds change with the machines.
@@ -41,11 +41,11 @@ from pelago.wire.messages import Ack, Goodbye, Hello, Model, Push
 Plant = Callable[[pytest.MonkeyPatch], None]
 PLANTS: dict[str, Plant] = {}
 SEEDS: Final = range(1, 1000)
-"""Where a seed is looked for that finds a bug."""
+"""The seeds among which one that finds a bug is looked for."""
 
 
 def plant(put: Plant) -> Plant:
-    """One of them."""
+    """Register a bug."""
     PLANTS[put.__name__] = put
     return put
 
@@ -132,12 +132,12 @@ def a_lease_is_lent_twice(patch: pytest.MonkeyPatch) -> None:
 
 
 @plant
-def a_gps_minds_no_fence(patch: pytest.MonkeyPatch) -> None:
+def a_gps_checks_no_fence(patch: pytest.MonkeyPatch) -> None:
     def outcome(original: Any, self: Region, push: Any) -> Any:
         return original(self, replace_fence(push, self.fence))
 
     around(patch, Region, "outcome", outcome)
-    # Nor what it granted: a driver would turn most of these updates away.
+    # It forgets what it granted too, since a driver would turn most of these updates away.
     patch.setattr(Gps, "expects", lambda self, peer, message: isinstance(message, Push))
 
 
@@ -146,9 +146,9 @@ def replace_fence(push: Any, fence: int) -> Any:
 
 
 @plant
-def fences_begin_anew_with_every_life(patch: pytest.MonkeyPatch) -> None:
-    """What the fuzzer found: a region went on with samples of a GPS that was no more, and was lent them again by
-    the next one under the same fence."""
+def fences_begin_again_with_every_incarnation(patch: pytest.MonkeyPatch) -> None:
+    """The fuzzer found this: a region went on with the samples of a GPS that was lost, and the next GPS lent
+    them to it again under the same fence."""
 
     def begin(original: Any, self: Gps, settings: Any) -> None:
         original(self, settings)
@@ -215,7 +215,7 @@ def an_evaluators_farewell_has_no_finding(patch: pytest.MonkeyPatch) -> None:
 
 
 @plant
-def a_later_life_takes_no_samples_back(patch: pytest.MonkeyPatch) -> None:
+def a_later_incarnation_takes_no_samples_back(patch: pytest.MonkeyPatch) -> None:
     def reopen(original: Any, self: Gps) -> None:
         vars(self.ledger)["reclaim"] = lambda region: 0
         original(self)
@@ -225,7 +225,7 @@ def a_later_life_takes_no_samples_back(patch: pytest.MonkeyPatch) -> None:
 
 
 @plant
-def a_later_life_knows_the_processes_of_the_one_before(patch: pytest.MonkeyPatch) -> None:
+def a_later_incarnation_knows_the_processes_of_the_one_before(patch: pytest.MonkeyPatch) -> None:
     def reopen(original: Any, self: Gps) -> None:
         served = {each.name: (each.peer, each.fence) for each in self.regions.values()}
         original(self)
@@ -303,12 +303,12 @@ def what_is_lent_again_has_the_clock_of_its_place(patch: pytest.MonkeyPatch) -> 
 
 
 @plant
-def nobody_counts_what_comes_to_nothing(patch: pytest.MonkeyPatch) -> None:
+def failed_rounds_are_not_counted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Refusals, "verdict", lambda self, client, present: "go on")
 
 
 @plant
-def a_client_waits_for_ever(patch: pytest.MonkeyPatch) -> None:
+def a_client_waits_without_end(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ClientSession, "gives_up", lambda self, now: False)
 
 
@@ -353,7 +353,7 @@ def an_lps_turns_away_the_answer_to_its_exchange(patch: pytest.MonkeyPatch) -> N
 
 
 @plant
-def who_is_slow_keeps_its_place(patch: pytest.MonkeyPatch) -> None:
+def a_slow_client_keeps_its_place(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Staging, "tick", lambda self, patience, silent=(): [])
 
 
@@ -409,8 +409,8 @@ def main() -> int:
     missing = 0
     for name, seed, seconds in search(options.find or list(PLANTS), options.jobs):
         missing += seed is None
-        told = f"{seconds:.1f} s" if seed is not None else f"not found below {SEEDS.stop}"
-        print(f'    "{name}": {seed},  # {told}', flush=True)
+        found = f"{seconds:.1f} s" if seed is not None else f"not found below {SEEDS.stop}"
+        print(f'    "{name}": {seed},  # {found}', flush=True)
     return 1 if missing else 0
 
 

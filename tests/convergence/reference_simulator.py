@@ -1,4 +1,4 @@
-"""HALoS's simulator told again in one page of plain Python, to compare the virtual driver with.
+"""HALoS's simulator written again in one page of plain Python, to compare the virtual driver with it.
 
 Written from the algorithm of Kim et al. (arXiv 2506.04531) as the released simulator runs it:
 floats, `heapq`, and nothing of Pelago. The model is a scalar that starts at 1; times are ms.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run depends on; the defaults are the paper's. Servers: (eta, momentum, delay)."""
+    """The settings of a run; the defaults are the paper's. Servers: (eta, momentum, delay)."""
 
     speeds: tuple[tuple[float, ...], ...]
     bandwidth_gbps: tuple[tuple[float, ...], ...]
@@ -98,8 +98,8 @@ def halos(setting: Setting) -> ReferenceResult:
     order = itertools.count()
     samples = counted = 0
 
-    def schedule(at: float, kind: str, who: int, value: float) -> None:
-        heapq.heappush(events, (at, next(order), kind, who, value))
+    def schedule(at: float, kind: str, sender: int, value: float) -> None:
+        heapq.heappush(events, (at, next(order), kind, sender, value))
 
     def begin_round(w: int, now: float) -> None:
         nonlocal samples
@@ -113,30 +113,30 @@ def halos(setting: Setting) -> ReferenceResult:
     for w in range(len(places)):
         begin_round(w, 0.0)
     while True:
-        now, _, kind, who, value = heapq.heappop(events)
+        now, _, kind, sender, value = heapq.heappop(events)
         if kind == "push":
-            r = places[who][0]
+            r = places[sender][0]
             region = regions[r]
             region.step(value)
             region.version += 1
-            region.steps += steps[who]
+            region.steps += steps[sender]
             if not region.flying and region.version >= region.merged + setting.every:
                 region.flying, region.sent = True, region.th
                 schedule(now + comm(r, setting.gps_region), "delta", r, region.snap - region.th)
                 # Counted are all steps since the last send, also those whose movement is dropped.
                 region.sent_steps, region.steps = region.steps, 0
-            begin_round(who, now)
+            begin_round(sender, now)
         elif kind == "delta":
             gps.step(value)
-            counted += regions[who].sent_steps
-            outcome.arrivals.append((now, who, counted))
+            counted += regions[sender].sent_steps
+            outcome.arrivals.append((now, sender, counted))
             outcome.values.append(gps.th)
             if counted >= setting.budget:
                 outcome.lps = [region.th for region in regions]
                 return outcome
-            schedule(now + comm(setting.gps_region, who), "merge", who, gps.th)
+            schedule(now + comm(setting.gps_region, sender), "merge", sender, gps.th)
         else:
-            region = regions[who]
+            region = regions[sender]
             before = region.th
             region.th = (1 - setting.alpha) * before + setting.alpha * value
             region.snap = region.th + (region.sent - before if setting.carry else 0.0)

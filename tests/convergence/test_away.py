@@ -17,8 +17,7 @@ LATENCY_S = 0.1
 
 @dataclass
 class Away:
-    """A GPS that hears nothing from ``since`` to ``until``, and then what a process hears that was started
-    again."""
+    """A GPS that receives nothing from ``since`` to ``until``, and then the events of a restarted process."""
 
     machine: Machine[Message]
     since: int
@@ -71,7 +70,7 @@ def leases(cluster: Cluster) -> dict[int, list[HandedOut]]:
 
 @pytest.mark.parametrize(("round_s", "since_s"), [(0.25, 12), (1.0, 12), (1.0, 60), (20.0, 100)])
 def test_a_minute_without_the_gps_stops_no_worker(round_s: float, since_s: int) -> None:
-    """Nobody waits longer between two rounds than at other times, and the books are exact at the end."""
+    """No worker waits longer between two rounds than at other times, and the ledger is exact at the end."""
     cluster = Cluster(run(round_s, minutes=4), check=True)
     node = cluster.simulation.nodes["gps"]
     node.machine = Away(node.machine, since_s * PS_PER_S, (since_s + 60) * PS_PER_S)
@@ -92,8 +91,8 @@ def test_a_minute_without_the_gps_stops_no_worker(round_s: float, since_s: int) 
 
 
 def test_a_slow_region_keeps_no_more_in_hand_than_it_trains_on_in_that_time() -> None:
-    """A region of two workers at a tenth of the speed, beside one of eight: less than two minutes of its
-    own work, and a round or two."""
+    """A region of two workers at a tenth of the speed, beside a region of eight: it keeps less than two minutes of
+    its own work, and a round or two."""
     cluster = Cluster(run(1.0, minutes=4, speeds="0.1, 0.1"), check=True)
     most = {"eu": 0, "us": 0}
 
@@ -110,7 +109,7 @@ def test_a_slow_region_keeps_no_more_in_hand_than_it_trains_on_in_that_time() ->
 
 
 def test_the_clock_of_a_lease_is_what_workers_were_given_not_what_regions_keep_in_hand() -> None:
-    """Never ahead, and behind by what other regions gave out since the GPS last heard of them."""
+    """It is never ahead, and behind by what other regions handed out since their last reports to the GPS."""
     cluster = Cluster(run(1.0, minutes=3), check=True)
     given, late = 0, []
 

@@ -37,11 +37,13 @@ def together(runs: Sequence[RunFile]) -> list[dict[str, Any]]:
         thread.start()
     for thread in threads:
         thread.join(timeout=50)
-        assert not thread.is_alive(), "a simulation waits for ever"
+        assert not thread.is_alive(), "a simulation waits without end"
     return results
 
 
-def test_problems_that_gain_nothing_are_trained_one_by_one_with_equal_results() -> None:
+def test_problems_that_gain_nothing_from_batches_are_trained_one_by_one_with_equal_results() -> (
+    None
+):
     """The runs are of different lengths, so that some leave while others go on."""
     runs = [run_file(replace(PAPER, budget=budget)) for budget in (300, 900, 600)]
     assert together(runs) == [Cluster(run).replay() for run in runs]
@@ -108,7 +110,7 @@ def test_language_models_of_several_runs_train_in_one_batch_as_they_do_alone(
 
 
 class BrokenProblem:
-    """Fails to train whatever it is given."""
+    """A problem whose training always fails."""
 
     def __init__(self, run: RunFile) -> None:
         self._inner = build(run, 16)
@@ -120,7 +122,7 @@ class BrokenProblem:
         raise ArithmeticError("planted")
 
 
-def test_a_failure_of_the_training_reaches_everybody_and_nobody_waits() -> None:
+def test_a_failure_of_the_training_reaches_all_simulations_and_none_waits() -> None:
     run = run_file(replace(PAPER, budget=300))
     batch_trainer, failures = BatchTrainer(2), []
 

@@ -130,7 +130,7 @@ def test_the_learning_rate_clock_counts_samples_as_they_are_handed_out(
 
 
 def compare(run: ConformanceRun, setting: Setting) -> None:
-    """All arrivals, the GPS's value after each, the regions' last values; and the books balance."""
+    """All arrivals, the GPS's value after each, the regions' last values; and the ledger balances."""
     reference = halos(setting)
     ours = [
         (each.time_ps / PS_PER_MS, int(each.region[1:]), each.cumulative_steps)

@@ -17,29 +17,29 @@ from convergence.fuzz.trial import TrialResult, Verdict, _run, trial
 from tests.convergence.planted_bugs import PLANTS
 
 ONCE: Final = {
-    56: "a GPS that came anew took an update meant for the one before it",
-    83: "found something when servers had become durable",
+    56: "a new GPS took an update that was meant for the one before it",
+    83: "failed when servers had become durable",
     88: "tensors and restarts",
     2145: "two incarnations of a GPS gave one fence, and samples were lent under both",
-    40411: "an evaluator's last finding went with it",
-    104861: "an LPS heeded no grant of a GPS that came anew",
+    40411: "an evaluator's last finding was lost with it",
+    104861: "an LPS ignored the grants of a new GPS",
     202369: "the checker was wrong",
-    301203: "samples of a rejected exchange were lent again before that word came",
+    301203: "samples of a rejected exchange were lent again before the rejection arrived",
     301239: "the trial was wrong",
-    508160: "the checker knew one update a lease only, and a late Rejoin has two made",
+    508160: "the checker allowed one update a lease, and after a late Rejoin there are two",
     508325: "the trial's disk had a snapshot before its journal",
     509640: "as 508160, with tensors",
-    510607: "the trial asked a GPS to end that was dead",
-    703506: "the checker minded what was said of a fence that is past",
+    510607: "the trial asked a dead GPS to end",
+    703506: "the checker compared answers about an earlier fence",
     801829: "the same of a server that was restarted",
-    81002825: "a message that came during a pause too short to be noticed was taken for heard",
-    81009836: "the trial's disk forgot what an old file had behind a torn header",
-    81010185: "a region that needs more than a turn never got its update across beside a late one that stood still",
-    81011050: "a worker that took long first kept the others out for as long",
-    85013732: "the trial's disk asked for a snapshot that it had let rot before",
-    73190039: "the trial took a GPS that was killed while it ended for one that had ended",
+    81002825: "a message during a pause too short to be noticed was counted as received",
+    81009836: "the trial's disk forgot the bytes of an old file behind a torn header",
+    81010185: "a region that needs more than a turn never delivered its update beside a late one that made no progress",
+    81011050: "a worker that took long at first blocked the others for as long",
+    85013732: "the trial's disk required a snapshot that it had damaged before",
+    73190039: "the trial counted a GPS that was killed while it ended as ended",
 }
-"""Seeds that found something once."""
+"""Seeds that once found something."""
 FOUND: Final = {
     "an_lps_applies_a_repeated_update_again": 1,
     "a_gps_applies_a_repeated_update_again": 2,
@@ -51,8 +51,8 @@ FOUND: Final = {
     "an_image_forgets_the_number_of_the_last_exchange": 1,
     "lease_numbers_begin_again_with_every_process": 148,
     "a_lease_is_lent_twice": 1,
-    "a_gps_minds_no_fence": 79,
-    "fences_begin_anew_with_every_life": 381,
+    "a_gps_checks_no_fence": 79,
+    "fences_begin_again_with_every_incarnation": 381,
     "a_restarted_lps_believes_its_models_to_be_on_their_way": 57,
     "a_restarted_gps_believes_its_models_to_be_on_their_way": 29,
     "a_restarted_lps_believes_its_update_to_be_on_its_way": 2,
@@ -60,8 +60,8 @@ FOUND: Final = {
     "a_lost_workers_lease_is_not_given_back": 1,
     "a_lost_regions_samples_are_not_taken_back": 1,
     "an_evaluators_farewell_has_no_finding": 3,
-    "a_later_life_takes_no_samples_back": 6,
-    "a_later_life_knows_the_processes_of_the_one_before": 6,
+    "a_later_incarnation_takes_no_samples_back": 6,
+    "a_later_incarnation_knows_the_processes_of_the_one_before": 6,
     "a_region_that_rejoins_keeps_its_movement": 1,
     "a_rejected_exchange_keeps_its_samples": 89,
     "a_place_is_never_free_again": 1,
@@ -70,14 +70,14 @@ FOUND: Final = {
     "a_damaged_record_ends_a_journal_quietly": 32,
     "a_restored_plane_has_forgotten_its_momentum": 88,
     "what_is_lent_again_has_the_clock_of_its_place": 1,
-    "nobody_counts_what_comes_to_nothing": 85,
-    "a_client_waits_for_ever": 1,
+    "failed_rounds_are_not_counted": 85,
+    "a_client_waits_without_end": 1,
     "a_pause_counts_as_silence": 4,
     "a_tick_comes_before_what_waited": 150,
     "a_member_that_says_hello_is_not_heard": 2,
     "what_a_worker_waits_for_is_taken_for_in_hand": 2,
     "an_lps_turns_away_the_answer_to_its_exchange": 1,
-    "who_is_slow_keeps_its_place": 6,
+    "a_slow_client_keeps_its_place": 6,
     "a_snapshot_counts_before_it_is_on_the_disk": 76,
     "only_the_newest_snapshot_is_tried": 172,
     "what_a_peer_made_up_is_taken_for_a_record": 10,
@@ -89,9 +89,9 @@ SLOW: Final = (
     "a_restarted_server_does_not_measure_what_it_had",
     "a_lost_transfer_is_not_noticed",
     "an_lps_turns_away_the_answer_to_its_exchange",
-    "who_is_slow_keeps_its_place",
+    "a_slow_client_keeps_its_place",
 )
-"""Those that take a while."""
+"""Bugs whose seeds take long."""
 QUICK: Final = [name for name in FOUND if name not in SLOW]
 
 
@@ -175,10 +175,10 @@ def test_the_exit_status_is_the_verdict_and_the_last_line_runs_it_again(
 
     monkeypatch.setattr(pool, "trial", some_trial)
     assert command.main(["--seed", "3", "--seeds", "3", "--jobs", "1"]) == verdict
-    *before, told, last = capsys.readouterr().out.splitlines()
+    *before, summary, last = capsys.readouterr().out.splitlines()
     failing = verdict is not Verdict.SOUND
     assert last == f"python -m convergence.fuzz --seed {4 if failing else 5}"
-    found = json.loads(told)
+    found = json.loads(summary)
     assert found["seeds"] == (2 if failing else 3)
     assert found["found"] == ([4] if failing else [])
     assert (found["events"], found["crashes"]) == (100 * found["seeds"], found["seeds"])

@@ -1,4 +1,4 @@
-"""In whole clusters, servers that were restored in the middle act as those that never went."""
+"""In whole clusters, servers that are restored from their images behave like the originals."""
 
 import pytest
 

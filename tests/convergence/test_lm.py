@@ -138,7 +138,7 @@ def test_long_sequences_go_through_fused_attention_and_give_the_same(
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_job_is_a_round_of_the_worker_s_trainer(source: str, tied: bool) -> None:
-    """Two rounds from what the round before gave; the second shows that the moments stayed."""
+    """Two rounds, each from the result of the round before; the second shows that the moments stayed."""
     run = run_file(
         source,
         overrides={"tie_word_embeddings": tied},
@@ -187,7 +187,7 @@ def test_no_job_depends_on_the_others_of_its_batch(source: str, optimiser: str) 
                 losses += [each.loss for each in found]
         results.append((torch.stack(deltas), losses))
     for deltas_again, losses_again in results[1:]:
-        # AdamW divides by the root of squares near 0: a rounding error there is not one any more.
+        # AdamW divides by the root of squares near 0, which magnifies a rounding error there.
         assert torch.allclose(deltas_again, results[0][0], rtol=0, atol=1e-6)
         assert losses_again == pytest.approx(results[0][1], abs=1e-6)
 
@@ -199,7 +199,7 @@ def stepped(
     grads: list[torch.Tensor],
     rate: float,
 ) -> torch.Tensor:
-    """What `StackedOptimiser` makes of the rows of ``flat``."""
+    """The rows of ``flat`` after the steps of `StackedOptimiser`."""
     optimiser = StackedOptimiser(settings, shape, len(flat) + 1, CPU)
     flat = flat.clone()
     replicas = list(range(len(flat), 0, -1))
@@ -253,7 +253,7 @@ def test_orthogonalised_matrices_are_nearly_orthogonal() -> None:
 
 @pytest.mark.parametrize("optimiser", ["adamw", "muon"])
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_leaves_no_trace(optimiser: str, broken: float) -> None:
+def test_a_gradient_that_is_not_finite_changes_nothing(optimiser: str, broken: float) -> None:
     """In its own row; the other row takes all three steps."""
     settings = WorkerSection.model_validate({"optimiser": optimiser})
     shape, _, flat, _ = gradients({}, LENGTH, replicas=2)
@@ -328,7 +328,7 @@ def test_without_heterogeneity_samples_are_those_of_the_global_order(source: str
 
 
 def test_a_region_of_heterogeneity_1_reads_its_own_part_only(source: str) -> None:
-    """And all of it, in an epoch; a share of a half draws half of the samples from there."""
+    """It reads all of it in an epoch; a share of a half draws half of the samples from there."""
     run = run_file(source)
     corpus = open_corpus(run.data, run.run.seed)
     whole, half = (Samples(corpus, 0, share, regions=3) for share in (1.0, 0.5))
@@ -397,7 +397,7 @@ def test_scaled_rotary_embeddings_and_unknown_tensors_are_refused() -> None:
 
 
 def test_a_token_that_the_model_does_not_know_is_refused(tmp_path: Path) -> None:
-    """It lies in the middle of the file, where nobody looks before it is read."""
+    """It lies in the middle of the file, which is not checked before it is read."""
     file = write_tokens(tmp_path / "a.bin", 200_000)
     tokens = np.fromfile(file, dtype="uint16")
     tokens[70_000:120_000] = 300

@@ -79,7 +79,7 @@ def test_the_papers_environment_gives_the_published_values(
 
 
 def test_without_communication_the_papers_run_would_take_the_published_bound() -> None:
-    """The ideal group divides samples, not fractions of them, so it stays a little above the bound."""
+    """The ideal group divides whole samples only, so it stays a little above the bound."""
     bound_ms = 2_367_229.480
     run = run_file(PAPER, "timing")
     coarse, fine = (
@@ -201,10 +201,10 @@ def test_too_many_regions_for_a_ring_are_refused() -> None:
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_any_arrangement_in_any_world_ends_with_all_invariants_and_a_balanced_ledger(
+def test_any_arrangement_under_any_settings_keeps_all_invariants_and_balances_its_ledger(
     seed: int,
 ) -> None:
-    """One to four uneven regions; links slow, far or shared; ideal servers or the daemons' settings."""
+    """One to four uneven regions; slow, long or shared links; ideal servers or the daemons' settings."""
     draw = Random(seed)
     n = draw.randint(1, 4)
     setting = replace(
@@ -328,9 +328,9 @@ def test_an_event_of_an_unknown_node_is_refused() -> None:
         Cluster(run_toml.parse(LOSSES + event(5, "eu/7", "lose")))
 
 
-def test_a_run_that_nobody_starts_is_refused() -> None:
+def test_a_run_without_a_worker_at_the_start_is_refused() -> None:
     names = ("eu/0", "eu/1", "us/0", "us/1")
-    with pytest.raises(ConfigError, match="nobody starts the run"):
+    with pytest.raises(ConfigError, match="no worker starts the run"):
         Cluster(run_toml.parse(LOSSES + "".join(event(5, name, "join") for name in names)))
 
 

@@ -86,7 +86,7 @@ def test_the_coefficients_reproduce_a_real_run(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_in_the_end_every_gradient_has_its_gain(method: str) -> None:
-    """The first gradients have arrived in the last point, but for a tenth that is still on its way."""
+    """In the last point the first gradients have their gain, except for a tenth that is still on its way."""
     found = found_course(method)
     np.testing.assert_allclose(found.points[-1, :4], found.gains[:4], rtol=0.1)
 

@@ -1,4 +1,4 @@
-"""What became of an update is remembered once and for ever, or answered safely."""
+"""The outcome of an update never changes; if it was forgotten, the answer is safe."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def test_an_outcome_is_remembered() -> None:
     assert outcomes.get(2) == "rejected"
 
 
-def test_what_nobody_remembers_is_fenced() -> None:
+def test_an_update_whose_outcome_is_forgotten_is_fenced() -> None:
     assert Outcomes().get(7) == "fenced"
 
 

@@ -1,4 +1,4 @@
-"""What a message says of an exception."""
+"""How a message describes an exception."""
 
 import pytest
 

@@ -11,7 +11,7 @@ from pelago.core import frozen
 def made() -> Any:
     @frozen.frozen
     class FrozenPoint:
-        """A place."""
+        """A point in the plane."""
 
         x: int
         y: int = 2

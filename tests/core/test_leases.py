@@ -68,7 +68,7 @@ def test_a_leaving_region_settles_only_what_it_still_holds() -> None:
     )
 
 
-def test_nobody_spends_what_he_does_not_hold() -> None:
+def test_a_region_cannot_spend_what_it_does_not_hold() -> None:
     ledger = SampleLedger()
     ledger.lend("eu", 8)
     with pytest.raises(AssertionError):
@@ -76,7 +76,7 @@ def test_nobody_spends_what_he_does_not_hold() -> None:
 
 
 def test_a_long_run_keeps_a_small_ledger_that_still_balances() -> None:
-    """Applied and dropped spans alternate for ever, and one straggler holds its samples long."""
+    """Applied and dropped spans alternate many times, and one slow region holds its samples long."""
     ledger = SampleLedger()
     straggler = ledger.lend("asia", 4)
     for number in range(3 * SPENT_SPANS_MAX):
@@ -200,7 +200,7 @@ def test_a_later_incarnation_never_reuses_a_number() -> None:
 
 
 def clocks(table: LeaseTable, count: int, samples: int = 4) -> list[int]:
-    """Of the next leases."""
+    """The clocks of the next leases."""
     leases = [table.lend(0, 1, samples) for _ in range(count)]
     return [lease.clock for lease in leases if lease is not None]
 
@@ -214,8 +214,8 @@ def test_the_clock_of_fresh_samples_is_their_place_in_the_order() -> None:
 
 
 def test_what_was_kept_in_hand_has_the_clock_of_the_time_when_a_worker_gets_it() -> None:
-    """Others were lent samples meanwhile; all in all 100 had been when the second eight came, less the
-    eight that were in hand."""
+    """Other regions were lent samples meanwhile: 100 in all when the second eight came, less the eight that
+    were in hand."""
     table = LeaseTable(0)
     table.add(((8, 16),), 8)
     table.add(((100, 108),), 100)
@@ -241,7 +241,9 @@ def test_what_is_lent_again_has_the_clock_of_the_time_when_it_is_lent_again() ->
     assert clocks(table, 1) == [9_000_008]
 
 
-def test_the_clock_survives_a_restart_and_begins_anew_with_another_life_of_the_gps() -> None:
+def test_the_clock_survives_a_restart_and_begins_again_with_a_later_incarnation_of_the_gps() -> (
+    None
+):
     table = LeaseTable(0)
     table.add(((0, 4), (50, 54)), 50)
     assert clocks(table, 1) == [50]
@@ -264,7 +266,7 @@ def test_the_table_sees_a_sample_that_is_leased_twice() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_any_history_of_a_ledger_balances(seed: int) -> None:
-    """Every sample below the cursor is in exactly one set after each of 200 random bookings."""
+    """Every sample below the cursor is in exactly one set after each of 200 random operations."""
     random = Random(seed)
     ledger = SampleLedger()
     for _ in range(200):

@@ -1,4 +1,4 @@
-"""A clock that stands still while its owner does not listen."""
+"""A clock that stands still while its process does not listen."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +8,7 @@ from pelago.core.listening import Listening
 GAPS = st.lists(st.integers(0, 100), max_size=30)
 
 
-def test_of_a_long_gap_only_so_much_counts() -> None:
+def test_only_a_part_of_a_long_gap_counts() -> None:
     listening = Listening(10, 3)
     assert listening.read(1000) == 1000
     assert listening.read(1010) == 1010

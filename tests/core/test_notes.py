@@ -95,7 +95,7 @@ KEPT_BY: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize(("note", "kind", "fields"), WRITTEN)
 @pytest.mark.parametrize("kept", KEPT_BY)
-def test_a_note_is_written_as_ever_and_read_again(
+def test_a_note_is_written_as_always_and_read_again(
     note: Note, kind: str, fields: dict[str, Any], kept: str
 ) -> None:
     written = VOCABULARY.fields(note)

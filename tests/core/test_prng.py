@@ -34,7 +34,7 @@ def test_every_element_comes_exactly_once(size: int, key: int) -> None:
 def test_a_huge_domain_needs_no_memory_and_stays_inside(
     size: int, key: int, data: st.DataObject
 ) -> None:
-    """Two different elements never meet, even in a domain that nobody could list."""
+    """Two different elements never have one image, even in a domain too large to list."""
     permutation = Permutation(size, key)
     first = data.draw(st.integers(0, size - 1))
     second = data.draw(st.integers(0, size - 1))
@@ -72,7 +72,7 @@ def test_golden_values_never_change() -> None:
 
 
 def test_the_same_seed_gives_the_same_order_in_another_process() -> None:
-    """Python salts its own hash of texts; ours must not depend on the salt."""
+    """Python salts its own hash of strings; the order must not depend on the salt."""
     program = (
         "from pelago.core.prng import GlobalOrder; "
         "print([GlobalOrder(77, 5)(i) for i in range(200)])"
@@ -101,7 +101,7 @@ def test_each_epoch_is_another_permutation_of_everything() -> None:
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=30))
 def test_a_sample_does_not_depend_on_what_was_asked_before(samples: list[int]) -> None:
-    """Any worker may start anywhere: the cache of epochs must not show."""
+    """Any worker may start anywhere: the cache of epochs must have no effect."""
     order = GlobalOrder(13, 9)
     assert [order(sample) for sample in samples] == [
         GlobalOrder(13, 9)(sample) for sample in samples

@@ -1,4 +1,4 @@
-"""A SpanSet is a set of integers: whatever a Python set says, it says."""
+"""A SpanSet is a set of integers and answers like a Python set."""
 
 import pytest
 from hypothesis import given
@@ -23,7 +23,7 @@ class SpansAgainstASet(RuleBasedStateMachine):
 
     @rule(added=st.lists(span, max_size=4))
     def add(self, added: list[Span]) -> None:
-        """Adding says how many integers were in it already, also those added a moment ago."""
+        """`add` returns how many integers were in it already, also those added just before."""
         overlap = 0
         for each in added:
             overlap += len(self.numbers & numbers((each,)))
@@ -42,7 +42,7 @@ class SpansAgainstASet(RuleBasedStateMachine):
     @precondition(lambda self: self.numbers)
     @rule(data=st.data())
     def take(self, data: st.DataObject) -> None:
-        """Taking gives the lowest."""
+        """`take` gives the lowest integers."""
         count = data.draw(st.integers(1, len(self.numbers)))
         lowest = set(sorted(self.numbers)[:count])
         assert numbers(self.spans.take(count)) == lowest

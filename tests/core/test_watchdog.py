@@ -1,4 +1,4 @@
-"""What goes on slowly is not stuck; what does not go on is, after a while that depends on its pace."""
+"""Slow progress is not stuck; no progress is, after a time that depends on the pace so far."""
 
 from pelago.core.watchdog import FIRST_FACTOR, SLOWEST_FACTOR, Watchdog, longest_ps
 
@@ -14,7 +14,7 @@ def test_the_first_part_may_take_long() -> None:
 
 
 def test_later_parts_may_take_as_long_as_is_said() -> None:
-    """The first one, slow as it was, is no measure for them; also not in the next round."""
+    """The time of the slow first part is not the limit for them, nor for the parts of the next round."""
     watchdog = Watchdog(LIMIT)
     watchdog.begin(0)
     watchdog.progress(500)

@@ -1,4 +1,4 @@
-"""A state comes back from its image as it was; an image that does not fit is refused in words."""
+"""A state is restored from its image unchanged; an image that does not fit is refused with a message."""
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass
@@ -148,7 +148,7 @@ def test_what_only_the_fresh_machine_has_stays_and_what_only_the_image_has_comes
     assert fresh.get("a") is boxes["a"]
 
 
-def test_what_a_part_holds_is_filled_where_it_is_and_a_record_is_made_anew() -> None:
+def test_what_a_part_holds_is_filled_where_it_is_and_a_record_is_made_again() -> None:
     inner, entry = Box(), Drawer(Label("fragile"), SpanSet([(0, 4)]))
     fresh = Box(inner)
     restore(fresh, take(Box(Box(entry))))
@@ -175,7 +175,7 @@ def test_two_classes_of_one_name_cannot_both_be_durable() -> None:
 
 
 class Sub(Box):
-    """Nobody marked it."""
+    """A class that is not marked as durable."""
 
 
 class TwoValues(NamedTuple):
@@ -289,7 +289,7 @@ def test_an_image_that_does_not_fit_is_refused_in_words(image: Any, fault: str) 
         ({"eu": Box()}, ["dict", "eu", 1], "Box.content['eu'] should be Box, not int"),
     ],
 )
-def test_what_the_fresh_machine_has_is_replaced_by_its_like_only(
+def test_what_the_fresh_machine_has_is_replaced_by_the_same_type_only(
     held: Any, image: Plain, fault: str
 ) -> None:
     with pytest.raises(CheckpointError) as caught:

@@ -1,4 +1,4 @@
-"""What a durable node writes: events there and back, and no damage to a head that is not seen."""
+"""The records of a durable node: events are written and read again, and damage to a head is always found."""
 
 from dataclasses import replace
 from typing import get_args
@@ -51,8 +51,8 @@ def test_every_event_comes_back_equal_and_of_the_same_types(event: Event) -> Non
     assert plain(found) == plain(event)
 
 
-def test_an_events_tag_is_for_ever() -> None:
-    """Journals of older versions are read by it: a new event goes behind these."""
+def test_an_events_tag_never_changes() -> None:
+    """Journals of older versions are read by it: a new event is added after these."""
     assert {kind.__name__: tag for kind, tag in record._TAGS.items()} == {
         "Started": 1,
         "Loaded": 2,
@@ -136,7 +136,7 @@ def test_a_header_comes_back_equal() -> None:
 
 
 def test_a_header_of_another_format_is_refused_by_its_number() -> None:
-    """Whatever else is in it: only the format's place is the same for ever."""
+    """Whatever else is in it: only the place of the format's number never changes."""
     for body in (
         record.pack_header(replace(HEADER, format=FORMAT + 1)),
         msgpack.packb((FORMAT + 1, "more", 3)),

@@ -1,4 +1,4 @@
-"""Golden values: what today's numbers are, so that a refactor can prove that it changed none.
+"""Golden values: today's numbers, so that a refactor can prove that it changed none.
 
 ``python tests/golden/regenerate.py NAME...`` (default: all) computes ``NAME.json`` beside this file
 once for each instruction set that torch may choose on a machine, since last bits may differ between
@@ -44,7 +44,7 @@ def global_model() -> dict[str, Any]:
 
 
 def arrivals() -> list[torch.Tensor]:
-    """What regions send to the GPS of `global_plane`, one after the other."""
+    """The updates that regions send to the GPS of `global_plane`, one after the other."""
     generator = torch.Generator().manual_seed(17)
     return [torch.rand(ARRIVAL_MANIFEST.numel, generator=generator) - 0.5 for _ in range(7)]
 

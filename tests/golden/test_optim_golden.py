@@ -1,4 +1,4 @@
-"""The same updates in the same order give the same bits: today's, and those written down."""
+"""The same updates in the same order give the same bits, in two runs and compared with the golden file."""
 
 import json
 import runpy
@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parent
 
 @pytest.mark.parametrize("name", ["optim", "replay"])
 def test_the_servers_numbers_are_the_golden_ones(name: str) -> None:
-    """On an instruction set that is not in the file, only that two runs agree."""
+    """On an instruction set that is not in the file, only two runs are compared."""
     entry = runpy.run_path(str(FOLDER / "regenerate.py"))["entry"]
     golden = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     [(capability, found)] = entry(name).items()

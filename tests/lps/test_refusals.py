@@ -102,10 +102,10 @@ def test_a_region_in_which_no_worker_learns_leaves_with_the_reason(driver: LpsDr
     ]
     for peer in ("w0", "w1"):
         assert Send(peer, Stop("this region learns nothing")) in effects
-        effects = driver.hears(
+        answers = driver.hears(
             peer, Leave("enough", WorkerReport(0, 0, 1, 0, 0, 0, 0.0), (), (), ())
         )
-    [leave] = [each.message for each in effects if isinstance(each, Send) and each.peer == "gps"]
+    [leave] = [each.message for each in answers if isinstance(each, Send) and each.peer == "gps"]
     assert isinstance(leave, Leave)
     assert leave.error.startswith("no update of worker eu/0 can be applied: the last 3")
     assert leave.returned

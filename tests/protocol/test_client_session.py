@@ -1,4 +1,4 @@
-"""The client's end: join, stay alive, get one update across, whatever is lost."""
+"""The client's end: it joins, sends heartbeats, and delivers one update at a time, whatever is lost."""
 
 import pytest
 
@@ -52,9 +52,9 @@ def joined(session: ClientSession) -> ClientSession:
 def test_hello_is_said_until_it_is_answered(session: ClientSession) -> None:
     """
     1. Hello at the start.
-    2. Nobody answered yet: on the tick, a line that says for whom we wait, and Hello.
+    2. No answer yet: on the tick, a line that names the server it waits for, and Hello.
     3. On the next tick Hello without the line.
-    4. The server says for what it waits itself: another line, once.
+    4. The server says what it waits for itself: another line, once.
     5. Welcome: it goes on, and from now on it asks for the group that it was given.
     """
     assert session.join() == [Send("lps", HELLO)]
@@ -115,8 +115,8 @@ def test_while_it_is_being_sent_nothing_is_asked(joined: ClientSession) -> None:
 
 def test_an_update_that_arrived_without_an_answer_is_asked_about(joined: ClientSession) -> None:
     """
-    1. The payload arrived, but no Ack comes: ask what became of it.
-    2. The server never had it, or had it and restarted: it grants again; send again.
+    1. The payload arrived, but no Ack comes: it asks for the outcome.
+    2. The server never had it, or had it and restarted: it grants again, and the update is sent again.
     """
     joined.offer(push(), 5, 0)
     joined.granted(Grant(PUSH), 0)
@@ -163,7 +163,7 @@ def test_one_update_at_a_time(joined: ClientSession) -> None:
 
 
 def test_a_client_that_is_not_welcome_offers_nothing(joined: ClientSession) -> None:
-    """The update waits until the server knows us again."""
+    """The update waits until the server has welcomed it again."""
     joined.offer(push(), 5, 0)
     joined.join()
     assert joined.tick(None, RETRY) == [Send("lps", joined.hello)]
@@ -175,7 +175,7 @@ GIVEN_UP = Finish(
 
 
 def test_a_server_that_never_answers_is_given_up_with_an_error(session: ClientSession) -> None:
-    """Time is counted from when it was first asked, whatever the clock showed then."""
+    """The time is counted from the first request, whatever the clock showed then."""
     begun = 77 * PS_PER_S
     session.join()
     session.tick(REPORT, begun)
@@ -185,7 +185,7 @@ def test_a_server_that_never_answers_is_given_up_with_an_error(session: ClientSe
     assert session.gives_up(begun + GIVE_UP_AFTER_PS + 1)
 
 
-def test_a_server_that_fell_silent_is_given_up_and_any_word_puts_that_off(
+def test_a_server_that_fell_silent_is_given_up_and_any_message_postpones_that(
     joined: ClientSession,
 ) -> None:
     joined.heard(10)

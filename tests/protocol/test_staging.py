@@ -1,4 +1,4 @@
-"""At most so many updates are under way to a server; the others wait in turn."""
+"""A limited number of updates is under way to a server; the others wait in turn."""
 
 import pytest
 from hypothesis import strategies as st
@@ -21,7 +21,7 @@ def test_places_are_given_until_there_are_none_and_then_in_turn() -> None:
     assert staging.granted == {}
 
 
-def test_whoever_asks_again_keeps_its_place_in_the_queue() -> None:
+def test_a_peer_that_asks_again_keeps_its_place_in_the_queue() -> None:
     staging = Staging(1)
     staging.ask("a", A1)
     staging.ask("b", B1)
@@ -45,7 +45,7 @@ def test_a_peer_that_holds_a_place_uses_it_for_its_next_update() -> None:
     assert staging.granted == {"a": A2}
 
 
-def test_who_gives_up_waiting_is_given_nothing() -> None:
+def test_a_peer_that_gives_up_waiting_is_given_nothing() -> None:
     staging = Staging(1)
     staging.ask("a", A1)
     staging.ask("b", B1)
@@ -54,7 +54,7 @@ def test_who_gives_up_waiting_is_given_nothing() -> None:
 
 
 def test_an_old_update_does_not_free_the_place_of_a_newer_one() -> None:
-    """Nor does it strike a newer one from the queue."""
+    """Nor does it remove a newer one from the queue."""
     staging = Staging(1)
     staging.ask("a", A2)
     staging.ask("b", B1)
@@ -79,12 +79,14 @@ def test_there_is_at_least_one_place() -> None:
 
 
 def passes(staging: Staging, ticks: int, silent: tuple[str, ...] = ()) -> list[tuple[str, PushId]]:
-    """So many ticks, with a patience of ten. Returns who got a place."""
+    """Let a number of ticks pass, with a patience of ten. Returns the peers that got a place."""
     return [each for _ in range(ticks) for each in staging.tick(10, silent)]
 
 
-def test_who_holds_a_place_for_long_while_another_waits_loses_it_and_may_still_come() -> None:
-    """Nothing is known of how long the other needs, which is taken to be the patience: four times that."""
+def test_a_peer_that_holds_a_place_for_long_while_another_waits_loses_it_and_may_still_deliver() -> (
+    None
+):
+    """The turn is four times what the other needs; as that is not known, it is taken to be the patience."""
     staging = Staging(1)
     staging.ask("a", A1)
     staging.ask("b", B1)
@@ -97,7 +99,7 @@ def test_who_holds_a_place_for_long_while_another_waits_loses_it_and_may_still_c
     assert not staging.expects("a", A1)
 
 
-def test_nobody_loses_a_place_for_whom_nobody_waits() -> None:
+def test_no_peer_loses_a_place_that_no_other_waits_for() -> None:
     staging = Staging(1)
     staging.ask("a", A1)
     assert passes(staging, 100, ("a",)) == []
@@ -105,14 +107,14 @@ def test_nobody_loses_a_place_for_whom_nobody_waits() -> None:
 
 
 def needs(staging: Staging, peer: str, push: PushId, ticks: int) -> None:
-    """An update comes, so many ticks after it was granted."""
+    """An update arrives, a number of ticks after it was granted."""
     assert staging.ask(peer, push)
     passes(staging, ticks)
     staging.arrived(peer, push)
     staging.free(peer, push)
 
 
-def test_a_turn_is_four_times_what_the_one_needs_who_waits() -> None:
+def test_a_turn_is_four_times_what_the_waiting_peer_needs() -> None:
     """Updates that all take long are sent one after the other, and not all at once."""
     staging = Staging(1)
     needs(staging, "b", B1, 100)
@@ -122,8 +124,8 @@ def test_a_turn_is_four_times_what_the_one_needs_who_waits() -> None:
     assert passes(staging, 1) == [("b", B1)]
 
 
-def test_the_slow_who_came_first_keep_nobody_out_who_came_never() -> None:
-    """What they needed says nothing of what others do."""
+def test_slow_first_peers_do_not_block_a_peer_that_was_never_served() -> None:
+    """The time that they needed does not count for others."""
     staging = Staging(1)
     needs(staging, "a", A1, 10_000)
     staging.ask("a", A2)
@@ -152,7 +154,7 @@ def test_a_turn_is_no_shorter_than_the_patience() -> None:
     assert passes(staging, 1) == [("c", C1)]
 
 
-def test_who_is_silent_loses_its_place_at_once_and_is_not_expected() -> None:
+def test_a_silent_peer_loses_its_place_at_once_and_is_not_expected() -> None:
     staging = Staging(1)
     staging.ask("a", A1)
     staging.ask("b", B1)
@@ -172,7 +174,7 @@ def test_asking_again_makes_no_turn_longer() -> None:
     assert passes(staging, 1) == [("a", A1)]
 
 
-def test_only_so_many_are_late_as_there_are_places() -> None:
+def test_no_more_updates_are_late_than_there_are_places() -> None:
     staging = Staging(1)
     for peer, push in (("a", A1), ("b", B1), ("c", C1)):
         staging.ask(peer, push)
@@ -181,9 +183,9 @@ def test_only_so_many_are_late_as_there_are_places() -> None:
     assert staging.late == {"a": A1}
 
 
-def test_who_needs_more_than_a_turn_has_a_longer_one_next_time() -> None:
-    """The late one never comes, so that there is no room for b to be late; c is fast. When b has come its turn
-    is as short as before."""
+def test_a_peer_that_needs_more_than_a_turn_has_a_longer_one_next_time() -> None:
+    """The late update never arrives, so there is no room for b to be late; c is fast. When b's update has arrived,
+    its turn is as short as before."""
     staging = Staging(1)
     needs(staging, "c", C1, 0)
     staging.ask("a", A1)
@@ -205,7 +207,7 @@ def test_who_needs_more_than_a_turn_has_a_longer_one_next_time() -> None:
     assert passes(staging, 1) == [("c", C1)]
 
 
-def test_of_not_too_many_peers_it_is_remembered_how_long_they_need() -> None:
+def test_for_a_limited_number_of_peers_it_is_remembered_how_long_they_need() -> None:
     staging = Staging(1)
     for number in range(2 * PEERS_MAX):
         needs(staging, f"peer-{number}", PushId(number, 1), 0)
@@ -213,7 +215,7 @@ def test_of_not_too_many_peers_it_is_remembered_how_long_they_need() -> None:
 
 
 class Crowd(RuleBasedStateMachine):
-    """Whoever comes and goes, the limit holds and no place stays empty while somebody waits."""
+    """Whichever peers come and go, the limit holds and no place stays empty while a peer waits."""
 
     @initialize(limit=st.integers(1, 3))
     def open(self, limit: int) -> None:

@@ -1,4 +1,4 @@
-"""The two ends of a transfer: conversations frame by frame, then whole journeys on bad links."""
+"""The two ends of a transfer: conversations frame by frame, then whole transfers over bad links."""
 
 import heapq
 from dataclasses import dataclass, field
@@ -73,7 +73,7 @@ def test_a_payload_of_no_chunks_is_delivered_by_the_first_answer() -> None:
     assert end.have(1, 0, (), 1) == [PayloadDelivered()]
 
 
-def test_silence_is_no_proof_of_loss_so_nothing_is_sent_again_but_the_question() -> None:
+def test_silence_is_no_proof_of_loss_so_only_the_query_is_sent_again() -> None:
     end = sender()
     end.start(0)
     assert end.tick(RETRY_PS - 1) == []
@@ -114,7 +114,7 @@ def test_before_the_first_answer_the_questions_thin_out_without_an_end() -> None
 
 
 def test_an_answer_to_a_query_proves_lost_what_was_sent_before_it_and_is_not_listed() -> None:
-    """1. chunks 0, 1, 2 fly; 2. query 2; 3. its answer lists 1 only: 0 and 2 go again, 3 is new."""
+    """1. Chunks 0, 1, 2 are under way. 2. Query 2. 3. Its answer lists only 1: 0 and 2 are sent again, 3 is new."""
     end = sender()
     end.start(0)
     end.tick(RETRY_PS)
@@ -129,7 +129,7 @@ def test_an_answer_proves_nothing_about_what_was_sent_after_its_query() -> None:
     assert end.have(2, 0, ((1, 3),), 2) == [SendChunk(0)]
 
 
-def test_a_late_copy_of_an_answer_does_not_condemn_what_was_sent_again_since() -> None:
+def test_a_late_copy_of_an_answer_proves_nothing_about_what_was_sent_again_since() -> None:
     end = sender()
     end.start(0)
     end.tick(RETRY_PS)
@@ -145,7 +145,7 @@ def test_a_hole_makes_the_sender_ask_at_once_and_only_once() -> None:
 
 
 def test_an_old_answer_that_comes_late_asks_nothing() -> None:
-    """1. a hole at 0, query 2; 2. 0 is lost and goes again; 3. an older answer comes."""
+    """1. A hole at 0, query 2. 2. Chunk 0 is lost and sent again. 3. An older answer arrives."""
     end = sender(chunks=3)
     end.start(0)
     assert end.have(1, 0, ((2, 3),), 1) == [SendBegin(2)]
@@ -202,7 +202,7 @@ def test_the_sender_gives_up_after_the_longest_silence_and_says_so_once() -> Non
     assert end.tick(200 * RETRY_PS) == []
 
 
-def test_an_aborted_sender_is_silent_for_ever() -> None:
+def test_an_aborted_sender_stays_silent() -> None:
     end = sender()
     end.start(0)
     assert end.abort("superseded") == [TransferFailed("superseded")]
@@ -243,7 +243,7 @@ def test_acknowledgements_are_gathered_but_the_last_one_never_waits() -> None:
     assert end.chunk(2, True) == [Completed(), SendHave(1, 3, ())]
 
 
-def test_completion_is_told_once_and_answered_for_ever() -> None:
+def test_completion_is_reported_once_and_every_query_is_answered() -> None:
     end = Receiver(1, 1)
     end.begin(1)
     assert end.chunk(0, True) == [Completed(), SendHave(1, 1, ())]
@@ -267,8 +267,8 @@ def test_a_corrupted_chunk_has_not_arrived() -> None:
 
 
 def test_a_receiver_that_restarts_goes_on_with_what_the_one_before_it_had() -> None:
-    """1. Three of six chunks are there, two of them acknowledged. 2. The next receiver says so when it is
-    asked: the sender sends the other three, each once."""
+    """1. Three of six chunks have arrived, two of them are acknowledged. 2. The next receiver answers a query with
+    all three: the sender sends the other three, each once."""
     end, first = sender(window_chunks=6), Receiver(1, 6, acknowledge_chunks=2)
     end.start(0)
     first.begin(1)
@@ -314,7 +314,7 @@ def test_a_full_window_always_holds_an_acknowledgement(window: int, size: int) -
     assert 1 <= acknowledge_chunks_for(window, size) <= fits
 
 
-# --- journeys ------------------------------------------------------------------------------------
+# --- whole transfers -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -433,7 +433,7 @@ faults = st.builds(
 
 
 @given(shape=sizes_and_window, faults=faults, seed=st.integers(0, 2**32))
-def test_every_journey_ends_whole_and_once_whatever_the_link_does(
+def test_every_transfer_completes_exactly_once_whatever_the_link_does(
     shape: tuple[list[int], int, int], faults: FrameFaults, seed: int
 ) -> None:
     """`check` holds after every event, so the window is never exceeded on the way."""
@@ -460,14 +460,14 @@ def test_on_an_ordered_lossless_link_no_chunk_is_ever_sent_twice_however_slow_it
         acknowledge_chunks=acknowledge,
     ).run()
     assert journey.sent == list(range(len(sizes)))
-    assert journey.queries <= 20 * (1 + len(sizes)), "questions must not fill the link"
+    assert journey.queries <= 20 * (1 + len(sizes)), "queries must not fill the link"
 
 
 @given(shape=sizes_and_window, seed=st.integers(0, 2**32), loss=st.integers(1, 40))
 def test_on_an_ordered_link_only_copies_that_were_lost_are_sent_again(
     shape: tuple[list[int], int, int], seed: int, loss: int
 ) -> None:
-    """Loss, corruption and cuts, but nothing overtakes: no chunk that arrived is sent once more."""
+    """Loss, corruption and cuts, but no reordering: no chunk that arrived is sent again."""
     sizes, window, acknowledge = shape
     journey = Journey(
         sizes,
@@ -489,8 +489,8 @@ def test_on_an_ordered_link_only_copies_that_were_lost_are_sent_again(
 
 
 @given(window_chunks=st.integers(1, 64), size=st.integers(1, 30))
-def test_a_full_window_never_waits_for_a_question(window_chunks: int, size: int) -> None:
-    """With the rule for gathering acknowledgements, a clean journey needs one query only."""
+def test_a_full_window_never_waits_for_a_query(window_chunks: int, size: int) -> None:
+    """With the rule for gathering acknowledgements, a transfer without losses needs only one query."""
     window = window_chunks * size
     journey = Journey(
         [size] * 100,

@@ -1,4 +1,4 @@
-"""The disk of a virtual server: what a crash leaves, and what is not to be believed."""
+"""The disk of a virtual server: what a crash leaves, and which damage is found."""
 
 from random import Random
 
@@ -22,7 +22,7 @@ def begun() -> Disk:
 
 
 def full(events: int = 6) -> Disk:
-    """All of it is durable."""
+    """Everything is durable."""
     disk = begun()
     for now in range(events):
         disk.event(Tick(), now, None)
@@ -76,7 +76,7 @@ def test_a_damaged_record_before_the_last_is_found() -> None:
     assert found == 200
 
 
-def test_nothing_of_a_disk_with_one_record_can_be_told_from_a_torn_end() -> None:
+def test_damage_to_a_disk_with_one_record_cannot_be_told_from_a_torn_end() -> None:
     disk = begun()
     disk.written(0)
     assert disk.damage(Random(1)) is None
@@ -155,8 +155,8 @@ def test_the_snapshot_before_a_damaged_one_leads_to_the_same_event() -> None:
         assert not disk.rot(Random(seed))
 
 
-def test_what_was_promised_of_a_snapshot_that_rots_is_not_asked_of_a_later_loss_of_power() -> None:
-    """1. The newest snapshot rots, and the one before it stands in its place. 2. The power goes."""
+def test_a_damaged_snapshot_is_not_required_after_a_later_loss_of_power() -> None:
+    """1. The newest snapshot is damaged, and the one before it takes its place. 2. The power is lost."""
     for seed in range(40):
         disk = two_generations()
         assert disk.rot(Random(seed))
@@ -168,7 +168,7 @@ def test_what_was_promised_of_a_snapshot_that_rots_is_not_asked_of_a_later_loss_
         assert recovered.snapshot.number == disk.promised == 3
 
 
-def test_what_a_snapshot_made_needless_goes_when_the_next_is_begun() -> None:
+def test_files_that_a_snapshot_replaces_are_removed_when_the_next_is_begun() -> None:
     disk = two_generations()
     disk.snapshot([9], "plane 9", (), 9)
     assert not disk.rot(Random(1))

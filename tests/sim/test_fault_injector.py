@@ -1,4 +1,4 @@
-"""The virtual driver where not all goes well, with machines that follow a script."""
+"""The virtual driver with faults, and machines that follow a script."""
 
 from random import Random
 
@@ -38,7 +38,7 @@ OFFER, ACK = Offer(PushId(3, 1)), Ack(PushId(3, 1), "applied")
 
 @durable(settings=("settings", "script", "heard"))
 class ScriptedServer:
-    """Answers by the script, counts what it hears, and remembers it."""
+    """Answers by the script, and counts and keeps its events."""
 
     def __init__(self, **script: tuple[Effect, ...]) -> None:
         self.settings = script
@@ -53,7 +53,7 @@ class ScriptedServer:
         return [*answer, Settled(self.count)]
 
     def expects(self, peer: Peer, message: Message) -> bool:
-        """Whatever comes."""
+        """Take any message."""
         return True
 
     def check(self) -> None:
@@ -63,8 +63,8 @@ class ScriptedServer:
         return [type(event) for _, event in self.heard]
 
 
-class Nobody:
-    """Remembers what left and who came back."""
+class RecordingObserver:
+    """Keeps the messages that left and the servers that came back."""
 
     def __init__(self) -> None:
         self.left: list[Message] = []
@@ -97,10 +97,12 @@ class TwoNodes:
         clock: Clock | None = None,
         seed: int = 1,
     ) -> None:
-        self.one, self.other, self.nobody = one, other or ScriptedServer(), Nobody()
+        self.one, self.other, self.observer = one, other or ScriptedServer(), RecordingObserver()
         links = Links(1_000_000, 2, [[100, 1], [1, 100]], [[0, 1.0], [1.0, 0]])
         self.simulation = Simulation("a-run", links, (TensorExecutor, TrainingExecutor))
-        self.injector = FaultInjector(self.simulation, "a-run", Random(seed), profile, self.nobody)
+        self.injector = FaultInjector(
+            self.simulation, "a-run", Random(seed), profile, self.observer
+        )
         plane = TimingPlane()
         store = (
             SimulatedStore(Disk("a-run", "one", "one", 1), plane, self._make)
@@ -120,7 +122,7 @@ class TwoNodes:
         return self
 
     def tells(self, message: Message) -> None:
-        """`other` says something to `one`, without delay."""
+        """`other` sends a message to `one`, without delay."""
         self.simulation.give(self.injector.states["one"].node, Received("other", message))
 
 
@@ -146,12 +148,12 @@ def test_control_messages_are_lost_repeated_and_late() -> None:
     assert heard[-1][0] <= 2 * PS_PER_MS
 
 
-def test_the_sender_of_a_lost_payload_hears_so() -> None:
+def test_the_sender_of_a_lost_payload_gets_peer_lost() -> None:
     pair = TwoNodes(FaultProfile(payload_lost=1.0), ScriptedServer(Started=SHIP)).run(20)
     assert (pair.one.kinds(), pair.other.heard) == ([Started, PeerLost], [])
 
 
-def test_a_payload_may_arrive_though_its_sender_hears_that_it_is_lost() -> None:
+def test_a_payload_may_arrive_though_its_sender_gets_peer_lost() -> None:
     pair = TwoNodes(FaultProfile(payload_unconfirmed=1.0), ScriptedServer(Started=SHIP)).run(20)
     assert (pair.one.kinds(), pair.other.kinds()) == ([Started, PeerLost], [Received])
 
@@ -186,7 +188,7 @@ def test_a_node_may_die_at_any_of_its_effects_and_the_rest_is_not_done() -> None
     for seed in range(30):
         offers = tuple(Send("other", Offer(PushId(each, 1))) for each in range(3))
         pair = TwoNodes(FaultProfile(crash=1.0), ScriptedServer(Started=offers), seed=seed).run(20)
-        left.add(len(pair.nobody.left))
+        left.add(len(pair.observer.left))
         assert pair.one.kinds() == [Started]
     assert left == {0, 1, 2, 3}
 
@@ -196,12 +198,12 @@ def test_messages_of_a_durable_node_wait_for_its_disk_but_for_those_that_promise
     pair = TwoNodes(FaultProfile(disk_ps=PS_PER_MS), one, is_durable=True)
     pair.injector.servers.fill_disks(5 * PS_PER_MS)
     pair.run(4.9)
-    assert pair.nobody.left == [Heartbeat(None)]
+    assert pair.observer.left == [Heartbeat(None)]
     pair.run(6.1)
-    assert pair.nobody.left == [Heartbeat(None), ACK]
+    assert pair.observer.left == [Heartbeat(None), ACK]
 
 
-def test_a_durable_node_comes_back_as_it_was_and_hears_so() -> None:
+def test_a_durable_node_comes_back_as_it_was_and_gets_restarted() -> None:
     for snapshot in (0.0, 1.0):
         pair = TwoNodes(
             FaultProfile(down_ps=PS_PER_MS, snapshot=snapshot), ScriptedServer(), is_durable=True
@@ -211,14 +213,14 @@ def test_a_durable_node_comes_back_as_it_was_and_hears_so() -> None:
         pair.run(2)
         pair.injector.crash("one")
         pair.run(4)
-        ((_, number, recovered),) = pair.nobody.back
+        ((_, number, recovered),) = pair.observer.back
         assert number == 2
         assert pair.one.count == 3
         assert pair.one.kinds()[-1] is Restarted
         assert len(recovered.replayed) == (0 if snapshot else 2)
 
 
-def test_what_was_not_durable_was_not_said() -> None:
+def test_what_was_not_durable_was_not_sent() -> None:
     for seed in range(20):
         one = ScriptedServer(Received=(Send("other", ACK),))
         pair = TwoNodes(FaultProfile(disk_ps=PS_PER_MS, down_ps=1), one, is_durable=True, seed=seed)
@@ -227,13 +229,13 @@ def test_what_was_not_durable_was_not_said() -> None:
         pair.run(3.0001)
         pair.injector.crash("one")
         pair.run(9)
-        assert pair.nobody.left == []
+        assert pair.observer.left == []
         assert pair.one.count in (2, 3)
 
 
-def test_a_frozen_process_hears_later_what_came_and_its_tick_last() -> None:
-    """1. `one` has a tick every 100 ms, and is frozen at 150 ms. 2. `other` says something to it at 250 ms.
-    3. At 5.03 s it goes on: it hears that first, and then its tick, once. 4. Its clock stood still."""
+def test_a_frozen_process_handles_later_what_arrived_and_its_tick_last() -> None:
+    """1. `one` has a tick every 100 ms, and is frozen at 150 ms. 2. `other` sends it a message at 250 ms.
+    3. At 5.03 s it goes on: it handles the message first, then its tick, once. 4. Its clock stood still."""
     pair = TwoNodes(FaultProfile(), ScriptedServer(Started=(SetTick(100 * PS_PER_MS),)))
     pair.run(150)
     pair.injector.freeze("one", 5_030 * PS_PER_MS)
@@ -255,7 +257,7 @@ def test_nothing_moves_to_or_from_a_frozen_process_and_all_arrives_later() -> No
     assert [type(each) for _, each in pair.other.heard] == [Received]
 
 
-def test_a_frozen_process_that_is_killed_hears_nothing_of_what_came() -> None:
+def test_a_frozen_process_that_is_killed_handles_nothing_that_arrived() -> None:
     pair = TwoNodes(FaultProfile(down_ps=10 * PS_PER_MS), ScriptedServer(), is_durable=True).run(1)
     pair.injector.freeze("one", 1_000 * PS_PER_MS)
     pair.tells(OFFER)

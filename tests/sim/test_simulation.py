@@ -42,7 +42,7 @@ MODEL_BYTES = 1_000_000
 
 
 class ScriptedNode:
-    """Answers each event by the script, and remembers what it heard, and when."""
+    """Answers each event by the script, and keeps its events and their times."""
 
     def __init__(self, script: Callable[[Event], Sequence[Effect]] = lambda event: ()) -> None:
         self.script = script
@@ -53,7 +53,7 @@ class ScriptedNode:
         return list(self.script(event))
 
     def expects(self, peer: Peer, message: Message) -> bool:
-        """Whatever comes."""
+        """Take any message."""
         return True
 
     def check(self) -> None:
@@ -64,7 +64,7 @@ class ScriptedNode:
 
 
 class SteadyTrainer:
-    """Three steps of 1 ms, whatever the lease."""
+    """Plans three steps of 1 ms for every lease."""
 
     def begin(self, lease: Lease, payload: Payload) -> RoundPlan:
         self.payload = payload
@@ -92,7 +92,7 @@ def pair(
 
 
 def on(kind: type, *effects: Effect) -> Callable[[Event], Sequence[Effect]]:
-    """A script of one line: these effects at every event of that kind."""
+    """A script of one line: the effects at every event of a kind."""
     return lambda event: effects if isinstance(event, kind) else ()
 
 
@@ -177,7 +177,7 @@ def test_the_receiver_hears_of_a_payload_before_the_sender_and_the_answer_comes_
 
 
 def test_what_follows_at_once_comes_before_what_is_due_at_the_same_instant() -> None:
-    """Two facts are due at 5 ms; the conversation that the first starts ends before the second."""
+    """Two events are due at 5 ms; the conversation that the first starts ends before the second."""
     one = ScriptedNode(on(StopRequested, Send("other", Wait("x"))))
     other = ScriptedNode(on(Received, Send("one", Wait("y"))))
     simulation = pair(one, other)
@@ -205,7 +205,7 @@ def test_training_ends_when_its_plan_says() -> None:
 
 
 def test_cancelled_training_answers_nothing_more() -> None:
-    """The trainer is told, so that it need not finish what nobody asks for."""
+    """The trainer is cancelled, so that it need not finish a result that is not needed."""
 
     def script(event: Event) -> Sequence[Effect]:
         match event:
@@ -238,7 +238,7 @@ def test_a_payload_to_a_node_that_finished_is_lost_to_its_sender() -> None:
     assert other.kinds() == [(0, Started)]
 
 
-def test_ticks_come_at_the_interval_last_wished_until_the_node_finishes() -> None:
+def test_ticks_come_at_the_interval_last_set_until_the_node_finishes() -> None:
     def script(event: Event) -> Sequence[Effect]:
         match event:
             case Started():
@@ -309,7 +309,7 @@ def test_transfers_that_share_a_link_get_equal_shares_of_it(
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=12))
 def test_a_shared_link_is_never_idle_while_something_waits(starts_ms: list[int]) -> None:
-    """The last arrival is what one server without a pause would reach, whatever the shares."""
+    """The last arrival is that of one server without pauses, whatever the shares."""
     busy_until = 0
     for start in sorted(starts_ms):
         busy_until = max(busy_until, start) + 8
@@ -317,8 +317,8 @@ def test_a_shared_link_is_never_idle_while_something_waits(starts_ms: list[int])
     assert abs(last - busy_until * PS_PER_MS) <= 1000  # picoseconds
 
 
-def test_a_node_that_is_lost_neither_hears_nor_says_anything_more() -> None:
-    """What was on its way to it is lost to the sender, what came from it is lost with it."""
+def test_a_lost_node_neither_receives_nor_sends_anything_more() -> None:
+    """The sender of a payload on its way to it gets `PeerLost`; a payload on its way from it is lost with it."""
     one = ScriptedNode(on(StopRequested, *SEND_MODEL))
     other = ScriptedNode(on(StopRequested, Pin(1), Send("one", MODEL, 1), *TRAIN[1:]))
     simulation = pair(one, other)
@@ -361,7 +361,7 @@ def test_it_ends_when_every_node_has_finished() -> None:
     assert [node.finished for node in simulation.nodes.values()] == [Finish("done")] * 2
 
 
-def test_a_simulation_in_which_nothing_is_due_fails_and_tells_its_story() -> None:
+def test_a_simulation_in_which_nothing_is_due_fails_with_its_latest_events() -> None:
     simulation = pair(ScriptedNode(on(Started, Send("other", Wait("for nothing")))), ScriptedNode())
     simulation.start("one", Started())
     with pytest.raises(AssertionError, match="have not finished") as caught:
@@ -379,7 +379,7 @@ def test_a_broken_invariant_fails_at_the_event_that_broke_it() -> None:
     assert "then at 999 one: Tick()" in "".join(caught.value.__notes__)
 
 
-def test_notes_are_heard_with_their_node_and_time() -> None:
+def test_notes_are_reported_with_their_node_and_time() -> None:
     heard: list[tuple[str, Note, int]] = []
     simulation = Simulation(
         "a-run", Links(1, 1), EXECUTORS, on_note=lambda *each: heard.append(each)
@@ -419,7 +419,7 @@ def test_the_digest_tells_courses_apart_and_not_the_order_of_a_dict() -> None:
     assert len({same, *others}) == len(others) + 1
 
 
-def test_a_plane_without_tensors_minds_the_names_of_payloads() -> None:
+def test_a_plane_without_tensors_checks_the_names_of_payloads() -> None:
     plane = TimingPlane()
     plane.pin(1)
     with pytest.raises(AssertionError):

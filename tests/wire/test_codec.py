@@ -1,4 +1,4 @@
-"""Messages and frames as bytes: there and back, and whatever a stranger may send."""
+"""Messages and frames as bytes: encoded and decoded, and whatever a stranger may send."""
 
 import dataclasses
 import math
@@ -138,7 +138,7 @@ def test_a_float_field_may_be_no_number_and_an_int_is_written_as_a_float() -> No
 
 
 def must_refuse(data: bytes) -> str:
-    """All entrances refuse; the reason is one line of bounded length."""
+    """All decoders refuse; the reason is one line of bounded length."""
     for decode in (decode_message, decode_frame):
         with pytest.raises(WireError) as caught:
             decode(RUN, data)
@@ -150,7 +150,7 @@ def must_refuse(data: bytes) -> str:
 
 
 def accepts_or_refuses(data: bytes) -> None:
-    """Nothing but `WireError` comes out, and what is accepted can be said again."""
+    """Only `WireError` is raised, and whatever is accepted can be encoded again."""
     for decode in (decode_message, decode_frame):
         try:
             value = decode(RUN, data)
@@ -322,10 +322,8 @@ def test_an_input_beyond_the_limit_is_refused_unread() -> None:
 
 
 @given(st.lists(anything, max_size=20), st.integers(0, 40))
-def test_the_look_at_the_structure_refuses_nothing_that_is_honest(
-    value: list[Any], arrays: int
-) -> None:
-    """Many large arrays send it the long way round; the contents are of every format but maps."""
+def test_the_check_of_the_structure_refuses_no_valid_message(value: list[Any], arrays: int) -> None:
+    """Many large arrays make it check every element; the contents are of every format but maps."""
 
     def without_maps(each: Any) -> Any:
         if isinstance(each, dict):
@@ -337,12 +335,12 @@ def test_the_look_at_the_structure_refuses_nothing_that_is_honest(
     )
 
 
-def test_maps_are_refused_on_the_long_way_round_too() -> None:
+def test_maps_are_refused_when_every_element_is_checked_too() -> None:
     with pytest.raises(WireError, match="maps"):
         structure.check(msgpack.packb([[[0] * 20] * 20, {}]))
 
 
-# --- what we would send --------------------------------------------------------------------------
+# --- what would be sent --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -404,7 +402,7 @@ def test_a_message_of_another_protocol_says_which() -> None:
 
 
 def test_a_hello_of_another_run_is_answered_in_its_own_terms() -> None:
-    """1. a client of run "theirs" says Hello; 2. we peek; 3. it reads why not."""
+    """1. A client of run "theirs" says Hello. 2. The server peeks at it. 3. The client decodes the reason."""
     hello = encode("theirs", HELLO)
     with pytest.raises(OtherRun):
         decode_message(RUN, hello)

@@ -40,7 +40,7 @@ FROZEN_TAGS: Final = {
     "Have": 66,
     "Abort": 67,
 }
-"""Append only. A tag that was ever released is never given to another type."""
+"""Append only. A tag that was once released is never given to another type."""
 
 
 def rows(section: str) -> Iterator[list[str]]:
@@ -92,7 +92,7 @@ def test_the_document_names_every_limit_with_its_value_and_no_other() -> None:
 
 
 def test_the_document_names_no_message_that_does_not_exist() -> None:
-    """Whatever stands there as Name(...) or `Name` in CamelCase is a type of the wire."""
+    """Every Name(...) or `Name` in CamelCase there is a type of the wire."""
     text = DOCUMENT.read_text(encoding="utf-8")
     named = set(re.findall(r"`([A-Z][a-z]+(?:[A-Z][a-z]+)*)`", text))
     named |= set(re.findall(r"\b([A-Z][a-z]+(?:[A-Z][a-z]+)*)\(", text))

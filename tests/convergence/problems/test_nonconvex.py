@@ -1,4 +1,4 @@
-"""The non-convex problem: its constants are what it says."""
+"""The non-convex problem: its stated constants hold."""
 
 from typing import Any
 
@@ -61,7 +61,7 @@ def test_the_stated_variance_is_that_of_gradients_of_many_steps() -> None:
     assert (noise**2).sum(axis=1).mean() == pytest.approx(problem.sample_variance / 4, rel=0.03)
 
 
-def test_every_gradient_is_heard_of_by_its_first_sample() -> None:
+def test_every_gradient_is_reported_with_its_first_sample() -> None:
     heard: list[tuple[int, float]] = []
     problem = Nonconvex(run_file(), lambda first, square: heard.append((first, square)))
     start = torch.full((8,), START, dtype=torch.float64)
