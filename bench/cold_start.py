@@ -1,4 +1,4 @@
-"""What it costs a worker to lose its optimiser's moments in the middle of a run.
+"""The cost for a worker of losing its optimiser's moments in the middle of a run.
 
 One worker of the demo's model trains alone until its warm-up is over. From there it continues with its moments, without
 them at the full rate, and without them with warm-ups of several lengths (`worker.cold_start_steps`), each on

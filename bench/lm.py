@@ -101,7 +101,7 @@ def timed(work: Callable[[int], None], number: int) -> float:
 
 
 def options_of_the_command_line() -> argparse.Namespace:
-    """What to measure."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 4, 16])
     for name, value in (

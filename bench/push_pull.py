@@ -27,7 +27,7 @@ PARTS = Path(__file__).parent / "parts"
 KINDS = ("blocked", "whole", "nothing")
 """Kinds of bare peers; see parts/bare.py."""
 WARM_UP_ROUNDS = 8
-"""So many, because the allocator reuses the memory of the bare peers only after a few rounds."""
+"""Warm-up rounds: the allocator reuses the memory of the bare peers only after a few rounds."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """For torch in every process, the daemons' too: two sides of a round share this machine's cores."""
 PAGE_MB = 4096 / 1e6

@@ -212,7 +212,7 @@ def plot(run: SoakRun, path: Path) -> None:
 
 
 def figures(run: SoakRun, gps_code: int, every_s: float) -> dict[str, Any]:
-    """What is printed."""
+    """The figures to print."""
     real, end_s = run.run, run.samples[-1].at_s if run.samples else 0.0
     servers = {each.name: each.kind for each in real.nodes.values() if each.kind in SERVERS}
     result = json.loads((real.out / "result.json").read_text(encoding="utf-8"))

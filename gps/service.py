@@ -1,4 +1,4 @@
-"""The global parameter server as a process: what it begins or goes on with, and what it leaves behind."""
+"""The global parameter server as a process: its first or recovered state, its node, its results."""
 
 import argparse
 import asyncio
@@ -121,7 +121,7 @@ async def _export_regularly(
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """What a GPS begins or goes on with. ``plane``: None if ``state_store`` has one."""
+    """The state that a GPS begins or continues with. ``plane``: None if ``state_store`` has one."""
 
     machine: Gps
     process: Peer

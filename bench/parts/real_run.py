@@ -117,7 +117,7 @@ class RealRun:
 
 
 def audit_figures(audit: Audit) -> dict[str, Any]:
-    """What an audit found, for the JSON line."""
+    """The sums of an audit, for the JSON line."""
     return {
         "updates": audit.updates,
         "exchanges": audit.exchanges,

@@ -33,12 +33,12 @@ _Push: TypeAlias = tuple[str, int, int]
 
 @dataclass(slots=True)
 class Audit:
-    """What was found."""
+    """Sums and faults that an audit found."""
 
     updates: int = 0
-    """Of workers, applied by an LPS."""
+    """Updates of workers that an LPS applied."""
     exchanges: int = 0
-    """Applied by the GPS."""
+    """Exchanges that the GPS applied."""
     applied: int = 0
     """Samples in the global model."""
     dropped: int = 0
@@ -50,12 +50,12 @@ class Audit:
     resumed: list[str] = field(default_factory=list)
     """The states of other incarnations that the GPS continued from."""
     incarnation: int = -1
-    """Of the GPS's last incarnation that did so: its fences begin there; those of earlier ones are lower."""
+    """The last incarnation of the GPS that was resumed: its fences begin there; those of earlier ones are lower."""
     lost: list[str] = field(default_factory=list)
     """Exchanges that were acknowledged, and are not in what the GPS went on from."""
     lost_samples: int = 0
     trained_again: int = 0
-    """Of those: samples that are in the global model all the same, from another exchange."""
+    """Lost samples that are in the global model nevertheless, from another exchange."""
     exceptions: list[str] = field(default_factory=list)
 
 
@@ -106,7 +106,7 @@ def histories(out: Path) -> dict[str, list[HistoryLine]]:
 
 
 def examine(recorded: dict[str, list[HistoryLine]]) -> Audit:
-    """What the histories of one run's servers prove together."""
+    """Audit the histories of one run's servers, given by node."""
     found = Audit()
     trained: dict[str, SpanSet] = {}
     for node, lines in recorded.items():

@@ -50,10 +50,10 @@ ROUND_SAMPLES_MAX: Final = 1 << 32
 SECONDS_MAX: Final = 100 * 365 * 24 * 3600
 """A hundred years: a longer time is a mistake, and clocks and timers have no room for it."""
 FLOAT_MAX: Final = 1e38
-"""What fits into fp32, as models and updates are."""
+"""The largest fp32 number, since models and updates are fp32."""
 SPEED_RATIO_MAX: Final = 10**6
 STEP_MS_MAX: Final = 3_600_000
-"""Of a paced step of the fastest worker: one of the slowest then takes about `SECONDS_MAX`."""
+"""The longest paced step of the fastest worker: one of the slowest then takes about `SECONDS_MAX`."""
 
 Positive = Annotated[int, Field(ge=1, le=COUNT_MAX)]
 Natural = Annotated[int, Field(ge=0, le=COUNT_MAX)]
@@ -75,9 +75,9 @@ Durability = Literal["none", "process", "host"]
 Connects = Annotated[str, AfterValidator(_connects)]
 """HOST:PORT, or nothing."""
 Listens = Annotated[str, AfterValidator(_listens)]
-"""The same, where * is all addresses."""
+"""HOST:PORT, or nothing; a host * is all addresses."""
 ListensRequired = Annotated[str, AfterValidator(_never_empty)]
-"""The same, but never nothing."""
+"""HOST:PORT; a host * is all addresses."""
 UserPath = Annotated[str, AfterValidator(reading.expanded)]
 """A path on the host that reads the file: ~ is the folder of the user there."""
 

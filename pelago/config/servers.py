@@ -22,7 +22,7 @@ from pelago.config.fields import (
 
 
 class ServerSection(Section):
-    """What both kinds of parameter server have: delayed Nesterov, DN(lr * delay, momentum, delay)."""
+    """Keys of both kinds of parameter server: delayed Nesterov, DN(lr * delay, momentum, delay)."""
 
     lr: PositiveFloat
     """eta; the optimiser multiplies by the delay itself."""
@@ -39,7 +39,7 @@ class ServerSection(Section):
     """Updates that may be staged or under way to this server at once. As many more may be late: a client that
     holds a place for much longer than others need loses it to one that waits, and goes on sending without it."""
     durability: Durability = "process"
-    """What this server survives without losing anything that it acknowledged: none (nothing is written),
+    """The failures that this server survives without losing anything that it acknowledged: none (nothing is written),
     process (kill -9 of it), host (loss of power; every acknowledgement waits for the disk)."""
 
     @property
@@ -68,7 +68,7 @@ class LpsSection(ServerSection):
     merge_weight: Fraction = 0.25
     """alpha: weight of the global model when it is merged into the region's."""
     in_flight: InFlight = "drop"
-    """What becomes of movement between the send and the merge: lost to the other regions (as in the
+    """How movement between the send and the merge is treated: lost to the other regions (as in the
     released HALoS code), carried into the next exchange, or replayed on top of a merge made at the
     send point."""
     lease_seconds: Seconds = 75.0

@@ -14,13 +14,13 @@ class Timeouts:
     tick_ps: int
     """Between two ticks, at each of which a heartbeat is sent; 0: no ticks and no heartbeats."""
     retry_ps: int
-    """After which an unanswered request is sent again."""
+    """Time after which an unanswered request is sent again."""
     lost_after_ps: int
-    """After which a silent peer is lost."""
+    """Silence after which a peer is lost."""
     region_lost_after_ps: int
-    """After which a silent region forfeits its leases."""
+    """Silence after which a region forfeits its leases."""
     give_up_after_ps: int
-    """After which a node whose server is silent ends with an error."""
+    """Silence of its server after which a node ends with an error."""
 
     @classmethod
     def of(cls, network: NetworkSection, *, lossless: bool = False) -> Self:

@@ -22,7 +22,7 @@ from pelago.config.fields import (
 
 
 class RunSection(Section):
-    """What is trained for how long, and where the results go."""
+    """The run: its budget, and where its results go."""
 
     name: Name = "run"
     seed: Seed = 0
@@ -54,7 +54,7 @@ class DataSection(Section):
     tokenizer: UserPath = "bytes"
     """bytes, or the path of a Hugging Face tokenizer (source text:DIR)."""
     token_dtype: Literal["uint16", "uint32", "uint64"] = "uint16"
-    """Of the ids, little-endian, in a tokens:FILE that says nothing of it: no header and no .idx beside it."""
+    """Type of the ids, little-endian, in a tokens:FILE that does not name it: no header and no .idx beside it."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     validation_samples: Positive = 128
     """Held-out sequences per validation."""

@@ -22,7 +22,7 @@ _KINDS: Final = {
     "bool": "true or false",
     "str": "a text in quotes",
 }
-"""What pydantic calls the arms of a union, and what a person calls them."""
+"""Pydantic's names of the arms of a union, and plain names for them."""
 
 
 def validate(model: type[_Section], tables: Mapping[str, Any], source: str, root: str) -> _Section:
@@ -40,7 +40,7 @@ def validate(model: type[_Section], tables: Mapping[str, Any], source: str, root
 
 
 def _faults(error: ValidationError) -> list[Mapping[str, Any]]:
-    """What pydantic found, one entry a value: of a value that may be of several kinds it has one for each.
+    """Pydantic's errors, one entry a value: for a value that may be of several kinds pydantic has one for each.
 
     That a list is too short is left out where it is not: pydantic does not count entries that are wrong.
     """
@@ -97,7 +97,7 @@ def _near(key: str, table: type[Section]) -> str:
 
 
 def _requirement(fault: Mapping[str, Any]) -> str:
-    """What a value must be, such as "must be a whole number"."""
+    """The requirement that a value misses, such as "must be a whole number"."""
     context = fault.get("ctx", {})
     match fault["type"]:
         case "value_error":

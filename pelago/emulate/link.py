@@ -26,7 +26,7 @@ TIMER_S_MIN: Final = 0.001
 
 
 class Mark(Enum):
-    """What travels over a link and is not a byte."""
+    """The end or the reset of a connection, which travel over a link as bytes do."""
 
     END = "the sender will send no more"
     RESET = "the sender's connection is gone"

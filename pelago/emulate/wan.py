@@ -45,7 +45,7 @@ class _Stream:
         self.ended = False
         """The end of the stream has been passed on."""
         self.swallows = False
-        """What comes from the source goes nowhere."""
+        """Whether bytes from the source are dropped."""
         self.link = link
         self._source = source
         self._sink = sink

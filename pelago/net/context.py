@@ -1,4 +1,4 @@
-"""What all parts of a running node share."""
+"""The context that all parts of a running node share."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ NodeEffectMethods: TypeAlias = Mapping[type, Callable[[Any], None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeContext:
-    """What the parts of a node know of it, and how they reach it; the same for all of them.
+    """The node's settings, clock and log, and how its parts reach the machine; the same for all parts.
 
     Everything that can be called is called on the event loop's thread.
     """
 
     run_id: str
     name: Peer
-    """Of this process, unique in the run."""
+    """Name of this process, unique in the run."""
     machine: Machine[Message]
     limits: Limits
     encoding: Encoding
-    """Of the payloads that this node sends, and the only one in which it takes any."""
+    """Encoding of the payloads that this node sends, and the only one that it accepts."""
     patience: Patience
     telemetry: Telemetry
     clock: Callable[[], int]

@@ -1,4 +1,4 @@
-"""What every daemon does alike: its folder and name, its log, how it ends. command.py is its command line."""
+"""Functions of all daemons: folder and name, log, end of the process. command.py has the command line."""
 
 import os
 import platform

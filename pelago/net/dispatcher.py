@@ -1,4 +1,4 @@
-"""What peers send: decoded, checked, and given to the machine or to the transfers."""
+"""Decodes and checks messages and frames of peers, and gives them to the machine or to the transfers."""
 
 from collections.abc import Callable
 

@@ -96,7 +96,7 @@ NodeExecutorFactory: TypeAlias = Callable[[NodeContext, Tensors], NodeExecutor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings:
-    """What a node is made of, beside its machine.
+    """Settings of a node, beside its machine.
 
     ``name``: of this process, unique in the run; what servers call it. ``server``: where it listens, or None;
     ``upstreams``: the servers that it belongs to. ``executors``: for the effects that only some nodes know.
@@ -111,7 +111,7 @@ class NodeSettings:
     executors: tuple[NodeExecutorFactory, ...] = ()
     limits: Limits = field(default_factory=Limits)
     encoding: Encoding = FP32
-    """Of the payloads that this node sends, and the only one in which it takes any."""
+    """Encoding of the payloads that this node sends, and the only one that it accepts."""
     patience: Patience = field(default_factory=Patience)
     loaded: Version | None = None
     crash_file: Path = Path("crash.json")
@@ -416,7 +416,7 @@ class Node:
 
 
 def exit_code(finish: Finish) -> int:
-    """What a process should end with: 0, `EXIT_FAILED`, or `EXIT_CRASHED`."""
+    """The exit code of the process: 0, `EXIT_FAILED`, or `EXIT_CRASHED`."""
     if finish.reason == CRASHED:
         return EXIT_CRASHED
     return EXIT_FAILED if finish.error else 0

@@ -222,7 +222,7 @@ class _Log:
         self._path, self._lines, self._counters, self._tell = path, lines, counters, tell
         self._descriptor = -1
         self._left = memoryview(b"")
-        """What is to be written next."""
+        """Bytes to be written next."""
         self._troubled = False
         try:
             self._open()

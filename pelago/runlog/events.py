@@ -1,4 +1,4 @@
-"""What drivers and roles log beside the notes of machines: a frozen class for each kind of event.
+"""Events that drivers and roles log beside the notes of machines: a frozen class for each kind.
 
 The kinds and the names of the fields are those of `events.jsonl` and never change.
 """
@@ -92,7 +92,7 @@ class ResultsWritten:
 
     kind: ClassVar[str] = "results_written"
     failures: tuple[str, ...]
-    """What could not be written, and why."""
+    """Results that could not be written, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +261,7 @@ class SnapshotDamaged:
     kind: ClassVar[str] = "snapshot_damaged"
     why: str
     instead: str
-    """What the server was restored from."""
+    """Name of the snapshot that the server was restored from, or its journal from the beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,7 +348,7 @@ class DiskShort:
 
 @dataclass(frozen=True, slots=True)
 class OtherEvent:
-    """What was read of a kind that no class has, such as the counters of a node."""
+    """A logged event of a kind that has no class, such as the counters of a node."""
 
     kind: str
     fields: dict[str, Any]

@@ -72,7 +72,7 @@ class HistoryLine:
     """A line."""
 
     number: int
-    """Of the event from which it follows."""
+    """Number of the event from which the line follows."""
     entry: HistoryEntry | OtherEvent
 
 

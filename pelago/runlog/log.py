@@ -21,7 +21,7 @@ LOG_NAME: Final = "events.jsonl"
 
 
 LoggedEvent: TypeAlias = Note | TrainerNote | DriverEvent
-"""What a node logs."""
+"""Events that a node logs."""
 VOCABULARY: Final[Vocabulary[LoggedEvent]] = Vocabulary(
     (*NOTES, *get_args(TrainerNote), *DRIVER_EVENTS)
 )

@@ -42,7 +42,7 @@ class NodeProcess:
 
     @property
     def code(self) -> int | None:
-        """Its exit code, as of the last look at `ended`; negative: minus the signal that killed it."""
+        """The exit code, as of the last look at `ended`; negative: minus the signal that killed the process."""
         code: int | None = self.process.returncode
         return code
 
@@ -61,7 +61,7 @@ class NodeProcesses:
 
     @property
     def all(self) -> list[NodeProcess]:
-        """One a node."""
+        """The latest process of each node."""
         return list(self._latest.values())
 
     @property

@@ -11,7 +11,7 @@ from pelago.net.files import lock_to_read
 from pelago.runlog.log import LOG_NAME
 
 RESULTS: Final = ("result.json", "loss.png", "global.safetensors", "global_average.safetensors")
-"""What a run leaves in its folder when it ends."""
+"""Files and folders that a run writes when it ends."""
 BEFORE: Final = ".before"
 """Ending of the results of an earlier incarnation, until it is known that the run goes on."""
 

@@ -33,7 +33,7 @@ MOMENTS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a node writes to a folder."""
+    """The bytes that a node writes to a folder, at most."""
 
     node: str
     folder: Path
@@ -72,7 +72,7 @@ def of_evaluator(model_bytes: int, out: Path) -> list[Need]:
 
 
 def of_worker(run: RunFile, name: str, model_bytes: int, out: Path) -> list[Need]:
-    """Its log, and its optimiser's moments."""
+    """A worker's log, and its optimiser's moments."""
     moments = MOMENTS * model_bytes if run.worker.keep_optimiser else 0
     return [Need(name, out, 2 * moments + LOG_BYTES)]
 
@@ -112,7 +112,7 @@ class Comparison:
 
 
 def compare(needs: Sequence[Need]) -> Comparison:
-    """What nodes need against what is free, disk by disk. Raises `OSError`."""
+    """Compare the needs of nodes with the free bytes, disk by disk. Raises `OSError`."""
     lines, may, will = [], [], []
     disks: dict[int, list[Need]] = {}
     for each in needs:
@@ -182,7 +182,7 @@ def _state(snapshot_bytes: int, model_bytes: int) -> int:
 
 
 def _used(folder: Path) -> int:
-    """What lies there already, and is written over."""
+    """Bytes of the files that are there already, and are written over."""
     if not folder.is_dir():
         return 0
     return sum(each.stat().st_blocks * 512 for each in folder.iterdir() if each.is_file())

@@ -48,8 +48,8 @@ which a server with many workers has thousands a second, whether anything happen
 
 @dataclass(frozen=True, slots=True)
 class _Rotate:
-    """From here on records go into the next journal. ``for_snapshot``: a snapshot will stand for what is
-    before it."""
+    """The records after this go into the next journal. ``for_snapshot``: a snapshot will replace the records before
+    it."""
 
     index: int
     header: bytes
@@ -58,7 +58,7 @@ class _Rotate:
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """What was queued before it is written."""
+    """Reached when all records queued before it are written."""
 
     reached: threading.Event = field(default_factory=threading.Event)
 
@@ -88,7 +88,7 @@ class JournalPosition:
 
     @classmethod
     def after(cls, recovered: RecoveredState | None) -> Self:
-        """Behind what was recovered; the beginning if that is nothing."""
+        """The position after the recovered state; the beginning if there is none."""
         if recovered is None:
             return cls()
         return cls(recovered.next_index, recovered.next_number, recovered.bytes)
@@ -96,7 +96,7 @@ class JournalPosition:
 
 @dataclass(frozen=True, slots=True)
 class JournalListener:
-    """What a journal calls, on the event loop's thread.
+    """Callbacks of a journal, on the event loop's thread.
 
     ``on_written(number)``: all records up to this one are as durable as they get. ``on_trouble(text)``: the disk
     accepts nothing; with an empty text, it does again. ``on_fault(error)``: an error that cannot be waited for.
@@ -121,11 +121,11 @@ class Journal:
         self.durable = start.number - 1
         """Number of the last record that is on disk."""
         self.bytes = start.grown_bytes
-        """Written or queued since the last snapshot."""
+        """Bytes written or queued since the last snapshot."""
         self.events = 0
-        """Queued since then, without the quiet ones."""
+        """Events queued since the last snapshot, without the quiet ones."""
         self.quiet_events = 0
-        """Heartbeats and ticks."""
+        """Heartbeats and ticks queued since the last snapshot."""
         self._store = store
         self._sync = durability == "host"
         self._header = header

@@ -81,13 +81,13 @@ class DurabilityManager:
         arriving: Callable[[], list[tuple[BlobId, Begun | None]]],
     ) -> None:
         self.held: deque[tuple[int, Callable[[], object]]] = deque()
-        """What waits for the journal: (number of the record, how to send it)."""
+        """Messages that wait for the journal: (number of the record, call that sends the message)."""
         self._context = context
         self._tensors = tensors
         self._arriving = arriving
         self._telemetry = context.telemetry
         self._number = 0
-        """Of the record of the event that was handled last."""
+        """Number of the record of the event that was handled last."""
         self._settled = asyncio.Event()
         """Set when everything is written."""
         self._state_store = state_store
@@ -99,9 +99,9 @@ class DurabilityManager:
         """Snapshots that could not be written since the last one that could."""
         self._retry_at: int | None = None
         self._snapshot_at = -(1 << 62)
-        """When the last snapshot was begun."""
+        """The machine's clock when the last snapshot was begun."""
         self._trouble = ""
-        """What the journal's disk said last, as long as it takes nothing."""
+        """The last error of the journal's disk, as long as it accepts nothing; else empty."""
         self.journal = self._begin(state_store, restored)
         tensors.keep = self._chunk
 
@@ -133,7 +133,7 @@ class DurabilityManager:
         self.journal.begin(blob, begun)
 
     def abort(self, blob: BlobId) -> None:
-        """What was to arrive of a payload will not."""
+        """The rest of a payload will not arrive."""
         self.journal.abort(blob)
 
     def acknowledge(self, send: Callable[[], object]) -> None:

@@ -35,7 +35,7 @@ class Arriving:
 
 @dataclass(slots=True)
 class Restored:
-    """A node as the process before it left it."""
+    """The state of a node at the end of the process before this one."""
 
     plane: Plane | None
     now: int = 0
@@ -47,9 +47,9 @@ class Restored:
     arriving: dict[Peer, Arriving] = field(default_factory=dict)
     """The payload that each peer was sending, in the order in which they began."""
     finished: dict[Peer, Arriving] = field(default_factory=dict)
-    """The last one that each peer had sent, as far as the journal goes back."""
+    """The last complete payload of each peer, as far as the journal goes back."""
     events: int = 0
-    """That were replayed."""
+    """How many events were replayed."""
     history: list[HistoryLine] = field(default_factory=list)
     """The lines of the history that follow from those events."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -110,13 +110,13 @@ def state(
 
 @dataclass(frozen=True, slots=True)
 class SnapshotContents:
-    """What `state` packed."""
+    """The contents of a snapshot's STATE, as `state` packed them."""
 
     image: Any
     manifest: Manifest | None
     last_blob: BlobId
     facts: dict[str, str]
-    """What else the node keeps about itself, so that it need not be found out again."""
+    """Other facts that the node stores, so that it need not find them out again."""
 
     @classmethod
     def of(cls, snapshot: StoredSnapshot) -> Self:

@@ -165,7 +165,7 @@ class StateFolder:
             return
 
     def recovered(self, *, salvage: bool = False) -> RecoveredState | None:
-        """What the folder holds, verified; None if no process has begun here.
+        """The recovered state of the folder, verified; None if no process has begun here.
 
         If a snapshot is damaged, an older one is taken, with all journals since. ``salvage``: read up to the first
         damage, and lose what follows. Raises `CheckpointError`, naming file and place, for damage, and

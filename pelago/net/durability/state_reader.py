@@ -24,9 +24,9 @@ class StoredSnapshot:
 
     header: Header
     index: int
-    """Of its file."""
+    """Index of the snapshot's file."""
     number: int
-    """Of the last record whose event is in the snapshot."""
+    """Number of the last record whose event is in the snapshot."""
     now: int
     image: Any
     layout: Any
@@ -36,28 +36,28 @@ class StoredSnapshot:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """Name of the snapshot's file."""
         return f"snapshot-{self.index:08d}"
 
 
 @dataclass(slots=True)
 class RecoveredState:
-    """What a node's folder holds: a snapshot, and the records since."""
+    """The verified contents of a node's folder: a snapshot, and the records since."""
 
     header: Header
-    """Of the newest file that could be read."""
+    """Header of the newest file that could be read."""
     snapshot: StoredSnapshot | None
     records: list[Record]
-    """Of the journals after the snapshot, in order, without their headers."""
+    """Records of the journals after the snapshot, in order, without the journals' headers."""
     next_index: int
     next_number: int
     bytes: int
-    """Of the journals."""
+    """Size of the journals."""
     torn_bytes: int
-    """At the end of the last journal: a record that was not written completely. If that is the header, the
-    journal has not begun, and its index is the next one."""
+    """Bytes of an incomplete record at the end of the last journal. If that record is the header, the journal has not
+    begun, and its index is the next one."""
     passed_over: tuple[str, ...] = ()
-    """What is wrong with newer snapshots, instead of which an older one is taken."""
+    """Faults of newer snapshots, in place of which an older one is used."""
     maps: list[mmap.mmap] = field(default_factory=list)
 
 
@@ -131,7 +131,7 @@ class StateReader:
     def _read_on(
         self, snapshot: StoredSnapshot | None, first: int, wanted: list[int], salvage: bool
     ) -> RecoveredState | None:
-        """What follows a snapshot, or the beginning, in the journals from ``first`` on."""
+        """The records after a snapshot, or from the beginning, in the journals from ``first`` on."""
         recovered: RecoveredState | None = None
         number = 0
         if snapshot is not None:

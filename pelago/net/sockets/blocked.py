@@ -9,7 +9,7 @@ BLOCKED_MS: Final = 5_000
 
 
 class Blocked:
-    """What is blocked, by any name, and what was reported."""
+    """Since when things are blocked, by name, and which of them were reported."""
 
     def __init__(self) -> None:
         self._since: dict[str, int] = {}
@@ -27,7 +27,7 @@ class Blocked:
         return True
 
     def ends(self, what: str) -> bool:
-        """It is not blocked: whether that is news. Once."""
+        """It is not blocked (any more): whether to report that. True once for each report of `begins`."""
         news = what in self._reported
         self._reported.discard(what)
         return news

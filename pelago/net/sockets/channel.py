@@ -42,7 +42,7 @@ Part = bytes | memoryview | zmq.Frame
 Handler = Callable[[Peer, list[Any]], None]
 """Takes what one peer sent: ``bytes`` parts of control, `zmq.Frame` parts of bulk; never raises."""
 LinkHandler = Callable[[str, bool], None]
-"""Is called when a connection is made or lost: ``(label, up)``."""
+"""Called when a connection is made or lost, with ``(label, up)``."""
 
 
 class Channel:
@@ -63,11 +63,11 @@ class Channel:
         on_link: LinkHandler,
     ) -> None:
         self.up = False
-        """A DEALER's: connected, handshake included."""
+        """For a DEALER: connected, handshake included."""
         self.unanswered = False
-        """A DEALER's: the last attempt to connect has failed."""
+        """For a DEALER: the last attempt to connect has failed."""
         self.received = 0
-        """Messages that came."""
+        """Number of messages received."""
         self.owed = False
         """Something was sent after the last message that came."""
         self._socket = socket

@@ -33,7 +33,7 @@ LOOKUP_MS: Final = 2_000
 
 
 class Dialler:
-    """Of one client side, whose sockets it connects. ``clock``: picoseconds."""
+    """Connects the sockets of one client side. ``clock``: picoseconds."""
 
     def __init__(
         self,

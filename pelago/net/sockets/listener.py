@@ -18,7 +18,7 @@ HOSTS_MAX: Final = 256
 
 
 class Listener:
-    """Of one server side. ``clock``: picoseconds."""
+    """Watches the ports of one server side. ``clock``: picoseconds."""
 
     def __init__(
         self, bind: Bind, side: SocketPair, telemetry: Telemetry, clock: Callable[[], int]

@@ -37,8 +37,8 @@ RECONNECT_MAX_MS: Final = 1_000
 BULK_PING_MS: Final = 10_000
 """Between ZeroMQ's heartbeats on an idle bulk connection."""
 UNANSWERED_PING_MS: Final = 300_000
-"""After which ZeroMQ itself ends a connection: an answer waits behind chunks, and at 1 Mbps those that are queued in
-ZeroMQ and the kernels take more than a minute."""
+"""Silence after which ZeroMQ itself ends a connection. An answer waits behind chunks, and at 1 Mbps those that are
+queued in ZeroMQ and the kernels take more than a minute."""
 KEEPALIVE_IDLE_S: Final = 15
 KEEPALIVE_INTERVAL_S: Final = 5
 KEEPALIVE_COUNT: Final = 4
@@ -70,7 +70,7 @@ class Connect:
 
 @dataclass(frozen=True, slots=True)
 class Handlers:
-    """What takes the messages of a pair of sockets, and the connections made and lost."""
+    """Callbacks of a pair of sockets: for messages, and for connections made and lost."""
 
     control: Handler
     bulk: Handler

@@ -14,7 +14,7 @@ PATIENCE_PS_MAX: Final = 300_000 * PS_PER_MS
 
 
 class SilenceTimer:
-    """Of one connection. ``patience_ms``: how long it may last at first."""
+    """Times the silence of one connection. ``patience_ms``: how long it may last at first."""
 
     def __init__(self, patience_ms: int) -> None:
         self.patience_ps = patience_ms * PS_PER_MS

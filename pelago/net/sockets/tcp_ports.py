@@ -46,7 +46,8 @@ def require_free(host: str, port: int, key: str) -> None:
 
 
 def free_pairs(count: int, first: int = 0) -> list[int]:
-    """So many first ports of free pairs on the loopback interface, from ``first`` upwards or anywhere.
+    """Find ``count`` free pairs of ports on the loopback interface, from ``first`` upwards or anywhere; returns the
+    first port of each.
 
     Raises `ConfigError` if there are not as many.
     """

@@ -120,7 +120,7 @@ class Tensors:
         self._plane = plane
 
     def methods(self) -> NodeEffectMethods:
-        """What queues each effect on tensors; they are performed in the order of emission."""
+        """Methods that queue each effect on tensors; they are performed in the order of emission."""
         return {
             Pin: self._create,
             Difference: self._create,

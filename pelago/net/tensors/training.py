@@ -30,7 +30,7 @@ class TrainingThread:
         port.begin(lambda note: lane.post(telemetry.event, note))
 
     def methods(self) -> NodeEffectMethods:
-        """What carries out the effects of training."""
+        """Methods that carry out the effects of training."""
         return {
             Train: self.train,
             Cancel: lambda effect: self.cancel(effect.push),

@@ -38,7 +38,7 @@ class _Stripe:
     effects: deque[BulkEffect] = field(default_factory=deque)
     reading: bool = False
     stalled: bool = False
-    """It has no connection at the moment: try again on the next tick."""
+    """The stripe has no connection at the moment: try again on the next tick."""
 
 
 @dataclass(slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""What the transfers of a node need of its sockets."""
+"""The interface of a node's sockets for its transfers."""
 
 from typing import Any, Protocol
 
