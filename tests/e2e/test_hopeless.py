@@ -27,7 +27,7 @@ def hopeless(folder: Path, changes: dict[str, str], **speeds: float) -> Path:
 
 
 def ends(path: Path, out: Path, *errors: str) -> None:
-    """The GPS ends with these words and exit code 1, and writes its results all the same; the LPS too."""
+    """GPS and LPS end with these messages and exit code 1, and the GPS writes its results nevertheless."""
     with Daemons(path, out) as daemons:
         daemons.start_servers("eu")
         daemons.start_worker("eu", 0)

@@ -187,7 +187,7 @@ def answer(
 
 
 def hello(fingerprint: str, corpus: str) -> Hello:
-    """A worker of eu introduces itself."""
+    """The Hello of a worker of eu."""
     return Hello(PROTOCOL_VERSION, "worker", Address("eu"), 1, fingerprint, corpus)
 
 

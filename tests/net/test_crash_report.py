@@ -255,7 +255,7 @@ def lps_settings() -> LpsSettings:
 # --- files ---------------------------------------------------------------------------------------
 
 
-def test_what_there_is_no_room_for_is_left_out_whole_from_the_oldest_on(
+def test_events_without_room_are_left_out_whole_the_oldest_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "crash.json"
@@ -285,7 +285,7 @@ def test_what_there_is_no_room_for_is_left_out_whole_from_the_oldest_on(
         "",
     ],
 )
-def test_what_is_no_event_is_refused_and_not_run(text: str, tmp_path: Path) -> None:
+def test_text_that_is_no_event_is_refused_and_not_executed(text: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         parse(text)
     path = tmp_path / "crash.json"

@@ -316,7 +316,7 @@ async def test_notes_and_counters_are_in_the_event_log(nodes: Nodes) -> None:
     assert lines[-1]["dropped_malformed"] == 2
 
 
-async def test_measured_facts_come_from_the_payload_itself(nodes: Nodes) -> None:
+async def test_norm_and_finiteness_are_measured_from_the_payload_itself(nodes: Nodes) -> None:
     machine = Script(
         lambda event: [Pin(1), Measure(1), Release(1)] if isinstance(event, Started) else []
     )

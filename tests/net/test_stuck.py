@@ -46,16 +46,16 @@ WORK = Lease(PushId(7, 3), ((0, 4),), 0)
 
 
 class Hanging:
-    """Does some parts of its work, then waits for a share whose server is gone."""
+    """A trainer that does some parts of its work, then waits for a share whose server is gone."""
 
     def __init__(self) -> None:
         self.back = threading.Event()
 
     def begin(self, log: LogEvent) -> None:
-        """Nothing to take up."""
+        """There is nothing to restore."""
 
     def rest(self) -> None:
-        """Nothing to keep."""
+        """There is nothing to save."""
 
     def train(
         self, work: Train, flat: Any, on_step: Callable[..., None], cancel: threading.Event

@@ -131,7 +131,7 @@ def test_a_line_that_a_killed_process_left_torn_swallows_no_other(tmp_path: Path
     assert json.loads(whole)["lease"] == 1
 
 
-def test_a_node_whose_console_and_log_take_nothing_goes_on_and_ends_well(tmp_path: Path) -> None:
+def test_a_node_with_a_full_disk_for_console_and_log_goes_on_and_ends_well(tmp_path: Path) -> None:
     """A real process: its output is a file on a full disk, and so is its log."""
     (tmp_path / "events.jsonl").symlink_to("/dev/full")
     program = f"""

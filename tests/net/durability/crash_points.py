@@ -142,7 +142,7 @@ def cases() -> list[CrashCase]:
 CASES: Final = tuple(map(str, cases()))
 
 
-# --- dying ---------------------------------------------------------------------------------------
+# --- the kill ------------------------------------------------------------------------------------
 
 
 class Fuse:
@@ -252,7 +252,7 @@ def arm(fuse: Fuse) -> None:
     around(fuse, Incoming, "_complete", "whole")
 
 
-# --- living --------------------------------------------------------------------------------------
+# --- the processes -------------------------------------------------------------------------------
 
 
 def make_haste() -> None:
@@ -381,7 +381,7 @@ def wait_for(children: list[int], deadline: float) -> tuple[int, int]:
 
 
 def run_case(case: CrashCase, folder: Path) -> str:
-    """What was wrong, in words; empty: nothing."""
+    """Run a case; returns its fault, or "" if it passed."""
     (port,) = pairs(1)
     stop, running = os.pipe()
     killed = 0

@@ -1,4 +1,4 @@
-"""How much a run will write, disk by disk."""
+"""How much a run writes, disk by disk."""
 
 import io
 from pathlib import Path

@@ -186,7 +186,7 @@ async def test_chunks_and_events_of_two_threads_have_one_order(tmp_path: Path) -
 async def test_a_batch_of_many_parts_is_written_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More parts than one call takes, more bytes than one batch, and a kernel that takes little."""
+    """More parts than one call takes, more bytes than one batch, and a kernel that writes only part of them."""
     monkeypatch.setattr(journal, "BATCH_BYTES", 20_000)
     writev = os.writev
     monkeypatch.setattr(os, "writev", lambda fd, parts: writev(fd, [parts[0][:1000]]))
@@ -239,11 +239,11 @@ async def test_a_sync_that_fails_is_a_fault_and_counts_for_nothing(
 # --- snapshots -----------------------------------------------------------------------------------
 
 
-async def test_a_snapshot_takes_the_place_of_what_is_before_it(
+async def test_a_snapshot_replaces_the_files_before_it(
     tmp_path: Path, durability: Durability
 ) -> None:
     """1. Three times: some events, a snapshot. 2. Only the newest and its journal are left, and those
-    before it. 3. They say all."""
+    before it. 3. They hold the whole state."""
     async with a_desk(tmp_path, durability) as desk:
         for turn in range(3):
             desk.events(5 * turn + 1, 5 * turn + 5)
@@ -305,7 +305,7 @@ async def test_a_new_snapshot_is_on_the_disk_before_the_old_one_goes(
     assert "snapshot-00000001" not in " ".join(steps)
 
 
-async def test_a_snapshot_whose_name_does_not_reach_the_disk_is_none(
+async def test_a_snapshot_whose_name_does_not_reach_the_disk_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(folder: Path) -> None:
@@ -391,7 +391,7 @@ async def test_no_snapshot_is_without_its_journal(
         assert (recovered.snapshot.number, recovered.next_number) == (6, 7)
 
 
-async def test_no_journal_goes_before_what_is_to_outlive_it_is_written_again(
+async def test_no_journal_is_removed_before_its_unfinished_payloads_are_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1. Half a payload is in the journal when a snapshot is due; the disk takes the next journal's header
@@ -490,7 +490,7 @@ async def test_heartbeats_and_ticks_count_for_little_towards_a_snapshot(
         assert (desk.journal.events, desk.journal.quiet_events) == (0, 0)
 
 
-# --- a disk that takes nothing -------------------------------------------------------------------
+# --- a full disk ---------------------------------------------------------------------------------
 
 
 async def test_a_full_disk_holds_everything_back_and_loses_nothing(

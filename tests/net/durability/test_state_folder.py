@@ -61,13 +61,13 @@ def edges(pieces: list[bytes]) -> list[int]:
     return found
 
 
-# --- what is forgotten ---------------------------------------------------------------------------
+# --- removal -------------------------------------------------------------------------------------
 
 
-def test_forgetting_that_was_interrupted_is_gone_on_with(
+def test_an_interrupted_removal_is_completed_by_the_next_process(
     store: StateFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """1. Killed after one of two files. 2. The next process finds nothing, instead of half of something."""
+    """1. Killed after one of two files. 2. The next process finds an empty folder, and not half of a state."""
     for index in (0, 1):
         store.journal(index).write_bytes(header_piece())
     unlink = Path.unlink
@@ -94,7 +94,7 @@ def _once(action: Callable[[Path], None]) -> Callable[[Path], None]:
     return act
 
 
-# --- what is whole -------------------------------------------------------------------------------
+# --- complete files ------------------------------------------------------------------------------
 
 
 def test_an_empty_folder_has_no_recovered_state(store: StateFolder) -> None:
@@ -111,7 +111,7 @@ def test_a_journal_is_read_back(store: StateFolder) -> None:
 
 
 def test_a_snapshot_and_the_journals_after_it_are_read_back(store: StateFolder) -> None:
-    """Older files are of no interest, not even whether they are sound."""
+    """Older files are not read, so their damage does not matter."""
     store.journal(1).write_bytes(b"damaged")
     store.snapshot(1).write_bytes(b"damaged")
     store.snapshot(2).write_bytes(b"".join(snapshot_pieces(40, chunks=3)))
@@ -148,7 +148,7 @@ def test_what_was_read_stays_readable_when_the_files_are_gone(store: StateFolder
     assert_reads(recovered, 5)
 
 
-# --- what was being written ----------------------------------------------------------------------
+# --- incomplete files ----------------------------------------------------------------------------
 
 
 def test_a_record_torn_at_any_byte_is_cut_and_the_next_journal_follows(store: StateFolder) -> None:
@@ -245,7 +245,7 @@ def test_a_snapshot_that_was_being_written_is_ignored_and_removed(store: StateFo
 
 def test_killed_before_the_old_files_were_removed(store: StateFolder) -> None:
     """1. Both snapshots and all journals are there: the newest snapshot counts.
-    2. Removing goes on later, and leaves what is not the store's."""
+    2. The removal is completed later, and leaves files that are not the store's."""
     for index, number in ((1, 3), (2, 6)):
         store.snapshot(index).write_bytes(b"".join(snapshot_pieces(number)))
     for index in range(3):
@@ -333,7 +333,7 @@ def test_records_that_a_peer_made_up_are_no_damage_where_an_old_file_is_written_
         assert recovered.next_number == (6 if taken == len(new) else recovered.next_number)
 
 
-# --- what is damaged -----------------------------------------------------------------------------
+# --- damaged files -------------------------------------------------------------------------------
 
 
 def test_a_flipped_byte_before_a_sound_record_is_refused(store: StateFolder) -> None:
@@ -384,7 +384,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
         b"".join(snapshot_pieces(3))[:-60] + b"".join(snapshot_pieces(6))[-60:]
     ),
 }
-"""What a loss of power, or a disk that lies, makes of a file."""
+"""Damage to a file that a loss of power, or a faulty disk, may cause."""
 
 
 def two_generations(store: StateFolder) -> None:
@@ -399,7 +399,7 @@ def two_generations(store: StateFolder) -> None:
 def test_in_the_place_of_a_damaged_snapshot_the_one_before_it_is_taken(
     store: StateFolder, damage: str, salvage: bool
 ) -> None:
-    """1. It leads to the same event, and it is said which was passed over. 2. That one goes."""
+    """1. It leads to the same event, and the damaged one is reported. 2. The damaged one is removed."""
     two_generations(store)
     newest = store.snapshot(2)
     newest.write_bytes(DAMAGES[damage](newest.read_bytes()))
@@ -482,7 +482,7 @@ def test_another_runs_folder_is_refused(store: StateFolder, run: str, node: str,
     refused(store, path, f"is of {node} of run {run}, not of {NODE} of run {RUN}")
 
 
-# --- whose it is ---------------------------------------------------------------------------------
+# --- the owner of a folder -----------------------------------------------------------------------
 
 HOLDER = f"""
 import sys
@@ -499,7 +499,7 @@ sys.stdin.read()
 
 
 def test_a_folder_belongs_to_one_process(tmp_path: Path) -> None:
-    """1. A process holds the folder: this one is refused, in words. 2. It is killed: this one may."""
+    """1. A process holds the folder: this one is refused with a message. 2. It is killed: this one may use it."""
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None

@@ -304,7 +304,7 @@ async def giving(nodes: Nodes, client: Script, node: Node) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("places", [(0, 1), (1,)])
-async def test_a_payload_whose_line_fell_silent_arrives_once_over_the_next(
+async def test_a_payload_on_a_line_that_fell_silent_arrives_once_over_the_next_connection(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch, places: tuple[int, ...]
 ) -> None:
     monkeypatch.setattr(limits, "BULK_SILENT_MS_MIN", 400)

@@ -1,4 +1,4 @@
-"""A payload that was arriving when a durable server was killed goes on where it was.
+"""A payload that was arriving when a durable server was killed is resumed.
 
 Run as a program it is a server: ``python -m tests.net.transfer.test_cut_push FOLDER PORT``.
 """
@@ -296,7 +296,7 @@ async def test_a_complete_payload_that_was_not_handled_is_handled_by_the_next_in
         assert (await region.hears(Ack)).outcome == "applied"
 
 
-async def test_a_question_about_what_was_whole_is_answered_by_the_next_incarnation(
+async def test_a_query_about_a_complete_payload_is_answered_by_the_next_incarnation(
     nodes: Nodes,
 ) -> None:
     """The last acknowledgement was lost with the server: nothing is sent again."""
@@ -341,7 +341,7 @@ async def test_each_stripe_goes_on_where_it_was_when_the_server_was_killed(nodes
         await assert_the_first_update_survives(nodes)
 
 
-async def test_a_payload_in_an_encoding_that_is_expected_no_more_is_not_taken_up_again(
+async def test_a_payload_in_an_encoding_that_is_expected_no_more_is_not_resumed(
     nodes: Nodes,
 ) -> None:
     """1. Half of an update arrives in fp32. 2. The next process expects another encoding: it keeps no place, and
@@ -357,7 +357,7 @@ async def test_a_payload_in_an_encoding_that_is_expected_no_more_is_not_taken_up
         assert await region.answer_to(3) == Abort(1, UNKNOWN)
 
 
-async def test_what_its_sender_gave_up_is_not_taken_up_again(nodes: Nodes) -> None:
+async def test_a_payload_that_its_sender_gave_up_is_not_resumed(nodes: Nodes) -> None:
     """1. Half of an update arrives, and its sender wants no more of it. 2. The next incarnation keeps no place."""
     server = await a_gps(nodes)
     with a_sender(nodes) as region:
@@ -376,7 +376,7 @@ async def test_what_its_sender_gave_up_is_not_taken_up_again(nodes: Nodes) -> No
         assert await region.answer_to(3) == Abort(1, UNKNOWN)
 
 
-async def test_no_more_payloads_are_taken_up_than_have_places(
+async def test_no_more_payloads_are_resumed_than_there_are_places(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1. Three peers (more than are ever granted) are sending when the server is killed. 2. The next incarnation may
