@@ -19,7 +19,7 @@ def played(seed: int, *, in_flight: InFlight, ahead_ticks: int) -> LpsScenario:
     return scenario
 
 
-def assert_the_books_balance(scenario: LpsScenario) -> None:
+def assert_the_ledger_balances(scenario: LpsScenario) -> None:
     totals = scenario.gps.ledger.totals()
     assert totals.duplicated == 0
     assert totals.held == 0
@@ -45,7 +45,7 @@ def test_the_ledger_balances_under_any_faults(
 ) -> None:
     scenario = played(seed, in_flight=in_flight, ahead_ticks=ahead_ticks)
     assert scenario.gps.model.counted_steps >= 160
-    assert_the_books_balance(scenario)
+    assert_the_ledger_balances(scenario)
 
 
 @pytest.mark.slow
@@ -54,4 +54,4 @@ def test_the_ledger_balances_under_any_faults(
 def test_the_ledger_balances_in_many_more_scenarios(seed: int, in_flight: InFlight) -> None:
     scenario = played(seed, in_flight=in_flight, ahead_ticks=4 * (seed % 3))
     assert scenario.gps.model.counted_steps >= 160
-    assert_the_books_balance(scenario)
+    assert_the_ledger_balances(scenario)
