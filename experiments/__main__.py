@@ -149,7 +149,7 @@ def _replay(path: Path, options: argparse.Namespace) -> int:
             raise ConfigError(f"--{flag}: {path} is one run; this is for studies")
     run = replay.load(path)
     folder = Path(options.out) if options.out else run.out
-    # Before the run: nobody wants to learn after it that there is no place for its results.
+    # Before the run, so that it is not run in vain if its results cannot be written.
     replay.prepare(folder)
     _use_one_thread(run)
     bar = None
@@ -171,7 +171,7 @@ def _replay(path: Path, options: argparse.Namespace) -> int:
 
 
 def _use_one_thread(run: "RunFile") -> None:
-    """As in studies: a sum has one order on one thread, so a run gives the same bytes everywhere."""
+    """Compute with one thread, as studies do: sums then have one order, so a run gives the same bytes everywhere."""
     # torch takes as long to import as a whole run without tensors takes.
     if run.simulation is not None and run.simulation.problem != "timing":
         import torch

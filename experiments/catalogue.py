@@ -17,7 +17,7 @@ class CatalogueEntry:
     kind: str
     """run | study"""
     line: str
-    """What it says about itself in its first line."""
+    """Its description: its first line."""
 
 
 def find(name: str) -> Path:

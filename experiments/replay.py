@@ -1,4 +1,4 @@
-"""Replays a run file under the virtual clock and writes what it gave.
+"""Replays a run file under the virtual clock and writes its results.
 
 run.toml       the run file, every key spelled out
 result.json    as the GPS daemon writes it; for `scalar` also ``final {gps, lps {NAME: value}}``

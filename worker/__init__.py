@@ -1,1 +1,1 @@
-"""The worker: trains the model on leased samples and pushes what it learnt."""
+"""The worker: trains the model on leased samples and pushes the update."""

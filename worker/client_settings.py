@@ -9,24 +9,24 @@ from pelago.wire.messages import PROTOCOL_VERSION, Hello, Role
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """Which server a node belongs to, what it says of itself there, and how long it waits."""
+    """Which server a node belongs to, how it introduces itself there, and how long it waits."""
 
     server: Peer
     address: Address
     incarnation: int
     fingerprint: str
-    """Of the model's manifest."""
+    """Fingerprint of the model's manifest."""
     corpus: str
     """Digest of the corpus."""
     tick_ps: int
     """Interval of heartbeats; 0: no heartbeats and no retries, for a driver that loses nothing."""
     retry_ps: int
-    """After so long without an answer a request is repeated."""
+    """How long until a request without an answer is repeated, in picoseconds."""
     lost_after_ps: int
     stuck_after_ps: int = 0
     """How long a micro-batch may take, see `Watchdog`; 0: without limit."""
     give_up_after_ps: int = GIVE_UP_AFTER_PS
-    """After so long without a message from the server the node ends with an error."""
+    """How long the server may send nothing before the node ends with an error, in picoseconds."""
 
     def hello(self, role: Role) -> Hello:
         """The first message of this node to its server."""

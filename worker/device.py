@@ -81,13 +81,13 @@ def place(slot: int, count: int) -> int | None:
 
 
 def use(device: torch.device) -> None:
-    """Make it the default of the calling thread, so that no operation uses the first device by mistake."""
+    """Make a device the default of the calling thread, so that no operation uses the first device by mistake."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
 
 def name(device: torch.device) -> str:
-    """Its name in PyTorch, and its model."""
+    """The device's name in PyTorch, and its model."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "cpu"
 
 

@@ -29,14 +29,14 @@ from worker.models.language import LanguageModel
 from worker.models.presets import PRESETS
 
 PROGRESS: Final = "progress"
-"""First word of the lines on stderr that tell the progress, a number from 0 to 1."""
+"""First word of the lines on stderr that report the progress, a number from 0 to 1."""
 MODEL_BYTES: Final = "model_bytes"
-"""First word of the line on stderr that tells the size of an update."""
+"""First word of the line on stderr that reports the size of an update."""
 
 OPERATIONS_MAX: Final = 4 * 10**12
 """Most multiplications of a step that is tried on a CPU: about a minute on a few cores."""
 BUILD_BYTES: Final = 9
-"""Per parameter, while a model is built: four in the library's module, four in the flat tensor, and some."""
+"""Bytes per parameter while a model is built: four in the library's module, four in the flat tensor, and some more."""
 GRADIENT_BYTES: Final = 4
 TOKEN_COPIES: Final = 24
 """Estimate: hidden vectors, in fp32, that a layer keeps for each token until its backward pass."""
@@ -52,7 +52,7 @@ class ResourceEstimate:
 
     parameters: int
     sequence_bytes: int
-    """Activations of one sequence."""
+    """Bytes of the activations of one sequence."""
     sequence_operations: int
     """Multiplications of one sequence, forward and backward."""
 

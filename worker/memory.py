@@ -1,4 +1,4 @@
-"""Recognises that the memory did not suffice for a step, and says which key of the run file to change."""
+"""Recognises that a step needed too much memory, and says which key of the run file to change."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,7 +48,7 @@ class Step:
         return cls(key, batch, min(sequences, most or sequences), run.data.sequence_length, device)
 
     def lack(self) -> str:
-        """The error message: the memory does not suffice, and what to change."""
+        """The error message: there is too little memory, and what to change."""
         many = "sequence" if self.sequences == 1 else "sequences"
         said = (
             f"{self.key}: {self.sequences} {many} of {self.length} tokens at once do not fit into"

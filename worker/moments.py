@@ -44,11 +44,11 @@ SHARE: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class MomentsOwner:
-    """Whose moments they are; those of another owner are refused."""
+    """The owner of moments; those of another owner are refused."""
 
     run: str
     model: str
-    """Fingerprint of its manifest."""
+    """Fingerprint of the model's manifest."""
     optimiser: str
     region: str
     group: int
@@ -64,7 +64,7 @@ class SavedMoments:
     steps: int
     """Optimiser steps made so far."""
     age_s: float
-    """By the wall clock; for display only."""
+    """When they were saved, by the wall clock; for display only."""
 
 
 class MomentsFile:
@@ -80,7 +80,7 @@ class MomentsFile:
         self._trouble = ""
 
     def load(self, clock: int) -> SavedMoments | str:
-        """The saved moments, for a worker whose next lease has this clock; or why there are none to use."""
+        """The saved moments, for a worker whose next lease has this clock; or the reason why they cannot be used."""
         try:
             with self.path.open("rb") as file:
                 return _read(file, self._owner, clock)
@@ -107,7 +107,7 @@ class MomentsFile:
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait until the last `save` is written."""
+        """Wait until the last `save` is on the disk."""
         if self._thread is not None:
             self._thread.join()
 

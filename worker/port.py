@@ -16,7 +16,7 @@ from worker.trainer import Trainer
 
 
 class WorkerPort:
-    """Trains. The worker's machine never asks it to measure or to export.
+    """Trains rounds. The worker's machine never asks it to measure or to export.
 
     It saves the optimiser's moments in ``folder``, unless that is None, and begins with those that an earlier
     process of the same group saved there.

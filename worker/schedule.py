@@ -51,8 +51,8 @@ def begins_late(run: RunFile, clock: int) -> bool:
 
 
 def warmed(step: int, steps: int) -> float:
-    """Factor on the learning rate of step number ``step`` (from 1) of an optimiser without moments: a linear
-    warm-up over ``steps`` steps.
+    """Factor on the learning rate of step number ``step`` (from 1) of an optimiser that began without moments: a
+    linear warm-up over ``steps`` steps.
 
     Moments of a few gradients are mostly noise: Adam's first step moves every parameter by the whole rate.
     Ma and Yarats, "On the adequacy of untuned warmup for adaptive optimization", arXiv 1910.04209, take
@@ -65,8 +65,8 @@ def warmed(step: int, steps: int) -> float:
 class Pace:
     """An emulated speed: how long a local step should take.
 
-    ``step_ms`` > 0: so many milliseconds at relative speed 1, so step_ms / speed. ``step_ms`` = 0: in
-    proportion to the step's own computing time, 1 / speed times as long.
+    ``step_ms`` > 0: step_ms / speed milliseconds. ``step_ms`` = 0: 1 / speed times the step's own computing
+    time.
     """
 
     step_ms: float

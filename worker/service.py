@@ -1,4 +1,4 @@
-"""A worker or the evaluator as a process; and what the program does instead: initial model, dry run."""
+"""A worker or the evaluator as a process; or, if asked for, the initial model or a dry run instead."""
 
 import argparse
 import json

@@ -25,7 +25,7 @@ def worker_settings(
 
     ``group``: its place in the region; -1: the server chooses, and the worker takes the speed that the
     run file gives that group, or 1 if it names none.
-    ``server``: what the driver calls the LPS.
+    ``server``: the driver's name for the LPS.
     ``lossless``: for a driver that loses nothing, so no heartbeats and no retries.
     """
     worker, section = run.worker, run.region[region]
@@ -54,7 +54,7 @@ def evaluator_settings(
     server: Peer = "gps",
     lossless: bool = False,
 ) -> EvaluatorSettings:
-    """Settings of the evaluator. ``server``: what the driver calls the GPS; ``lossless`` as for a worker."""
+    """Settings of the evaluator. ``server``: the driver's name for the GPS; ``lossless`` as for a worker."""
     address = Address(run.gps_region, -1)
     return EvaluatorSettings(
         client=_client(run, server, address, incarnation, fingerprint, corpus, lossless),

@@ -1,7 +1,7 @@
 """The worker's machine: what a worker decides.
 
-Everything that decides lives here; nothing here performs. A worker asks its LPS for a model and a lease,
-trains, uploads the update, and is answered with the next model and lease.
+It takes the decisions and carries out nothing. A worker asks its LPS for a model and a lease, trains,
+uploads the update, and gets the next model and lease as the answer.
 
 Invariants that `check` asserts are numbered W1... in docs/ARCHITECTURE.md.
 """
@@ -97,7 +97,7 @@ TRANSITIONS: Final = TransitionTable(
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """What a worker's machine must know of the run."""
+    """The settings of a worker's machine."""
 
     client: ClientSettings
     round_samples: int
@@ -135,7 +135,7 @@ class Worker:
     def handle(self, event: WorkerEvent, now: int) -> list[Effect]:
         """Handle one event; return the effects that follow, in order."""
         self._now = now
-        # What is frequent comes first, and is not taken apart by its pattern: see the LPS's machine.
+        # Frequent events come first, and their patterns do not unpack fields: see the LPS's machine.
         match event:
             case Received():
                 return self._on_message(event.message, event.blob)
@@ -163,7 +163,7 @@ class Worker:
                 assert_never(event)
 
     def report(self) -> WorkerReport:
-        """What this worker has done so far."""
+        """The work of this worker so far."""
         alive_ps = 0 if self._joined_at is None else self._now - self._joined_at
         running_ps = self._now - self._round_started_at if self.state == "training" else 0
         return WorkerReport(
@@ -191,7 +191,7 @@ class Worker:
                 effects += self._on_welcome(message)
             case Wait(what):
                 if self._client.address.group < 0:
-                    # Another worker may have our old group by now: ask for any group.
+                    # Another worker may have its old group by now: ask for any group.
                     self.session.hello = self._client.hello("worker")
                 effects += self.session.waiting(what)
             case Refuse(detail) if self.state not in ("leaving", "gone"):
@@ -229,16 +229,16 @@ class Worker:
         return [Send(self._client.server, Pull(self._round_samples(), 0))]
 
     def _round_samples(self) -> int:
-        """Samples to ask for: those of the group that the server gave us, if the run file names it."""
+        """Samples to ask for: those of the group that the server assigned, if the run file names it."""
         group, table = self.session.hello.address.group, self.settings.group_samples
         return table[group] if 0 <= group < len(table) else self.settings.round_samples
 
     def _on_model(self, message: Model, blob: BlobId) -> list[Effect]:
         if self.state != "idle" or message.lease is None:
-            # A repetition, or it comes too late: the lease goes back when we leave.
+            # A repetition, or it comes too late: the lease is given back when the worker leaves.
             return [Release(blob)]
         if message.lease.push.fence != self.session.fence:
-            # Either this model is old, or our Welcome was: ask which fence is ours.
+            # Either this model is old, or the Welcome was: ask for the fence again.
             return [Release(blob), *self._rejoin()]
         self._enter("training")
         self.lease, self.base = message.lease, message.version
@@ -372,7 +372,7 @@ class Worker:
         return [*effects, *self.session.leave(Leave(reason, self.report(), (), (), ()))]
 
     def expects(self, peer: Peer, message: Message) -> bool:
-        """Models, at any time: one may arrive before the message that we wait for."""
+        """Whether a payload may arrive with a message: models may at any time, also before the awaited message."""
         return peer == self._client.server and isinstance(message, Model)
 
     def _enter(self, target: WorkerState) -> None:

@@ -44,7 +44,7 @@ class Trainer:
         """Open the corpus and build the model. Raises `ConfigError`.
 
         ``pace``: emulate a slower worker (`pelago local`); without it every step runs as fast as it
-        can. ``slot``: see `worker.device.choose`. ``tell`` is given lines for the user, by the thread that trains.
+        can. ``slot``: see `worker.device.choose`. ``tell`` gets lines for the user, in the thread that trains.
         """
         self._tell = tell
         self.settings: WorkerSection = run.worker
@@ -181,7 +181,7 @@ class Trainer:
         return float(torch.stack(losses).sum()), finite
 
     def _update(self, gradient: torch.Tensor, norm: float, rate: float) -> None:
-        """Clip and step. The gradient is finite: one that is not would stay in the moments for ever."""
+        """Clip and step. The gradient is finite: one that is not would stay in the moments for good."""
         # The factor of torch.nn.utils.clip_grad_norm_.
         gradient.mul_(min(1.0, self.settings.clip_norm / (norm + 1e-6)))
         if self._cold_steps is not None:

@@ -262,13 +262,13 @@ class InvariantChecker:
     ) -> None:
         """C4."""
         known = server.answered.setdefault((peer, message.push), message.outcome)
-        if message.outcome == "fenced" and self._fence_is_past(node, peer, message.push):
+        if message.outcome == "fenced" and self._has_earlier_fence(node, peer, message.push):
             return
         assert known == message.outcome, f"{message} to {peer}, which was {known}"
         self._check_outcome(server, peer, message.push, message.outcome)
 
     @staticmethod
-    def _fence_is_past(node: SimulatedNode, peer: str, push: PushId) -> bool:
+    def _has_earlier_fence(node: SimulatedNode, peer: str, push: PushId) -> bool:
         """Whether an update has an earlier fence: its outcome is forgotten, as its client knows."""
         if not isinstance(node.machine, Gps):
             return False
@@ -277,7 +277,7 @@ class InvariantChecker:
 
     def _check_answers(self, node: SimulatedNode, server: ServerRecord) -> None:
         for (client, push), outcome in server.answered.items():
-            if outcome != "fenced" or not self._fence_is_past(node, client, push):
+            if outcome != "fenced" or not self._has_earlier_fence(node, client, push):
                 self._check_outcome(server, client, push, outcome)
 
     def _check_outcome(

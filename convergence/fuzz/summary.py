@@ -19,7 +19,7 @@ class FuzzSummary:
         self.seeds = self.events = self.virtual_ps = self.last = 0
         self.found: list[TrialResult] = []
         self.counts: dict[str, int] = {}
-        self._begin = self._told = begin
+        self._begin = self._printed = begin
         self._is_terminal = sys.stderr.isatty()
 
     def add(self, result: TrialResult) -> None:
@@ -35,8 +35,8 @@ class FuzzSummary:
             self.found.append(result)
             self._clear()
             print(f"{result.story.rstrip()}\nseed {result.seed}: {result.verdict.name.lower()}")
-        elif now - self._told >= (PROGRESS_S if self._is_terminal else PROGRESS_IN_A_FILE_S):
-            self._told = now
+        elif now - self._printed >= (PROGRESS_S if self._is_terminal else PROGRESS_IN_A_FILE_S):
+            self._printed = now
             rate = self.events / (now - self._begin)
             line = f"{self.seeds} seeds, {self.events:,} events, {rate:,.0f} events/s, seed {self.last}"
             begin, end = ("\r", " ") if self._is_terminal else ("", "\n")

@@ -20,7 +20,7 @@ COLOURS: Final = (
 Colour = str | tuple[float, float, float]
 DASHES: Final = ("-", "--", ":", "-.")
 WIDE: Final = 10.5
-"""Inches."""
+"""Width and height in inches."""
 STYLE: Final[Any] = {
     "font.size": 10.5,
     "axes.titlesize": 11.5,
@@ -42,10 +42,10 @@ STYLE: Final[Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A figure and what is said about it."""
+    """A figure and its caption."""
 
     name: str
-    """For a file's name."""
+    """Its name, as a part of a file's name."""
     caption: str
     figure: "Figure"
 

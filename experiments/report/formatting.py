@@ -15,7 +15,7 @@ from experiments.study.study_file import Study
 
 NOTHING: Final = "–"
 MORE_DECIMALS: Final = 2
-"""So many more decimals than usual, for a deviation that would be printed as 0."""
+"""How many more decimals than usual a deviation gets that would be printed as 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def with_spread(found: Spread | None, digits: int = 4) -> str:
     if found is None:
         return NOTHING
     mean = number(found.mean, digits)
-    # What the seed does not change differs by rounding at most.
+    # Figures that do not depend on the seed differ by rounding at most.
     if found.deviation <= 1e-12 * abs(found.mean) or "e" in mean:
         return mean
     fewest = len(mean.partition(".")[2])
@@ -80,7 +80,7 @@ def with_spread(found: Spread | None, digits: int = 4) -> str:
 
 
 def picks(found: ReportSection) -> list[tuple[str, list[Group]]]:
-    """What is compared with each other, under a title: runs, the best of a search, confirm sets."""
+    """The groups that are compared, under a title: runs, the best of a search, or confirm sets."""
     every = compare.groups(found.rows)
     best = {id(group) for group in compare.best_trials(every).values()}
     titles: dict[str, list[Group]] = {}
@@ -100,7 +100,7 @@ def _title(group: Group) -> str:
 
 
 def columns(found: ReportSection, chosen: Sequence[Group]) -> list[Column]:
-    """The table of a comparison: what each group is, then its figures over the seeds."""
+    """The table of a comparison: for each group its variant and axis values, then its figures over the seeds."""
     study = found.study
     every = compare.groups(found.rows)
     targets = [compare.target(study, every, group) for group in chosen]
@@ -124,7 +124,7 @@ def columns(found: ReportSection, chosen: Sequence[Group]) -> list[Column]:
 
 
 def names(study: Study, cases: Sequence[Case]) -> list[Column]:
-    """What the rows of a table are: the variant, then a value per axis."""
+    """The columns that name the rows of a table: the variant, then a value per axis."""
     columns = [Column("", [case.variant for case in cases])]
     if len(study.variant) == 1 and study.axis:
         columns = []

@@ -1,4 +1,4 @@
-"""The page: one file that loads nothing, runs nothing, and reads well on white."""
+"""The page: one HTML file without scripts that loads nothing."""
 
 import base64
 import io

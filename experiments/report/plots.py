@@ -346,7 +346,7 @@ def _point(found: ReportSection, point: Sequence[int]) -> str:
 
 
 def _histograms(found: ReportSection, chosen: Sequence[Group]) -> dict[str, list[Group]]:
-    """What shares a histogram: nothing, or all of a variant where there would be too many."""
+    """The groups of each histogram: one group, or all groups of a variant where there would be too many."""
     named: dict[str, list[Group]] = {}
     for group in chosen:
         every = len(chosen) <= HISTOGRAMS_MAX

@@ -71,7 +71,7 @@ def _strip(found: ReportSection, every: Sequence[Group], cases: Sequence[Case]) 
     made, (panel,) = figure(1.4 + 0.5 * len(cases))
     for place, case in enumerate(cases):
         losses = _losses(every, case)
-        # A fixed pattern of heights keeps equal losses apart and the page equal from time to time.
+        # A fixed pattern of heights keeps equal losses apart and the page the same every time.
         heights = [place + 0.26 * (((index * 7) % 11) / 5 - 1) for index in range(len(losses))]
         colour = COLOURS[place % len(COLOURS)]
         panel.plot(losses, heights, "o", color=colour, ms=4.5, alpha=0.55, mew=0)

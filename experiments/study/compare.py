@@ -42,7 +42,7 @@ class Group:
 
     @property
     def runs(self) -> list[RunFigures]:
-        """Those that finished."""
+        """The runs that finished."""
         return [row.measured for row in self.rows if row.measured is not None]
 
     @property
@@ -66,7 +66,7 @@ class Spread:
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Mean and deviation of what there is; None if there is nothing."""
+    """Mean and deviation of the values that are not None; None if there are none."""
     found = [value for value in values if value is not None]
     if not found:
         return None
@@ -87,7 +87,7 @@ def groups(rows: Iterable[RunRow]) -> list[Group]:
 def best_trials(every: Sequence[Group]) -> dict[Case, Group]:
     """For each case that was searched the trial with the lowest mean final loss, the first of equals.
 
-    A trial of which a run failed or diverged is no candidate, whatever its other seeds gave.
+    A trial of which a run failed or diverged is no candidate, whatever its other seeds' losses.
     """
     found: dict[Case, Group] = {}
     for group in every:

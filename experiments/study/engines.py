@@ -1,7 +1,7 @@
 """Where the runs of a study run: processes of this machine.
 
 A `Task` is text and a `Finished` is text, so that an engine moves nothing but bytes and every engine
-gives the same files: `execute` makes them, whoever calls it. ray_engine.py is the other engine.
+gives the same files: `execute` makes them in every engine. ray_engine.py is the other engine.
 """
 
 import multiprocessing
@@ -24,7 +24,7 @@ from pelago.config import run_toml
 from pelago.core.errors import PelagoError
 
 END_S: Final = 5.0
-"""How long a process may take to end when it is told to, before it is killed."""
+"""How long a process may take to end when it is asked to, before it is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def _packs(tasks: Sequence[Task], jobs: int, together: int) -> Iterator[Sequence
 
 
 class _Hand:
-    """A process that does one pack of tasks after the other."""
+    """A process that does one pack of tasks after another."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -129,7 +129,7 @@ class _Hand:
         self.alive = True
         self._names: list[str] = []
         """Names of the tasks that it has not answered."""
-        # The first start of a process starts multiprocessing's tracker too, which unblocks what follows.
+        # The first start of a process starts multiprocessing's tracker too, which would unblock the signal.
         resource_tracker.ensure_running()
         # Ctrl-C reaches every process of a terminal. Blocked here while the process starts, it stays
         # blocked there, so that only this process decides and no child prints a traceback.
@@ -155,7 +155,7 @@ class _Hand:
             self.alive = False
 
     def take(self) -> list[Finished]:
-        """The next answer; if the process died, one for every task that it leaves behind."""
+        """The next answer; if the process died, one for every unfinished task."""
         try:
             finished: Finished = self.connection.recv()
         except (EOFError, OSError):
@@ -174,7 +174,7 @@ class _Hand:
         self.end()
 
     def end(self) -> None:
-        """End it, whatever it does."""
+        """Terminate it at once."""
         if self.process.is_alive():
             self.process.terminate()
             self.process.join(END_S)

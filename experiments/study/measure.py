@@ -17,7 +17,7 @@ class Point:
     elapsed_ms: float
     counted_steps: int
     loss: float | None
-    """Held-out, nats per token; None: it was not finite."""
+    """Held-out loss in nats per token; None: it was not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class RunFigures:
 
     method: str
     elapsed_ms: float
-    """Time to the budget."""
+    """Time to the budget, in ms."""
     counted_steps: int
     tokens: int
     gps_updates: int
@@ -35,7 +35,7 @@ class RunFigures:
     wan_bytes: int
     lan_bytes: int
     busy_fraction: float | None
-    """Mean over the workers."""
+    """Share of the time that workers compute, mean over the workers."""
     final_value: float | None
     """Final value of the GPS's parameter, where the model is one number."""
     validation: tuple[Point, ...]

@@ -30,7 +30,7 @@ Tables = dict[str, Any]
 
 
 def fault(key: str) -> str:
-    """What is wrong with a key; empty if it is one. Values are judged when they are applied."""
+    """What is wrong with a key; empty if it is right. Values are checked when they are applied."""
     if key in RESERVED:
         return f"cannot be set here: {RESERVED[key]}"
     parts = key.split(".")
@@ -63,8 +63,8 @@ def merge(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def apply(base: Mapping[str, Any], settings: Mapping[str, Any]) -> Tables:
     """The tables of a run file with settings applied. Raises `ConfigError` for an impossible one.
 
-    Keys of the run file come first, short ones before long ones, then those that are derived from
-    what the run file says by then.
+    Keys of the run file are applied first, short ones before long ones, then those that stand for several
+    keys and depend on the result.
     """
     tables: Tables = copy.deepcopy(dict(base))
     plain = [key for key in settings if key not in DERIVED]

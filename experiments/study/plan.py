@@ -27,7 +27,7 @@ class Case:
 
     variant: str
     point: tuple[int, ...] = ()
-    """Which value of each axis, in the order of the axes."""
+    """The index of the value of each axis, in the order of the axes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Planned:
     trial: int | None
     """Number of the search's trial whose settings these are."""
     drawn: Mapping[str, Any]
-    """What the search drew."""
+    """The settings that the search drew."""
     set: str
     """Name of the confirm set; empty: the study's own setting."""
     seed: int
@@ -62,7 +62,7 @@ class StudyPlan:
     """All runs of a study. Raises `ConfigError` for the first that would be refused."""
 
     def __init__(self, study: Study, path: Path) -> None:
-        """``path``: of the study file, which is where the base is looked for first."""
+        """``path``: of the study file, in whose folder the base is looked for first."""
         self.path = path
         base = _base(study, path)
         self.study = study.model_copy(
@@ -77,9 +77,9 @@ class StudyPlan:
         _refuse_too_many(self.study, path)
         _refuse_seen_seeds(self.study, path)
         self.runs = tuple(self._first())
-        """Without those that wait for the search's best."""
+        """The runs without those that wait for the search's best."""
         self.confirmations = self._check_confirmations()
-        """How many runs those will be."""
+        """The number of runs that wait for the search's best."""
 
     @property
     def cases(self) -> list[Case]:
@@ -92,7 +92,7 @@ class StudyPlan:
         ]
 
     def drawn(self, case: Case, trial: int | None) -> dict[str, Any]:
-        """What the search draws for a trial."""
+        """The settings that the search draws for a trial."""
         if trial is None or self.study.search is None:
             return {}
         space = self.study.space(self._variants[case.variant])
@@ -171,7 +171,7 @@ def draw(space: Space, seed: int, key: str, trial: int) -> Any:
         return space.choices[int(chance * len(space.choices))]
     assert space.low is not None
     assert space.high is not None
-    # A whole number owns the interval around it, so that both ends are as likely as the others.
+    # Each whole number has an interval of length 1 around it, so that both ends are as likely as the others.
     margin = 0.5 if space.integer else 0.0
     low, high = space.low - margin, space.high + margin
     if space.log:

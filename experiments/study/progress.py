@@ -17,14 +17,14 @@ SPEED_OVER_S: Final = 3600.0
 
 
 class Watch(Protocol):
-    """Is told of the progress of a study."""
+    """Shows the progress of a study."""
 
     def begin(self, total: int) -> None:
-        """So many runs are there, those of earlier times included."""
+        """The total number of runs, including those that were done earlier."""
         ...
 
     def finished(self, run: str, measured: RunFigures | None, error: str, *, now: bool) -> None:
-        """A run is done or failed; ``now``: it just ended, it was not found done."""
+        """A run is done or failed; ``now``: it just ended; otherwise it was done earlier."""
         ...
 
 
@@ -83,7 +83,7 @@ class _StudyBar:
         if now:
             self.progress.advance(self._task)
         else:
-            # Not advanced: what was done at an earlier time says nothing about the speed of this one.
+            # Not advanced: runs that were done earlier say nothing about the speed now.
             self._resumed += 1
             self.progress.reset(self._task, completed=self._resumed)
         if measured is None:

@@ -22,7 +22,7 @@ OBJECT_STORE_BYTES: Final = 128 * 2**20
 
 def engine(jobs: int) -> Engine:
     """An engine on Ray; ``jobs``: cores of a Ray that starts here. Raises `ConfigError` without Ray."""
-    # Ray reports its use over the network unless it is told not to before it is imported.
+    # Ray reports its use over the network unless that is switched off before it is imported.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -63,7 +63,7 @@ def _start(ray: Any, jobs: int) -> None:
 
 
 def _all(ray: Any, tasks: Sequence[Task]) -> Generator[Finished, None, None]:
-    # Never again by itself: a run that kills its process does so every time.
+    # No retries: a run that kills its process does so every time.
     remote = ray.remote(num_cpus=1, max_retries=0)(execute)
     waiting = deque(tasks)
     names: dict[Any, str] = {}

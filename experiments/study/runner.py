@@ -40,7 +40,7 @@ class StudyRunner:
         self.out = out
         self._check = check
         self._rows: dict[str, RunRow] = {}
-        """By folder, in the order of the plan."""
+        """The runs by folder, in the order of the plan."""
         replay.prepare(out / "runs")
         with _writing(out):
             base = plan.study.model_copy(update={"base": "base.toml"})
@@ -53,7 +53,7 @@ class StudyRunner:
         return list(self._rows.values())
 
     def run(self, engine: Engine, watch: Watch, *, fresh: bool = False) -> list[RunRow]:
-        """Do everything that is not done, or all of it. The table is written whatever happens."""
+        """Do all runs that are not done, or all runs. The table is written in any case."""
         with _alone(self.out):
             if fresh:
                 self._forget()
@@ -85,7 +85,7 @@ class StudyRunner:
             else:
                 missing[run.folder] = run
             self._rows[run.folder] = row
-        # A study that is killed leaves a table from which a report of what there is can be made.
+        # A study that is killed leaves a table, from which a report of the finished runs can be made.
         table.write(self.out / "table.csv", self.plan.study, self.rows)
         tasks = [Task(name, run.text, self._check) for name, run in missing.items()]
         if not tasks:
@@ -167,7 +167,7 @@ def _write_whole(folder: Path, files: dict[str, str]) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Two of one folder would tidy away each other's halves; the lock dies with its process."""
+    """Two processes in one folder would remove each other's unfinished runs; the lock ends with its process."""
     with _writing(folder), (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -89,7 +89,7 @@ class Space(Section):
 
 
 class _Settings(Section):
-    """Whatever sets keys."""
+    """Anything that sets keys."""
 
     set: dict[str, Any] = Field(default={})
 
@@ -105,7 +105,7 @@ def _known_space(space: dict[str, Space]) -> dict[str, Space]:
 
 
 Spaces = Annotated[dict[str, Space], AfterValidator(_known_space)]
-"""What a search draws from, by key."""
+"""The range or choices of a search, by key."""
 
 
 class Variant(_Settings):
@@ -113,7 +113,7 @@ class Variant(_Settings):
 
     name: Label
     space: Spaces = Field(default={})
-    """Adds to the search's space, or replaces what it says of a key."""
+    """Ranges and choices that are added to the search's space, or replace those of a key."""
 
 
 class Axis(Section):
@@ -122,9 +122,9 @@ class Axis(Section):
     key: str
     values: Annotated[tuple[Any, ...], Field(min_length=1)]
     label: str = ""
-    """What reports call the key; empty: the key."""
+    """The key's name in reports; empty: the key."""
     names: tuple[Label, ...] = ()
-    """What reports call the values; empty: the values."""
+    """The values' names in reports; empty: the values."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -143,11 +143,11 @@ class Axis(Section):
 
     @property
     def title(self) -> str:
-        """What reports call the key."""
+        """The key's name in reports."""
         return self.label or self.key
 
     def name(self, place: int) -> str:
-        """What reports call a value."""
+        """A value's name in reports."""
         if self.names:
             return self.names[place]
         value = self.values[place]
@@ -180,17 +180,17 @@ class Study(_Settings):
 
     base: UserPath
     name: str = ""
-    """What reports call it; empty: the file's name."""
+    """Its name in reports; empty: the file's name."""
     description: str = ""
-    """Empty: the file's first line, if that is a comment."""
+    """Its description; empty: the file's first line, if that is a comment."""
     seeds: tuple[Natural, ...] = ()
-    """Empty: the base's seed."""
+    """Seeds of the runs; empty: the base's seed."""
     target_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Report the time at which the validation loss reaches this; 0: do not."""
     targets_from: str = ""
     """The variant whose mean final loss is the target, at each axis value."""
     x: Literal["time", "steps"] = "time"
-    """What reports draw the loss over."""
+    """The horizontal axis of the loss in reports."""
     variant: tuple[Variant, ...] = ()
     axis: tuple[Axis, ...] = ()
     search: Search | None = None
@@ -234,7 +234,7 @@ class Study(_Settings):
             _differ("confirm.sets.name", [each.name for each in self.confirm.sets])
 
     def space(self, variant: Variant) -> dict[str, Space]:
-        """What the search draws for a variant."""
+        """The search space of a variant."""
         shared = self.search.space if self.search is not None else {}
         return {**shared, **variant.space}
 

@@ -1,7 +1,7 @@
 """table.csv: a row per run of a study, for spreadsheets and for the report.
 
-The first columns say which run it is (axes under their keys), the others what
-it gave, in the units of their names; a cell without a figure is empty. time_to_target_ms is of the
+The first columns say which run it is (axes under their keys), the others are its results, in the units
+of their names; a cell without a figure is empty. time_to_target_ms is of the
 run itself, while reports give the time at which the mean over the seeds reaches the target.
 """
 
@@ -21,7 +21,7 @@ from pelago.core.errors import CheckpointError, ConfigError
 
 IDENTITY: Final = ("folder", "stage", "variant", "set", "trial", "seed")
 DRAWN: Final = "drawn"
-"""What the search drew, as one JSON object: not every variant searches the same keys."""
+"""The drawn settings as one JSON object, because variants may search different keys."""
 
 
 def _staleness(level: str, which: int) -> Callable[[RunFigures], float | None]:
@@ -124,7 +124,7 @@ def _error(folder: Path) -> str:
 
 
 def describe(study: Study, case: Case) -> str:
-    """A case for a human: the variant, and the values of the axes."""
+    """A case as text: the variant, and the values of the axes."""
     points = [
         f"{axis.title} = {axis.name(place)}"
         for axis, place in zip(study.axis, case.point, strict=True)
@@ -134,5 +134,5 @@ def describe(study: Study, case: Case) -> str:
 
 
 def settings(drawn: dict[str, Any]) -> str:
-    """What a search drew, in one line."""
+    """Drawn settings in one line."""
     return ", ".join(f"{key} = {toml_writer.value(value)}" for key, value in drawn.items())

@@ -72,7 +72,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [["--jobs", "2"], ["--jobs", "1", "--together", "3"]],
     ids=["two processes", "three together"],
 )
-def test_however_runs_share_the_machine_they_write_the_same_bytes(
+def test_runs_write_the_same_bytes_however_they_share_the_machine(
     flags: list[str], searched: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -197,7 +197,7 @@ def test_together_is_for_processes_of_this_machine(
     assert "--together" in capsys.readouterr().err
 
 
-def test_a_killed_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_a_killed_study_continues_where_it_stopped(tmp_path: Path) -> None:
     path = write(tmp_path, TWO_BY_TWO)
     out = tmp_path / "out"
     command = replay(path, "--jobs", "1", "--out", str(out))
@@ -309,7 +309,7 @@ def test_a_terminal_sees_a_bar_with_the_best_loss_and_the_failures(tmp_path: Pat
             while part := os.read(ours, 65536):
                 said += part
         except OSError:
-            # How Linux says that nobody has the other end any more.
+            # Linux reports so that no process has the other end any more.
             pass
         os.close(ours)
     assert child.returncode == 1
@@ -317,7 +317,7 @@ def test_a_terminal_sees_a_bar_with_the_best_loss_and_the_failures(tmp_path: Pat
     assert b"broken, seed 0 failed" in said
 
 
-def test_a_report_tells_the_best_settings_of_a_search(searched: Path) -> None:
+def test_a_report_shows_the_best_settings_of_a_search(searched: Path) -> None:
     text = (searched / "report.html").read_text("utf-8")
     best = {row["variant"]: row for row in table(searched) if row["stage"] == "confirm"}
     for row in best.values():

@@ -120,14 +120,16 @@ def test_a_wrong_file_gets_one_clear_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_name_is_told_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_name_is_answered_with_the_known_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["replay", "halos_papre"]) == 2
     said = capsys.readouterr().err
     assert "halos_papre" in said
     assert "halos_paper_scalar" in said
 
 
-def test_a_folder_that_cannot_be_is_refused_before_the_run(
+def test_an_impossible_folder_is_refused_before_the_run(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["replay", str(file), "--out", str(file / "out")]) == 2
@@ -141,7 +143,7 @@ def test_a_number_that_diverged_is_null() -> None:
     }
 
 
-def test_what_is_for_studies_is_refused_for_one_run(
+def test_flags_for_studies_are_refused_for_one_run(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for flag in (["--jobs", "2"], ["--fresh"], ["--engine", "local"]):

@@ -40,7 +40,7 @@ values = [4, 16]
 
 
 class Page(HTMLParser):
-    """What a browser would load, and what it would show."""
+    """Collects what a browser would load and what it would show."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def test_a_page_shows_the_figures_of_the_runs(out: Path) -> None:
         wan = statistics.mean(each["bytes"]["wan"] for each in pair) / 1e9
         assert float(columns["WAN, GB"][place].split()[0]) == pytest.approx(wan, 1e-3)
         assert row[head.index("relative to drop")].endswith("×") or place >= 2
-    # The variant that sets the target reaches it, with its mean, whatever its single seeds do.
+    # The mean of the variant that sets the target reaches it, whether its single seeds do or not.
     assert columns["relative to drop"][:2] == ["1.000 ×", "1.000 ×"]
 
 
@@ -194,7 +194,7 @@ def test_a_search_takes_its_target_from_the_best_trial() -> None:
     assert [compare.target(study, every, each) for each in every] == [1.5, 1.5, 1.5]
 
 
-def test_figures_are_rounded_as_far_as_they_mean_something() -> None:
+def test_figures_have_as_many_digits_as_are_significant() -> None:
     assert formatting.number(1234.56) == "1,235"
     assert formatting.number(0.0123456) == "0.01235"
     assert formatting.number(0) == "0"

@@ -1,4 +1,4 @@
-"""Study files: what they resolve to, and what is said of wrong ones."""
+"""Study files: the runs that they resolve to, and the messages about wrong ones."""
 
 import math
 from pathlib import Path
@@ -89,7 +89,7 @@ def test_a_shipped_run_file_can_be_the_base(tmp_path: Path) -> None:
     assert resolved(found)[0].run.name == "halos-paper"
 
 
-def test_keys_that_stand_for_several_change_what_they_say(tmp_path: Path) -> None:
+def test_keys_that_stand_for_several_change_all_of_them(tmp_path: Path) -> None:
     found = plan(
         tmp_path,
         BASE
@@ -141,7 +141,7 @@ def test_a_search_draws_the_same_for_the_same_seed_and_key(tmp_path: Path) -> No
     assert len(by_case) == 2 * 4
     for trial in range(4):
         plain, wide = by_case["plain", trial], by_case["wide", trial]
-        # Variants differ in what they search, not in the luck of what they share.
+        # Variants differ in the keys that they search; they share the draws of shared keys.
         assert plain["lps.merge_weight"] == wide["lps.merge_weight"]
         assert 3e-4 <= plain["worker.max_lr"] <= 1e-2
         assert wide["worker.max_lr"] == 0.5
@@ -184,7 +184,7 @@ def test_confirmations_keep_their_places_whatever_is_best(tmp_path: Path) -> Non
     assert (last.run.seed, last.worker.clip_norm, last.worker.max_lr) == (11, 2.0, 0.5)
 
 
-def test_what_is_written_beside_the_results_resolves_to_the_same_runs(tmp_path: Path) -> None:
+def test_the_study_file_beside_the_results_resolves_to_the_same_runs(tmp_path: Path) -> None:
     found = plan(tmp_path, "# A line.\n" + BASE + "seeds = [0, 1]" + SEARCH)
     assert found.study.description == "A line."
     again = tmp_path / "again"

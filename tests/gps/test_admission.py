@@ -29,7 +29,7 @@ def driver() -> GpsDriver:
 
 def test_updates_beyond_the_staging_limit_wait_in_turn(driver: GpsDriver) -> None:
     """
-    1. One place: the second region is told that it is taken.
+    1. One place: the second region is answered that it is taken.
     2. The first update is measured, and the second region is granted the place by itself.
     """
     assert driver.hears("lps-1", Offer(E1)) == [Send("lps-1", Grant(E1))]

@@ -129,7 +129,7 @@ def test_the_run_ends_when_all_regions_have_settled(driver: GpsDriver) -> None:
     assert driver.gps.clock.elapsed_ps() == 5 * 10**12
 
 
-def test_stop_is_repeated_to_those_who_did_not_hear_it(driver: GpsDriver) -> None:
+def test_stop_is_repeated_until_it_has_arrived(driver: GpsDriver) -> None:
     """On the tick, and as the answer to a heartbeat or to a Hello."""
     driver.happens(StopRequested("enough"))
     assert without_notes(driver.happens(Tick())) == [

@@ -168,7 +168,7 @@ def test_a_finding_before_the_first_lease_is_at_time_zero() -> None:
     assert driver.gps.evaluators.validations == [(0, 0, 2.5)]
 
 
-def test_an_evaluator_may_introduce_itself_again_and_is_answered_while_it_lives(
+def test_an_evaluator_may_say_hello_again_and_is_answered_while_it_runs(
     driver: GpsDriver,
 ) -> None:
     driver.evaluate()

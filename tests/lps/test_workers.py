@@ -146,7 +146,7 @@ def test_a_later_process_takes_a_group_over_with_its_work_undone(driver: LpsDriv
 
 def test_the_samples_of_a_silent_worker_are_leased_to_another(driver: LpsDriver) -> None:
     """
-    1. w0 is silent for longer than is allowed: w1, who waited, has its samples.
+    1. w0 is silent for longer than is allowed: w1, which waited, has its samples.
     2. Its update, measured a moment too late, is fenced; it must introduce itself.
     3. It is let in with a higher fence.
     """

@@ -76,7 +76,7 @@ def test_a_damaged_record_before_the_last_is_found() -> None:
     assert found == 200
 
 
-def test_damage_to_a_disk_with_one_record_cannot_be_told_from_a_torn_end() -> None:
+def test_damage_to_a_disk_with_one_record_looks_like_a_torn_end() -> None:
     disk = begun()
     disk.written(0)
     assert disk.damage(Random(1)) is None

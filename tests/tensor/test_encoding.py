@@ -63,8 +63,8 @@ def test_a_payload_arrives_as_its_encoding_leaves_it(encoding: Encoding) -> None
     assert found.complete(2)
 
 
-def test_what_a_plane_keeps_of_an_encoded_chunk_is_fp32() -> None:
-    """Its checksum is that of the decoded bytes, so journals, snapshots and other receivers get what is held."""
+def test_a_plane_keeps_an_encoded_chunk_as_fp32() -> None:
+    """Its checksum is that of the decoded bytes, so it is right for journals, snapshots and other receivers."""
     flat = numbers()
     plane = carried(flat, FP16)
     for index, (start, stop) in enumerate(MANIFEST.chunks):

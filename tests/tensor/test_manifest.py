@@ -1,4 +1,4 @@
-"""The manifest: a model's arena, its name and its chunks."""
+"""The manifest: a model's arena, its fingerprint and its chunks."""
 
 import pytest
 import torch

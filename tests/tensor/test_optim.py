@@ -32,7 +32,7 @@ def trajectory(outer, gradients, weights=None):
 
 
 def algorithm_3(outer, gradients):
-    """The same in plain Python, word by word as the paper has it."""
+    """The same in plain Python, line by line as in the paper."""
     lr, beta, d, c = outer.lr, outer.momentum, outer.delay, outer.activation
     th = m = accumulated = 0.0
     seen = []

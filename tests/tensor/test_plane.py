@@ -166,7 +166,7 @@ def test_huge_numbers_are_finite(dtype):
 
 @dataclass
 class Reference:
-    """What `pelago.core.tensor_effects.Apply`, `Pin` and `Difference` say, word by word, in numpy."""
+    """The definitions of `pelago.core.tensor_effects.Apply`, `Pin` and `Difference` in numpy."""
 
     outer: DelayedNesterov
     model: np.ndarray
@@ -238,7 +238,7 @@ operations = st.lists(
     activation=st.sampled_from([0.0, 0.5]),
     decay=st.sampled_from([0.15, 0.9]),
 )
-def test_any_sequence_of_operations_does_what_the_vocabulary_says(
+def test_any_sequence_of_operations_agrees_with_the_definitions(
     operations, delay, activation, decay
 ):
     outer = DelayedNesterov(0.3, 0.9, delay, activation)
@@ -303,8 +303,8 @@ def test_a_replayed_merge_is_made_where_the_exchange_was_sent(pinned, moves):
     """
     snapshot <- (1 - a) * sent + a * G;  model <- snapshot + (model - sent).
 
-    Whether the model's chunks are written in place or, since somebody holds them, elsewhere: the
-    numbers are the same, and what was named before keeps its own.
+    The numbers are the same whether the model's chunks are written in place or, because they have other
+    holders, elsewhere; and earlier payloads keep their numbers.
     """
     plane, weight = server(dtype=torch.float64, remember=True), 0.25
     plane.adopt(10, numbers(10, torch.float64))
@@ -349,7 +349,7 @@ def test_with_nothing_in_flight_a_replayed_merge_is_a_merge_to_the_bit():
 
 
 def test_before_the_first_exchange_a_replayed_merge_keeps_nothing():
-    """Nothing was sent yet, or a load made it void: what moved since is nobody's to replay."""
+    """Nothing was sent yet, or a load made it void: there is no movement to replay."""
     plane = server(dtype=torch.float64, remember=True)
     plane.adopt(10, numbers(10, torch.float64))
     for load in (False, True):
@@ -392,7 +392,7 @@ def test_replayed_movement_is_sent_once_and_whole(in_flight):
     torch.testing.assert_close(total, start - plane.model(), rtol=0, atol=1e-14)
 
 
-def test_a_plane_that_forgets_what_it_sent_refuses_to_replay():
+def test_a_plane_that_does_not_remember_what_it_sent_refuses_to_replay():
     plane = server()
     plane.adopt(10, numbers(10))
     with pytest.raises(AssertionError, match="remember"):
@@ -505,7 +505,7 @@ def test_a_plane_steps_as_the_optimiser_does_on_the_whole_arena():
         assert bits(plane.model()) == bits(whole)
 
 
-def test_how_a_payload_came_changes_no_bit():
+def test_a_staged_and_an_adopted_payload_give_the_same_bits():
     adopted, staged = server(), server()
     for blob in range(10, 13):
         adopted.adopt(blob, numbers(blob))
@@ -529,7 +529,7 @@ def test_the_digest_sees_parameters_momentum_and_counter():
     assert server(seed=1).digest() != idle.digest()
 
 
-# --- names that outlive changes ------------------------------------------------------------------
+# --- payloads that outlive changes ---------------------------------------------------------------
 
 
 def test_a_load_from_the_network_is_never_written_over():

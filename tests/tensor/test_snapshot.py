@@ -1,4 +1,4 @@
-"""Snapshots of a plane: that they cost nothing, do not change, and come back bit for bit."""
+"""Snapshots of a plane: they copy nothing, do not change, and are restored bit for bit."""
 
 import gc
 import json
@@ -22,7 +22,7 @@ MANIFEST = Manifest((TensorSpec("a", (7, 9)), TensorSpec("b", ()), TensorSpec("c
 OUTER = DelayedNesterov.from_eta(0.2, 0.9, 2)
 DEADLINE_S = 30
 KINDS = {"bytes": bytes, "bytearray": bytearray, "view": lambda data: memoryview(b"x" + data)[1:]}
-"""What a reader may hand over: read-only, writable, and read-only at an odd address."""
+"""Buffers that a reader may hand over: read-only, writable, and read-only at an odd address."""
 
 
 def numbers(seed, dtype=torch.float32, manifest=MANIFEST):
@@ -55,7 +55,7 @@ def read_all(plane, blob):
 
 
 def contents(snapshot):
-    """All that a file would hold: the layout as msgpack and JSON bring it back, and all bytes."""
+    """The content of a file: the layout, through msgpack and JSON, and all bytes."""
     layout = msgpack.unpackb(msgpack.packb(snapshot.layout()))
     assert layout == json.loads(json.dumps(snapshot.layout()))
     chunks = [bytes(chunk.buffer()) for chunk in snapshot.chunks]
@@ -102,9 +102,9 @@ settings_of_a_plane = st.fixed_dictionaries(
 
 
 def play(plane, held, words, first):
-    """Do what the words say, in new names from ``first``; what could be seen after each of them.
+    """Perform the operations, with new names from ``first``; returns what could be observed after each of them.
 
-    ``held`` are the payloads that are there; they stay until a release takes the oldest.
+    ``held``: the payloads that exist; each stays until a release takes the oldest.
     """
     seen = []
     for blob, (word, weight) in enumerate(words, start=first):
@@ -145,7 +145,7 @@ def play(plane, held, words, first):
     after=operations,
     kind=st.sampled_from(sorted(KINDS)),
 )
-def test_a_restored_plane_goes_on_as_the_one_that_was(options, before, after, kind):
+def test_a_restored_plane_continues_like_the_original(options, before, after, kind):
     plane, held = server(**options), []
     play(plane, held, before, first=10)
     digest, named = plane.digest(), list(held)
@@ -153,7 +153,7 @@ def test_a_restored_plane_goes_on_as_the_one_that_was(options, before, after, ki
     layout, chunks = contents(snapshot)
     seen = play(plane, held, after, first=100)
 
-    # The snapshot is as it was, though the plane went on.
+    # The snapshot has not changed, though the plane has.
     assert contents(snapshot) == (layout, chunks)
     buffers = [KINDS[kind](chunk) for chunk in chunks]
     other = fresh(**options)
@@ -217,7 +217,7 @@ def test_a_snapshot_names_what_there_is_in_a_fixed_order():
     assert list(bare.snapshot().arenas) == ["model"]
 
 
-def test_what_is_shared_is_there_once():
+def test_a_shared_chunk_is_in_it_once():
     plane, count = server(remember=True, average=0.9), len(MANIFEST.chunks)
     plane.pin(10)
     assert len(plane.snapshot([10]).chunks) == count  # model, snapshot, mean and pin in one
@@ -284,7 +284,7 @@ def test_a_held_snapshot_costs_each_chunk_once_when_it_is_written():
     places = addresses(plane)
     step(plane, 5)
     assert addresses(plane) == places
-    assert plane.memory_bytes() == before  # and the old chunks are the snapshot's alone
+    assert plane.memory_bytes() == before  # and only the snapshot holds the old chunks
     del snapshot, momentum
     assert plane.memory_bytes() == 2 * before  # they wait in the pool
 
@@ -478,7 +478,7 @@ def test_a_mean_switched_on_later_starts_as_the_model():
     assert not torch.equal(other.average(), plane.model())
 
 
-def test_what_was_sent_is_dropped_where_nothing_is_remembered_and_missing_where_it_was_not():
+def test_the_model_as_sent_is_dropped_if_it_is_not_remembered_any_more_and_missing_if_it_was_not_before():
     plane = server(remember=True)
     plane.difference(10)
     assert list(copy_of(plane).snapshot().arenas) == ["model", "snapshot"]

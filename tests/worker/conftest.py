@@ -1,4 +1,4 @@
-"""Conversations with a worker's machine, brought to one of its states."""
+"""Fixtures: a worker's machine in each of its states."""
 
 import pytest
 

@@ -10,7 +10,7 @@ from worker.data.sources import open_corpus
 
 
 def held_out_loss(run: RunFile, folder: Path) -> float:
-    """Of the model in the folder, on the run's held-out set, in nats per token."""
+    """The loss of the model in the folder on the run's held-out set, in nats per token."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     total = tokens = 0.0
     corpus = open_corpus(run.data, run.run.seed)

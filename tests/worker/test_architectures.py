@@ -1,4 +1,4 @@
-"""Every architecture trains, is measured, and comes back from its export with the loss that was measured."""
+"""Every architecture trains, is measured, and has the measured loss when its export is opened."""
 
 import threading
 from pathlib import Path
@@ -16,7 +16,7 @@ from worker.evaluator.held_out_loss import HeldOutLoss
 from worker.trainer import Trainer
 
 NAMED = frozenset({"bloom", "gemma2", "gpt_neo", "gpt_oss", "gptj", "mamba", "opt"})
-"""Those that need something of their own; the others are tried with the slow tests."""
+"""Architectures that need special treatment; the others are tried with the slow tests."""
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ NAMED = frozenset({"bloom", "gemma2", "gpt_neo", "gpt_oss", "gptj", "mamba", "op
 def test_an_architecture_trains_and_its_export_has_the_loss_that_was_measured(
     tmp_path: Path, kind: str
 ) -> None:
-    """Attention as the library has it, experts, states, and positions of every sort."""
+    """The library's own attention, experts, states, and positions of every kind."""
     source = f"text:{write_texts(tmp_path / 'texts')}"
     run = of_folder(source, config_folder(tmp_path / "config", kind))
     trainer, evaluator = Trainer(run), HeldOutLoss(run)

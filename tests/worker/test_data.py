@@ -1,4 +1,4 @@
-"""A corpus is the same for everybody who names it; what is wrong with it is said in a line."""
+"""A corpus is the same in every process that opens it; its faults are named in one line."""
 
 import random
 import struct
@@ -209,7 +209,7 @@ def test_a_tokenizer_whose_ids_the_model_lacks_is_refused(tmp_path: Path) -> Non
 def tokenizer(
     folder: Path, ids: dict[str, int], eos: str | None, unknown: str | None = "?"
 ) -> Path:
-    """One of whole words."""
+    """A tokenizer of whole words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -227,7 +227,7 @@ def colours(folder: Path) -> Path:
 
 
 def test_ids_that_the_model_lacks_are_no_fault_if_none_occurs(tmp_path: Path) -> None:
-    """A tokenizer with a token for padding, say, which is one larger than its model."""
+    """For example a tokenizer with a token for padding, which is one larger than its model."""
     words = {word: number for number, word in enumerate(["?", "red", "green", "blue", "<pad>"])}
     place = str(tokenizer(tmp_path / "tokenizer", words, None))
     corpus = texts(colours(tmp_path / "texts"), tokenizer=place)
@@ -244,12 +244,12 @@ def test_an_end_of_text_that_is_one_too_large_for_the_model_is_refused(tmp_path:
         texts(colours(tmp_path / "texts"), tokenizer=place).limit_vocabulary(4)
 
 
-def test_a_tokenizer_without_an_end_of_text_is_told_of(tmp_path: Path) -> None:
+def test_a_tokenizer_without_an_end_of_text_is_reported(tmp_path: Path) -> None:
     words = {word: number for number, word in enumerate(["?", "red", "green", "blue"])}
-    for eos, told in ((None, True), ("?", False)):
+    for eos, reported in ((None, True), ("?", False)):
         place = str(tokenizer(tmp_path / f"tokenizer-{eos is None}", words, eos))
         corpus = texts(tmp_path / "texts" if eos else colours(tmp_path / "texts"), tokenizer=place)
-        assert any("no end-of-text token" in line for line in corpus.report) == told
+        assert any("no end-of-text token" in line for line in corpus.report) == reported
 
 
 def test_the_largest_id_of_a_tokenizer_counts_not_the_number_of_its_tokens(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_tokenizer_that_git_lfs_did_not_fetch_is_named(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("told_wrapper", [True, False])
-def test_the_share_of_unknown_tokens_is_told_and_more_than_a_hundredth_doubted(
+def test_the_share_of_unknown_tokens_is_reported_and_more_than_a_hundredth_doubted(
     tmp_path: Path, told_wrapper: bool
 ) -> None:
     place = tokenizer(tmp_path / "tokenizer", {"?": 0, "red": 1, "green": 2, "<end>": 3}, "<end>")
@@ -293,7 +293,7 @@ def test_the_share_of_unknown_tokens_is_told_and_more_than_a_hundredth_doubted(
     assert not any("does not know" in line for line in corpus.report)
 
 
-def test_bytes_that_a_tokenizer_replaces_are_told_of(tmp_path: Path) -> None:
+def test_bytes_that_a_tokenizer_replaces_are_reported(tmp_path: Path) -> None:
     """The text itself keeps them, byte by byte; a tokenizer of characters cannot."""
     words = {word: number for number, word in enumerate(["?", "red", "green", "blue"])}
     place = str(tokenizer(tmp_path / "tokenizer", words, None))

@@ -1,4 +1,4 @@
-"""What is said of a run before it begins, and the one step that is tried."""
+"""The description of a run before it begins, and the one step that is tried."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def test_the_first_line_is_about_the_model_and_the_next_about_its_weights(
     origin, unused = lines(run, step=False)["weights"]
     assert origin == f"pretrained, 21 tensors from {folder}/model.safetensors"
     assert unused == "their own tokenizer is not used: data.tokenizer = 'bytes'"
-    # With it, or with tokens that it may have made, there is nothing to be told.
+    # With it, or with tokens that it may have made, there is nothing to report.
     with_it = of_folder(source, folder, tokenizer=str(folder))
     said = lines(with_it, step=False)
     assert said["weights"] == [origin]
@@ -70,7 +70,7 @@ def test_the_first_line_is_about_the_model_and_the_next_about_its_weights(
         ("gpt2", {"n_head": 5}, "divisible"),
     ],
 )
-def test_what_no_model_can_be_made_of_is_told_before_its_size_is_known(
+def test_a_configuration_of_no_model_is_refused_before_its_size_is_known(
     source: str, tmp_path: Path, kind: str, overrides: dict[str, object], said: str
 ) -> None:
     folder = checkpoint_folder(tmp_path / "model", kind)
@@ -96,7 +96,7 @@ def test_a_machine_without_room_for_the_model_says_so_and_reads_the_files_all_th
         lines(of_folder(source, folder))
 
 
-def test_what_is_tried_is_what_there_is_room_and_time_for(source: str) -> None:
+def test_as_much_is_tried_as_there_is_memory_and_time_for(source: str) -> None:
     run = run_file(source, micro_batch_size=4)
     step = 4 * 100 + 4 * 1000
     small = ResourceEstimate(parameters=100, sequence_bytes=1000, sequence_operations=1)
@@ -169,7 +169,7 @@ MEMINFO = "MemTotal:       16000 kB\nMemFree:  10 kB\nMemAvailable:    8000 kB\n
 def test_free_memory_is_that_of_the_machine_and_of_the_container(
     tmp_path: Path, files: dict[str, str], expected: int
 ) -> None:
-    """What the kernel keeps of files and can give up counts as free."""
+    """The kernel's cache of files, which it can give up, counts as free."""
     meminfo = tmp_path / "meminfo"
     meminfo.write_text(MEMINFO)
     group = tmp_path / "sys/fs/cgroup"

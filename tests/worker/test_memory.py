@@ -1,4 +1,4 @@
-"""Too little memory is recognised, and told with the key to change; processes are spread over devices."""
+"""Too little memory is recognised, and the message names the key to change; processes are spread over devices."""
 
 import subprocess
 import sys
@@ -107,14 +107,14 @@ def test_half_a_micro_batch_is_proposed_as_far_as_it_divides_the_batch(
     ],
     ids=lambda error: str(error)[:30],
 )
-def test_a_want_of_memory_is_known_by_what_libraries_say(error: Exception) -> None:
+def test_too_little_memory_is_recognised_by_the_messages_of_libraries(error: Exception) -> None:
     assert is_lack(error)
     wrapped = ConfigError("the model cannot be trained")
     wrapped.__cause__ = error
     assert is_lack(wrapped)
 
 
-def test_other_errors_stay_what_they_are(source: str) -> None:
+def test_other_errors_are_not_changed(source: str) -> None:
     with pytest.raises(RuntimeError, match="shapes"), explained(Step.of(run_file(source), CPU)):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 

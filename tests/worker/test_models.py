@@ -24,7 +24,7 @@ def tiny(seed: int = 0, **keys: object) -> LanguageModel:
 
 
 def loss_of_folder(folder: Path) -> float:
-    """What a user gets who opens the folder with nothing but `transformers`."""
+    """The model that a user gets from the folder with `transformers` alone."""
     module = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     logits = module(input_ids=TOKENS[:, :-1]).logits
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), TOKENS[:, 1:].flatten()).item()
@@ -99,7 +99,7 @@ def test_load_and_read_are_inverse() -> None:
 
 
 def test_initial_parameters_follow_from_the_seed_alone() -> None:
-    """The caller's own random numbers neither decide nor are touched."""
+    """The caller's own random numbers have no influence and are not changed."""
     torch.manual_seed(1)
     first = tiny(seed=5)
     torch.manual_seed(2)
@@ -110,7 +110,7 @@ def test_initial_parameters_follow_from_the_seed_alone() -> None:
     assert not torch.equal(first.flat, tiny(seed=6).flat)
 
 
-def test_a_fresh_model_knows_nothing() -> None:
+def test_a_fresh_model_has_the_loss_of_a_guess() -> None:
     """Its loss is close to that of guessing among 256 tokens."""
     assert tiny().loss(TOKENS).item() == pytest.approx(5.55, abs=0.2)
 

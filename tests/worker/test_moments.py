@@ -1,4 +1,4 @@
-"""A worker that comes back goes on with its optimiser's moments, or warms its learning rate up."""
+"""A worker that is started again continues with its optimiser's moments, or warms its learning rate up."""
 
 import errno
 import threading
@@ -28,7 +28,7 @@ from worker.trainer import Trainer
 
 OWNER = MomentsOwner("run", "model", "adamw", "north", 0)
 LATE = 1000
-"""A clock, in samples, at which these runs are past their warm-up."""
+"""A clock, in samples, at which the warm-up of these runs is over."""
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_warm_up_that_was_broken_off_goes_on(source: str, tmp_path: Path) -> N
     assert torch.equal(found.delta, expected.delta)
 
 
-def test_a_run_is_late_when_its_warm_up_and_everybodys_first_round_are_over() -> None:
+def test_a_run_is_late_when_its_warm_up_and_the_first_round_of_all_workers_are_over() -> None:
     run = RunFile.model_validate(
         {
             "worker": {
@@ -139,7 +139,7 @@ def save(folder: Path, owner: MomentsOwner = OWNER, clock: int = 5) -> Path:
 
 
 def loaded(folder: Path, owner: MomentsOwner = OWNER, clock: int = 5) -> SavedMoments | str:
-    """The moments that are there for an owner, or why there are none."""
+    """The saved moments of an owner, or the reason why they cannot be used."""
     return MomentsFile(folder, owner, lambda note: None).load(clock)
 
 
@@ -194,10 +194,10 @@ def test_moments_that_do_not_fit_the_model_are_refused(source: str, tmp_path: Pa
     assert trainer.optimiser.state() == {}
 
 
-def test_a_full_disk_ends_nobody_and_leaves_nothing(
+def test_a_full_disk_ends_no_worker_and_leaves_no_partial_file(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """1. The disk is full in the midst of a file: the one before stays, and it is told once. 2. There is room
+    """1. The disk is full in the middle of a file: the one before stays, and this is logged once. 2. There is room
     again: the next one is written."""
     process = Process(run_file(source), tmp_path)
     monkeypatch.setattr(moments, "INTERVAL_S", 0.0)

@@ -113,24 +113,24 @@ def test_steps_tokens_rounds_and_time_are_reported(training: MachineDriver) -> N
     ]
 
 
-@pytest.mark.parametrize("told", [[1, 2], [2], [1, 1, 2, 2], [2, 1], [1], []], ids=str)
-def test_steps_are_counted_once_however_they_are_told(
-    training: MachineDriver, told: list[int]
+@pytest.mark.parametrize("reported", [[1, 2], [2], [1, 1, 2, 2], [2, 1], [1], []], ids=str)
+def test_steps_are_counted_once_however_they_are_reported(
+    training: MachineDriver, reported: list[int]
 ) -> None:
     """One by one, all at once, again, late, or by the end of the round only; the next one starts at 0."""
     steps = lambda: training.machine.report().steps  # type: ignore[attr-defined] # noqa: E731
-    for count in told:
+    for count in reported:
         training.happens(Progress(PUSH, count))
-    assert steps() == max(told, default=0)
+    assert steps() == max(reported, default=0)
     training.happens(TRAINED)
     training.happens(Progress(PUSH, 2))
     assert steps() == 2
     training.hears("eu", Ack(PUSH, "applied"))
     second = Lease(PushId(12, 3), ((24, 32),), 24)
     training.hears("eu", Model(Version(1, 5), 0, second, None, final=False), -3)
-    for count in told:
+    for count in reported:
         training.happens(Progress(second.push, count))
-    assert steps() == 2 + max(told, default=0)
+    assert steps() == 2 + max(reported, default=0)
 
 
 def test_busy_is_waited_for(uploading: MachineDriver) -> None:
@@ -183,9 +183,9 @@ def test_a_rejected_update_is_forgotten_and_does_not_count_as_a_round(
 
 def test_a_round_without_a_finite_gradient_gives_its_lease_back(training: MachineDriver) -> None:
     """
-    1. There is no update to send, but a word instead, which is repeated until it is answered.
+    1. There is no update to send; a `Failed` message is sent instead, and repeated until it is answered.
     2. The next model comes before the answer: it is the answer that counts.
-    3. Skipped steps are reported, also those of a round that was good for something.
+    3. Skipped steps are reported, also those of a round that succeeds.
     """
     failed = Send("eu", Failed(PUSH, 2, 8))
     assert training.happens(Progress(PUSH, 1, 1)) == []
@@ -216,8 +216,8 @@ def test_a_failed_round_is_forgotten_with_its_lease(training: MachineDriver, wor
     training.after(9).happens(Tick())
 
 
-def test_a_fenced_worker_asks_to_be_let_in_again(uploading: MachineDriver) -> None:
-    """What it holds counts for nothing until it is welcomed with the fence of its group."""
+def test_a_fenced_worker_joins_again(uploading: MachineDriver) -> None:
+    """Its lease does not count until it is welcomed with the fence of its group."""
     assert uploading.hears("eu", Ack(PUSH, "fenced")) == [
         Release(-2),
         UpdateFenced(11),
@@ -229,7 +229,7 @@ def test_a_fenced_worker_asks_to_be_let_in_again(uploading: MachineDriver) -> No
 # --- joining ----------------------------------------------------------------------------------
 
 
-def test_hello_is_repeated_while_nobody_answers(joining: MachineDriver) -> None:
+def test_hello_is_repeated_until_it_is_answered(joining: MachineDriver) -> None:
     assert joining.happens(Tick()) == [
         Waiting("eu to answer"),
         Send("eu", HELLO),
@@ -237,7 +237,7 @@ def test_hello_is_repeated_while_nobody_answers(joining: MachineDriver) -> None:
     assert joining.after(0.5).happens(Tick()) == [Send("eu", HELLO)]
 
 
-def test_what_the_server_waits_for_is_said_once(joining: MachineDriver) -> None:
+def test_what_the_server_waits_for_is_noted_once(joining: MachineDriver) -> None:
     assert joining.hears("eu", Wait("the GPS")) == [Waiting("the GPS")]
     assert joining.hears("eu", Wait("the GPS")) == []
     assert joining.happens(Tick()) == [Send("eu", HELLO)]
@@ -251,7 +251,7 @@ def test_what_the_server_waits_for_is_said_once(joining: MachineDriver) -> None:
 def test_a_worker_whose_group_was_taken_takes_any_other(training: MachineDriver) -> None:
     """
     1. It was silent for too long, and asks for its old group.
-    2. Another process holds that by now. The run file gave it no group, so it asks for any.
+    2. Another process holds that group by now. The run file gave it no group, so it asks for any.
     """
     assert training.hears("eu", Rejoin()) == [Cancel(PUSH), Send("eu", HELLO_AGAIN)]
     training.hears("eu", Wait("group 2, which another process holds"))
@@ -269,9 +269,9 @@ def test_a_worker_that_was_given_a_group_by_its_user_insists(joining: MachineDri
 
 def test_an_old_welcome_is_found_out_by_the_lease_that_does_not_fit(joining: MachineDriver) -> None:
     """
-    1. A Welcome of an earlier stay comes late, with a fence that has passed.
-    2. The true Welcome comes second and means nothing to a node that is in.
-    3. The first lease bears the true fence: ask again, instead of dropping leases for ever.
+    1. A Welcome of an earlier membership comes late, with an old fence.
+    2. The true Welcome comes second and is ignored by a node that has joined.
+    3. The first lease has the true fence: the worker asks again, instead of dropping all leases from now on.
     """
     joining.hears("eu", replace(WELCOME, fence=2))
     assert joining.hears("eu", WELCOME) == []
@@ -307,7 +307,7 @@ def test_a_worker_that_is_not_known_any_more_drops_its_round_and_joins_again(
 
 
 def test_a_dropped_round_was_busy_time_and_its_echoes_are_ignored(training: MachineDriver) -> None:
-    """The trainer may still report on what was cancelled; the samples are in other hands."""
+    """The trainer may still report on the cancelled round; another worker has the samples."""
     training.after(2).hears("eu", Rejoin())
     assert training.machine.report().busy_ms == 2000  # type: ignore[attr-defined]
     assert training.happens(Progress(PUSH, 1)) == []
@@ -320,7 +320,7 @@ def test_a_dropped_round_was_busy_time_and_its_echoes_are_ignored(training: Mach
 
 
 @pytest.mark.parametrize("state", ["joining", "training", "uploading", "leaving"])
-def test_a_model_that_nobody_waits_for_is_released(
+def test_a_model_that_was_not_asked_for_is_released(
     state: str, request: pytest.FixtureRequest
 ) -> None:
     assert request.getfixturevalue(state).hears("eu", MODEL, -9) == [Release(-9)]
@@ -353,9 +353,7 @@ def test_a_message_that_does_not_belong_here_is_dropped_with_its_payload(
 
 
 @pytest.mark.parametrize("state", STATES[:4])
-def test_a_goodbye_that_nobody_said_leave_for_is_ignored(
-    state: str, request: pytest.FixtureRequest
-) -> None:
+def test_a_goodbye_without_a_leave_is_ignored(state: str, request: pytest.FixtureRequest) -> None:
     assert request.getfixturevalue(state).hears("eu", Goodbye()) == []
 
 
@@ -371,7 +369,7 @@ def test_an_event_of_a_server_or_an_evaluator_is_a_fault_of_the_driver(
 
 
 @pytest.mark.parametrize("state", ["joining", "idle", "uploading", "leaving"])
-def test_training_that_nobody_ordered_is_released(
+def test_training_that_was_not_ordered_is_released(
     state: str, request: pytest.FixtureRequest
 ) -> None:
     worker: MachineDriver = request.getfixturevalue(state)

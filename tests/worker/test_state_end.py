@@ -46,9 +46,9 @@ def test_a_stopped_worker_drops_its_round_and_leaves(
     state: str, request: pytest.FixtureRequest
 ) -> None:
     """
-    1. The server stops the run: the round in hand is dropped, and said goodbye.
-    2. The server repeats itself, the user loses patience: once is enough.
-    3. The goodbye is answered: done.
+    1. The server stops the run: the round in progress is dropped, and the worker sends Leave.
+    2. The server sends Stop again, and the user asks for a stop too: one Leave is enough.
+    3. The Leave is answered: the worker ends.
     """
     worker: MachineDriver = request.getfixturevalue(state)
     dropped = DROPPED.get(state, [])
@@ -82,7 +82,9 @@ def test_a_refusal_does_not_keep_a_leaving_worker(leaving: MachineDriver) -> Non
     assert leaving.hears("eu", Goodbye()) == [Finish("enough")]
 
 
-def test_goodbye_is_said_until_it_is_answered_but_not_for_ever(leaving: MachineDriver) -> None:
+def test_leave_is_repeated_until_it_is_answered_but_not_without_limit(
+    leaving: MachineDriver,
+) -> None:
     farewell = [Send("eu", Leave("enough", NO_REPORT, (), (), ()))]
     for _ in range(LEAVE_TICKS_MAX):
         assert leaving.happens(Tick()) == farewell
@@ -96,7 +98,7 @@ def test_goodbye_is_said_until_it_is_answered_but_not_for_ever(leaving: MachineD
 def test_a_worker_whose_server_is_gone_for_good_ends_with_an_error(
     state: str, request: pytest.FixtureRequest
 ) -> None:
-    """What it holds it drops, and it says nothing more."""
+    """It drops its round, and sends nothing more."""
     worker: MachineDriver = request.getfixturevalue(state)
     worker.happens(Tick())
     worker.now += GIVE_UP_AFTER_PS + 1
@@ -114,8 +116,8 @@ def test_a_worker_whose_server_is_gone_for_good_ends_with_an_error(
 
 def test_a_worker_whose_trainer_is_stuck_hands_its_lease_back_and_ends() -> None:
     """
-    1. A step every minute: it goes on, however many there are; a heartbeat tells how long it is quiet.
-    2. Twenty minutes without: it gives the lease back and ends, and says why.
+    1. A step every minute: it goes on, however many there are; heartbeats report the time since the last step.
+    2. Twenty minutes without a step: it gives the lease back and ends with the reason.
     """
     worker = MachineDriver(
         Worker(replace(SETTINGS, client=replace(CLIENT, stuck_after_ps=120_000 * PS_PER_MS)))

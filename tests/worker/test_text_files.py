@@ -1,4 +1,4 @@
-"""Whatever lies in a folder of text: it is read right, or left out and said, and nobody waits for a pipe."""
+"""Every file in a folder of text is read right, or left out and reported; no process waits for a pipe."""
 
 import codecs
 import os
@@ -63,7 +63,7 @@ def test_text_of_a_known_encoding_becomes_utf8(raw: bytes, text: str, said: str)
         ("昔々おじいさんがいました。\n".encode("shift-jis"), "of no encoding that is known"),
     ],
 )
-def test_what_is_in_doubt_stays_byte_by_byte(raw: bytes, said: str) -> None:
+def test_text_of_a_doubtful_encoding_stays_byte_by_byte(raw: bytes, said: str) -> None:
     assert to_utf8(raw)[0] == raw
     assert to_utf8(raw)[1].startswith(said)
 
@@ -75,7 +75,9 @@ def test_a_character_between_two_pieces_of_a_large_text_stays_whole() -> None:
     assert to_utf8(large)[0] == (start.decode()[::2] + "é文").encode()
 
 
-def test_what_is_no_text_is_left_out_by_reason_and_changes_nothing(tmp_path: Path) -> None:
+def test_files_that_are_no_text_are_left_out_with_the_reason_and_change_nothing(
+    tmp_path: Path,
+) -> None:
     for number in range(30):
         (tmp_path / f"{number}.txt").write_text(f"text number {number}\n" * 20)
     before = texts(tmp_path).digest
@@ -119,7 +121,7 @@ def test_what_is_no_text_is_left_out_by_reason_and_changes_nothing(tmp_path: Pat
 
 
 def test_a_link_to_a_file_elsewhere_is_read_once(tmp_path: Path) -> None:
-    """So the caches of huggingface_hub are laid out."""
+    """The caches of huggingface_hub are laid out like this."""
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs" / "0a1b").write_text("content\n" * 9)
     (tmp_path / "texts").mkdir()
@@ -159,7 +161,7 @@ def test_a_folder_without_text_says_what_is_there_instead(tmp_path: Path) -> Non
 
 
 def test_more_text_than_memory_is_refused_with_the_figures(tmp_path: Path) -> None:
-    """And not read: the file has no blocks on the disk."""
+    """It is not read: the file has no blocks on the disk."""
     with (tmp_path / "huge.txt").open("wb") as stream:
         stream.truncate(8 << 40)
     with pytest.raises(
@@ -169,8 +171,8 @@ def test_more_text_than_memory_is_refused_with_the_figures(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_what_may_not_be_read_is_an_error(tmp_path: Path) -> None:
-    """Left out, it would be another corpus than that of the other hosts."""
+def test_a_file_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:
+    """Without it the corpus would differ from that of the other hosts."""
     (tmp_path / "a.txt").write_text(WORDS)
     (tmp_path / "a.txt").chmod(0)
     with pytest.raises(ConfigError, match=r"cannot read a\.txt: Permission denied"):

@@ -1,4 +1,4 @@
-"""A token file is read for what it is, or refused by what it is; a bad id is found, and its place said."""
+"""A token file is read as its own format, or refused by the format's name; a bad id is found and located."""
 
 import bz2
 import io
@@ -19,7 +19,7 @@ from worker.data.corpus import SCAN_TOKENS, Corpus
 from worker.data.sources import open_corpus
 
 IDS = np.random.default_rng(3).integers(1, 50_000, 6000)
-"""As a tokenizer makes them, but for their distribution."""
+"""Ids like those of a tokenizer, except for their distribution."""
 
 
 def tokens(file: Path, **keys: object) -> Corpus:
@@ -123,7 +123,7 @@ IDS_16 = IDS.astype("<u2")
         ({"a.bin": b"\x93NUMPY\x01\x00\x10"}, r"broken header.*numpy\.save"),
     ],
 )  # fmt: skip
-def test_what_is_none_is_refused_by_name(
+def test_other_formats_are_refused_by_name(
     tmp_path: Path, files: dict[str, bytes], said: str
 ) -> None:
     for name, content in files.items():
@@ -199,8 +199,8 @@ def test_sixteen_bits_are_too_few_for_a_larger_vocabulary(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("position", [200_000, 399_000])
-def test_a_bad_id_is_told_with_file_place_and_value(tmp_path: Path, position: int) -> None:
-    """By a scan, and by whoever trains on it: position 399,000 lies in the held-out part."""
+def test_a_bad_id_is_reported_with_file_place_and_value(tmp_path: Path, position: int) -> None:
+    """By a scan, and when it is read for training; position 399,000 lies in the held-out part."""
     values = np.resize(IDS, 400_000).astype("<u4")
     values[position] = 60_000
     np.save(tmp_path / "a.npy", values)

@@ -153,7 +153,7 @@ def test_muon_steps_the_matrices_of_the_blocks_and_adamw_the_rest(
     """Embeddings, head, experts and vectors as without Muon; the same clock, decay and moments.
 
     Muon's products are bf16, which magnifies a last bit from step to step. So there are two steps only,
-    nothing is clipped, and the second round starts from exactly what the first one gave.
+    nothing is clipped, and the second round starts exactly from the result of the first.
     """
     run = RunFile.model_validate(
         run_file(source, optimiser="muon", clip_norm=1e9).model_dump() | {"model": model}
@@ -213,7 +213,7 @@ def test_muon_needs_matrices_inside_blocks() -> None:
 
 
 def test_moments_stay_with_the_worker_from_round_to_round(source: str) -> None:
-    """Two rounds, each from what the round before gave, are one longer run of the optimiser."""
+    """Two rounds, each from the result of the round before, are one longer run of the optimiser."""
     run = run_file(source)
     trainer = Trainer(run)
     flat = trainer.initial()
@@ -225,7 +225,7 @@ def test_moments_stay_with_the_worker_from_round_to_round(source: str) -> None:
 
 
 def test_the_pseudo_gradient_is_start_minus_end(source: str) -> None:
-    """The start is what the server sent, not what this worker had."""
+    """The start is the server's model, not the one that this worker had."""
     trainer = Trainer(run_file(source))
     start = trainer.initial() + 0.01
     kept = start.clone()
@@ -269,10 +269,10 @@ def with_dropout(source: str, folder: Path, **worker: object) -> RunFile:
     return RunFile.model_validate(keys | {"model": {"preset": str(config_folder(folder, "gpt2"))}})
 
 
-def test_dropout_is_drawn_anew_for_every_step_and_alike_for_the_same_samples(
+def test_dropout_differs_in_every_step_and_is_the_same_for_the_same_samples(
     source: str, tmp_path: Path
 ) -> None:
-    """A lease that is trained again, by whomever, gives the same bits; so does one after another."""
+    """A lease that is trained again by any worker gives the same bits, whatever was trained before it."""
     run = with_dropout(source, tmp_path / "gpt2", max_lr=1e-30, min_lr=0.0)
     trainer, other = Trainer(run), Trainer(run)
     torch.manual_seed(1)
@@ -302,7 +302,7 @@ def test_a_trainer_leaves_training_mode_also_when_it_is_cancelled(
 
 
 def test_a_step_that_the_model_cannot_do_is_a_configuration_error(source: str) -> None:
-    """Not a fault of ours: the worker ends with a sentence."""
+    """The worker ends with a message, not with a traceback."""
     trainer = Trainer(run_file(source))
 
     def broken(module: torch.nn.Module, arguments: object) -> None:
@@ -350,7 +350,7 @@ def test_slow_workers_ask_for_smaller_leases(source: str) -> None:
 def test_a_cancelled_lease_gives_nothing_and_leaves_whole_steps_in_the_optimiser(
     source: str,
 ) -> None:
-    """Cancelled after two of four steps: what follows is as after a lease of those two."""
+    """Cancelled after two of four steps: the next lease gives the same as after a lease of those two."""
     run = run_file(source)
     trainer = Trainer(run)
     start, cancel = trainer.initial(), threading.Event()
@@ -364,7 +364,7 @@ def test_a_cancelled_lease_gives_nothing_and_leaves_whole_steps_in_the_optimiser
 
 
 def test_a_cancel_during_a_step_changes_nothing(source: str) -> None:
-    """It comes while the second micro-batch is read; the half-made gradient is thrown away."""
+    """It comes while the second micro-batch is read; the incomplete gradient is discarded."""
     run = run_file(source, micro_batch_size=2)
     trainer = Trainer(run)
     start, cancel = trainer.initial(), threading.Event()
@@ -407,16 +407,16 @@ def test_a_pace_changes_no_number(source: str) -> None:
     assert torch.equal(paced.delta, done(train(Trainer(run), ((0, 8),))).delta)
 
 
-def test_a_gradient_that_is_not_finite_leaves_no_trace_in_the_moments(source: str) -> None:
-    """A broken model comes and goes; afterwards the worker trains as if it had never been."""
+def test_a_gradient_that_is_not_finite_does_not_change_the_moments(source: str) -> None:
+    """After a lease on a broken model the worker trains as if that lease had never been."""
     run = run_file(source)
     trainer, untouched = Trainer(run), Trainer(run)
     start = trainer.initial()
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     nowhere = torch.full_like(start, float("nan"))
-    broken = done(train(trainer, ((0, 8),), nowhere, lambda *so_far: told.append(so_far)))
+    broken = done(train(trainer, ((0, 8),), nowhere, lambda *so_far: reported.append(so_far)))
     assert broken.delta.isnan().all()
-    assert (broken.steps, broken.skipped, told) == (2, 2, [(1, 1), (2, 2)])
+    assert (broken.steps, broken.skipped, reported) == (2, 2, [(1, 1), (2, 2)])
     assert math.isnan(broken.loss)
     healthy, expected = (done(train(each, ((8, 16),), start)) for each in (trainer, untouched))
     assert torch.equal(healthy.delta, expected.delta)
@@ -472,7 +472,7 @@ def test_an_accelerator_trains_the_same_model(source: str, compiled: bool) -> No
 def test_a_model_that_cannot_be_compiled_for_want_of_room_is_trained_without(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The compiler's cache lies on a disk that is full, a real one. What is trained is what would be without."""
+    """The compiler's cache lies on a real disk that is full. The result is the same as without the compiler."""
     said: list[str] = []
     trainer = Trainer(run_file(source), tell=said.append)
     expected = done(train(Trainer(run_file(source)), ((0, 8),)))

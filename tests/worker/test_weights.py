@@ -1,4 +1,4 @@
-"""A folder gives all of its weights, and says so, or is refused by the names of what does not fit."""
+"""A folder gives all of its weights, and says so, or is refused with the names of the tensors that do not fit."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def test_shards_and_pytorch_files_give_the_same_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
-def test_what_wrappers_put_before_every_name_is_taken_off(tmp_path: Path, prefix: str) -> None:
+def test_prefixes_of_wrappers_are_removed_from_every_name(tmp_path: Path, prefix: str) -> None:
     folder = untied(tmp_path / "model")
     expected = built(folder).flat
     write_tensors(folder, {prefix + name: each for name, each in tensors_of(folder).items()})
@@ -102,7 +102,7 @@ def test_names_without_the_head_before_them_are_found(tmp_path: Path) -> None:
     ],
     ids=["rotary", "mask", "masked bias", "tied head"],
 )
-def test_what_a_model_computes_for_itself_is_no_misfit(
+def test_buffers_that_a_model_computes_may_be_missing(
     tmp_path: Path, kind: str, more: dict[str, torch.Tensor | None]
 ) -> None:
     folder = checkpoint_folder(tmp_path / "model", kind)
@@ -238,7 +238,7 @@ def test_a_larger_vocabulary_pads_the_weights_with_rows(tmp_path: Path) -> None:
 
 
 def spoil(folder: Path, name: str, how: str) -> None:
-    """Make of a file in the folder what users find there."""
+    """Replace a file in the folder by something that users find there."""
     path = folder / name
     match how:
         case "cut":
@@ -305,7 +305,7 @@ def test_files_that_are_not_what_they_should_be_are_named(
 
 
 @pytest.mark.parametrize("name", ["out/model/model.safetensors", "README.pt.md", "a.incomplete.md"])
-def test_what_is_no_weights_of_the_model_is_no_reason_to_refuse_it(
+def test_files_that_are_no_weights_are_no_reason_to_refuse_the_model(
     tmp_path: Path, name: str
 ) -> None:
     """Results of a run may lie in the folder of its config, and a run goes on after an export."""
@@ -314,8 +314,8 @@ def test_what_is_no_weights_of_the_model_is_no_reason_to_refuse_it(
     assert built(folder).origin == "random, drawn from seed 3"
 
 
-def test_matrices_of_zeros_are_told_of(tmp_path: Path) -> None:
-    """Of a file that was made to its length and not filled a disk gives zeros."""
+def test_matrices_of_zeros_are_reported(tmp_path: Path) -> None:
+    """A file that was given its length and not filled reads as zeros."""
     folder = untied(tmp_path / "model")
     tensors = tensors_of(folder)
     for name in ("model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"):
@@ -345,7 +345,7 @@ def test_an_index_needs_all_of_its_shards(tmp_path: Path) -> None:
 
 
 def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
-    """Only tensors by name are taken from a PyTorch file."""
+    """Only named tensors are read from a PyTorch file."""
 
     class Trap:
         """Makes a file when it is unpickled."""
@@ -387,7 +387,7 @@ def test_a_config_that_cannot_be_followed_is_refused_with_a_sentence(
 
 
 def test_code_beside_an_architecture_that_the_library_has_is_not_needed(tmp_path: Path) -> None:
-    """Many published models still carry the code of before."""
+    """Many published models still contain their old code."""
     folder = untied(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "trap.Config", "AutoModelForCausalLM": "trap.Model"}
@@ -396,7 +396,7 @@ def test_code_beside_an_architecture_that_the_library_has_is_not_needed(tmp_path
     assert built(folder).origin.startswith("pretrained")
 
 
-def test_a_model_that_sees_what_it_is_to_predict_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_sees_the_tokens_it_is_to_predict_is_refused(tmp_path: Path) -> None:
     keys = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     import transformers
 

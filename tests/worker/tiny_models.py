@@ -1,4 +1,4 @@
-"""Tiny models of many architectures, as Hugging Face folders; nothing is asked of a network."""
+"""Tiny models of many architectures, as Hugging Face folders, made without a network."""
 
 from pathlib import Path
 from types import MappingProxyType
@@ -125,10 +125,10 @@ def checkpoint_folder(folder: Path, kind: str, *, shard_size: str = "1GB", **key
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    """What a folder's model.safetensors holds."""
+    """The tensors of a folder's model.safetensors."""
     return load_file(folder / "model.safetensors")
 
 
 def write_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Put others in its place."""
+    """Replace the tensors of a folder's model.safetensors."""
     save_file(tensors, folder / "model.safetensors")

@@ -45,5 +45,5 @@ PULL = Send("eu", Pull(8, 0))
 NO_REPORT = WorkerReport(2, 0, 0, 0, 0, 0, 0.0)
 
 DROPPED: dict[str, list[Effect]] = {"training": [Cancel(PUSH)], "uploading": [Release(-2)]}
-"""How the round in hand is dropped."""
+"""The effects that drop the current round."""
 STATES = ["joining", "idle", "training", "uploading", "leaving"]

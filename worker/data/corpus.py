@@ -19,10 +19,10 @@ SCAN_TOKENS: Final = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class CorpusContent:
-    """What a source of the run file gives."""
+    """The content that a source of the run file gives."""
 
     name: str
-    """``data.source``."""
+    """The value of ``data.source``."""
     train: Tokens
     validation: Tokens
     """The held-out part."""
@@ -172,7 +172,7 @@ class Corpus:
             )
 
     def _check_ids(self, tokens: Tokens, start: int) -> None:
-        """``start``: index of the first of these tokens in the whole corpus."""
+        """Check ids. ``start``: index of the first of these tokens in the whole corpus."""
         if not self._id_limit or not tokens.size:
             return
         low, high = int(tokens.min()), int(tokens.max())

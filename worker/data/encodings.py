@@ -4,16 +4,16 @@ import codecs
 from typing import Final
 
 PIECE_BYTES: Final = 1 << 24
-"""So much is decoded at once: a text of gigabytes needs no copy of several times its size."""
+"""How many bytes are decoded at once, so that a text of gigabytes needs no copy of several times its size."""
 HEAD_BYTES: Final = 8000
-"""A zero byte among the first so many marks what is no text, as for git."""
+"""A zero byte among this many first bytes marks a binary file, as for git."""
 MARKS: Final = {
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
-"""Byte-order marks of what is not UTF-8; longer ones first, since UTF-32's begins with UTF-16's."""
+"""Byte-order marks of encodings other than UTF-8; longer ones first, since UTF-32's begins with UTF-16's."""
 CONTROLS: Final = frozenset(range(32)) - frozenset(b"\t\n\v\f\r\x1b")
 """Bytes that no text has, in UTF-8 or Latin-1."""
 ASCII: Final = bytes(range(128))
@@ -22,9 +22,9 @@ ASCII: Final = bytes(range(128))
 def to_utf8(content: bytes) -> tuple[bytes | None, str]:
     """A file's text in UTF-8 (None: it is no text), and in words what was done; empty: nothing.
 
-    What is neither UTF-8 nor marked otherwise is taken for Windows-1252, of which Latin-1's letters are
-    a part, unless more of it is valid UTF-8 than is not, it holds bytes that no text has, or most of it is
-    beyond ASCII, as no text in Latin letters is (but in Cyrillic, Greek, Chinese): then it stays as it is.
+    A text that is neither UTF-8 nor has a mark is taken for Windows-1252, which includes Latin-1's letters.
+    There are three exceptions, which stay unchanged: more of it is valid UTF-8 than is not, it holds bytes that
+    no text has, or most of it is beyond ASCII, as in Cyrillic, Greek or Chinese but not in Latin letters.
     """
     for mark, name in MARKS.items():
         if content.startswith(mark):
@@ -54,7 +54,7 @@ def _converted(content: bytes, name: str) -> tuple[bytes | None, str]:
 def _recoded(content: bytes, name: str) -> bytes:
     """From an encoding to UTF-8, piece by piece; what is broken becomes U+FFFD.
 
-    Of Windows-1252's five bytes without a meaning each becomes the control character of its number.
+    Each of the five bytes that Windows-1252 does not define becomes the control character of its number.
     """
     errors = "replace"
     if name == "cp1252":

@@ -13,11 +13,11 @@ class FileReport:
     files: int = 0
     """Files that were read."""
     bytes: int = 0
-    """Their size on the disk."""
+    """The size of these files on the disk, in bytes."""
     left_out: dict[str, list[str]] = field(default_factory=dict)
-    """Names by the reason why they were not read."""
+    """Names of the files that were not read, by the reason."""
     converted: dict[str, list[str]] = field(default_factory=dict)
-    """Names by the conversion that was necessary, or by what is doubtful about the encoding."""
+    """Names of other files, by the conversion that was necessary or by what is doubtful about the encoding."""
 
     def leave_out(self, why: str, name: str) -> None:
         """A file or folder is not read."""

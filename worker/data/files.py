@@ -45,7 +45,7 @@ ARCHIVE_SUFFIXES: Final = frozenset(
 """Endings, in lower case, of files that may hold text, but would have to be unpacked."""
 
 COPIES: Final = 3
-"""At least so many copies of a text are in memory while it is tokenised."""
+"""How many copies of a text are in memory at least while it is tokenised."""
 
 STDLIB_EXCLUDED: Final = frozenset(
     {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
@@ -185,7 +185,7 @@ def _folder_left_out(path: bytes, name: str, excluded: frozenset[str]) -> str:
 
 
 def _left_out(name: str, suffixes: frozenset[str]) -> str:
-    """Why a file is not read that has such a name; empty: it may be."""
+    """Why a file of this name is not read; empty: it may be read."""
     suffix = os.path.splitext(name)[1].lower()
     if name.startswith("._") or name == ".DS_Store":
         return "files of macOS itself (._*, .DS_Store)"
@@ -197,7 +197,7 @@ def _left_out(name: str, suffixes: frozenset[str]) -> str:
 
 
 def _read(path: bytes, name: str) -> bytes | None:
-    """A file's content; None if it is no regular file (any more): reading a pipe could block for ever."""
+    """A file's content; None if it is no regular file (any more): reading a pipe could block without end."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as stream:
@@ -216,12 +216,13 @@ def _require_memory(root: Path, size: int) -> None:
 
 
 def _text(name: bytes) -> str:
-    """A name as it is in UTF-8, whatever this machine's locale is; bytes that are none are escaped."""
+    """A name in UTF-8, whatever this machine's locale is; bytes that are not UTF-8 are escaped."""
     return name.decode("utf-8", errors="surrogateescape")
 
 
 def _name(path: bytes, root: bytes) -> str:
-    """Relative to the corpus folder, with forward slashes, composed: macOS may have taken it apart."""
+    """The path relative to the corpus folder, with forward slashes, in Unicode's composed form: macOS may have
+    decomposed it."""
     return unicodedata.normalize("NFC", _text(os.path.relpath(path, root)))
 
 

@@ -1,11 +1,11 @@
-"""Where the ids lie in a token file, and of what type they are: what its first bytes or its index say.
+"""Where the ids lie in a token file, and their type, as its first bytes or its index say.
 
-Read are ids and nothing else (nanoGPT's files), numpy's ``.npy`` (numpy.lib.format), llm.c's header of
+These layouts are read: ids and nothing else (nanoGPT's files), numpy's ``.npy`` (numpy.lib.format), llm.c's header of
 256 little-endian int32 (magic, version, number of tokens; llm.c/dev/data/data_common.py) and Megatron's
 ``.idx`` beside the file: ``MMIDIDX\\0\\0``, version 1 as uint64, a byte of type code, the number of
 sequences as uint64 (Megatron: of documents too), the length of each as int32
 (megatron/core/datasets/indexed_dataset.py; fairseq/data/indexed_dataset.py has the same without the
-documents). Anything else that has a name is refused by that name.
+documents). Other known formats are refused by their name.
 """
 
 import codecs
@@ -21,7 +21,7 @@ from pelago.core.errors import ConfigError
 from worker.data.encodings import CONTROLS
 
 HEAD_BYTES: Final = 1024
-"""So many bytes of a file tell what it is."""
+"""How many first bytes of a file are enough to recognise it."""
 MEGATRON_MAGIC: Final = b"MMIDIDX\x00\x00"
 FAIRSEQ_MAGIC: Final = b"TNTIDX\x00\x00"
 """Of the older index of fairseq and Megatron, which is not read."""
@@ -59,16 +59,16 @@ STRANGERS: Final = {
     MEGATRON_MAGIC: "an index, not the tokens: name the .bin file beside it",
     FAIRSEQ_MAGIC: "an index, not the tokens: name the .bin file beside it",
 }
-"""By their first bytes: what holds something else than ids, or holds them otherwise."""
+"""By their first bytes: files that hold something other than ids, or ids in another format."""
 TAR: Final = slice(257, 262)
-"""Where a tar archive says what it is."""
+"""The offset of a tar archive's magic."""
 
 
 @dataclass(frozen=True, slots=True)
 class CorpusLayout:
     """``tokens`` ids of type ``dtype``, from byte ``offset`` on.
 
-    ``said_by``: who says so, for messages. ``raw``: nobody but the run file does, so it may be wrong.
+    ``said_by``: the source of the type, for messages. ``raw``: only the run file names the type, so it may be wrong.
     """
 
     dtype: "np.dtype[Any]"
@@ -79,7 +79,7 @@ class CorpusLayout:
 
 
 def layout_of(path: Path, key: str, token_dtype: str) -> CorpusLayout:
-    """What a token file is. ``token_dtype`` counts if neither the file nor an index says its type.
+    """The layout of a token file. ``token_dtype`` counts if neither the file nor an index says its type.
 
     ``key``: the run file's key and value, for messages. Raises `ConfigError`, `OSError`.
     """
@@ -188,7 +188,7 @@ def _megatron(index: Path, key: str, size: int) -> CorpusLayout:
 
 
 def _megatron_tokens(index: Path, header: bytes, key: str) -> int | None:
-    """How many tokens an index names; None: it names no sequence, so it tells the type alone."""
+    """How many tokens an index names; None: it names no sequence, so it gives the type alone."""
     size = index.stat().st_size
     sequences, documents = struct.unpack("<QQ", header[18:34]) if len(header) == 34 else (0, 0)
     if not sequences:
@@ -207,7 +207,7 @@ def _megatron_tokens(index: Path, header: bytes, key: str) -> int | None:
 
 
 def _stranger(head: bytes, size: int) -> str:
-    """What a file is that begins so and holds no ids to be read as they lie; empty: nothing known."""
+    """The format of a file with this beginning that holds no plain ids; empty: no such format is known."""
     for magic, what in STRANGERS.items():
         if head.startswith(magic):
             return what
@@ -219,7 +219,7 @@ def _stranger(head: bytes, size: int) -> str:
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether no byte of it is one that no text has, in UTF-8, Latin-1 or the like: ids have some soon."""
+    """Whether every byte may occur in a text in UTF-8, Latin-1 or the like; among ids others occur soon."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         text = head.decode("utf-16", errors="replace")
         return all(each.isprintable() or each.isspace() for each in text)

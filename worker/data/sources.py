@@ -18,7 +18,7 @@ from worker.git_lfs import is_pointer
 
 BYTE_VOCABULARY: Final = 256
 UNKNOWN_SHARE_MAX: Final = 0.01
-"""The user is warned if a larger share of the tokens stands for what the tokenizer does not know."""
+"""The user is warned if a larger share of the tokens is the unknown token."""
 FILE_SEPARATOR: Final = 0
 """The byte between two files: it occurs in no text, so the model can learn that a file ended."""
 
@@ -104,7 +104,7 @@ def _joined(parts: list[Tokens], vocabulary: int) -> Tokens:
 
 @dataclass(slots=True)
 class _Unknown:
-    """How many of the tokens are ``token``, which stands for what the tokenizer does not know."""
+    """How many of the tokens are ``token``, the unknown token of the tokenizer."""
 
     token: str = ""
     count: int = 0
@@ -130,7 +130,7 @@ class _Unknown:
 class _Encoder:
     """``encode``: from a file to its tokens, the separator included. ``vocabulary``: one more than the
     largest id. ``report``: lines for the user. ``broken``: paths of the files that are not UTF-8.
-    ``unknown``: counts the tokens that stand for what the tokenizer does not know.
+    ``unknown``: counts the unknown tokens.
     """
 
     encode: Callable[[SourceFile], Tokens]

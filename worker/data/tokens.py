@@ -1,4 +1,4 @@
-"""Files of token ids, mapped into memory, never read as a whole; and what shows that one is misread."""
+"""Files of token ids, mapped into memory and never read as a whole; and how a wrong type is noticed."""
 
 import hashlib
 import os
@@ -18,12 +18,12 @@ Tokens: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 DIGEST_BLOCKS: Final = 1024
 DIGEST_BLOCK_TOKENS: Final = 4096
 SAMPLE_BYTES: Final = 1 << 16
-"""So much from the beginning, the middle and the end of a raw file shows of what type it is."""
+"""How many bytes from the beginning, the middle and the end of a raw file are checked for its type."""
 SAMPLE_TOKENS_MIN: Final = 16
-"""From fewer ids nothing is concluded."""
+"""The fewest ids from which a type is concluded."""
 TYPES: Final = ("<u8", "<u4", ">u8", ">u4", "<u2", ">u2")
-"""What a raw file may hold, in the order of trial: wide ids read as narrow ones are known too, every other
-of them."""
+"""Types of a raw file, in the order of trial: wide ids that are read as narrow ones are known too, at least every
+other one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class TokenFile:
     tokens: Tokens
 
     def place(self, index: int) -> str:
-        """Where a token is, for messages."""
+        """The place of a token, for messages."""
         offset = self.layout.offset + index * self.layout.dtype.itemsize
         return f"{self.path}: token {index:,}, at byte {offset:,}"
 
@@ -131,7 +131,7 @@ def _low_bytes_zero(samples: list[bytes], dtype: "np.dtype[Any]") -> bool:
 
 
 def _words(name: str) -> str:
-    """What a file looks like, and how to have it read."""
+    """The type that a file seems to have, and how to have it read."""
     dtype = np.dtype(name)
     word = f"uint{8 * dtype.itemsize}"
     if name.startswith(">"):

@@ -19,10 +19,10 @@ class EvaluatorPort:
         self._folder = folder
 
     def begin(self, log: LogEvent) -> None:
-        """It logs nothing."""
+        """Does nothing: it logs nothing."""
 
     def rest(self) -> None:
-        """It keeps nothing."""
+        """Does nothing: it keeps no moments."""
 
     def train(
         self,

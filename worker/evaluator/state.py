@@ -1,6 +1,6 @@
 """The evaluator's machine: what the evaluator decides.
 
-Everything that decides lives here; nothing here performs. The evaluator pulls global versions from the
+It takes the decisions and carries out nothing. The evaluator pulls global versions from the
 GPS, has them measured, some of them exported too, and reports the held-out loss.
 
 Invariants that `check` asserts are numbered E1... in docs/ARCHITECTURE.md.
@@ -75,7 +75,7 @@ TRANSITIONS: Final = TransitionTable(
 
 @dataclass(frozen=True, slots=True)
 class EvaluatorSettings:
-    """What the evaluator's machine must know of the run."""
+    """The settings of the evaluator's machine."""
 
     client: ClientSettings
     validation_interval_steps: int
@@ -94,7 +94,7 @@ class Evaluator:
         self.state: EvaluatorState = "joining"
         self.version = Version(0, 0)
         self.after_steps = 0
-        """The next version to measure must contain at least so many local steps of the run."""
+        """The least number of local steps of the run in the next version to measure."""
         self.fault = ""
         """Why the last version could not be exported."""
         self._exported_at: int | None = None
@@ -240,7 +240,7 @@ class Evaluator:
         return effects
 
     def _on_stuck(self) -> list[Effect]:
-        """The measuring or the export is stuck: tell the server, and end."""
+        """The measurement or the export is stuck: leave the server, and end."""
         error = self._watchdog.stuck_message("measuring the model", self._now)
         self._watchdog.end()
         self._enter("gone")
@@ -258,7 +258,7 @@ class Evaluator:
         return self.session.leave(Leave(reason, self._found, (), (), ()))
 
     def expects(self, peer: Peer, message: Message) -> bool:
-        """Models, at any time."""
+        """Whether a payload may arrive with a message: models may, at any time."""
         return peer == self._client.server and isinstance(message, Model)
 
     def _enter(self, target: EvaluatorState) -> None:

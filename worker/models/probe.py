@@ -17,7 +17,7 @@ LIMITS: Final = (
 """Keys of configurations that limit the number of positions."""
 
 POSITIONS_KEPT_MAX: Final = 4
-"""So many of a model's positions may be reserved for padding and the like."""
+"""The most positions of a model that may be reserved for padding and the like."""
 
 CHEAP_OPERATIONS: Final = 10**12
 """A forward pass of fewer multiplications is always tried: some seconds of one core."""
@@ -64,8 +64,8 @@ def require_length(module: Any, key: str, length: int, *, drawn: bool) -> None:
     cheap = 2 * elements * length < CHEAP_OPERATIONS and heads * length**2 < CHEAP_SCORES
     if length <= 1 or (not cheap and (rotary or not passed)):
         return
-    told = _fault(module, length)
-    if not told:
+    fault = _fault(module, length)
+    if not fault:
         return
     name, limit = min(limits.items(), key=lambda item: item[1]) if passed else ("", length)
     # Some learned positions are not for tokens: two of RoBERTa's 514.
@@ -74,7 +74,7 @@ def require_length(module: Any, key: str, length: int, *, drawn: bool) -> None:
     if not passed:
         most = f"; use at most {reach}" if reach else ""
         raise ConfigError(
-            f"data.sequence_length = {length}: {key} cannot read that many tokens: {told}{most}"
+            f"data.sequence_length = {length}: {key} cannot read that many tokens: {fault}{most}"
         )
     longer = length + limit - (reach or limit)
     more = f", or set {name} = {longer} in model.overrides" if drawn else ", or take another model"

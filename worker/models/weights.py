@@ -256,7 +256,7 @@ def _tensors(path: Path, key: str) -> dict[str, torch.Tensor]:
         if path.suffix != ".safetensors":
             what = "is torn, or a pickle of more than tensors, which could run any code"
         raise ConfigError(
-            f"{key}: {path.name} {what}; save the model anew with save_pretrained ({first_line(error)})"
+            f"{key}: {path.name} {what}; save the model again with save_pretrained ({first_line(error)})"
         ) from None
 
 

@@ -69,8 +69,10 @@ def test_the_loss_is_the_mean_over_all_held_out_tokens(source: str) -> None:
     assert loss == pytest.approx(expected, abs=1e-6)
 
 
-def test_what_a_model_draws_to_be_measured_is_drawn_alike(source: str, tmp_path: Path) -> None:
-    """Reformer hashes by random rotations in evaluation mode too; nobody else's numbers are touched."""
+def test_random_numbers_of_a_measurement_are_the_same_each_time(
+    source: str, tmp_path: Path
+) -> None:
+    """Reformer hashes by random rotations in evaluation mode too; other random numbers are not changed."""
     settings = transformers.AutoConfig.for_model(
         "reformer",
         **{
@@ -93,7 +95,7 @@ def test_what_a_model_draws_to_be_measured_is_drawn_alike(source: str, tmp_path:
 
 
 def test_dropout_has_no_part_in_the_loss(source: str, tmp_path: Path) -> None:
-    """Equal from call to call and from process to process, whatever mode the model was in."""
+    """The loss is the same in every call and process, whatever mode the model was in."""
     run = of_folder(source, config_folder(tmp_path / "gpt2", "gpt2"))
     first, second = HeldOutLoss(run), HeldOutLoss(run)
     flat = noisy(first.initial(), 1)
@@ -140,7 +142,7 @@ def test_an_export_has_the_modes_of_the_umask_and_replaces_the_one_before(
     assert [each.name for each in (tmp_path / "out").iterdir()] == ["model"]
 
 
-def test_an_export_to_where_none_can_be_is_an_error_of_the_disk(
+def test_an_export_to_an_impossible_folder_is_an_error_of_the_disk(
     source: str, tmp_path: Path
 ) -> None:
     evaluator = HeldOutLoss(run_file(source))
@@ -191,8 +193,8 @@ COMPANIONS = {
 OTHERS = {"README.md": "a model", "optimizer.bin": "moments", "tokenizer_code.py": "exit()"}
 
 
-def test_what_came_with_a_model_travels_into_its_export(source: str, tmp_path: Path) -> None:
-    """Read at the start: the folder may be gone at the end."""
+def test_companion_files_of_a_model_are_copied_into_its_export(source: str, tmp_path: Path) -> None:
+    """They are read at the start, because the folder may be gone at the end."""
     folder = word_tokenizer(checkpoint_folder(tmp_path / "llama", "llama"))
     for name, content in (COMPANIONS | OTHERS).items():
         (folder / name).write_text(content)
@@ -214,7 +216,7 @@ def test_what_came_with_a_model_travels_into_its_export(source: str, tmp_path: P
 def test_the_tokenizer_of_the_corpus_takes_the_place_of_the_models_own(
     source: str, tmp_path: Path
 ) -> None:
-    """Its class is named, so that it opens beside the configuration of any model."""
+    """The export names its class, so that it opens beside the configuration of any model."""
     model = word_tokenizer(checkpoint_folder(tmp_path / "gpt2", "gpt2"), words=20)
     (model / "LICENSE").write_text("of the model")
     tokenizer = word_tokenizer(tmp_path / "tokenizer")

@@ -116,8 +116,8 @@ def test_the_next_threshold_is_the_next_multiple(
     assert idle.happens(Validated(V3, 2.5, 100))[-1] == Send("gps", Pull(0, due))
 
 
-def test_what_may_have_been_lost_is_said_again(validating: MachineDriver) -> None:
-    """The finding with the question, until the next version comes; nothing while it measures."""
+def test_what_may_have_been_lost_is_sent_again(validating: MachineDriver) -> None:
+    """The finding is repeated with the request until the next version comes; nothing is sent while it measures."""
     busy = WorkerReport(-1, 0, 0, 0, 0, 0, 0.0, quiet_ms=1000)
     assert validating.after(1).happens(Tick()) == [Send("gps", Heartbeat(busy))]
     validating.happens(Validated(V3, 2.5, 100))
@@ -136,7 +136,7 @@ def test_the_last_version_is_exported_measured_and_ends_it(leaving: MachineDrive
     assert leaving.happens(Tick()) == []
 
 
-def test_the_last_finding_is_repeated_with_the_goodbye_but_not_for_ever(
+def test_the_last_finding_is_repeated_with_the_leave_but_not_without_limit(
     leaving: MachineDriver,
 ) -> None:
     for _ in range(LEAVE_TICKS_MAX):
@@ -146,7 +146,7 @@ def test_the_last_finding_is_repeated_with_the_goodbye_but_not_for_ever(
 
 def test_the_end_of_the_run_is_no_end_before_the_last_version(validating: MachineDriver) -> None:
     """
-    1. The GPS says Stop while an earlier version is measured: go on.
+    1. The GPS sends Stop while an earlier version is measured: it goes on.
     2. The last version may be the one just measured: it is measured again, because it is exported.
     """
     assert validating.hears("gps", Stop("budget")) == []
@@ -161,7 +161,7 @@ def test_an_older_version_is_not_measured(validating: MachineDriver) -> None:
 
 
 @pytest.mark.parametrize("state", ["joining", "validating", "leaving"])
-def test_a_model_that_nobody_waits_for_is_released(
+def test_a_model_that_was_not_asked_for_is_released(
     state: str, request: pytest.FixtureRequest
 ) -> None:
     assert request.getfixturevalue(state).hears("gps", MODEL, -9) == [Release(-9)]
@@ -171,7 +171,7 @@ def test_a_model_without_its_payload_starts_nothing(idle: MachineDriver) -> None
     assert idle.hears("gps", MODEL) == []
 
 
-def test_a_measurement_that_nobody_ordered_says_nothing(validating: MachineDriver) -> None:
+def test_a_measurement_that_was_not_ordered_changes_nothing(validating: MachineDriver) -> None:
     assert validating.happens(Validated(V0, 9.0, 1)) == []
     validating.happens(Validated(V3, 2.5, 100))
     assert validating.happens(Validated(V3, 2.5, 100)) == []
@@ -195,7 +195,7 @@ def test_a_forgotten_idle_evaluator_asks_again(idle: MachineDriver) -> None:
     assert idle.hears("gps", WELCOME) == []
 
 
-def test_it_says_for_what_it_waits(joining: MachineDriver) -> None:
+def test_it_notes_what_it_waits_for(joining: MachineDriver) -> None:
     assert joining.hears("gps", Wait("nothing")) == [Waiting("nothing")]
     assert joining.hears("gps", WELCOME) == [GoingOn(), Send("gps", Pull(0, 0))]
 
@@ -213,7 +213,7 @@ def test_a_refused_evaluator_ends_with_the_servers_words(
 
 @pytest.mark.parametrize("state", ["idle", "validating"])
 def test_a_stopped_evaluator_leaves(state: str, request: pytest.FixtureRequest) -> None:
-    """What it was measuring is not reported."""
+    """The measurement in progress is not reported."""
     evaluator: MachineDriver = request.getfixturevalue(state)
     leave = Send("gps", Leave("enough", None, (), (), ()))
     assert evaluator.happens(StopRequested("enough")) == [leave]
@@ -266,10 +266,10 @@ def test_a_last_version_that_cannot_be_exported_is_measured_and_ends_it_with_an_
     assert idle.hears("gps", Goodbye()) == [Finish("run finished", error="the disk is full")]
 
 
-def test_a_version_is_exported_at_its_interval_and_whatever_is_newer_is_asked_for() -> None:
-    """1. Every 60 s: the first version comes at once, and is not exported. 2. After a minute a newer one is
-    asked for, although the next validation is not due, measured and exported. 3. That could not be done: it
-    is told, and the next one is a minute later."""
+def test_a_version_is_exported_at_its_interval_and_any_newer_version_is_asked_for() -> None:
+    """1. Exports are due every 60 s: the first version comes at once, and is not exported. 2. After a minute a newer
+    one is asked for, although the next validation is not due, measured and exported. 3. The export failed: this is
+    noted, and the next export is a minute later."""
     settings = replace(SETTINGS, export_interval_ps=60_000 * PS_PER_MS)
     evaluator = MachineDriver(Evaluator(settings))
     evaluator.happens(Started())
@@ -331,8 +331,8 @@ def test_an_evaluator_that_is_stuck_leaves_with_what_it_found_and_ends() -> None
         evaluator.happens(Tick())
     evaluator.happens(Validated(V3, 2.5, 100))
     evaluator.hears("gps", replace(MODEL, version=Version(1, 4)), -2)
-    told = evaluator.after(20.0).happens(Tick())[-1]
-    assert told == Send("gps", Heartbeat(WorkerReport(-1, 0, 0, 0, 0, 0, 0.0, quiet_ms=20_000)))
+    sent = evaluator.after(20.0).happens(Tick())[-1]
+    assert sent == Send("gps", Heartbeat(WorkerReport(-1, 0, 0, 0, 0, 0, 0.0, quiet_ms=20_000)))
     note, leave, finish = evaluator.after(0.001).happens(Tick())
     assert isinstance(note, Stuck)
     assert leave == Send("gps", Leave("stuck", FOUND.message, (), (), ()))
