@@ -77,7 +77,7 @@ class MomentsFile:
         self._log = log
         self._thread: threading.Thread | None = None
         self._due_s = -math.inf
-        self._trouble = ""
+        self._fault = ""
 
     def load(self, clock: int) -> SavedMoments | str:
         """The saved moments, for a worker whose next lease has this clock; or the reason why they cannot be used."""
@@ -113,7 +113,7 @@ class MomentsFile:
 
     def _write(self, tensors: Tensors, clock: int, steps: int) -> None:
         began_s = time.monotonic()
-        part, trouble = self.path.with_name(self.path.name + ".part"), ""
+        part, fault = self.path.with_name(self.path.name + ".part"), ""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as file:
@@ -121,15 +121,15 @@ class MomentsFile:
             os.replace(part, self.path)
         except OSError as error:
             # If the disk is full, other processes need the room too: leave no partial file. Try again later.
-            trouble = f"{part}: {error.strerror or error}"
+            fault = f"{part}: {error.strerror or error}"
             with suppress(OSError):
                 part.unlink(missing_ok=True)
         ended_s = time.monotonic()
         self._due_s = ended_s + max(INTERVAL_S, (ended_s - began_s) / SHARE)
-        if trouble != self._trouble:
-            self._trouble = trouble
-            if trouble:
-                self._log(OptimiserNotKept(trouble))
+        if fault != self._fault:
+            self._fault = fault
+            if fault:
+                self._log(OptimiserNotKept(fault))
 
 
 def _header(owner: MomentsOwner, tensors: Tensors, clock: int, steps: int) -> bytes:

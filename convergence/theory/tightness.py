@@ -36,7 +36,7 @@ class TightnessRow:
     lag: float
     """Effective delay in gradients, measured."""
     lag_estimated: float | None
-    """By `lag_estimate`; None for methods of one level."""
+    """Effective delay in gradients, by `lag_estimate`; None for methods of one level."""
     rate_max: float
     """The learning rate at which the theorem's margin is 0."""
     bound: Bound

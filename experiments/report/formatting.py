@@ -58,7 +58,7 @@ def byte_unit(most: float) -> DisplayUnit:
 
 
 def number(value: float, digits: int = 4) -> str:
-    """A figure with so many significant digits, but no fewer than stand before its point."""
+    """A figure with a number of significant digits, and at least all digits before its point."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))

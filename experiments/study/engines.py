@@ -83,8 +83,8 @@ def processors() -> int:
 def local(jobs: int, together: int = 1) -> Engine:
     """An engine of ``jobs`` processes at once, each used for many runs.
 
-    ``together``: so many runs share a process and train in one batch (`convergence.batch_trainer`), which is what
-    a GPU wants. Their results are then those of the runs alone but for the rounding of sums.
+    ``together``: how many runs share a process and train in one batch (`convergence.batch_trainer`), which suits a
+    GPU. The results are those of the runs alone except for the rounding of sums.
     """
 
     def run(tasks: Sequence[Task]) -> Generator[Finished, None, None]:

@@ -205,9 +205,9 @@ class Disk:
             if each.index > self._synced:
                 self._snapshots[place] = replace(each, state=_after_loss(each.state, random))
         if len(self._snapshots) > 1 and random.random() < 0.5:
-            self.rot(random)
+            self.damage_newest(random)
 
-    def rot(self, random: Random) -> bool:
+    def damage_newest(self, random: Random) -> bool:
         """Damage the newest snapshot, if there is another one. Returns whether it did. `promised` is then
         that of the other."""
         if len(self._snapshots) < 2:

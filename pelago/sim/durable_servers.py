@@ -22,7 +22,7 @@ class SalvagedServer:
     machine: image.Plain
     plane: object
     number: int
-    """Of the last event in it."""
+    """Number of the last event in it."""
     recovered: ReplayedServer
 
 
@@ -122,7 +122,7 @@ class DurableServers:
         if draws.happens(draws.profile.damage):
             self._damage(store.disk)
         decays = self._decay is not None and self._decay.random() < draws.profile.damage
-        if self._decay is not None and decays and store.disk.rot(self._decay):
+        if self._decay is not None and decays and store.disk.damage_newest(self._decay):
             draws.count("snapshots_rotten")
         contents = store.disk.read()
         machine, store.plane = store.make()

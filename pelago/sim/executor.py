@@ -37,7 +37,7 @@ class Executor(Protocol):
         ...
 
     def node_ended(self, node: SimulatedNode) -> None:
-        """A node has finished or was lost: stop whatever is under way for it."""
+        """A node has finished or was lost: stop everything that is under way for it."""
         ...
 
 

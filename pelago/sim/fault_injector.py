@@ -34,7 +34,7 @@ from pelago.wire.codec import decode_message, encode
 from pelago.wire.messages import Effect, Event, Message
 
 CODED_EVERY: Final = 8
-"""One message of so many goes through the codec: the journals code all events of durable servers."""
+"""One message in this many goes through the codec: the journals code all events of durable servers."""
 
 
 class FaultInjector:

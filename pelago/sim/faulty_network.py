@@ -23,9 +23,9 @@ class Shipment:
     """A payload on its way."""
 
     state: ProcessState
-    """Of the sender."""
+    """The sender's process."""
     incarnation: int
-    """Of the sender when it sent the payload."""
+    """The sender's incarnation when it sent the payload."""
     peer: Peer
     message: Message
     blob: BlobId

@@ -43,7 +43,7 @@ class Links:
             return round(latency_ms[sender][receiver] * PS_PER_MS) if latency_ms else 0
 
         self.payload_bytes = payload_bytes
-        """Of every payload, as it travels."""
+        """Bytes of every payload as it travels."""
         self.work_ps = [[work_ps(a, b) for b in range(places)] for a in range(places)]
         """Picoseconds that a payload occupies a link if it is alone there."""
         self.latency_ps = [[wait_ps(a, b) for b in range(places)] for a in range(places)]

@@ -27,7 +27,7 @@ class Encoding:
     name: str
     """Its name on the wire."""
     chunk_bytes: Callable[[int], int]
-    """Bytes of a chunk of so many elements, at most `pelago.wire.messages.CHUNK_BYTES_MAX`."""
+    """The bytes of a chunk, from its number of elements; at most `pelago.wire.messages.CHUNK_BYTES_MAX`."""
     encode: Callable[[torch.Tensor], Bytes]
     """The bytes of a chunk: flat, fp32, on the CPU. They may share its memory, and are not written to."""
     decode: Callable[[Bytes], torch.Tensor]

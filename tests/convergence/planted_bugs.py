@@ -51,7 +51,7 @@ def plant(put: Plant) -> Plant:
 
 
 def around(patch: pytest.MonkeyPatch, kind: type, name: str, wrapped: Callable[..., Any]) -> None:
-    """Let ``wrapped(original, self, ...)`` stand for a method."""
+    """Replace a method by ``wrapped(original, self, ...)``."""
     original = getattr(kind, name)
 
     def method(self: Any, *args: Any, **named: Any) -> Any:
@@ -210,7 +210,7 @@ def a_lost_regions_samples_are_not_taken_back(patch: pytest.MonkeyPatch) -> None
 
 
 @plant
-def an_evaluators_farewell_has_no_finding(patch: pytest.MonkeyPatch) -> None:
+def an_evaluators_leave_has_no_finding(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Evaluators, "goodbye", lambda self, peer, message: [Send(peer, Goodbye())])
 
 
@@ -273,7 +273,7 @@ def a_snapshot_removes_the_journal_before_it_is_whole(patch: pytest.MonkeyPatch)
 
 
 @plant
-def a_damaged_record_ends_a_journal_quietly(patch: pytest.MonkeyPatch) -> None:
+def a_damaged_record_ends_a_journal_without_an_error(patch: pytest.MonkeyPatch) -> None:
     from pelago.sim import disk
 
     patch.setattr(disk, "find_later", lambda *_: None)

@@ -62,7 +62,7 @@ daemons = true
 
 
 def leases(cluster: Cluster) -> dict[int, list[HandedOut]]:
-    """By worker, filled while the cluster runs."""
+    """The leases of each worker, filled while the cluster runs."""
     found: dict[int, list[HandedOut]] = {}
     cluster.on_lease = lambda each: found.setdefault(each.worker, []).append(each)
     return found

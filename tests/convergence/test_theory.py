@@ -122,7 +122,7 @@ def test_the_bound_solves_its_equation() -> None:
     assert found.global_models == pytest.approx((1.2 * root + 0.2) ** 2)
 
 
-def test_at_the_largest_rate_the_margin_is_nought() -> None:
+def test_at_the_largest_rate_the_margin_is_zero() -> None:
     factor = conditions(1.0, GOOD).rate_factor_max
     assert conditions(1.0, scaled(GOOD, factor)).margin == pytest.approx(0, abs=1e-12)
     assert conditions(1.0, scaled(GOOD, 0.99 * factor)).hold

@@ -70,7 +70,7 @@ def test_a_larger_budget_counts_for_a_restored_run_and_a_smaller_one_too() -> No
 
 
 def test_a_region_may_be_added_to_the_run_file_and_another_be_struck_from_it() -> None:
-    """The added one is let in; the struck one stays, with what it did."""
+    """The added region may join; the removed one stays in the results, with its work."""
     driver = used()
     gps = restored(driver.gps, replace(SETTINGS, regions=("us", "asia")))
     gps.check()

@@ -54,7 +54,7 @@ def test_a_repeated_hello_is_answered_alike_and_costs_no_lease() -> None:
 
 def test_before_the_model_is_there_a_region_waits_for_it() -> None:
     """
-    1. It is let in, but neither its Pull nor its LeaseRequest is answered; it asks again.
+    1. It may join, but neither its Pull nor its LeaseRequest is answered; it asks again.
     2. The model is loaded: both are.
     """
     driver = GpsDriver().join("lps-1", "eu")
@@ -90,9 +90,9 @@ def test_a_process_that_does_not_fit_is_refused_with_the_reason(
     message: Message, fault: str
 ) -> None:
     driver = GpsDriver().load()
-    assert driver.hears("stranger", message) == [Send("stranger", Refuse(fault))]
-    assert driver.hears("stranger", message, -1) == [Send("stranger", Refuse(fault)), Release(-1)]
-    assert driver.hears("stranger", Pull(0, 0)) == [Send("stranger", Rejoin())]
+    assert driver.hears("unknown", message) == [Send("unknown", Refuse(fault))]
+    assert driver.hears("unknown", message, -1) == [Send("unknown", Refuse(fault)), Release(-1)]
+    assert driver.hears("unknown", Pull(0, 0)) == [Send("unknown", Rejoin())]
 
 
 @pytest.mark.parametrize("incarnation", [1, 2])
@@ -256,8 +256,8 @@ def test_a_region_that_leaves_early_gives_everything_back() -> None:
 )
 def test_an_unknown_peer_is_asked_to_join(message: Message) -> None:
     driver = GpsDriver().load()
-    assert driver.hears("stranger", message) == [Send("stranger", Rejoin())]
-    assert driver.hears("stranger", message, -1) == [Send("stranger", Rejoin()), Release(-1)]
+    assert driver.hears("unknown", message) == [Send("unknown", Rejoin())]
+    assert driver.hears("unknown", message, -1) == [Send("unknown", Rejoin()), Release(-1)]
 
 
 @pytest.mark.parametrize(

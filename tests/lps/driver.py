@@ -141,7 +141,7 @@ class LpsDriver(MachineDriver):
         return self.happens(Measured(blob, norm, finite=True))
 
     def updates(self, peer: Peer, count: int) -> list[Effect]:
-        """A member works for so many rounds of 4 samples; returns the effects of the last."""
+        """A member works for a number of rounds of 4 samples; returns the effects of the last."""
         effects: list[Effect] = []
         for _ in range(count):
             effects = self.push(peer, update(self.work(peer), base=self.lps.model.version))

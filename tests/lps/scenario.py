@@ -228,7 +228,7 @@ class LpsScenario:
         heapq.heappush(self._heap, (self.now + delay, self._order, node, event))
 
     def run(self, ticks: int) -> None:
-        """Let so many ticks pass, or fewer if all nodes finish."""
+        """Let a number of ticks pass, or fewer if all nodes finish."""
         until = self.now + ticks * TICK
         while self._heap and self._heap[0][0] <= until:
             self.now, _, node, event = heapq.heappop(self._heap)

@@ -289,7 +289,7 @@ def test_the_first_model_is_loaded_whole() -> None:
 
 
 def test_the_bytes_of_a_payload_are_those_in_which_it_travelled() -> None:
-    """Each may have a size of its own, whatever the manifest is: a model comes, a difference goes."""
+    """A model that comes and a difference that goes may each have a size of their own, other than the manifest's."""
     driver = LpsDriver().serve().join("w0")
     driver.updates("w0", 2)
     before = driver.lps.model.wan_bytes

@@ -117,7 +117,7 @@ def test_an_attribute_that_is_neither_state_nor_a_setting_is_noticed(content: ob
 
 
 def test_an_image_that_was_altered_is_restored_or_refused_in_words() -> None:
-    """Whatever becomes of an image: never a `KeyError`."""
+    """However an image is altered, there is never a `KeyError`."""
     random, sound, refused = Random(0), take(used().lps), 0
     others: tuple[Plain, ...] = (
         None,

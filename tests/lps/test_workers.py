@@ -148,7 +148,7 @@ def test_the_samples_of_a_silent_worker_are_leased_to_another(driver: LpsDriver)
     """
     1. w0 is silent for longer than is allowed: w1, which waited, has its samples.
     2. Its update, measured a moment too late, is fenced; it must introduce itself.
-    3. It is let in with a higher fence.
+    3. It joins again with a higher fence.
     """
     driver.join("w0").join("w1")
     work = driver.work("w0")

@@ -146,20 +146,20 @@ def test_the_snapshot_before_a_damaged_one_leads_to_the_same_event() -> None:
     for seed in range(20):
         disk = two_generations()
         number = disk.last
-        assert disk.rot(Random(seed))
+        assert disk.damage_newest(Random(seed))
         recovered = disk.read()
         assert recovered.snapshot is not None
         assert (recovered.snapshot.number, recovered.number) == (3, number)
         assert [each.head.number for each in recovered.records] == list(range(4, number + 1))
         assert recovered.records[-2].payload == "payload"
-        assert not disk.rot(Random(seed))
+        assert not disk.damage_newest(Random(seed))
 
 
 def test_a_damaged_snapshot_is_not_required_after_a_later_loss_of_power() -> None:
     """1. The newest snapshot is damaged, and the one before it takes its place. 2. The power is lost."""
     for seed in range(40):
         disk = two_generations()
-        assert disk.rot(Random(seed))
+        assert disk.damage_newest(Random(seed))
         disk.read()
         disk.lose_power(Random(seed))
         recovered = disk.salvage()
@@ -171,7 +171,7 @@ def test_a_damaged_snapshot_is_not_required_after_a_later_loss_of_power() -> Non
 def test_files_that_a_snapshot_replaces_are_removed_when_the_next_is_begun() -> None:
     disk = two_generations()
     disk.snapshot([9], "plane 9", (), 9)
-    assert not disk.rot(Random(1))
+    assert not disk.damage_newest(Random(1))
     disk.finish_snapshot()
     disk.written(disk.last)
     recovered = disk.read()

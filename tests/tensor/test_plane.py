@@ -585,7 +585,7 @@ def test_a_worker_plane_holds_only_what_it_loaded():
     assert plane.memory_bytes() == MANIFEST.bytes
 
 
-@pytest.mark.parametrize("misuse", ["complete", "measure", "flat"])
+@pytest.mark.parametrize("misuse", ["complete", "measure", "lend"])
 def test_an_unknown_blob_is_a_key_error(misuse):
     plane = server()
     with pytest.raises(KeyError):

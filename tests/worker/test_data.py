@@ -270,12 +270,12 @@ def test_a_tokenizer_that_git_lfs_did_not_fetch_is_named(tmp_path: Path) -> None
         texts(colours(tmp_path / "texts"), tokenizer=str(place))
 
 
-@pytest.mark.parametrize("told_wrapper", [True, False])
+@pytest.mark.parametrize("in_wrapper", [True, False])
 def test_the_share_of_unknown_tokens_is_reported_and_more_than_a_hundredth_doubted(
-    tmp_path: Path, told_wrapper: bool
+    tmp_path: Path, in_wrapper: bool
 ) -> None:
     place = tokenizer(tmp_path / "tokenizer", {"?": 0, "red": 1, "green": 2, "<end>": 3}, "<end>")
-    if not told_wrapper:
+    if not in_wrapper:
         config = place / "tokenizer_config.json"
         config.write_text(config.read_text().replace('"unk_token": "?"', '"unk_token": null'))
     corpus = texts(colours(tmp_path / "texts"), tokenizer=str(place))

@@ -168,8 +168,8 @@ def test_muon_steps_the_matrices_of_the_blocks_and_adamw_the_rest(
 
 
 def test_a_step_of_muon_is_as_large_as_one_of_adamw(source: str) -> None:
-    """Root mean square about 0.2 of the learning rate on every matrix inside the blocks, its shape
-    whatever it is. Less where a few tokens span few directions; Muon's own spread is 0.7 to 1.2.
+    """The root mean square is about 0.2 of the learning rate on every matrix inside the blocks, of any shape.
+    It is less where a few tokens span few directions; Muon's own spread is 0.7 to 1.2.
     """
     run = run_file(source, optimiser="muon", weight_decay=0.0)
     trainer = Trainer(run)

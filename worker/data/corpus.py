@@ -129,7 +129,7 @@ class Corpus:
         """The first ``samples`` held-out windows, spread evenly, the same ones for every run and
         seed.
 
-        Fewer if there are not so many. Each batch is int64, shape (<= batch_size, sequence_length +
+        There are fewer if the part has fewer. Each batch is int64, shape (<= batch_size, sequence_length +
         1).
         """
         windows = (len(self.validation) - 1) // self.sequence_length

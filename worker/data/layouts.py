@@ -24,7 +24,7 @@ HEAD_BYTES: Final = 1024
 """How many first bytes of a file are enough to recognise it."""
 MEGATRON_MAGIC: Final = b"MMIDIDX\x00\x00"
 FAIRSEQ_MAGIC: Final = b"TNTIDX\x00\x00"
-"""Of the older index of fairseq and Megatron, which is not read."""
+"""The magic of the older index of fairseq and Megatron, which is not read."""
 MEGATRON_HEADER_BYTES: Final = 34
 MEGATRON_TYPES: Final = {
     1: "uint8",
@@ -40,7 +40,7 @@ NPY_MAGIC: Final = b"\x93NUMPY"
 LLM_C_HEADER_BYTES: Final = 1024
 LLM_C: Final = {(20240520, 1): "uint16", (20240801, 7): "uint32"}
 """Type by magic and version: the second are files for the tokenizer of Llama 3."""
-STRANGERS: Final = {
+OTHER_FORMATS: Final = {
     b"\x1f\x8b\x08": "compressed (gzip): unpack it first",
     b"\x28\xb5\x2f\xfd": "compressed (zstd): unpack it first",
     b"\xfd7zXZ\x00": "compressed (xz): unpack it first",
@@ -88,7 +88,7 @@ def layout_of(path: Path, key: str, token_dtype: str) -> CorpusLayout:
         raise ConfigError(f"{key}: the file is empty")
     with path.open("rb") as stream:
         head = stream.read(HEAD_BYTES)
-    what = _stranger(head, size)
+    what = _other_format(head, size)
     if what:
         raise ConfigError(f"{key}: the file is {what}")
     if head.startswith(NPY_MAGIC):
@@ -206,9 +206,9 @@ def _megatron_tokens(index: Path, header: bytes, key: str) -> int | None:
     return int(lengths.sum(dtype=np.int64))
 
 
-def _stranger(head: bytes, size: int) -> str:
+def _other_format(head: bytes, size: int) -> str:
     """The format of a file with this beginning that holds no plain ids; empty: no such format is known."""
-    for magic, what in STRANGERS.items():
+    for magic, what in OTHER_FORMATS.items():
         if head.startswith(magic):
             return what
     if head[TAR] == b"ustar":
