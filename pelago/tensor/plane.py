@@ -1,15 +1,14 @@
 """The tensor plane of one node, in its process: parameters, optimiser state and named payloads.
 
-A plane carries out a machine's effects on tensors (`pelago.core.tensor_effects`) and holds the payloads
-that travel. It takes no decisions and does no I/O.
+A plane carries out a machine's effects on tensors (`pelago.core.tensor_effects`) and holds the payloads that travel.
+It takes no decisions and does no I/O.
 
-Threads. What touches the parameters (`apply`, `pin`, `difference`, `model`, `digest`, `snapshot`,
-`restore`) takes turns, in one lane. What touches payloads (`adopt`, `open`, `stage`, `complete`,
-`measure`, `read`, `lend`, `release`) runs beside it in any number of threads and never waits for it,
-because a shared chunk is never written again (copy on write): `apply` writes in place only where there is no
-other holder of the chunk; otherwise it writes the new chunk elsewhere and leaves the old one to its holders.
-So a pin costs nothing and is never copied, and replies leave while the next update is applied. Optimiser
-state and mean are chunks too, so a snapshot of everything costs nothing either, however slow the disk is.
+Threads. Methods on the parameters (`apply`, `pin`, `difference`, `model`, `digest`, `snapshot`, `restore`) take
+turns, in one lane. Methods on payloads (`adopt`, `open`, `stage`, `complete`, `measure`, `read`, `lend`, `release`)
+run beside it in any number of threads and never wait for it, because a shared chunk is never written again (copy on
+write): `apply` writes in place only where the chunk has no other holder; otherwise it writes the new chunk elsewhere
+and leaves the old one to its holders. So a pin copies nothing, and replies leave while the next update is applied.
+Optimiser state and mean are chunks too, so a snapshot of everything copies nothing either, however slow the disk is.
 """
 
 import math
@@ -38,19 +37,15 @@ class Plane:
     ``remember``: remember the model of each `difference`, for ``merge_carry`` and ``merge_replay``.
     ``exchanges``: keep a snapshot, without which there is no `difference`; the GPS needs none.
     ``dtype``: float32, or float64 for problems small enough to be compared with a formula.
-    ``average``: d > 0 keeps a running mean of the model. A ``load`` makes it the model; after every
-    ``step``, with t the number of steps so far::
-
-        e = min(d, (1 + t) / (10 + t))
-        average < -e * average + (1 - e) * model
-
-    so that the initial model weighs little long before 1 / (1 - d) steps have passed (the rule of
-    TensorFlow's ExponentialMovingAverage). Merges do not change the mean.
+    ``average``: d > 0 keeps a running mean of the model. A ``load`` sets it to the model. After every ``step``, with t
+    the number of steps so far, e = min(d, (1 + t) / (10 + t)) and mean <- e * mean + (1 - e) * model, so that the
+    initial model weighs little long before 1 / (1 - d) steps have passed (the rule of TensorFlow's
+    ExponentialMovingAverage). Merges do not change the mean.
 
     Shared chunks take memory once, so the most is: model, snapshot, momentum, accumulator, difference, with
-    ``remember`` the model as sent, with ``average`` the mean, and one model for each payload staged or
-    pinned. A `PlaneSnapshot` keeps the chunks that it shared also when the plane has replaced them: model,
-    momentum, accumulator and mean once more, however many steps run.
+    ``remember`` the model as sent, with ``average`` the mean, and one model for each payload staged or pinned. A
+    `PlaneSnapshot` keeps its chunks also when the plane has replaced them: model, momentum, accumulator and mean once
+    more, however many steps run.
     """
 
     def __init__(
@@ -115,9 +110,8 @@ class Plane:
         """Keep a received chunk. ``expected``: XXH3-64 of ``buffer``, as its sender computed it.
 
         ``encoding``: what the bytes are; None: those of the plane's memory. Where they are that, the buffer
-        itself becomes the staged memory and may not change any more. Returns False, and keeps nothing, if the
-        index, length or checksum is wrong, or the blob is not open (any more). A chunk that is already here is
-        left as it is.
+        itself becomes the staged memory and may not change any more. Returns False, and keeps nothing, if the index,
+        length or checksum is wrong, or the blob is not open (any more). A chunk that is already here stays.
         """
         payload = self._payloads.get(blob)
         if payload is None or not 0 <= chunk_index < len(payload.chunks):
@@ -343,7 +337,7 @@ class Plane:
             self._payloads[blob] = payload
 
     def _arenas(self) -> dict[str, list[ChunkBuffer]]:
-        """Those that exist, in the order of `ARENAS`."""
+        """The arenas that exist, in the order of `ARENAS`."""
         models = (self._model, self._snapshot, self._sent, self._average)
         every = zip(ARENAS, (*models, self._momentum, self._accumulator), strict=True)
         return {name: chunks for name, chunks in every if chunks is not None}
