@@ -134,8 +134,8 @@ class Evaluators:
         """Answer the Leave of a process that serves no region. It may report a version that it measured, also
         if it is an evaluator that was given up."""
         report = message.report
-        booked = self.evaluated(report) if isinstance(report, Evaluated) else []
-        return [*booked, Send(peer, Goodbye())]
+        recorded = self.evaluated(report) if isinstance(report, Evaluated) else []
+        return [*recorded, Send(peer, Goodbye())]
 
     def remove(self, peer: Peer, reason: str) -> list[Effect]:
         """It left, or is given up."""
