@@ -46,7 +46,8 @@ def trained(trainer: Trainer, flat: torch.Tensor, first: int, steps: int) -> tor
     lease = Lease(PushId(1, 0), ((first, first + steps * BATCH),), first)
     found = trainer.train(lease, flat, lambda *_: None, threading.Event())
     assert found is not None
-    return flat - found.delta
+    moved: torch.Tensor = flat - found.delta
+    return moved
 
 
 def loss_changes(

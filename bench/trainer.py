@@ -14,6 +14,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from parts.machine import describe
@@ -56,7 +57,7 @@ def plain(
     """The same number of steps in a plain loop."""
     import transformers
 
-    module = transformers.AutoModelForCausalLM.from_config(
+    module: Any = transformers.AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
         source.module.config, attn_implementation="sdpa"
     )
     module = module.to(source.device).train()
@@ -75,7 +76,7 @@ def plain(
             loss = torch.nn.functional.cross_entropy(
                 logits.float().flatten(0, 1), tokens[:, 1:].flatten()
             )
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)

@@ -8,7 +8,6 @@ model to where the trainer wants it, and letting go of it, is not part of a roun
 
 import json
 import sys
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +21,7 @@ from pelago.config.run_file import RunFile
 from pelago.config.run_toml import load
 from pelago.core.machine import Received
 from pelago.core.names import Peer
-from pelago.core.ports import TrainingResult
+from pelago.core.ports import Cancellation, LogEvent, TrainingResult
 from pelago.core.training_effects import Train, Trained
 from pelago.net import daemon
 from pelago.net.node import Node, NodeSettings
@@ -31,7 +30,7 @@ from pelago.net.tensors.malloc import keep_what_is_freed
 from pelago.net.tensors.training import TrainingThread
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
-from pelago.wire.messages import Ack, Effect, Event, Message, Model, TensorSpec
+from pelago.wire.messages import Ack, Effect, Message, Model, TensorSpec, WorkerEvent
 from worker.settings import worker_settings
 from worker.state import Worker
 
@@ -46,7 +45,7 @@ class TimedWorker:
         self._begun_at: float | None = None
         self._applied_at = 0.0
 
-    def handle(self, event: Event, now: int) -> list[Effect]:
+    def handle(self, event: WorkerEvent, now: int) -> list[Effect]:
         """Record the time of an event that begins or ends a round, and pass it on."""
         seconds = time.perf_counter()
         match event:
@@ -79,14 +78,14 @@ class Instant:
         self._steps = steps
         self._ready = False
 
-    def begin(self, tell: Callable[[str, dict[str, Any]], None]) -> None:
+    def begin(self, log: LogEvent) -> None:
         """Nothing is logged."""
 
     def rest(self) -> None:
         """Nothing is kept."""
 
     def train(
-        self, work: Train, flat: Any, on_step: Callable[[int, int], None], cancel: threading.Event
+        self, work: Train, start: Any, on_step: Callable[[int, int], None], cancel: Cancellation
     ) -> TrainingResult | None:
         """The same update, whatever the lease; None at the end of the input."""
         if not self._ready:
@@ -125,7 +124,7 @@ async def work(run: RunFile, model: dict[str, Any], out: Path) -> None:
             run_id=run.run_id,
             name=daemon.process_name("worker-bench", daemon.random_bits()),
             upstreams=(Connect(host, port, "lps"),),
-            parts=(partial(TrainingThread, Instant(manifest.numel, run.worker.local_steps)),),
+            executors=(partial(TrainingThread, Instant(manifest.numel, run.worker.local_steps)),),
             crash_file=out / "worker-bench" / "crash.json",
         ),
         daemon.telemetry(out, "worker-bench"),
