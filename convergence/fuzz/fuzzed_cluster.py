@@ -284,7 +284,7 @@ class FuzzedCluster:
         self.injector.add(node, slot, clock, store)
         self.checker.begins(node, make, None if copy is None else copy.ledger)
         for event in (Started() if copy is None else Restarted(), *first):
-            self.simulation.give(node, event)
+            self.simulation.give((node, event))
 
     def _gps(self, incarnation: int, copy: GpsCopy | None) -> tuple[Machine[Message], DurablePlane]:
         settings = gps.settings.settings(
@@ -346,7 +346,7 @@ class FuzzedCluster:
         plane = self.problem.client_plane()
         node = SimulatedNode(name, region or 0, machine, plane, trainer, server=server)
         self.injector.add(node, slot, self._clock())
-        self.simulation.give(node, Started())
+        self.simulation.give((node, Started()))
 
     def _clock(self) -> Clock:
         permille = self.random.randint(700, 1500) if self.scenario.skewed else 1000
@@ -397,7 +397,7 @@ class FuzzedCluster:
                 self.injector.network.cut(*way, until_ps)
         elif slot != "gps":
             self.checker.asked_to_stop(name)
-            self.simulation.give(self.node(slot), StopRequested("asked to"))
+            self.simulation.give((self.node(slot), StopRequested("asked to")))
 
     def _quicken(self, slot: str) -> None:
         if not self.healthy:
@@ -425,7 +425,7 @@ class FuzzedCluster:
     def _stop_gps(self) -> None:
         node = self.node("gps")
         if node.finished is None:
-            self.simulation.give(node, StopRequested("asked to"))
+            self.simulation.give((node, StopRequested("asked to")))
 
     @staticmethod
     def _server_of(slot: str) -> str:

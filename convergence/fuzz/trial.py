@@ -95,7 +95,7 @@ def _run(cluster: FuzzedCluster) -> None:
     _check_progress(cluster, (), "the updates of a node do not arrive")
     check_payloads(_present(cluster))
     if scenario.endless and cluster.gps.phase != "finished":
-        simulation.give(cluster.node("gps"), StopRequested("the trial is over"))
+        simulation.give((cluster.node("gps"), StopRequested("the trial is over")))
     left = max(0, cluster.run.run.budget_local_steps - cluster.gps.model.counted_steps)
     end_ps = END_PS + (0 if scenario.endless else left * LOCAL_STEP_PS)
     _wait(cluster, end_ps, lambda: cluster.over, "the GPS does not finish")

@@ -136,7 +136,7 @@ class DurableServers:
         state.clock.set(self._simulation.now, recovered.now + gone_ps)
         self._observer.restarted(node, contents.number, recovered)
         for event in (Restarted(), *store.first):
-            self._simulation.give(node, event)
+            self._simulation.give((node, event))
 
     def _damage(self, disk: Disk) -> None:
         mend = disk.damage(self._draws.random)

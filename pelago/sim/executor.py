@@ -19,10 +19,8 @@ class Scheduler(Protocol):
 
     now: int
     """Picoseconds."""
-
-    def give(self, node: SimulatedNode, event: Event) -> None:
-        """Give a node an event now, after all that is due already."""
-        ...
+    give: Callable[[tuple[SimulatedNode, Event]], None]
+    """Give a node an event now, after all that is due already."""
 
     def call(self, time_ps: int, action: Callable[[], None]) -> None:
         """Do something at a time, which is not before now."""

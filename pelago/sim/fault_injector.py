@@ -94,7 +94,7 @@ class FaultInjector:
         events, actions = list(state.waiting), list(state.deferred)
         state.unfreeze()
         for event in events:
-            self.simulation.give(state.node, event)
+            self.simulation.give((state.node, event))
         for action in actions:
             action()
 
@@ -191,7 +191,7 @@ class FaultInjector:
 
             def tick() -> None:
                 if state.incarnation == incarnation:
-                    self.simulation.give(state.node, Tick())
+                    self.simulation.give((state.node, Tick()))
 
             self.simulation.call(at_ps, tick)
         return put_off
@@ -204,7 +204,7 @@ class FaultInjector:
                 self.simulation.perform(state.node, SetTick(state.clock.last(interval_ps)))
             case Measure(blob) if self.draws.happens(self.draws.profile.unfit):
                 self.draws.count("unfit")
-                self.simulation.give(state.node, Measured(blob, float("inf"), False))
+                self.simulation.give((state.node, Measured(blob, float("inf"), False)))
             case _:
                 self.simulation.perform(state.node, effect)
 

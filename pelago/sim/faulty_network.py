@@ -109,7 +109,7 @@ class FaultyNetwork:
             return
         if receiver.finished is None:
             self._observer.arrived(receiver, state.node, message)
-            simulation.give(receiver, Received(state.node.name_for(receiver), message))
+            simulation.give((receiver, Received(state.node.name_for(receiver), message)))
 
     # --- payloads --------------------------------------------------------------------------------
 
@@ -143,17 +143,17 @@ class FaultyNetwork:
             if shipment.tries < TRIES_MAX and draws.happens(0.5):
                 self.ship(shipment, draws.down_ps())
             else:
-                simulation.give(sender, PeerLost(shipment.peer, "out of reach"))
+                simulation.give((sender, PeerLost(shipment.peer, "out of reach")))
             return
         if draws.happens(draws.profile.payload_lost):
             draws.count("payloads_lost")
-            simulation.give(sender, PeerLost(shipment.peer, "cut"))
+            simulation.give((sender, PeerLost(shipment.peer, "cut")))
             return
         # A repeat comes all the same, so that machines need not rely on drivers to turn it away.
         name = sender.name_for(receiver)
         if not shipment.repeated and not receiver.machine.expects(name, shipment.message):
             draws.count("refused")
-            simulation.give(sender, PeerLost(shipment.peer, "it is not expected here"))
+            simulation.give((sender, PeerLost(shipment.peer, "it is not expected here")))
             return
         self._deliver(shipment, receiver)
 
@@ -165,7 +165,7 @@ class FaultyNetwork:
         receiver.plane.adopt(staged, shipment.payload)
         size = simulation.network.links.payload_bytes
         name = sender.name_for(receiver)
-        simulation.give(receiver, Received(name, shipment.message, staged, size))
+        simulation.give((receiver, Received(name, shipment.message, staged, size)))
         if draws.happens(draws.profile.payload_repeated):
             # The receiver has forgotten that it had it.
             draws.count("payloads_repeated")
@@ -173,9 +173,9 @@ class FaultyNetwork:
             self.ship(shipment, draws.random.randint(0, draws.profile.late_ps))
         elif draws.happens(draws.profile.payload_unconfirmed):
             draws.count("unconfirmed")
-            simulation.give(sender, PeerLost(shipment.peer, "cut"))
+            simulation.give((sender, PeerLost(shipment.peer, "cut")))
         else:
-            simulation.give(sender, Delivered(shipment.peer, shipment.blob, size))
+            simulation.give((sender, Delivered(shipment.peer, shipment.blob, size)))
 
     # --- the way between two nodes ---------------------------------------------------------------
 

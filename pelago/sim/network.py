@@ -86,7 +86,7 @@ class SimulatedNetwork:
                 arrive = partial(self._on_control, route, message)
                 scheduler.call(scheduler.now + route.control_ps, arrive)
             else:
-                scheduler.give(route.receiver, Received(route.sender_name, message))
+                scheduler.give((route.receiver, Received(route.sender_name, message)))
             return
         transfer = PayloadTransfer(route, message, blob, node.plane.lend(blob))
         if route.link is None:
@@ -137,7 +137,7 @@ class SimulatedNetwork:
 
     def _on_control(self, route: Route, message: Message) -> None:
         if route.sender.finished is not LOST:
-            self._scheduler.give(route.receiver, Received(route.sender_name, message))
+            self._scheduler.give((route.receiver, Received(route.sender_name, message)))
 
     def _on_payload(self, transfer: PayloadTransfer) -> None:
         route, scheduler = transfer.route, self._scheduler
@@ -145,11 +145,11 @@ class SimulatedNetwork:
         if sender.finished is LOST:
             return
         if receiver.finished is not None:
-            scheduler.give(sender, PeerLost(route.receiver_name, "has finished"))
+            scheduler.give((sender, PeerLost(route.receiver_name, "has finished")))
             return
         self.arrived[route.places] = self.arrived.get(route.places, 0) + 1
         staged = receiver.new_blob()
         receiver.plane.adopt(staged, transfer.payload)
         size = self.links.payload_bytes
-        scheduler.give(receiver, Received(route.sender_name, transfer.message, staged, size))
-        scheduler.give(sender, Delivered(route.receiver_name, transfer.blob, size))
+        scheduler.give((receiver, Received(route.sender_name, transfer.message, staged, size)))
+        scheduler.give((sender, Delivered(route.receiver_name, transfer.blob, size)))

@@ -71,6 +71,9 @@ class Simulation:
         self._sequence = 0
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
         self._soon: deque[tuple[SimulatedNode, Event]] = deque()
+        # The method itself, without one around it: it is called for every event.
+        self.give: Callable[[tuple[SimulatedNode, Event]], None] = self._soon.append
+        """Give a node an event now, after all that is due already."""
         self._story: deque[tuple[int, str, Event, list[Effect]]] = deque(maxlen=STORY_EVENTS)
         self.network = SimulatedNetwork(self, run, links, codes_all=check or trace is not None)
         self._executors = [self.network, *(make(self) for make in executors)]
@@ -101,17 +104,13 @@ class Simulation:
 
     def at(self, time_ps: int, name: str, event: Event) -> None:
         """Give a node an event at a time, which is not before now."""
-        self.call(time_ps, partial(self.give, self.nodes[name], event))
+        self.call(time_ps, partial(self.give, (self.nodes[name], event)))
 
     def call(self, time_ps: int, action: Callable[[], None]) -> None:
         """Do something at a time, which is not before now."""
         assert time_ps >= self.now
         self._sequence += 1
         heappush(self._heap, (time_ps, self._sequence, action))
-
-    def give(self, node: SimulatedNode, event: Event) -> None:
-        """Give a node an event now, after all that is due already."""
-        self._soon.append((node, event))
 
     def lose(self, name: str) -> None:
         """A node is lost at once and sends nothing, as if its machine lost power."""

@@ -26,7 +26,7 @@ class TensorExecutor:
 
     def _measure(self, node: SimulatedNode, effect: Measure) -> None:
         norm, finite = node.plane.measure(effect.blob)
-        self._scheduler.give(node, Measured(effect.blob, norm, finite))
+        self._scheduler.give((node, Measured(effect.blob, norm, finite)))
 
     def _release(self, node: SimulatedNode, effect: Release) -> None:
         node.plane.release(effect.blob)

@@ -46,7 +46,7 @@ class TrainingExecutor:
         blob = node.new_blob()
         node.plane.adopt(blob, found.delta)
         event = Trained(lease.push, blob, task.steps, found.tokens, found.loss, found.skipped)
-        self._scheduler.give(node, event)
+        self._scheduler.give((node, event))
 
     def _cancel(self, node: SimulatedNode, effect: Cancel) -> None:
         if node.training is not None and node.training.lease.push == effect.push:
@@ -55,4 +55,4 @@ class TrainingExecutor:
     def _validate(self, node: SimulatedNode, effect: Validate) -> None:
         assert node.trainer is not None, f"{node.name} cannot validate"
         loss, tokens = node.trainer.validate(node.plane.lend(effect.blob))
-        self._scheduler.give(node, Validated(effect.version, loss, tokens))
+        self._scheduler.give((node, Validated(effect.version, loss, tokens)))

@@ -111,7 +111,7 @@ class TwoNodes:
         )
         self.injector.add(SimulatedNode("one", 0, one, plane), "one", clock or Clock(), store)
         self.injector.add(SimulatedNode("other", 1, self.other, TimingPlane()), "other", Clock())
-        self.simulation.give(self.injector.states["one"].node, Started())
+        self.simulation.give((self.injector.states["one"].node, Started()))
 
     def _make(self) -> tuple[Machine[Message], DurablePlane]:
         self.one = ScriptedServer(**self.one.script)
@@ -123,7 +123,7 @@ class TwoNodes:
 
     def tells(self, message: Message) -> None:
         """`other` sends a message to `one`, without delay."""
-        self.simulation.give(self.injector.states["one"].node, Received("other", message))
+        self.simulation.give((self.injector.states["one"].node, Received("other", message)))
 
 
 def test_without_faults_all_arrives_once() -> None:
