@@ -65,7 +65,7 @@ class Dialler:
     def tick(self, *, moving: bool, progress: int) -> None:
         """To be called a few times a second.
 
-        ``moving``: a payload is under way to the server or from it; ``progress``: changes with every answer about it.
+        ``moving``: a payload is under way to the server or from it; ``progress``: grows with what is heard of it.
         """
         now = self._clock()
         control, bulk = self._channels

@@ -7,7 +7,7 @@ the chunks that it asks about, on the stripe's own connection.
 """
 
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, assert_never
 
@@ -27,6 +27,9 @@ READ_CHUNKS_MAX: Final = 4
 
 UNKNOWN: Final = "unknown here"
 """Reason of an `Abort`: the receiver has restarted, or made room, and has lost what it acknowledged."""
+
+ANSWERING_MAX: Final = 1024
+"""Receivers whose answers are counted."""
 
 BulkEffect: TypeAlias = transfer.SendBegin | transfer.SendChunk
 
@@ -49,8 +52,6 @@ class _Transfer:
     message: bytes
     striping: Striping
     stripes: list[_Stripe]
-    answers: int = 0
-    """`Have` frames that came so far."""
     over: bool = False
 
     @property
@@ -67,6 +68,8 @@ class Outgoing:
         self._tensors = tensors
         self._sockets = sockets
         self._telemetry = context.telemetry
+        self._answers: OrderedDict[Peer, int] = OrderedDict()
+        """How often each receiver has answered; the `ANSWERING_MAX` that answered last."""
         self._transfers: dict[Peer, _Transfer] = {}
         self._ask = False
         self._sizes: tuple[int, ...] = ()
@@ -99,7 +102,7 @@ class Outgoing:
         if frame.stripe >= len(one.stripes):
             self._telemetry.drop("stripe", peer, f"{frame.stripe} of {len(one.stripes)}")
             return
-        one.answers += 1
+        self._count_answer(peer)
         stripe, now = one.stripes[frame.stripe], self._context.clock()
         self._obey(one, stripe, stripe.sender.have(frame.query, frame.through, frame.beyond, now))
 
@@ -137,9 +140,14 @@ class Outgoing:
         return peer in self._transfers
 
     def answers(self, peer: Peer) -> int:
-        """How often a peer has said what has arrived of the payload under way to it; 0 if there is none."""
-        one = self._transfers.get(peer)
-        return 0 if one is None else one.answers
+        """How often a peer has said what of a payload has arrived; 0 again for a peer that was forgotten."""
+        return self._answers.get(peer, 0)
+
+    def _count_answer(self, peer: Peer) -> None:
+        self._answers[peer] = self.answers(peer) + 1
+        self._answers.move_to_end(peer)
+        if len(self._answers) > ANSWERING_MAX:
+            self._answers.popitem(last=False)
 
     def reconnected(self, peer: Peer) -> None:
         """A connection to a peer was made anew: ask at once what arrived over the old one."""
