@@ -27,7 +27,11 @@ class TransitionTable:
         self.name = name
         self.start = start
         self.transitions = transitions
-        self._moves = frozenset((each.source, each.target) for each in transitions)
+        # By source: a pair would have to be made and hashed for every move.
+        self._targets = {
+            state: frozenset(each.target for each in transitions if each.source == state)
+            for state in self.states
+        }
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -37,5 +41,5 @@ class TransitionTable:
 
     def move(self, source: str, target: S) -> S:
         """The new state. Raises `AssertionError` for a move that is not in the table."""
-        assert (source, target) in self._moves, f"{self.name}: {source} -> {target} is no move"
+        assert target in self._targets[source], f"{self.name}: {source} -> {target} is no move"
         return target
