@@ -204,6 +204,8 @@ def test_overrides_reach_the_model_of_texts_inside_one_of_pictures(tmp_path: Pat
     [
         ("llama3-tiny", 395_904),
         ("llama3-8m", 8_975_040),
+        ("llama3-125m", 121_329_408),
+        ("llama3-350m", 346_342_400),
         ("llama3-1b", 1_235_814_400),
         ("llama3-8b", 8_030_261_248),
         ("llama4-tiny", 558_656),

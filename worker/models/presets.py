@@ -35,6 +35,29 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
             "num_key_value_heads": 5,
             "tie_word_embeddings": True,
         },
+        # The usual sizes of small models. The names say the parameters without a vocabulary, so that they hold
+        # for bytes: 121,329,408 and 346,342,400 parameters with 256 tokens. The 128,256 tokens of Llama 3 add 98.3
+        # and 131.1 million to them.
+        "llama3-125m": {
+            **_LLAMA3,
+            "vocab_size": 256,
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 14,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 4,
+            "tie_word_embeddings": True,
+        },
+        "llama3-350m": {
+            **_LLAMA3,
+            "vocab_size": 256,
+            "hidden_size": 1024,
+            "intermediate_size": 3840,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 4,
+            "tie_word_embeddings": True,
+        },
         # The shapes of Meta's Llama 3.2 1B and Llama 3 8B; to train from the released weights name
         # their folder.
         "llama3-1b": {
