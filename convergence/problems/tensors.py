@@ -11,6 +11,7 @@ from pelago.core.ports import Payload
 from pelago.core.tensor_effects import Operation
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
+from pelago.tensor.payload import BufferPool
 from pelago.tensor.plane import Plane
 from pelago.tensor.snapshot import PlaneSnapshot
 
@@ -89,9 +90,9 @@ def server_plane(
             manifest,
             outer,
             remember=in_flight in ("carry", "replay"),
-            dtype=initial.dtype,
             exchanges=in_flight is not None,
             average=server.average if isinstance(server, GpsSection) else 0.0,
+            pool=BufferPool(initial.dtype),
         )
 
     return TensorPlane.loaded(blank, initial)
@@ -99,4 +100,4 @@ def server_plane(
 
 def client_plane(manifest: Manifest, dtype: torch.dtype) -> TensorPlane:
     """The plane of a worker or the evaluator: payloads only."""
-    return TensorPlane(lambda: Plane(manifest, None, dtype=dtype, exchanges=False))
+    return TensorPlane(lambda: Plane(manifest, None, exchanges=False, pool=BufferPool(dtype)))

@@ -6,8 +6,10 @@ a `BufferPool` and returns to it when the last reader has released it.
 """
 
 import math
+import threading
 import weakref
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,10 @@ import torch
 from pelago.tensor.checksum import Bytes, checksum
 
 _NUMPY: Final[dict[torch.dtype, Any]] = {torch.float32: np.float32, torch.float64: np.float64}
+
+EXTENT_BYTES: Final = 64 << 20
+"""Page-locked memory is taken from the system in pieces of at least this size."""
+ALIGNED_ELEMENTS: Final = 64
 
 
 class ChunkBuffer:
@@ -63,20 +69,67 @@ class ChunkBuffer:
 
 
 class Payload:
-    """A blob: a buffer for each chunk of the manifest, None where it has not arrived."""
+    """A blob: a buffer for each chunk of the manifest, None where it is not here yet.
 
-    __slots__ = ("chunks", "missing", "whole")
+    Chunks come from the network, or from a device piece by piece. Any thread may fill one, and any other may have
+    sent it on before the next one is here.
+    """
 
-    def __init__(self, chunks: list[ChunkBuffer | None], whole: torch.Tensor | None = None) -> None:
-        self.chunks = chunks
-        self.missing = chunks.count(None)
+    __slots__ = ("_complete", "_lock", "_waiting", "chunks", "missing", "whole")
+
+    def __init__(
+        self, chunks: Sequence[ChunkBuffer | None], whole: torch.Tensor | None = None
+    ) -> None:
+        self.chunks = list(chunks)
+        self.missing = self.chunks.count(None)
         self.whole = whole
         """All chunks as one tensor, if they were made as one."""
+        self._lock = threading.Lock()
+        self._complete = threading.Event()
+        self._waiting: dict[int, list[Callable[[], None]]] = {}
+        if not self.missing:
+            self._complete.set()
+
+    @classmethod
+    def of(cls, flat: torch.Tensor, pieces: Sequence[tuple[int, int]]) -> Self:
+        """A flat tensor, shape [numel], cut into the pieces of a manifest; nothing is copied."""
+        return cls([ChunkBuffer(flat[start:stop]) for start, stop in pieces], flat)
+
+    def fill(self, index: int, chunk: ChunkBuffer) -> None:
+        """A chunk is here. One that is here already stays."""
+        with self._lock:
+            if self.chunks[index] is not None:
+                return
+            self.chunks[index] = chunk
+            self.missing -= 1
+            waiting = self._waiting.pop(index, ())
+        if not self.missing:
+            self._complete.set()
+        for call in waiting:
+            call()
+
+    def when_here(self, index: int, call: Callable[[], None]) -> None:
+        """Call something as soon as a chunk is here: now, or in the thread that fills it."""
+        with self._lock:
+            if self.chunks[index] is None:
+                self._waiting.setdefault(index, []).append(call)
+                return
+        call()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until all chunks are here; whether they are."""
+        return self._complete.wait(timeout_s)
 
     def complete_chunks(self) -> list[ChunkBuffer]:
         """All chunks. To ask before `missing` is 0 is a fault of the caller."""
         assert not self.missing, f"{self.missing} of {len(self.chunks)} chunks are missing"
         return [chunk for chunk in self.chunks if chunk is not None]
+
+    def tensor(self) -> torch.Tensor:
+        """A complete payload as one tensor, shape [numel]; a copy if it is in pieces. Not to be written to."""
+        if self.whole is not None:
+            return self.whole
+        return torch.cat([chunk.tensor for chunk in self.complete_chunks()])
 
 
 class BufferPool:
@@ -85,11 +138,18 @@ class BufferPool:
     A buffer returns by itself when its last view is gone, also a view that a socket sends from. The pool
     never shrinks: it holds the most that was in use at once, which the limits on staged and pinned
     payloads bound.
+
+    ``page_locked``: in memory that a CUDA device reads and writes by itself, at the full speed of its link and while
+    other work goes on.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
+    def __init__(self, dtype: torch.dtype, *, page_locked: bool = False) -> None:
+        self.page_locked = page_locked
+        self.dtype = dtype
         self._free: dict[int, list[torch.Tensor]] = {}
+        self._lock = threading.Lock()
+        self._rest = torch.empty(0, dtype=dtype)
+        """What is left of the newest extent of page-locked memory."""
 
     def take(self, elements: int) -> torch.Tensor:
         """An uninitialised flat tensor for the caller alone. Any thread may call this."""
@@ -97,7 +157,7 @@ class BufferPool:
         try:
             memory = free.pop()
         except IndexError:
-            memory = torch.empty(elements, dtype=self._dtype)
+            memory = self._allocate(elements)
         # Every tensor, array and memoryview made from `lent` keeps it alive.
         lent = memory.numpy()
         weakref.finalize(lent, free.append, memory).atexit = False
@@ -105,8 +165,20 @@ class BufferPool:
 
     def free_bytes(self) -> int:
         """Bytes of the buffers that are not in use."""
-        size = self._dtype.itemsize
+        size = self.dtype.itemsize
         return sum(elements * size * len(free) for elements, free in self._free.copy().items())
+
+    def _allocate(self, elements: int) -> torch.Tensor:
+        if not self.page_locked:
+            return torch.empty(elements, dtype=self.dtype)
+        # To lock pages takes long, and for many at once not much longer.
+        with self._lock:
+            if self._rest.numel() < elements:
+                extent = max(elements, EXTENT_BYTES // self.dtype.itemsize)
+                self._rest = torch.empty(extent, dtype=self.dtype, pin_memory=True)
+            room = -(-elements // ALIGNED_ELEMENTS) * ALIGNED_ELEMENTS
+            taken, self._rest = self._rest[:elements], self._rest[room:]
+            return taken
 
 
 def bytes_of(flat: torch.Tensor) -> memoryview:

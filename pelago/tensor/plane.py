@@ -36,7 +36,8 @@ class Plane:
 
     ``remember``: remember the model of each `difference`, for ``merge_carry`` and ``merge_replay``.
     ``exchanges``: keep a snapshot, without which there is no `difference`; the GPS needs none.
-    ``dtype``: float32, or float64 for problems small enough to be compared with a formula.
+    ``pool``: where its chunks are (None: a pool of its own), which decides their type: float32, or float64 for problems
+    small enough to be compared with a formula.
     ``average``: d > 0 keeps a running mean of the model. A ``load`` sets it to the model. After every ``step``, with t
     the number of steps so far, e = min(d, (1 + t) / (10 + t)) and mean <- e * mean + (1 - e) * model, so that the
     initial model weighs little long before 1 / (1 - d) steps have passed (the rule of TensorFlow's
@@ -53,18 +54,18 @@ class Plane:
         manifest: Manifest,
         outer: DelayedNesterov | None,
         remember: bool = False,
-        dtype: torch.dtype = torch.float32,
         exchanges: bool = True,
         average: float = 0.0,
+        pool: BufferPool | None = None,
     ) -> None:
         assert exchanges or not remember, "what is never sent cannot be remembered"
         assert 0.0 <= average < 1.0, average
         self.manifest = manifest
-        self.dtype = dtype
         self._outer = outer
         self._remember = remember
         self._exchanges = exchanges
-        self._pool = BufferPool(dtype)
+        self._pool = BufferPool(torch.float32) if pool is None else pool
+        self.dtype = self._pool.dtype
         self._lane = threading.RLock()
         self._registry = threading.Lock()
         self._payloads: dict[BlobId, Payload] = {}
@@ -83,17 +84,18 @@ class Plane:
 
     # --- payloads: any thread ---------------------------------------------------------------------
 
-    def adopt(self, blob: BlobId, flat: torch.Tensor) -> None:
-        """Name a payload made on this node: ``flat``, shape [numel], is the plane's from now on."""
-        assert flat.shape == (self.manifest.numel,), f"{tuple(flat.shape)}"
-        assert flat.dtype == self.dtype, f"{flat.dtype}"
-        assert flat.device.type == "cpu"
-        assert flat.is_contiguous()
-        flat = flat.detach()
-        chunks: list[ChunkBuffer | None] = [
-            ChunkBuffer(flat[start:stop]) for start, stop in self.manifest.chunks
-        ]
-        self._name(blob, Payload(chunks, flat))
+    def adopt(self, blob: BlobId, made: torch.Tensor | Payload) -> None:
+        """Name a payload made on this node, which is the plane's from now on: a flat tensor, shape [numel], or its
+        chunks, of which some may still be missing."""
+        if isinstance(made, Payload):
+            assert len(made.chunks) == len(self.manifest.chunks), len(made.chunks)
+            self._name(blob, made)
+            return
+        assert made.shape == (self.manifest.numel,), f"{tuple(made.shape)}"
+        assert made.dtype == self.dtype, f"{made.dtype}"
+        assert made.device.type == "cpu"
+        assert made.is_contiguous()
+        self._name(blob, Payload.of(made.detach(), self.manifest.chunks))
 
     def open(self, blob: BlobId) -> None:
         """Make an empty payload for what a peer sends; `stage` fills it."""
@@ -125,7 +127,7 @@ class Plane:
         if memoryview(buffer).nbytes != size or checksum(buffer) != expected:
             return False
         if encoding is None or encoding.is_memory:
-            chunk = ChunkBuffer(tensor_over(buffer, self.dtype), expected)
+            chunk = ChunkBuffer(self._keep(tensor_over(buffer, self.dtype)), expected)
         else:
             chunk = ChunkBuffer(encoding.decode(buffer))
             assert (chunk.tensor.dtype, chunk.tensor.shape) == (self.dtype, (elements,))
@@ -133,10 +135,7 @@ class Plane:
             # A server measures what it receives, and this thread has the bytes in its cache. A worker receives
             # the model, which is not measured.
             chunk.measure()
-        with self._registry:
-            if payload.chunks[chunk_index] is None:
-                payload.chunks[chunk_index] = chunk
-                payload.missing -= 1
+        payload.fill(chunk_index, chunk)
         return True
 
     def complete(self, blob: BlobId) -> bool:
@@ -177,10 +176,11 @@ class Plane:
 
         Not to be written to. Raises `KeyError` for an unknown blob.
         """
-        payload = self._payloads[blob]
-        if payload.whole is not None:
-            return payload.whole
-        return torch.cat([chunk.tensor for chunk in payload.complete_chunks()])
+        return self._payloads[blob].tensor()
+
+    def payload(self, blob: BlobId) -> Payload:
+        """A payload by its chunks, not to be written to. Raises `KeyError` for an unknown blob."""
+        return self._payloads[blob]
 
     def release(self, blob: BlobId) -> None:
         """Forget a payload, known or not. Views that `read` returned stay valid."""
@@ -224,9 +224,9 @@ class Plane:
         with self._lane:
             if average and self._average is not None:
                 self._average_is_shared = True
-                self._name(blob, Payload(list(self._average)))
+                self._name(blob, Payload(self._average))
             else:
-                self._name(blob, Payload(list(self._share_model())))
+                self._name(blob, Payload(self._share_model()))
 
     def difference(self, blob: BlobId) -> None:
         """Name ``snapshot - model`` as it is now, and remember this model if the plane does so."""
@@ -330,6 +330,14 @@ class Plane:
             self._share_everything()
 
     # --- inside -----------------------------------------------------------------------------------
+
+    def _keep(self, received: torch.Tensor) -> torch.Tensor:
+        """A received chunk where a device can read it, if this plane's memory is page-locked."""
+        return (
+            self._pool.take(received.numel()).copy_(received)
+            if self._pool.page_locked
+            else received
+        )
 
     def _name(self, blob: BlobId, payload: Payload) -> None:
         with self._registry:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pelago.tensor.checksum import checksum
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
+from pelago.tensor.payload import BufferPool
 from pelago.tensor.plane import Plane
 from pelago.wire.messages import TensorSpec
 
@@ -62,7 +63,7 @@ def bits(tensor):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_payload_staged_in_any_order_is_the_payload_sent(dtype):
-    plane, sent = Plane(MANIFEST, None, dtype=dtype), numbers(3, dtype)
+    plane, sent = Plane(MANIFEST, None, pool=BufferPool(dtype)), numbers(3, dtype)
     plane.open(-1)
     for index, (chunk, sum_) in reversed(list(enumerate(chunks_of(sent)))):
         assert not plane.complete(-1)
@@ -131,7 +132,7 @@ def test_a_buffer_at_an_odd_address_is_staged_all_the_same():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_norm_is_that_of_exact_arithmetic_staged_or_adopted(dtype):
-    plane, flat = Plane(MANIFEST, None, dtype=dtype), numbers(4, dtype)
+    plane, flat = Plane(MANIFEST, None, pool=BufferPool(dtype)), numbers(4, dtype)
     plane.open(-1)
     for index, (chunk, sum_) in enumerate(chunks_of(flat)):
         plane.stage(-1, index, chunk, sum_)
@@ -145,7 +146,7 @@ def test_the_norm_is_that_of_exact_arithmetic_staged_or_adopted(dtype):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_one_number_that_is_not_finite_is_found(value, dtype):
-    plane, flat = Plane(MANIFEST, None, dtype=dtype), numbers(4, dtype)
+    plane, flat = Plane(MANIFEST, None, pool=BufferPool(dtype)), numbers(4, dtype)
     flat[-1] = value
     plane.adopt(1, flat)
     assert not plane.measure(1)[1]
@@ -153,7 +154,7 @@ def test_one_number_that_is_not_finite_is_found(value, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_huge_numbers_are_finite(dtype):
-    plane, flat = Plane(MANIFEST, None, dtype=dtype), numbers(4, dtype)
+    plane, flat = Plane(MANIFEST, None, pool=BufferPool(dtype)), numbers(4, dtype)
     flat[3] = flat[-1] = torch.finfo(dtype).max
     plane.adopt(1, flat)
     norm, finite = plane.measure(1)
@@ -242,7 +243,7 @@ def test_any_sequence_of_operations_agrees_with_the_definitions(
     operations, delay, activation, decay
 ):
     outer = DelayedNesterov(0.3, 0.9, delay, activation)
-    plane = server(outer=outer, remember=True, dtype=torch.float64, average=decay)
+    plane = server(outer=outer, remember=True, pool=BufferPool(torch.float64), average=decay)
     reference = Reference(outer, plane.model().numpy(), decay=decay)
     named = {}
     for blob, (operation, weight) in enumerate(operations, start=10):
@@ -268,7 +269,7 @@ def test_any_sequence_of_operations_agrees_with_the_definitions(
 
 
 def test_without_carry_a_difference_starts_again_from_the_merge():
-    plane = server(dtype=torch.float64)
+    plane = server(pool=BufferPool(torch.float64))
     plane.adopt(10, numbers(10, torch.float64))
     plane.apply("step", 10)
     plane.difference(11)
@@ -279,7 +280,7 @@ def test_without_carry_a_difference_starts_again_from_the_merge():
 
 
 def test_with_carry_the_next_difference_holds_what_moved_in_flight():
-    plane = server(dtype=torch.float64, remember=True)
+    plane = server(pool=BufferPool(torch.float64), remember=True)
     plane.adopt(10, numbers(10, torch.float64))
     plane.difference(11)
     sent = plane.model()
@@ -306,7 +307,7 @@ def test_a_replayed_merge_is_made_where_the_exchange_was_sent(pinned, moves):
     The numbers are the same whether the model's chunks are written in place or, because they have other
     holders, elsewhere; and earlier payloads keep their numbers.
     """
-    plane, weight = server(dtype=torch.float64, remember=True), 0.25
+    plane, weight = server(pool=BufferPool(torch.float64), remember=True), 0.25
     plane.adopt(10, numbers(10, torch.float64))
     plane.apply("step", 10)
     named = {}
@@ -350,7 +351,7 @@ def test_with_nothing_in_flight_a_replayed_merge_is_a_merge_to_the_bit():
 
 def test_before_the_first_exchange_a_replayed_merge_keeps_nothing():
     """Nothing was sent yet, or a load made it void: there is no movement to replay."""
-    plane = server(dtype=torch.float64, remember=True)
+    plane = server(pool=BufferPool(torch.float64), remember=True)
     plane.adopt(10, numbers(10, torch.float64))
     for load in (False, True):
         if load:
@@ -368,7 +369,7 @@ def test_replayed_movement_is_sent_once_and_whole(in_flight):
     With a = 0 the answers change nothing, so the model is the start minus all movement; and the sum
     of all differences is that movement: nothing is lost, nothing is sent twice.
     """
-    plane, alone = (server(dtype=torch.float64, remember=True) for _ in range(2))
+    plane, alone = (server(pool=BufferPool(torch.float64), remember=True) for _ in range(2))
     start, total = plane.model(), torch.zeros(MANIFEST.numel, dtype=torch.float64)
 
     def move(count, seed):
@@ -405,7 +406,7 @@ def test_a_plane_that_does_not_remember_what_it_sent_refuses_to_replay():
 def test_the_mean_starts_at_the_model_and_forgets_at_its_decay():
     """e = min(d, (1 + t) / (10 + t)): at first it follows the model closely, later at d."""
     decay = 0.6
-    plane = server(dtype=torch.float64, average=decay, exchanges=False)
+    plane = server(pool=BufferPool(torch.float64), average=decay, exchanges=False)
     expected = plane.model()
     close(plane.average(), expected)
     plane.adopt(10, numbers(10, torch.float64))

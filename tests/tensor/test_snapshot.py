@@ -15,6 +15,7 @@ from pelago.core.errors import CheckpointError
 from pelago.tensor.checksum import checksum
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
+from pelago.tensor.payload import BufferPool
 from pelago.tensor.plane import Plane
 from pelago.wire.messages import TensorSpec
 
@@ -31,6 +32,7 @@ def numbers(seed, dtype=torch.float32, manifest=MANIFEST):
 
 
 def fresh(**options):
+    options["pool"] = BufferPool(options.pop("dtype", torch.float32))
     return Plane(options.pop("manifest", MANIFEST), options.pop("outer", OUTER), **options)
 
 

@@ -19,6 +19,7 @@ from pelago.net.transfer.peer_sockets import PeerSockets
 from pelago.protocol import transfer
 from pelago.protocol.stripes import Striping
 from pelago.runlog.events import PayloadAbandoned
+from pelago.tensor.payload import Payload
 from pelago.wire.codec import encode
 from pelago.wire.messages import Abort, Begin, Chunk, Have
 
@@ -42,6 +43,8 @@ class _Stripe:
     reading: bool = False
     stalled: bool = False
     """The stripe has no connection at the moment: try again on the next tick."""
+    waiting: bool = False
+    """Its next chunk is not here yet: it comes from a device."""
 
 
 @dataclass(slots=True, eq=False)
@@ -206,16 +209,44 @@ class Outgoing:
         self._read(one, stripe)
 
     def _read(self, one: _Transfer, stripe: _Stripe) -> None:
-        if stripe.reading or stripe.stalled or one.over or not stripe.effects:
+        if stripe.reading or stripe.stalled or stripe.waiting or one.over:
             return
-        count = min(READ_CHUNKS_MAX, len(stripe.effects))
-        batch = [stripe.effects.popleft() for _ in range(count)]
+        batch: list[BulkEffect] = []
+        payload = self._tensors.plane.payload(one.blob)
+        while stripe.effects and len(batch) < READ_CHUNKS_MAX:
+            missing = self._missing(one, stripe, payload)
+            if missing is not None:
+                if not batch:
+                    self._wait(one, stripe, payload, missing)
+                break
+            batch.append(stripe.effects.popleft())
+        if not batch:
+            return
         acknowledged = stripe.sender.acknowledged
         stripe.reading = True
         self._tensors.reading.submit(
             lambda: [self._prepare(one, stripe, effect, acknowledged) for effect in batch],
             lambda prepared: self._leave(one, stripe, batch, prepared),
         )
+
+    def _missing(self, one: _Transfer, stripe: _Stripe, payload: Payload) -> int | None:
+        """The chunk that comes next on a stripe, if it is not here yet."""
+        effect = stripe.effects[0]
+        if not payload.missing or isinstance(effect, transfer.SendBegin):
+            return None
+        index = one.striping.index_of(stripe.number, effect.index)
+        return index if payload.chunks[index] is None else None
+
+    def _wait(self, one: _Transfer, stripe: _Stripe, payload: Payload, index: int) -> None:
+        """Go on with a stripe when its next chunk is here."""
+        stripe.waiting = True
+
+        def go_on(_: None) -> None:
+            stripe.waiting = False
+            self._read(one, stripe)
+
+        reading = self._tensors.reading
+        payload.when_here(index, lambda: reading.post(go_on, None))
 
     def _prepare(
         self, one: _Transfer, stripe: _Stripe, effect: BulkEffect, acknowledged: int

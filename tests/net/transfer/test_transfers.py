@@ -14,6 +14,7 @@ from pelago.emulate.wan import WanProxy
 from pelago.net.limits import Limits
 from pelago.net.node import Node
 from pelago.tensor.manifest import Manifest
+from pelago.tensor.payload import Payload
 from pelago.tensor.plane import Plane
 from pelago.wire.codec import encode
 from pelago.wire.messages import (
@@ -122,6 +123,26 @@ async def test_a_model_arrives_bit_equal_and_both_sides_hear_of_it(nodes: Nodes)
     # The machine released the pin before it had left; now that it is delivered it is gone.
     await eventually(lambda: above.tensors.payloads == 0)
     assert below.tensors.payloads == 1
+
+
+async def test_a_payload_leaves_while_it_is_still_filled(nodes: Nodes) -> None:
+    """1. A client sends an update of which one chunk is here, as from a device. 2. That chunk arrives. 3. The others
+    come, the last one first."""
+    server, client = welcoming(), pushing()
+    above = nodes.server(server, plane=nodes.plane())
+    below = nodes.client(client, plane=Plane(nodes.manifest, None))
+    await client.hears(Started)
+    flat = nodes.flat(2)
+    whole = Payload.of(flat, nodes.manifest.chunks)
+    filling = Payload([whole.chunks[0], *[None] * (len(whole.chunks) - 1)])
+    below.tensors.created(OURS)
+    below.tensors.plane.adopt(OURS, filling)
+    await eventually(lambda: above.telemetry.counters["chunks_received"] == 1)
+    for index in reversed(range(1, len(whole.chunks))):
+        filling.fill(index, whole.complete_chunks()[index])
+    received = await server.hears(Push)
+    assert torch.equal(above.tensors.plane.lend(received.blob), flat)
+    assert await client.hears(Delivered)
 
 
 async def test_a_pin_of_the_mean_is_the_mean(nodes: Nodes) -> None:
