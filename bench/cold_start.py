@@ -7,14 +7,13 @@ the same samples. Prints the held-out loss after so many steps less that before,
 
 import argparse
 import json
-import threading
 from pathlib import Path
 
 import torch
+from parts.flat_training import received, train
 
 from pelago.config import run_toml
 from pelago.config.run_file import RunFile
-from pelago.core.names import Lease, PushId
 from worker.evaluator.held_out_loss import HeldOutLoss
 from worker.trainer import Trainer
 
@@ -43,11 +42,7 @@ def run_file(seed: int, cold_start_steps: int, optimiser: str) -> RunFile:
 
 def trained(trainer: Trainer, flat: torch.Tensor, first: int, steps: int) -> torch.Tensor:
     """Parameters after so many more steps, from sample ``first`` on."""
-    lease = Lease(PushId(1, 0), ((first, first + steps * BATCH),), first)
-    found = trainer.train(lease, flat, lambda *_: None, threading.Event())
-    assert found is not None
-    moved: torch.Tensor = flat - found.delta
-    return moved
+    return flat - train(trainer, received(trainer, flat), first, steps * BATCH).tensor()
 
 
 def loss_changes(

@@ -11,17 +11,16 @@ interleaved; the ratio is the median over the rounds.
 import argparse
 import json
 import statistics
-import threading
 import time
 from collections.abc import Callable
 
 import torch
+from parts.flat_training import received, train
 from parts.machine import describe
 
 from convergence.lm.problem import LanguageModelling
 from convergence.problems.problem import Job, Part
 from pelago.config.run_file import RunFile
-from pelago.core.names import Lease, PushId
 from worker.trainer import Trainer
 
 
@@ -53,14 +52,11 @@ def run_file(options: argparse.Namespace) -> RunFile:
 
 def one(trainer: Trainer, options: argparse.Namespace) -> Callable[[int], None]:
     """A round of a worker."""
-    start = trainer.initial()
+    start = received(trainer, trainer.initial())
     samples = options.batch * options.steps
 
     def work(number: int) -> None:
-        lease = Lease(
-            PushId(number + 1, 1), ((number * samples, (number + 1) * samples),), number * samples
-        )
-        assert trainer.train(lease, start, lambda *so_far: None, threading.Event()) is not None
+        train(trainer, start, number * samples, samples)
 
     return work
 

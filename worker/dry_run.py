@@ -129,7 +129,7 @@ def affordable(run: RunFile, needs: ResourceEstimate, free: int | None) -> tuple
 
     ``free``: bytes of free memory, None if unknown.
     """
-    wanted = run.worker.micro_batch_size or run.worker.batch_size
+    wanted = run.worker.sequences_at_once
     why = ""
     for sequences in (wanted, 1):
         if free is not None and needs.step_bytes(sequences) > free:
@@ -144,7 +144,7 @@ def affordable(run: RunFile, needs: ResourceEstimate, free: int | None) -> tuple
 def _step(run: RunFile, model: LanguageModel, corpus: Corpus, needs: ResourceEstimate) -> str:
     """Try one micro-batch forward and backward. Raises `ConfigError` if it fails."""
     cuda = model.device.type == "cuda"
-    wanted = run.worker.micro_batch_size or run.worker.batch_size
+    wanted = run.worker.sequences_at_once
     sequences, why = (wanted, "") if cuda else affordable(run, needs, devices.free_bytes())
     length = run.data.sequence_length
     if not sequences:

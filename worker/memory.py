@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Concatenate, Final, ParamSpec, Protocol, TypeVar
 
@@ -42,10 +42,14 @@ class Step:
     def of(cls, run: RunFile, device: torch.device, most: int | None = None) -> "Step":
         """The step of a run file; ``most``: the largest number of sequences of a forward pass."""
         micro, batch = run.worker.micro_batch_size, run.worker.batch_size
-        key = f"worker.micro_batch_size = {micro}"
-        key += "" if micro else f" (all {batch} of worker.batch_size)"
-        sequences = micro or batch
+        sequences = run.worker.sequences_at_once
+        key = f"worker.micro_batch_size = {micro!r}"
+        key += f" (all {batch} of worker.batch_size)" if sequences == batch != micro else ""
         return cls(key, batch, min(sequences, most or sequences), run.data.sequence_length, device)
+
+    def of_sequences(self, sequences: int) -> "Step":
+        """The same step with another number of sequences of a forward pass."""
+        return replace(self, sequences=sequences)
 
     def lack(self) -> str:
         """The error message: there is too little memory, and what to change."""

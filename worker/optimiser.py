@@ -41,12 +41,29 @@ class WorkerOptimiser:
             case _:
                 assert_never(settings.optimiser)
 
+    @property
+    def decides_on_device(self) -> bool:
+        """Whether `step_on_device` can be used: all parts are PyTorch's fused AdamW on a CUDA device."""
+        return all(
+            isinstance(part, torch.optim.AdamW)
+            and all(each.is_cuda for group in part.param_groups for each in group["params"])
+            for part in self._parts
+        )
+
     def step(self, rate: float) -> None:
         """One step at a learning rate."""
         for part in self._parts:
             for group in part.param_groups:
                 group["lr"] = rate
             part.step()
+
+    def step_on_device(self, rate: float, divisor: torch.Tensor, skip: torch.Tensor) -> None:
+        """One step along the gradient over ``divisor``, or none if ``skip`` is 1 and not 0: both are fp32 scalars on
+        the device, so that the host need not wait for them. What a skipped step leaves is as before it."""
+        for part in self._parts:
+            # What torch.amp's GradScaler gives to a fused optimiser.
+            part.grad_scale, part.found_inf = divisor, skip  # type: ignore[attr-defined]
+        self.step(rate)
 
     def state(self) -> dict[str, torch.Tensor]:
         """The moments and the other tensors that a step depends on, by name; empty before the first step. No

@@ -10,6 +10,7 @@ from pelago.core.notes.trainer import OptimiserCold, OptimiserRestored
 from pelago.core.ports import Cancellation, LogEvent, TrainingResult
 from pelago.core.training_effects import Train
 from pelago.tensor.manifest import Manifest
+from pelago.tensor.payload import Payload
 from worker.moments import MomentsFile, MomentsOwner, SavedMoments
 from worker.schedule import begins_late
 from worker.trainer import Trainer
@@ -41,7 +42,7 @@ class WorkerPort:
     def train(
         self,
         work: Train,
-        start: torch.Tensor,
+        start: Payload,
         on_step: Callable[[int, int], None],
         cancel: Cancellation,
     ) -> TrainingResult | None:
@@ -56,8 +57,9 @@ class WorkerPort:
         return self._trainer.train(work.lease, start, on_step, cancel)
 
     def rest(self) -> None:
-        """Save the moments, if it is time."""
+        """Complete the result of the round. Save the moments, if it is time."""
         trainer, file = self._trainer, self._file
+        trainer.hand_over()
         if file is None or trainer.steps == self._saved_steps or not file.due():
             return
         self._saved_steps = trainer.steps
@@ -87,12 +89,10 @@ class WorkerPort:
                 steps = self._run.worker.cold_start_steps
                 self._log(OptimiserCold(found, steps))
 
-    def validate(
-        self, parameters: torch.Tensor, on_batch: Callable[[int], None]
-    ) -> tuple[float, int]:
+    def validate(self, parameters: Payload, on_batch: Callable[[int], None]) -> tuple[float, int]:
         """Never called."""
         raise AssertionError("a worker measures nothing")
 
-    def export(self, parameters: torch.Tensor) -> None:
+    def export(self, parameters: Payload) -> None:
         """Never called."""
         raise AssertionError("a worker exports nothing")

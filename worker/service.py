@@ -99,7 +99,7 @@ def _train(options: argparse.Namespace, run: RunFile) -> int:
             crash_file=out / name / "crash.json",
         ),
         log,
-        plane=Plane(manifest, None, exchanges=False),
+        plane=Plane(manifest, None, exchanges=False, pool=trainer.pool),
     )
     log.event(DeviceChosen(devices.name(trainer.model.device)))
     log.event(ModelBuilt(trainer.model.origin))

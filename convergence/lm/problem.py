@@ -122,7 +122,7 @@ class LanguageModelling:
         """The settings that a step depends on, besides its rates."""
         settings = self._settings
         betas = (settings.beta1, settings.beta2, settings.epsilon)
-        rest = (settings.weight_decay, settings.clip_norm, settings.micro_batch_size)
+        rest = (settings.weight_decay, settings.clip_norm, settings.sequences_at_once)
         return (self._shape, self._corpus.sequence_length, settings.optimiser, betas, rest)
 
     def train(self, jobs: Sequence[Job]) -> list[Round]:
@@ -170,7 +170,7 @@ class LanguageModelling:
     def _sizes(self, batch: int) -> tuple[int, int]:
         """Sequences of a replica per pass, and replicas per pass."""
         sequences = max(1, self._tokens_max // self._corpus.sequence_length)
-        micro = min(self._settings.micro_batch_size or batch, batch, sequences)
+        micro = min(self._settings.sequences_at_once, batch, sequences)
         row_bytes = ROW_COPIES * 4 * self._shape.elements
         return micro, max(1, min(sequences // micro, ROW_BYTES_MAX // row_bytes))
 

@@ -77,8 +77,11 @@ class WorkerSection(Section):
     """Give a worker of relative speed s max(1, ceil(H * s)) steps instead of H."""
     batch_size: Positive = 64
     """Sequences per local step."""
-    micro_batch_size: Natural = 0
-    """Sequences per forward pass; 0: the whole batch."""
+    micro_batch_size: Natural | Literal["auto"] = 0
+    """Sequences per forward pass; 0: the whole batch; auto: the whole batch, or as large a part as fits into memory."""
+    checkpoint_activations: bool = False
+    """Compute each layer's activations again in the backward pass instead of keeping them: less memory, about a third
+    more computing."""
     global_batch_size: Positive = 1024
     """Samples handed out per tick of the learning-rate clock."""
     max_lr: PositiveFloat = 1e-3
@@ -105,11 +108,18 @@ class WorkerSection(Section):
     one so far, ends with an error; so does an evaluator. The first one, and an export, may take six times as
     long."""
 
+    @property
+    def sequences_at_once(self) -> int:
+        """Sequences per forward pass; of ``auto`` the number to begin with."""
+        return (
+            self.batch_size if self.micro_batch_size in (0, "auto") else int(self.micro_batch_size)
+        )
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.min_lr > self.max_lr:
             raise ValueError(f"min_lr = {self.min_lr} must not exceed max_lr = {self.max_lr}")
-        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+        if self.batch_size % self.sequences_at_once:
             raise ValueError(
                 f"micro_batch_size = {self.micro_batch_size} must divide batch_size = {self.batch_size}"
             )

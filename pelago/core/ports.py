@@ -1,7 +1,7 @@
 """What drivers need of a node's tensors and of its trainer; the numbers themselves are behind these protocols.
 
 A payload is opaque here: an update or a model, in whatever form the planes and the trainer of one run agree on.
-The daemons' are flat fp32 tensors on the CPU, shape [numel]; a simulation's may be less.
+The daemons' are chunks of fp32 on the CPU (`pelago.tensor.payload`); a simulation's may be less.
 """
 
 from collections.abc import Callable
@@ -105,7 +105,8 @@ class TrainerPort(Protocol):
         ...
 
     def rest(self) -> None:
-        """Called after each round, when its result is on its way: time for what is not urgent."""
+        """Called after each round, when its result is being offered: parts of it that are still missing have to come
+        now. Then there is time for what is not urgent."""
         ...
 
     def validate(self, parameters: Payload, on_batch: Callable[[int], None]) -> tuple[float, int]:

@@ -1,6 +1,5 @@
 """The stacked Llama is the transformers' one, and its rounds are those of the workers' trainer."""
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from pelago.sim.planes import Round
 from pelago.tensor.manifest import Manifest
 from pelago.wire.messages import TensorSpec
 from tests.worker.corpora import TINY, write_texts, write_tokens
+from tests.worker.flat_training import train_flat
 from worker.data.sources import open_corpus
 from worker.evaluator.held_out_loss import HeldOutLoss
 from worker.models.architecture import architecture
@@ -149,7 +149,7 @@ def test_a_job_is_a_round_of_the_worker_s_trainer(source: str, tied: bool) -> No
     for number, spans in enumerate((((40, 44), (50, 62)), ((80, 88),))):
         steps = 4 - 2 * number
         lease = Lease(PushId(number, 0), spans, spans[0][0])
-        wanted = trainer.train(lease, flat, lambda *so_far: None, threading.Event())
+        wanted = train_flat(trainer, lease, flat)
         assert wanted is not None
         (found,) = problem.train([job(problem, spans, steps=steps, replica=1, start=flat)])
         assert torch.allclose(delta(found), wanted.delta, rtol=0, atol=1e-5)

@@ -1,6 +1,5 @@
 """Every architecture trains, is measured, and has the measured loss when its export is opened."""
 
-import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from pelago.core.ports import TrainingResult
 from tests.worker.corpora import write_texts
 from tests.worker.evaluator.test_held_out_loss import of_folder
 from tests.worker.exported_model import held_out_loss
+from tests.worker.flat_training import train_flat
 from tests.worker.tiny_models import ARCHITECTURES, config_folder
 from worker.evaluator.held_out_loss import HeldOutLoss
 from worker.trainer import Trainer
@@ -36,7 +36,7 @@ def test_an_architecture_trains_and_its_export_has_the_loss_that_was_measured(
     start = trainer.initial()
     assert torch.equal(start, evaluator.initial())
     lease = Lease(PushId(1, 0), ((0, 64),), 80)
-    result = trainer.train(lease, start, lambda *steps: None, threading.Event())
+    result = train_flat(trainer, lease, start)
     assert isinstance(result, TrainingResult)
     trained = start - result.delta
     before, after = (evaluator.validate(flat)[0] for flat in (start, trained))

@@ -22,9 +22,11 @@ from pathlib import Path
 from pelago.config import run_toml
 from pelago.core.errors import ConfigError
 from pelago.core.names import Lease, PushId
+from pelago.tensor.manifest import Manifest
+from pelago.tensor.payload import Payload
 from worker.trainer import Trainer
 trainer = Trainer(run_toml.load(sys.argv[1]))
-flat = trainer.initial()
+flat = Payload.of(trainer.initial(), Manifest(trainer.manifest()).chunks)
 small = trainer.train(Lease(PushId(1, 0), ((0, 8),), 0), flat, lambda *_: None, threading.Event())
 assert small is not None
 pages = int(Path("/proc/self/statm").read_text().split()[0])

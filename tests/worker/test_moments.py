@@ -20,6 +20,7 @@ from pelago.core.notes.trainer import (
 from pelago.core.ports import TrainingResult
 from pelago.core.training_effects import Train
 from tests.worker.corpora import run_file, write_texts
+from tests.worker.flat_training import payload_of, train_flat
 from worker import moments
 from worker.moments import MomentsFile, MomentsOwner, SavedMoments
 from worker.port import WorkerPort
@@ -50,12 +51,14 @@ class Process:
         """Eight samples, from the same model every time; its moments are saved when it returns."""
         lease = Lease(PushId(1, 0), ((clock % 512, clock % 512 + 8),), clock)
         work = Train(lease, Version(0, 0), 1, group)
-        found = self.port.train(work, self.start, lambda *_: None, threading.Event())
+        found = self.port.train(
+            work, payload_of(self.trainer, self.start), lambda *_: None, threading.Event()
+        )
         self.port.rest()
         if self.port._file is not None:
             self.port._file.wait()
         assert found is not None
-        return found
+        return replace(found, delta=found.delta.tensor())
 
     def kinds(self) -> list[type]:
         """Classes of the notes that it logged."""
@@ -93,7 +96,7 @@ def test_a_cold_start_in_the_middle_of_a_run_warms_up_and_one_at_its_beginning_d
     assert at_once.logged == [OptimiserCold("worker.keep_optimiser = false", 0)]
     begun, plain = Process(run, None), Trainer(run)
     lease = Lease(PushId(1, 0), ((16, 24),), 16)
-    expected = plain.train(lease, plain.initial(), lambda *_: None, threading.Event())
+    expected = train_flat(plain, lease, plain.initial())
     assert expected is not None
     assert torch.equal(begun.round(16).delta, expected.delta)
     assert begun.logged == []

@@ -17,6 +17,7 @@ from pelago.core.ports import TrainingResult
 from pelago.tensor.manifest import Manifest
 from tests.small_disk import fill, small_disk
 from tests.worker.corpora import TINY, run_file, write_texts, write_tokens
+from tests.worker.flat_training import train_flat
 from tests.worker.tiny_models import config_folder
 from worker.data.sources import open_corpus
 from worker.models.build import build
@@ -44,7 +45,7 @@ def train(
     cancel: threading.Event | None = None,
 ) -> TrainingResult | None:
     flat = trainer.initial() if start is None else start
-    return trainer.train(lease(*spans), flat, on_step, cancel or threading.Event())
+    return train_flat(trainer, lease(*spans), flat, on_step, cancel)
 
 
 def done(result: TrainingResult | None) -> TrainingResult:
@@ -96,7 +97,7 @@ def test_samples_that_are_lent_again_train_at_the_rate_of_now(source: str) -> No
     trainer = Trainer(run)
     start = trainer.initial()
     work = lease((0, 8), clock=320)
-    result = done(trainer.train(work, start, lambda steps, skipped: None, threading.Event()))
+    result = done(train_flat(trainer, work, start))
     expected = reference(run, [[0, 1, 2, 3], [4, 5, 6, 7]], clocks=[41, 42])
     assert torch.allclose(start - result.delta, expected, rtol=0, atol=2e-6)
 
@@ -435,7 +436,7 @@ def test_a_step_that_is_skipped_is_counted_and_is_no_part_of_the_loss(source: st
     trainer.model.loss = spoilt  # type: ignore[method-assign]
     found = done(train(trainer, ((0, 12),), start))
     work = lease((4, 12), clock=8)
-    expected = done(untouched.train(work, start, lambda steps, skipped: None, threading.Event()))
+    expected = done(train_flat(untouched, work, start))
     assert (found.steps, found.skipped, expected.skipped) == (3, 1, 0)
     assert found.loss == expected.loss
     assert torch.equal(found.delta, expected.delta)

@@ -7,6 +7,7 @@ import torch
 
 from pelago.core.ports import Cancellation, LogEvent, TrainingResult
 from pelago.core.training_effects import Train
+from pelago.tensor.payload import Payload
 from worker.evaluator.held_out_loss import HeldOutLoss
 
 
@@ -27,20 +28,18 @@ class EvaluatorPort:
     def train(
         self,
         work: Train,
-        start: torch.Tensor,
+        start: Payload,
         on_step: Callable[[int, int], None],
         cancel: Cancellation,
     ) -> TrainingResult | None:
         """Never called."""
         raise AssertionError("the evaluator trains nothing")
 
-    def validate(
-        self, parameters: torch.Tensor, on_batch: Callable[[int], None]
-    ) -> tuple[float, int]:
+    def validate(self, parameters: Payload, on_batch: Callable[[int], None]) -> tuple[float, int]:
         """Held-out loss in nats per token, and the number of tokens that it is a mean of."""
         torch.set_num_threads(1)
-        return self._held_out_loss.validate(parameters, on_batch)
+        return self._held_out_loss.validate(parameters.tensor(), on_batch)
 
-    def export(self, parameters: torch.Tensor) -> None:
+    def export(self, parameters: Payload) -> None:
         """Write the model to the folder. Raises `CheckpointError`."""
-        self._held_out_loss.export(parameters, self._folder)
+        self._held_out_loss.export(parameters.tensor(), self._folder)

@@ -11,9 +11,12 @@ from torch.nn import functional
 
 from pelago.core.errors import ConfigError, first_line
 from pelago.wire.messages import TensorSpec
+from worker.models.piecewise_loss import piecewise_cross_entropy
 
 EVALUATION_SEED: Final = 0
 """Seed of the random numbers that a model draws while it is measured."""
+LOGITS_MAX: Final = 1 << 26
+"""Logits that are converted to fp32 at once: 256 MiB. More, of a long vocabulary, are converted in pieces."""
 
 
 class CompileFault(Exception):
@@ -124,6 +127,16 @@ class LanguageModel:
         self._forward = torch.compile(self.module)
         self.is_compiled = True
 
+    def checkpoint_activations(self) -> None:
+        """Keep no activations inside the layers for the backward pass. Raises `ConfigError` if the model's class
+        cannot do that."""
+        try:
+            self.module.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        except (ValueError, AttributeError) as error:
+            raise ConfigError(
+                f"worker.checkpoint_activations = true: {type(self.module).__name__} cannot: {first_line(error)}"
+            ) from None
+
     def stop_compiling(self) -> None:
         """Undo `compile`."""
         self._forward = self.module
@@ -138,7 +151,10 @@ class LanguageModel:
         tokens = tokens.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed):
             logits = self._forward(input_ids=tokens[:, :-1], use_cache=False).logits
-        return functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+        logits, targets = logits.flatten(0, 1), tokens[:, 1:].flatten()
+        if logits.dtype != torch.float32 and logits.numel() > LOGITS_MAX:
+            return piecewise_cross_entropy(logits, targets)
+        return functional.cross_entropy(logits.float(), targets)
 
     def backward(self, tokens: torch.Tensor, share: float, mixed: bool = False) -> torch.Tensor:
         """Add ``share`` times the gradient of `loss` to `gradient`. Returns that share of the loss, detached.

@@ -58,7 +58,7 @@ class TrainingThread:
             self._post(Progress(None, batches))
 
         def job() -> Validated:
-            parameters = plane.lend(effect.blob)
+            parameters = plane.payload(effect.blob)
             loss, tokens = self._port.validate(parameters, lambda batches: post(measured, batches))
             try:
                 if effect.export:
@@ -94,7 +94,7 @@ class TrainingThread:
         def job() -> TrainingResult | None:
             if cancel.is_set():
                 return None
-            start = plane.lend(effect.blob)
+            start = plane.payload(effect.blob)
             return self._port.train(effect, start, lambda *so_far: post(stepped, so_far), cancel)
 
         def done(result: TrainingResult | None) -> None:
