@@ -72,7 +72,7 @@ def test_a_record_of_another_chunk_or_another_node_is_not_sound() -> None:
 # --- recovery ------------------------------------------------------------------------------------
 
 
-class Plane:
+class RecordingPlane:
     """Notes what is asked of it."""
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ def test_a_result_that_the_log_knows_nothing_of_is_refused() -> None:
 
 
 def test_a_replay_makes_no_pins_and_knows_which_payloads_are_held() -> None:
-    plane, redo, held, pinned = Plane(), Redo([0, 1], checkpoint=0), {-1: None}, set[int]()
+    plane, redo, held, pinned = RecordingPlane(), Redo([0, 1], checkpoint=0), {-1: None}, set[int]()
     for effect in (STEP, Pin(1), Measure(-1), Release(1), Release(-1), Difference(2)):
         redo_effect(effect, redo, plane, held, pinned)
     assert plane.calls == [(1, [0]), -1, (2, [0, 1])]
