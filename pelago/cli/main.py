@@ -1,15 +1,20 @@
 """`pelago COMMAND ...`: what the command line understands."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pelago
 from pelago import children, reading
 from pelago.core.errors import ConfigError, PelagoError
 from pelago.net.command import EXIT_INTERRUPTED, EXIT_USER, ended, one_line
 from pelago.net.telemetry import say
+
+if TYPE_CHECKING:
+    from pelago.config.run_file import RunFile
 
 
 def parser() -> argparse.ArgumentParser:
@@ -77,6 +82,42 @@ def parser() -> argparse.ArgumentParser:
         "--no-step", action="store_true", help="do not try a micro-batch, forward and backward"
     )
 
+    plan = commands.add_parser(
+        "plan",
+        help="say what a run will need and how fast it can be",
+        description="Parameters, memory of each process, bytes and seconds of each transfer, disk, and the share of "
+        "the time in which workers compute; what cannot work, and what would. From the model's shape alone: starts "
+        "nothing. Exit code 0: nothing is impossible, 1: something is.",
+    )
+    plan.add_argument("run", metavar="RUN.toml", type=reading.expanded, help="the run file")
+    plan.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    plan.add_argument(
+        "--step-seconds",
+        type=_positive,
+        metavar="S",
+        help="measured time of a local step of the fastest worker (default: from --gpu and --mfu)",
+    )
+    plan.add_argument(
+        "--gpu",
+        metavar="NAME",
+        help="what workers compute on, such as H100 (default: what is here)",
+    )
+    plan.add_argument(
+        "--gpus", type=_count, default=0, metavar="N", help="GPUs of each host (default: enough)"
+    )
+    plan.add_argument(
+        "--mfu",
+        type=_share,
+        metavar="SHARE",
+        help="share of the GPU's peak that training uses (default 0.4, an assumption)",
+    )
+    plan.add_argument(
+        "--host-memory",
+        type=_positive,
+        metavar="GB",
+        help="memory of each host (default: of this machine, if all nodes are here)",
+    )
+
     audit = commands.add_parser(
         "audit",
         help="prove that nothing was lost or applied twice",
@@ -138,6 +179,8 @@ def _run(options: argparse.Namespace) -> int:
         from pelago.config import run_toml
 
         run = run_toml.load(options.run)
+        if options.command == "plan":
+            return _plan(run, options)
         if options.command == "check":
             from pelago.cli.check import check
 
@@ -155,6 +198,47 @@ def _run(options: argparse.Namespace) -> int:
         return EXIT_USER
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _plan(run: "RunFile", options: argparse.Namespace) -> int:
+    from pelago.cli.plan.command import plan
+    from pelago.cli.plan.facts import gpu_named
+    from pelago.cli.plan.forecast import Assumptions
+
+    assumed = Assumptions(
+        step_seconds=options.step_seconds,
+        gpu=None if options.gpu is None else gpu_named(options.gpu),
+        gpus=options.gpus,
+        mfu=options.mfu,
+        host_bytes=None if options.host_memory is None else round(options.host_memory * 1e9),
+    )
+    return plan(run, assumed, as_json=options.json)
+
+
+def _positive(text: str) -> float:
+    """A number above 0. Raises `argparse.ArgumentTypeError`."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number above 0")
+    return found
+
+
+def _share(text: str) -> float:
+    """A number above 0 and at most 1. Raises `argparse.ArgumentTypeError`."""
+    found = _positive(text)
+    if found > 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be at most 1")
+    return found
+
+
+def _count(text: str) -> int:
+    """A whole number above 0. Raises `argparse.ArgumentTypeError`."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number above 0")
+    return int(text)
 
 
 def _require_state(source: Path) -> None:

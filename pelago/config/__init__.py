@@ -8,6 +8,7 @@ simulation.py   [simulation]
 run_file.py     the whole file
 run_toml.py     the file as text and back
 toml_writer.py  writes any TOML
+models_held.py  how many models each role holds in memory and on disk
 timeouts.py     [network] on the machines' clock
 validation.py   checks tables against a model, and words the faults
 """

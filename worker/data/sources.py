@@ -154,8 +154,7 @@ def _encoder(place: str) -> _Encoder:
             lambda file: np.frombuffer(file.content + separator, dtype=np.uint8), BYTE_VOCABULARY
         )
     tokenizer = load_tokenizer(place)
-    # Some tokenizers leave ids unused between the ordinary tokens and the added ones.
-    vocabulary = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
+    vocabulary = _ids(tokenizer)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     endless = (
         "tokenizer: has no end-of-text token (eos_token), so that nothing stands between two files"
@@ -185,6 +184,20 @@ def _encoder(place: str) -> _Encoder:
         return np.asarray(ids + end, dtype=np.int64)
 
     return _Encoder(encode, vocabulary, () if end else (endless,), broken, unknown)
+
+
+def vocabulary(data: DataSection) -> int:
+    """Number of token ids of a corpus, which is not read; 0: unknown. Raises `ConfigError` for a tokenizer that
+    is not there.
+    """
+    if data.source.startswith("tokens:"):
+        return 0
+    return BYTE_VOCABULARY if data.tokenizer == "bytes" else _ids(load_tokenizer(data.tokenizer))
+
+
+def _ids(tokenizer: Any) -> int:
+    """Some tokenizers leave ids unused between the ordinary tokens and the added ones."""
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
 
 
 def load_tokenizer(place: str) -> Any:

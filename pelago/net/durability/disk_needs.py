@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pelago.config import models_held
 from pelago.config.run_file import RunFile
-from pelago.config.servers import ServerSection
 from pelago.core.errors import ConfigError
 from pelago.net import daemon, disk
 from pelago.net.durability.journal import SNAPSHOT_BYTES, SNAPSHOT_MODELS
@@ -27,8 +27,6 @@ JOURNALS: Final = 2
 """The one being written, and those between the two snapshots."""
 TWICE: Final = 2
 """Nearly everything is there twice while one file replaces another, so at least half of it is always there."""
-MOMENTS: Final = 2
-"""Models that a worker's moments are as large as, with AdamW; one file of them, and one being written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,7 @@ class Need:
 def of_gps(run: RunFile, model_bytes: int, out: Path) -> list[Need]:
     """State, results, and copies of snapshots that go to a folder."""
     models = 2 if run.gps.average else 1
-    snapshot = (models + _outer(run.gps) + _arriving(run.gps, len(run.region))) * model_bytes
+    snapshot = models_held.of_gps(run).durable * model_bytes
     needs = [Need("gps", out, 2 * models * model_bytes + LOG_BYTES)]
     if run.gps.durability != "none":
         state = daemon.state_folder(out, "gps")
@@ -59,10 +57,7 @@ def of_lps(run: RunFile, region: int, name: str, model_bytes: int, out: Path) ->
     if run.lps.durability == "none":
         return [Need(name, out, LOG_BYTES)]
     state = daemon.state_folder(out, name)
-    # The model, the one of the last exchange, the exchange under way, and the GPS's model that comes for it.
-    held = 4 if run.lps.in_flight == "drop" else 5
-    workers = len(run.region[region].worker_speeds)
-    snapshot = (held + _outer(run.lps) + _arriving(run.lps, workers)) * model_bytes
+    snapshot = models_held.of_lps(run, region).durable * model_bytes
     return [Need(name, state, _state(snapshot, model_bytes) + LOG_BYTES - _used(state))]
 
 
@@ -73,7 +68,8 @@ def of_evaluator(model_bytes: int, out: Path) -> list[Need]:
 
 def of_worker(run: RunFile, name: str, model_bytes: int, out: Path) -> list[Need]:
     """A worker's log, and its optimiser's moments."""
-    moments = MOMENTS * model_bytes if run.worker.keep_optimiser else 0
+    moments = models_held.moments(run) * model_bytes if run.worker.keep_optimiser else 0
+    # One file of them, and one being written.
     return [Need(name, out, 2 * moments + LOG_BYTES)]
 
 
@@ -163,16 +159,6 @@ def size(count: int) -> str:
         if abs(count) >= scale:
             return f"{count / scale:,.1f} {unit}"
     return f"{count / 1e3:,.1f} kB"
-
-
-def _outer(server: ServerSection) -> int:
-    """Arenas of the outer optimiser: momentum and accumulator."""
-    return 0 if server.momentum == 0 else 1 if server.momentum_delay == 1 else 2
-
-
-def _arriving(server: ServerSection, clients: int) -> int:
-    """Payloads of so many clients that a snapshot may find on their way."""
-    return min(server.arriving_max, clients)
 
 
 def _state(snapshot_bytes: int, model_bytes: int) -> int:

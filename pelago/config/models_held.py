@@ -1,0 +1,79 @@
+"""How many models each role holds: in memory, and, where it is durable, on its disk.
+
+The one place of these figures: `pelago plan` and the comparison with free disks take them from here. One model is
+all parameters in fp32. They are limits: not everything is there at every moment.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pelago.config.run_file import RunFile
+from pelago.config.servers import ServerSection
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsHeld:
+    """Models by what they are. ``state``: kept from one event to the next, and what is on its way to be that.
+    ``replies``: versions that are kept only until a slow reader has them, in memory alone."""
+
+    state: Mapping[str, int]
+    replies: int
+
+    @property
+    def durable(self) -> int:
+        """Models that a server's state on disk may have."""
+        return sum(self.state.values())
+
+    @property
+    def memory(self) -> int:
+        """Models that may be in memory."""
+        return self.durable + self.replies
+
+
+def of_gps(run: RunFile) -> ModelsHeld:
+    """The GPS."""
+    gps = run.gps
+    state = {"model": 1, **_outer(gps)}
+    if gps.average:
+        state["mean"] = 1
+    state["updates that arrive"] = min(gps.arriving_max, len(run.region))
+    return ModelsHeld(state, replies=1)
+
+
+def of_lps(run: RunFile, region: int) -> ModelsHeld:
+    """The LPS of a region, by its place in the run file."""
+    lps = run.lps
+    state = {"model": 1, "model of the last exchange": 1, **_outer(lps)}
+    if lps.in_flight != "drop":
+        state["model as sent"] = 1
+    workers = len(run.region[region].worker_speeds)
+    state["exchange"] = 1
+    state["global model that arrives"] = 1
+    state["updates that arrive"] = min(lps.arriving_max, workers)
+    return ModelsHeld(state, replies=1)
+
+
+def moments(run: RunFile) -> int:
+    """Models that the moments of a worker's optimiser are as large as, at most: AdamW's."""
+    return 2
+
+
+def of_worker_host(run: RunFile, *, gpu: bool) -> Mapping[str, int]:
+    """A worker's memory on its host, in models, by what they are. ``gpu``: it computes on one."""
+    held = {"model that arrives": 1, "update": 1}
+    if run.worker.keep_optimiser:
+        held["copy of the moments for the disk"] = moments(run)
+    return held if gpu else {**of_worker_device(run, gpu=False), **held}
+
+
+def of_worker_device(run: RunFile, *, gpu: bool) -> Mapping[str, int]:
+    """What a worker computes on, in models. ``gpu``: the start of a round is kept on the GPU too."""
+    held = {"parameters": 1, "gradient": 1, "moments": moments(run)}
+    return {**held, "start of the round": 1} if gpu else held
+
+
+def _outer(server: ServerSection) -> dict[str, int]:
+    """Arenas of the outer optimiser."""
+    if server.momentum == 0:
+        return {}
+    return {"momentum": 1} if server.momentum_delay == 1 else {"momentum": 1, "accumulator": 1}
