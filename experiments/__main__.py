@@ -136,7 +136,7 @@ def _list() -> None:
     every = catalogue.catalogue()
     width = max(len(each.name) for each in every)
     for each in every:
-        say(f"{each.name:<{width}}  {each.kind:<5}  {each.line}")
+        say(f"{each.name:<{width}}  {each.kind:<7}  {each.line}")
 
 
 def _replay(path: Path, options: argparse.Namespace) -> int:

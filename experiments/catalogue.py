@@ -1,5 +1,6 @@
 """The experiments that come with Pelago: run files and studies."""
 
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ class CatalogueEntry:
 
     name: str
     kind: str
-    """run | study"""
+    """run | study | daemons: a run file for the daemons, which has no [simulation]"""
     line: str
     """Its description: its first line."""
 
@@ -38,7 +39,12 @@ def catalogue() -> list[CatalogueEntry]:
     for path in sorted(FOLDER.glob("*.toml")):
         with path.open(encoding="utf-8") as file:
             line = file.readline().lstrip("#").strip()
-        found.append(
-            CatalogueEntry(path.stem, "study" if study_file.is_study(path) else "run", line)
-        )
+        found.append(CatalogueEntry(path.stem, _kind(path), line))
     return found
+
+
+def _kind(path: Path) -> str:
+    if study_file.is_study(path):
+        return "study"
+    tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    return "run" if "simulation" in tables else "daemons"

@@ -159,7 +159,8 @@ def test_list_names_every_shipped_experiment_with_its_kind(
     found = {line.split()[0]: line.split()[1] for line in lines}
     assert found["halos_paper"] == found["halos_paper_scalar"] == "run"
     assert set(found) == {path.stem for path in SHIPPED.glob("*.toml")}
-    assert set(found.values()) <= {"run", "study"}
+    assert found["gpu_1b"] == "daemons"
+    assert set(found.values()) == {"run", "study", "daemons"}
     assert all(len(line.split()) > 5 for line in lines)
 
 
