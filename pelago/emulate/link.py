@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 from time import monotonic
 from typing import Final, Protocol, TypeAlias
@@ -32,7 +33,14 @@ class Mark(Enum):
     RESET = "the sender's connection is gone"
 
 
-Item: TypeAlias = bytes | memoryview | Mark
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """What TCP says of bytes that arrived; it travels back over the other link."""
+
+    size_bytes: int
+
+
+Item: TypeAlias = bytes | memoryview | Mark | Acknowledged
 
 
 class Flow(Protocol):
@@ -52,8 +60,8 @@ class Flow(Protocol):
 
 
 def size_bytes(item: Item) -> int:
-    """Bytes that an item takes on the link; a mark takes none."""
-    return 0 if isinstance(item, Mark) else len(item)
+    """Bytes that an item takes on the link; marks and acknowledgements take none."""
+    return 0 if isinstance(item, Mark | Acknowledged) else len(item)
 
 
 def _clamp(value: float, low: int, high: int) -> int:
@@ -64,14 +72,21 @@ class Link:
     """One direction between two regions: a rate, and a latency that costs no throughput.
 
     In any stretch of time in which the link has work, it carries at most rate times that time, plus
-    one quantum. Several proxies may share a link. Belongs to one event loop.
+    one quantum. Several proxies may share a link. Belongs to one event loop. ``flight_bytes_max``: bytes of one
+    connection that may have left and not be acknowledged, as TCP's window limits them; None: no limit.
     Raises `ValueError` unless ``rate_bytes_per_second > 0`` and ``latency_ms >= 0``.
     """
 
-    def __init__(self, rate_bytes_per_second: float, latency_ms: float) -> None:
+    def __init__(
+        self,
+        rate_bytes_per_second: float,
+        latency_ms: float,
+        flight_bytes_max: int | None = None,
+    ) -> None:
         if not latency_ms >= 0:
             raise ValueError(f"latency_ms = {latency_ms}: must not be negative")
         self.latency_ms = latency_ms
+        self.flight_bytes_max = flight_bytes_max
         self.bytes_carried = 0
         """Bytes that have passed the rate limit since the link was made."""
         self._rate = _positive(rate_bytes_per_second)
@@ -112,8 +127,8 @@ class Link:
             if self._serving is None:
                 self._serve()
 
-    def send_past_the_queue(self, flow: Flow, mark: Mark) -> None:
-        """Put a mark on the line behind what is there, without waiting for service."""
+    def send_past_the_queue(self, flow: Flow, mark: Mark | Acknowledged) -> None:
+        """Put a mark or an acknowledgement on the line behind what is there, without waiting for service."""
         self._join_line(monotonic(), flow, mark)
         self._arrive()
 

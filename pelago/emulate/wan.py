@@ -20,7 +20,7 @@ from collections import deque
 from types import TracebackType
 from typing import Final, Self, cast
 
-from pelago.emulate.link import Item, Link, Mark, size_bytes
+from pelago.emulate.link import Acknowledged, Item, Link, Mark, size_bytes
 
 __all__ = ["Link", "WanProxy"]
 
@@ -41,12 +41,14 @@ def _socket_bytes(link: Link) -> int:
 class _Stream:
     """One direction of one connection: the queue before the link, and the socket after it."""
 
-    def __init__(self, link: Link, source: "_End", sink: "_End") -> None:
+    def __init__(self, links: tuple[Link, Link], source: "_End", sink: "_End") -> None:
         self.ended = False
         """The end of the stream has been passed on."""
         self.swallows = False
         """Whether bytes from the source are dropped."""
-        self.link = link
+        self.link, self._back = links
+        self._flying_bytes = 0
+        """Bytes that left and are not acknowledged."""
         self._source = source
         self._sink = sink
         self._queue: deque[Item] = deque()
@@ -77,19 +79,25 @@ class _Stream:
         self._queue.clear()
         self.queued_bytes = 0
         self.link.forget(self)
+        self._back.forget(self)
 
     def wants_service(self) -> bool:
-        return bool(self._queue) and self._sink.writable
+        flight = self.link.flight_bytes_max
+        room = flight is None or self._flying_bytes < flight
+        return bool(self._queue) and self._sink.writable and room
 
     def take(self, bytes_max: int) -> Item:
         item = self._queue.popleft()
-        if not isinstance(item, Mark) and len(item) > bytes_max:
+        if isinstance(item, Mark | Acknowledged):
+            pass
+        elif len(item) > bytes_max:
             whole = memoryview(item)
             self._queue.appendleft(whole[bytes_max:])
             item = whole[:bytes_max]
-        elif not isinstance(item, Mark):
+        else:
             item = self._gather(item, bytes_max)
         self.queued_bytes -= size_bytes(item)
+        self._flying_bytes += size_bytes(item)
         if self.queued_bytes <= self.link.queue_bytes_max // 2:
             self._source.read(True)
         return item
@@ -99,7 +107,7 @@ class _Stream:
         pieces, size = [first], len(first)
         while self._queue:
             item = self._queue[0]
-            if isinstance(item, Mark) or size + len(item) > bytes_max:
+            if isinstance(item, Mark | Acknowledged) or size + len(item) > bytes_max:
                 break
             pieces.append(item)
             size += len(item)
@@ -113,8 +121,13 @@ class _Stream:
                 self._sink.write_end()
             case Mark.RESET:
                 self._sink.abort()
+            case Acknowledged(size):
+                self._flying_bytes -= size
+                self.link.request(self)
             case _:
                 self._sink.write(item)
+                if self.link.flight_bytes_max is not None:
+                    self._back.send_past_the_queue(self, Acknowledged(len(item)))
 
 
 class _End(asyncio.Protocol):
@@ -197,8 +210,8 @@ class _Connection:
     def __init__(self, proxy: "WanProxy") -> None:
         self._proxy = proxy
         self.client, self.target = _End(self), _End(self)
-        self._up = _Stream(proxy.up, self.client, self.target)
-        self._down = _Stream(proxy.down, self.target, self.client)
+        self._up = _Stream((proxy.up, proxy.down), self.client, self.target)
+        self._down = _Stream((proxy.down, proxy.up), self.target, self.client)
         self._dialling: asyncio.Task[None] | None = None
 
     def from_(self, end: _End) -> _Stream:
@@ -302,7 +315,8 @@ class WanProxy:
         self._listen = (listen_host, listen_port)
         self._port = listen_port
         self._server: asyncio.Server | None = None
-        self._connections: set[_Connection] = set()
+        self._connections: dict[_Connection, None] = {}
+        """In the order in which they were made."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._cut = self._swallows = False
         self._idle = asyncio.Event()
@@ -365,10 +379,11 @@ class WanProxy:
     ) -> None:
         await self.stop()
 
-    def cut(self) -> None:
-        """Reset every connection, and every new one until `heal`."""
+    def cut(self, newest: int | None = None) -> None:
+        """Reset every connection, or so many of the newest, and every new one until `heal`."""
         self._cut = True
-        for connection in tuple(self._connections):
+        here = tuple(self._connections)
+        for connection in here if newest is None else here[len(here) - newest :]:
             connection.abort()
 
     def swallow(self) -> None:
@@ -384,7 +399,7 @@ class WanProxy:
 
     def adopt(self, connection: _Connection) -> bool:
         """Take a new connection, unless the line is cut."""
-        self._connections.add(connection)
+        self._connections[connection] = None
         self._idle.clear()
         if self._swallows:
             connection.swallow()
@@ -392,7 +407,7 @@ class WanProxy:
 
     def disown(self, connection: _Connection) -> None:
         """Both sockets of a connection are gone."""
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
         if not self._connections:
             self._idle.set()
 

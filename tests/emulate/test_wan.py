@@ -151,6 +151,25 @@ async def test_latency_does_not_limit_throughput() -> None:
     assert max(on_the_line) > 4 * up.queue_bytes_max
 
 
+async def test_a_connection_has_no_more_in_flight_than_its_window() -> None:
+    """A window of 0.2 MB, and a round trip of 40 ms before the next one may leave."""
+    flight, quantum, sink = MB // 5, MB // 20, Sink()
+    up, peaks = Link(50 * MB, 20, flight), []
+    sink.look = lambda: peaks.append(up.bytes_on_the_line)
+    async with proxied(sink.serve, up, Link(50 * MB, 20)) as proxy:
+        ends = [await connect(proxy), await connect(proxy)]
+        begin = monotonic()
+        for _, writer in ends:
+            writer.write(bytes(MB))
+            writer.write_eof()
+        assert [await reader.read(-1) for reader, _ in ends] == [b"!", b"!"]
+        assert monotonic() - begin >= (MB / (flight + quantum) - 1) * 0.040
+        for _, writer in ends:
+            writer.close()
+    assert sink.received == 2 * MB
+    assert 0 < max(peaks) <= 2 * (flight + quantum)
+
+
 @dataclass
 class Queued:
     """A flow with everything queued already; ``served`` is the order in which flows were served."""

@@ -5,7 +5,7 @@ import platform
 import pytest
 
 from pelago.net import daemon
-from pelago.net.sockets.pair import IDENTITY_BYTES_MAX
+from pelago.net.sockets.identity import IDENTITY_BYTES_MAX
 
 
 def test_processes_that_share_host_name_number_and_second_have_names_and_folders_of_their_own() -> (

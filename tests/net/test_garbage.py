@@ -10,7 +10,7 @@ import pytest
 
 from pelago.core.machine import Received, Send, Started
 from pelago.net.node import Node
-from pelago.net.sockets.pair import IDENTITY_BYTES_MAX
+from pelago.net.sockets.identity import IDENTITY_BYTES_MAX
 from pelago.wire.codec import decode_frame, encode
 from pelago.wire.messages import (
     CHUNK_BYTES_MAX,

@@ -8,6 +8,7 @@ import asyncio
 import errno
 import os
 import socket as posix
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from typing import Any, Final
@@ -17,10 +18,10 @@ from zmq.utils.monitor import parse_monitor_message
 
 from pelago import address
 from pelago.core.names import Peer
+from pelago.net.sockets.identity import Identity, parse
 from pelago.net.telemetry import Telemetry
 from pelago.wire.messages import FRAMES_MAX
 
-IDENTITY_BYTES_MAX: Final = 64
 DRAIN_MAX: Final = 64
 """Messages taken in one turn of the loop before timers and other sockets get theirs."""
 
@@ -43,14 +44,18 @@ Handler = Callable[[Peer, list[Any]], None]
 """Takes what one peer sent: ``bytes`` parts of control, `zmq.Frame` parts of bulk; never raises."""
 LinkHandler = Callable[[str, bool], None]
 """Called when a connection is made or lost, with ``(label, up)``."""
+Known = OrderedDict[Peer, set[int]]
+"""The bulk connections that each client of a ROUTER has, by the stripe that each is for."""
+KNOWN_MAX: Final = 1024
+"""Clients whose connections a ROUTER knows: those that were heard last."""
 
 
 class Channel:
     """One socket on the event loop.
 
-    ``upstream``: the name of the server behind a DEALER; None for a ROUTER, whose peers are named
-    by their routing identities. ``on_link`` is called when a connection is made or lost: a DEALER has one, a
-    ROUTER any number.
+    ``upstream``: the name of the server behind a DEALER, which is one connection; None for a ROUTER, whose
+    connections have the names of `pelago.net.sockets.identity`. ``on_link`` is called when a connection is made or
+    lost.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class Channel:
         self._scheduled = False
         self._paused = False
         self._endpoint = ""
+        self._known: Known = OrderedDict()
         self._connections: dict[int, float] = {}
         """Descriptors of connections, and when each was made; a DEALER has one at most."""
         self._descriptor: int = socket.FD
@@ -118,9 +124,25 @@ class Channel:
                 found[host] = max(made_at, found.get(host, made_at))
         return found
 
-    def send(self, peer: Peer, parts: Sequence[Part]) -> bool:
-        """Queue one message, bulk without copying. False, and counted, if it cannot leave."""
-        frames = list(parts) if self._upstream is not None else [peer.encode(), *parts]
+    def connections_of(self, peer: Peer) -> list[int]:
+        """Of a ROUTER: for which stripes a client is believed to have connections; the first one always is."""
+        return sorted({0} | self._known.get(peer, set()))
+
+    def send_on(self, peer: Peer, stripe: int, parts: Sequence[Part]) -> bool:
+        """Of a ROUTER: queue one message on the connection of a stripe, or on another one of this client while
+        that one is not there. False if the client has none at all."""
+        for line in by_preference(stripe, self.connections_of(peer)):
+            if self.send(peer, parts, line):
+                return True
+            self._known.get(peer, set()).discard(line)
+        return False
+
+    def send(self, peer: Peer, parts: Sequence[Part], stripe: int = 0) -> bool:
+        """Queue one message, bulk without copying. False, and counted, if it cannot leave. ``stripe``: of a
+        ROUTER, which of the client's connections."""
+        frames = list(parts)
+        if self._upstream is None:
+            frames.insert(0, Identity(peer, stripe).pack())
         try:
             self._socket.send_multipart(frames, zmq.NOBLOCK, copy=self._copy)
         except zmq.ZMQError as error:
@@ -178,14 +200,27 @@ class Channel:
         self.owed = False
         peer = self._upstream
         if peer is None:
-            peer = name_of(bytes(parts.pop(0)))
-            if peer is None:
+            identity = parse(bytes(parts.pop(0)))
+            if identity is None or (self._label == "control" and identity.stripe):
                 self._telemetry.drop("identity", "?", f"no valid name on {self._label}")
                 return
+            peer = identity.peer
+            if identity.stripe:
+                self._hear(identity)
+                if len(parts) == 1 and not len(parts[0]):
+                    return  # A greeting: the connection is there.
         if not 1 <= len(parts) < FRAMES_MAX:
             self._telemetry.drop("parts", peer, f"{len(parts)} parts on {self._label}")
             return
         self._handler(peer, parts)
+
+    def _hear(self, identity: Identity) -> None:
+        known = self._known.get(identity.peer)
+        if known is None:
+            known = self._known[identity.peer] = set()
+            if len(self._known) > KNOWN_MAX:
+                self._known.popitem(last=False)
+        known.add(identity.stripe)
 
     def _drain_monitor(self) -> None:
         while not self._monitor.closed:
@@ -229,12 +264,11 @@ class Channel:
             self._on_link(self._label, up)
 
 
-def name_of(identity: bytes) -> Peer | None:
-    """A routing identity as a peer's name; None if it is none that a node of ours would take."""
-    if not 0 < len(identity) <= IDENTITY_BYTES_MAX or not identity.isascii():
-        return None
-    text = identity.decode()
-    return text if text.isprintable() else None
+def by_preference(stripe: int, open_: Sequence[int]) -> list[int]:
+    """On which of these connections to try what is of a stripe, in this order: its own one, and if there is none,
+    another one, so that such stripes are spread over those that there are."""
+    first = stripe if stripe in open_ else open_[stripe % len(open_)]
+    return [first, *(each for each in open_ if each != first)]
 
 
 def _host_of(descriptor: int, port: int) -> str | None:

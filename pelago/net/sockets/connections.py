@@ -1,10 +1,11 @@
 """All connections of a node: to the servers that it belongs to, and from its own clients.
 
-A node may belong to several servers. Each is known by its peer name, and has its own pair of sockets and its own
+A node may belong to several servers. Each is known by its peer name, and has its own sockets and its own
 `Dialler`. A client with the name of one of these servers is an impostor: what it sends is dropped.
 """
 
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Protocol
 
 import zmq
@@ -13,7 +14,15 @@ from pelago.core.names import Peer
 from pelago.net.context import NodeContext
 from pelago.net.sockets.dialler import Dialler
 from pelago.net.sockets.listener import Listener
-from pelago.net.sockets.pair import Bind, Connect, Handlers, SocketPair, client, serve
+from pelago.net.sockets.pair import (
+    Bind,
+    ClientSide,
+    Connect,
+    Handlers,
+    ServerSide,
+    new_context,
+    serve,
+)
 from pelago.runlog.events import ServerConnected, ServerDisconnected
 from pelago.wire.codec import encode
 from pelago.wire.messages import Frame
@@ -46,8 +55,9 @@ class Recipient(Protocol):
 class TransferProgress(Protocol):
     """Says how the transfers to and from a peer get on."""
 
-    def progress(self, peer: Peer) -> tuple[bool, int]:
-        """Whether a payload is under way to a peer or from it, and a number that grows with each answer."""
+    def progress(self, peer: Peer, stripe: int) -> tuple[bool, int]:
+        """Whether a part of a payload is under way on a stripe to a peer or from it, and a number that grows with
+        each answer about one."""
         ...
 
 
@@ -62,9 +72,9 @@ class Connections:
         self._context = context
         self._bind = server
         self._recipient: Recipient
-        self._server: SocketPair | None = None
+        self._server: ServerSide | None = None
         self._listener: Listener | None = None
-        self._pairs: dict[Peer, SocketPair] = {}
+        self._clients: dict[Peer, ClientSide] = {}
         self._diallers: dict[Peer, Dialler] = {}
 
     def open(self, resources: ExitStack) -> None:
@@ -73,7 +83,7 @@ class Connections:
 
         Nothing is received before the event loop gets its turn: call `deliver_to` until then.
         """
-        zmq_context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=2)
+        zmq_context = new_context()
         # Waits until the last messages have left, but not longer than a control socket lingers.
         resources.callback(zmq_context.term)
         context = self._context
@@ -95,12 +105,13 @@ class Connections:
             self._on_server_link(connect, label, up)
 
         handlers = Handlers(self._on_server_control, self._on_server_bulk, on_link)
-        pair = client(zmq_context, connect.peer, handlers, self._context)
-        resources.callback(pair.close)
-        self._pairs[connect.peer] = pair
         context = self._context
+        side = ClientSide(zmq_context, connect.peer, handlers, context)
+        resources.callback(side.close)
+        side.widen(context.limits.stripes)
+        self._clients[connect.peer] = side
         self._diallers[connect.peer] = Dialler(
-            connect, pair, context.patience, context.telemetry, context.clock
+            connect, side, context.patience, context.telemetry, context.clock
         )
 
     def deliver_to(self, recipient: Recipient) -> None:
@@ -109,39 +120,40 @@ class Connections:
 
     def send_control(self, peer: Peer, parts: list[Any]) -> bool:
         """Put a message on a peer's control socket. False if it cannot leave."""
-        return self._pair(peer).control.send(peer, parts)
+        return self._side(peer).control.send(peer, parts)
 
     def send_frame(self, peer: Peer, frame: Frame) -> bool:
         """Put a frame on a peer's control socket; the empty part tells it from a message. False if it cannot
         leave."""
         return self.send_control(peer, [encode(self._context.run_id, frame), b""])
 
-    def send_bulk(self, peer: Peer, _stripe: int, parts: list[Any]) -> bool:
-        """Put parts on a peer's bulk socket, without copying them; all stripes share it. False if they cannot
-        leave."""
-        return self._pair(peer).bulk.send(peer, parts)
+    def send_bulk(self, peer: Peer, stripe: int, parts: list[Any]) -> bool:
+        """Put parts on the bulk connection of a stripe to a peer, without copying them; on another one while that
+        one is not there. False if they cannot leave."""
+        return self._side(peer).send_bulk(peer, stripe, parts)
+
+    def stripes(self, peer: Peer) -> int:
+        """Number of bulk connections to a peer that are there."""
+        return self._side(peer).stripes(peer)
 
     def throttle(self, on: bool) -> None:
         """Stop reading the bulk sockets of all peers, or go on reading them."""
-        for pair in self._all():
-            pair.bulk.pause() if on else pair.bulk.resume()
+        servers = [] if self._server is None else [self._server]
+        sides: list[ServerSide | ClientSide] = [*servers, *self._clients.values()]
+        for side in sides:
+            side.throttle(on)
 
     def tick(self, transfers: TransferProgress) -> None:
         """Look for connections that are dead or blocked; to be called a few times a second."""
         if self._listener is not None:
             self._listener.tick()
         for peer, dialler in self._diallers.items():
-            moving, progress = transfers.progress(peer)
-            dialler.tick(moving=moving, progress=progress)
+            dialler.tick(partial(transfers.progress, peer))
 
-    def _pair(self, peer: Peer) -> SocketPair:
-        pair = self._pairs.get(peer, self._server)
-        assert pair is not None, f"no socket leads to {peer}"
-        return pair
-
-    def _all(self) -> list[SocketPair]:
-        servers = [] if self._server is None else [self._server]
-        return [*servers, *self._pairs.values()]
+    def _side(self, peer: Peer) -> ServerSide | ClientSide:
+        side = self._clients.get(peer, self._server)
+        assert side is not None, f"no socket leads to {peer}"
+        return side
 
     # --- what comes from the sockets --------------------------------------------------------------
 

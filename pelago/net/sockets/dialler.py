@@ -5,8 +5,8 @@ nothing; names come to mean other addresses; and of several addresses one may le
 
 1. A name is looked up at the start and, while there is no control connection, every `LOOKUP_MS`. Several addresses
    are tried in turn. A name that cannot be resolved is awaited like a server that is not up.
-2. Both connections are made anew when the server owes an answer on control for `Patience.lost_after_ms`; bulk
-   when nothing was heard of a payload under way for `Patience.bulk_silent_ms`.
+2. All connections are made anew when the server owes an answer on control for `Patience.lost_after_ms`; a bulk
+   connection alone when nothing was heard for `Patience.bulk_silent_ms` of its stripe of a payload under way.
 3. When one of the two ports answers and the other does not for `BLOCKED_MS`, the console says which.
 """
 
@@ -17,8 +17,9 @@ from pelago import address
 from pelago.core.machine import PS_PER_MS
 from pelago.net.limits import Patience
 from pelago.net.sockets.blocked import Blocked
+from pelago.net.sockets.channel import Channel
 from pelago.net.sockets.lookup import Lookup
-from pelago.net.sockets.pair import LABELS, Connect, SocketPair
+from pelago.net.sockets.pair import LABELS, ClientSide, Connect
 from pelago.net.sockets.silence import SilenceTimer
 from pelago.net.telemetry import Telemetry
 from pelago.runlog.events import (
@@ -38,17 +39,19 @@ class Dialler:
     def __init__(
         self,
         connect: Connect,
-        side: SocketPair,
+        side: ClientSide,
         patience: Patience,
         telemetry: Telemetry,
         clock: Callable[[], int],
     ) -> None:
         self._connect = connect
-        self._channels = (side.control, side.bulk)
+        self._side = side
         self._telemetry = telemetry
         self._clock = clock
         self._control = SilenceTimer(patience.lost_after_ms)
-        self._bulk = SilenceTimer(patience.bulk_silent_ms)
+        self._patience = patience
+        self._bulk: list[SilenceTimer] = []
+        """For each bulk connection."""
         self._blocked = Blocked()
         self._addresses: list[str] = []
         self._place = 0
@@ -62,30 +65,53 @@ class Dialler:
             self._lookup = Lookup(connect.host, self._found)
             self._lookup.begin()
 
-    def tick(self, *, moving: bool, progress: int) -> None:
+    def tick(self, progress: Callable[[int], tuple[bool, int]]) -> None:
         """To be called a few times a second.
 
-        ``moving``: a payload is under way to the server or from it; ``progress``: grows with what is heard of it.
+        ``progress``: whether something is under way on a stripe to the server or from it, and a number that grows
+        with what is heard of it.
         """
-        now = self._clock()
-        control, bulk = self._channels
+        now, control = self._clock(), self._side.control
         if self._control.look(now, owed=control.up and control.owed, signs=control.received):
-            self._renew("control", (0, 1))
-        elif self._bulk.look(now, owed=bulk.up and moving, signs=bulk.received + progress):
-            self._renew("bulk", (1,))
+            self._renew("control")
+            self._dial_all()
+        else:
+            self._look_at_bulk(now, progress)
         if not control.up:
             self._seek(now)
         self._tell_blocked(now)
+
+    def widen(self, stripes: int) -> None:
+        """Have so many bulk connections, those that are new at the address of the others."""
+        had = len(self._side.bulk)
+        self._side.widen(stripes)
+        if self._addresses:
+            for channel in self._side.bulk[had:]:
+                self._dial(channel, 1)
+
+    def _look_at_bulk(self, now: int, progress: Callable[[int], tuple[bool, int]]) -> None:
+        bulk = self._side.bulk
+        del self._bulk[len(bulk) :]
+        while len(self._bulk) < len(bulk):
+            self._bulk.append(SilenceTimer(self._patience.bulk_silent_ms))
+        for stripe, (channel, timer) in enumerate(zip(bulk, self._bulk, strict=True)):
+            moving, heard = progress(stripe)
+            if timer.look(now, owed=channel.up and moving, signs=channel.received + heard):
+                self._renew("bulk")
+                self._dial(channel, 1)
+
+    def _ups(self) -> tuple[bool, bool]:
+        """Whether control is connected, and bulk, at least once."""
+        return self._side.control.up, any(channel.up for channel in self._side.bulk)
 
     def _seek(self, now: int) -> None:
         if self._lookup is not None and now - self._looked_up_at >= LOOKUP_MS * PS_PER_MS:
             self._looked_up_at = now
             self._lookup.begin()
-        control, bulk = self._channels
         # Where bulk answers is our server, and something between keeps its control port from us.
-        if len(self._addresses) > 1 and control.unanswered and not bulk.up:
+        if len(self._addresses) > 1 and self._side.control.unanswered and not self._ups()[1]:
             self._place = (self._place + 1) % len(self._addresses)
-            self._dial((0, 1))
+            self._dial_all()
 
     def _found(self, addresses: list[str], why: str) -> None:
         """An answer to the question for the name's addresses came."""
@@ -100,25 +126,28 @@ class Dialler:
             self._unknown = why
             return
         self._unknown = ""
-        if self._channels[0].up or sorted(addresses) == sorted(self._addresses):
+        if self._side.control.up or sorted(addresses) == sorted(self._addresses):
             return
         if self._addresses:
             self._telemetry.event(ServerMoved(self._connect.peer, where, tuple(addresses)))
         self._addresses, self._place = addresses, 0
-        self._dial((0, 1))
+        self._dial_all()
 
-    def _renew(self, label: str, places: tuple[int, ...]) -> None:
+    def _renew(self, label: str) -> None:
         self._telemetry.counters[f"renewed_{label}"] += 1
         self._telemetry.event(ConnectionRenewed(self._connect.peer, label))
-        self._dial(places)
 
-    def _dial(self, places: tuple[int, ...]) -> None:
-        for place in places:
-            self._channels[place].connect(self._addresses[self._place], self._connect.port + place)
+    def _dial_all(self) -> None:
+        self._dial(self._side.control, 0)
+        for channel in self._side.bulk:
+            self._dial(channel, 1)
+
+    def _dial(self, channel: Channel, offset: int) -> None:
+        channel.connect(self._addresses[self._place], self._connect.port + offset)
 
     def _tell_blocked(self, now: int) -> None:
         peer, host, port = self._connect.peer, self._connect.host, self._connect.port
-        ups = [channel.up for channel in self._channels]
+        ups = self._ups()
         for place, label in enumerate(LABELS):
             blocked = not ups[place] and ups[1 - place]
             where = address.join(host, port + place)

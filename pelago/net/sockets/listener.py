@@ -6,7 +6,7 @@ from typing import Final
 
 from pelago.core.machine import PS_PER_MS
 from pelago.net.sockets.blocked import Blocked
-from pelago.net.sockets.pair import LABELS, Bind, SocketPair
+from pelago.net.sockets.pair import LABELS, Bind, ServerSide
 from pelago.net.telemetry import Telemetry
 from pelago.runlog.events import ClientBlocked, ClientUnblocked
 
@@ -21,7 +21,7 @@ class Listener:
     """Watches the ports of one server side. ``clock``: picoseconds."""
 
     def __init__(
-        self, bind: Bind, side: SocketPair, telemetry: Telemetry, clock: Callable[[], int]
+        self, bind: Bind, side: ServerSide, telemetry: Telemetry, clock: Callable[[], int]
     ) -> None:
         self._bind = bind
         self._channels = (side.control, side.bulk)

@@ -102,9 +102,11 @@ class Incoming:
         """Payloads under way."""
         return len(self._transfers)
 
-    def is_receiving(self, peer: Peer) -> bool:
-        """Whether a payload is under way from a peer."""
-        return peer in self._transfers
+    def is_receiving(self, peer: Peer, stripe: int) -> bool:
+        """Whether a part of a payload is under way from a peer on a stripe."""
+        one = self._transfers.get(peer)
+        receivers = [] if one is None else one.receivers[stripe : stripe + 1]
+        return any(not each.completed for each in receivers)
 
     def arriving(self) -> list[tuple[BlobId, Begun]]:
         """Payloads of which some chunks are here, and how they began."""

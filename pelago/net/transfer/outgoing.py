@@ -21,7 +21,7 @@ from pelago.protocol.stripes import Striping
 from pelago.runlog.events import PayloadAbandoned
 from pelago.tensor.payload import Payload
 from pelago.wire.codec import encode
-from pelago.wire.messages import Abort, Begin, Chunk, Have
+from pelago.wire.messages import STRIPES_MAX, Abort, Begin, Chunk, Have
 
 READ_CHUNKS_MAX: Final = 4
 """Chunks that one turn of the reading thread prepares: payloads of several peers take turns."""
@@ -71,8 +71,8 @@ class Outgoing:
         self._tensors = tensors
         self._sockets = sockets
         self._telemetry = context.telemetry
-        self._answers: OrderedDict[Peer, int] = OrderedDict()
-        """How often each receiver has answered; the `ANSWERING_MAX` that answered last."""
+        self._answers: OrderedDict[tuple[Peer, int], int] = OrderedDict()
+        """How often each receiver has answered about a stripe; the `ANSWERING_MAX` that answered last."""
         self._transfers: dict[Peer, _Transfer] = {}
         self._ask = False
         self._sizes: tuple[int, ...] = ()
@@ -105,7 +105,7 @@ class Outgoing:
         if frame.stripe >= len(one.stripes):
             self._telemetry.drop("stripe", peer, f"{frame.stripe} of {len(one.stripes)}")
             return
-        self._count_answer(peer)
+        self._count_answer(peer, frame.stripe)
         stripe, now = one.stripes[frame.stripe], self._context.clock()
         self._obey(one, stripe, stripe.sender.have(frame.query, frame.through, frame.beyond, now))
 
@@ -138,17 +138,19 @@ class Outgoing:
         its name. After a long silence the intervals between queries would be as long."""
         self._ask = True
 
-    def is_sending(self, peer: Peer) -> bool:
-        """Whether a payload is under way to a peer."""
-        return peer in self._transfers
+    def is_sending(self, peer: Peer, stripe: int) -> bool:
+        """Whether a part of a payload is under way to a peer on a stripe."""
+        one = self._transfers.get(peer)
+        stripes = [] if one is None else one.stripes[stripe : stripe + 1]
+        return any(not each.sender.done for each in stripes)
 
-    def answers(self, peer: Peer) -> int:
-        """How often a peer has said what of a payload has arrived; 0 again for a peer that was forgotten."""
-        return self._answers.get(peer, 0)
+    def answers(self, peer: Peer, stripe: int) -> int:
+        """How often a peer has said what of a stripe has arrived; 0 again for a peer that was forgotten."""
+        return self._answers.get((peer, stripe), 0)
 
-    def _count_answer(self, peer: Peer) -> None:
-        self._answers[peer] = self.answers(peer) + 1
-        self._answers.move_to_end(peer)
+    def _count_answer(self, peer: Peer, stripe: int) -> None:
+        self._answers[peer, stripe] = self.answers(peer, stripe) + 1
+        self._answers.move_to_end((peer, stripe))
         if len(self._answers) > ANSWERING_MAX:
             self._answers.popitem(last=False)
 
@@ -166,7 +168,7 @@ class Outgoing:
             self._sizes = self._context.encoding.sizes(self._tensors.plane.manifest)
         self._last_number += 1
         limits = self._context.limits
-        striping = Striping(min(limits.stripes, len(self._sizes)))
+        striping = Striping(min(self._sockets.stripes(peer), STRIPES_MAX, max(1, len(self._sizes))))
         stripes = [
             _Stripe(
                 number,

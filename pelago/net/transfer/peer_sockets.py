@@ -14,8 +14,12 @@ class PeerSockets(Protocol):
         ...
 
     def send_bulk(self, peer: Peer, stripe: int, parts: list[Any]) -> bool:
-        """Put parts on the ordered connection of a stripe to a peer, without copying them. False if they cannot
-        leave. Several stripes may share one connection."""
+        """Put parts on the ordered connection of a stripe to a peer, without copying them. While that one is not
+        there they leave on another one. False if they cannot leave."""
+        ...
+
+    def stripes(self, peer: Peer) -> int:
+        """Number of bulk connections to a peer that are there; at least 1."""
         ...
 
     def throttle(self, on: bool) -> None:

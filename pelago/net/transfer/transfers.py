@@ -78,10 +78,11 @@ class Transfers:
             case _:
                 assert_never(frame)
 
-    def progress(self, peer: Peer) -> tuple[bool, int]:
-        """Whether a payload is under way to a peer or from it, and a number that grows with what is heard of it."""
-        moving = self.outgoing.is_sending(peer) or self.incoming.is_receiving(peer)
-        return moving, self.outgoing.answers(peer)
+    def progress(self, peer: Peer, stripe: int) -> tuple[bool, int]:
+        """Whether something is under way on a stripe to a peer or from it, and a number that grows with what is
+        heard of it."""
+        moving = self.outgoing.is_sending(peer, stripe) or self.incoming.is_receiving(peer, stripe)
+        return moving, self.outgoing.answers(peer, stripe)
 
     def tick(self) -> None:
         """To be called a few times a second."""
