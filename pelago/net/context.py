@@ -8,7 +8,7 @@ from pelago.core.machine import Machine
 from pelago.core.names import Peer
 from pelago.net.limits import Limits, Patience
 from pelago.net.telemetry import Telemetry
-from pelago.tensor.encoding import Encoding
+from pelago.tensor.encodings.encoding import Encoding
 from pelago.wire.messages import Event, Message
 
 NodeEffectMethods: TypeAlias = Mapping[type, Callable[[Any], None]]

@@ -58,7 +58,8 @@ from pelago.runlog.events import (
     NodeStopping,
     WaitingForServer,
 )
-from pelago.tensor.encoding import FP32, Encoding
+from pelago.tensor.encodings.encoding import Encoding
+from pelago.tensor.encodings.plain import FP32
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire.codec import encode

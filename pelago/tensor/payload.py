@@ -17,7 +17,12 @@ import torch
 
 from pelago.tensor.checksum import Bytes, checksum
 
-_NUMPY: Final[dict[torch.dtype, Any]] = {torch.float32: np.float32, torch.float64: np.float64}
+_NUMPY: Final[dict[torch.dtype, Any]] = {
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+    torch.int16: np.int16,
+    torch.int8: np.int8,
+}
 
 EXTENT_BYTES: Final = 64 << 20
 """Page-locked memory is taken from the system in pieces of at least this size."""

@@ -24,7 +24,7 @@ from pelago.core.errors import CheckpointError
 from pelago.core.names import BlobId
 from pelago.core.tensor_effects import Operation
 from pelago.tensor.checksum import Bytes, checksum
-from pelago.tensor.encoding import Encoding
+from pelago.tensor.encodings.encoding import Encoding
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov, Slots, merge
 from pelago.tensor.payload import BufferPool, ChunkBuffer, Payload, tensor_over
@@ -129,7 +129,7 @@ class Plane:
         if encoding is None or encoding.is_memory:
             chunk = ChunkBuffer(self._keep(tensor_over(buffer, self.dtype)), expected)
         else:
-            chunk = ChunkBuffer(encoding.decode(buffer))
+            chunk = ChunkBuffer(encoding.decode(buffer, elements))
             assert (chunk.tensor.dtype, chunk.tensor.shape) == (self.dtype, (elements,))
         if self._outer is not None:
             # A server measures what it receives, and this thread has the bytes in its cache. A worker receives

@@ -333,7 +333,7 @@ class Begin:
     """Announces a payload. Sent again on the same stripe, with the next ``query``, it asks what has arrived there.
 
     ``message`` is the encoded message that the payload belongs to. ``chunks`` and ``payload_bytes`` are of the
-    whole payload in its ``encoding``, which `pelago.tensor.encoding` names. The chunks are divided between
+    whole payload in its ``encoding``, which `pelago.tensor.encodings` names. The chunks are divided between
     ``stripes`` ordered connections (`pelago.protocol.stripes`); this frame is of the one with number ``stripe``,
     of whose chunks the receiver has acknowledged ``acknowledged`` so far.
     """

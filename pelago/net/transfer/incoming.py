@@ -29,6 +29,7 @@ from pelago.net.transfer.peer_sockets import PeerSockets
 from pelago.protocol import transfer
 from pelago.protocol.stripes import Striping
 from pelago.runlog.events import TransferEvicted
+from pelago.tensor.encodings.encoding import chunk_sizes
 from pelago.wire.codec import decode_message
 from pelago.wire.messages import STRIPES_MAX, Abort, Begin, Chunk, Have, Message, Model, Push
 
@@ -206,7 +207,7 @@ class Incoming:
     @cached_property
     def _sizes(self) -> tuple[int, ...]:
         """Encoded bytes of each chunk of the model, which is known."""
-        return self._context.encoding.sizes(self._tensors.plane.manifest)
+        return chunk_sizes(self._context.encoding, self._tensors.plane.manifest)
 
     def _find(self, peer: Peer, number: int) -> _Transfer | None:
         """A transfer that is under way, or the last one of its sender, if that is complete."""

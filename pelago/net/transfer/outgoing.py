@@ -19,6 +19,7 @@ from pelago.net.transfer.peer_sockets import PeerSockets
 from pelago.protocol import transfer
 from pelago.protocol.stripes import Striping
 from pelago.runlog.events import PayloadAbandoned
+from pelago.tensor.encodings.encoding import chunk_sizes
 from pelago.tensor.payload import Payload
 from pelago.wire.codec import encode
 from pelago.wire.messages import STRIPES_MAX, Abort, Begin, Chunk, Have
@@ -165,7 +166,7 @@ class Outgoing:
 
     def _begin(self, peer: Peer, message: bytes, blob: BlobId) -> None:
         if not self._sizes:
-            self._sizes = self._context.encoding.sizes(self._tensors.plane.manifest)
+            self._sizes = chunk_sizes(self._context.encoding, self._tensors.plane.manifest)
         self._last_number += 1
         limits = self._context.limits
         striping = Striping(min(self._sockets.stripes(peer), STRIPES_MAX, max(1, len(self._sizes))))

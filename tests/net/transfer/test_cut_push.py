@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +26,7 @@ from pelago.net.durability import journal
 from pelago.net.limits import Limits
 from pelago.net.node import Node
 from pelago.net.transfer.outgoing import UNKNOWN
-from pelago.tensor.encoding import FP32
+from pelago.tensor.encodings.plain import BF16
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane
 from pelago.wire.codec import decode_frame, encode
@@ -350,7 +349,7 @@ async def test_a_payload_in_an_encoding_that_is_expected_no_more_is_not_resumed(
     with a_sender(nodes) as region:
         await half_arrives(server, region)
         await nodes.kill("gps")
-        server = await a_gps(nodes, encoding=replace(FP32, name="other"))
+        server = await a_gps(nodes, encoding=BF16)
     assert (server.transfers.incoming.active, server.tensors.payloads) == (0, 0)
     with a_sender(nodes) as region:
         await region.joins_again()

@@ -1,31 +1,15 @@
-"""A payload in an encoding of half the bytes, between two real nodes.
+"""A payload in an encoding of half the bytes, between two real nodes."""
 
-The encoding is defined here; the rest of the tree knows it by `NodeSettings.encoding` only.
-"""
-
-import numpy as np
 import pytest
 import torch
 
 from pelago.core.machine import Delivered, PeerLost, Started
-from pelago.tensor.checksum import Bytes
-from pelago.tensor.encoding import FP32, Encoding
+from pelago.tensor.encodings.encoding import Encoding
+from pelago.tensor.encodings.plain import BF16, FP32
 from pelago.tensor.plane import Plane
 from pelago.wire.messages import Model, Push
 from tests.net.nodes import Nodes
 from tests.net.transfer.test_transfers import give, modelling, pulling, pushing, welcoming
-
-
-def _to_bf16(chunk: torch.Tensor) -> Bytes:
-    return chunk.bfloat16().view(torch.int16).numpy().tobytes()
-
-
-def _from_bf16(buffer: Bytes) -> torch.Tensor:
-    halves = torch.from_numpy(np.frombuffer(buffer, np.int16).copy())
-    return halves.view(torch.bfloat16).float()
-
-
-BF16 = Encoding("bf16", lambda elements: 2 * elements, _to_bf16, _from_bf16)
 
 
 async def test_a_model_travels_in_half_the_bytes_and_arrives_rounded(nodes: Nodes) -> None:
