@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from pelago.config.run_file import RunFile
-from pelago.tensor.encoding import FP32, Encoding
+from pelago.tensor.encodings.encoding import Encoding
+from pelago.tensor.encodings.registry import ENCODINGS
 from pelago.tensor.manifest import CHUNK_BYTES, ELEMENT_BYTES
 
 NODE_BYTES_PER_S: Final = 2.5e9
@@ -20,7 +21,7 @@ MS_PER_S: Final = 1000
 
 def encodings() -> tuple[Encoding, ...]:
     """The encodings in which payloads can travel, the widest first."""
-    return (FP32,)
+    return tuple(ENCODINGS.values())
 
 
 def payload_bytes(encoding: Encoding, elements: int) -> int:
