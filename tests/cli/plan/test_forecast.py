@@ -11,6 +11,7 @@ from pelago.cli.plan.forecast import Assumptions, forecast
 from pelago.cli.plan.links import encodings, payload_bytes
 from pelago.config import models_held
 from pelago.core.errors import ConfigError
+from pelago.tensor.encodings.encoding import chunk_sizes
 from pelago.tensor.manifest import Manifest
 from pelago.wire.messages import TensorSpec
 from tests.cli.plan.runs import FACTS, run_with
@@ -22,7 +23,7 @@ STATED = Assumptions(step_seconds=0.125)
 def test_an_exchange_takes_its_bytes_its_latencies_and_the_grant() -> None:
     """1 Gbps carries 125 MB a second; Offer and Grant go there and back before the update is sent."""
     eu, us = forecast(run_with(), FACTS, STATED).regions
-    [far] = us.exchange
+    far = us.exchange[0]
     assert far.up_s == pytest.approx(2 * 0.04 + MODEL / 125e6 + 0.04)
     assert far.down_s == pytest.approx(MODEL / 125e6 + 0.04)
     assert us.pace.seconds == far.up_s + far.down_s
@@ -34,7 +35,7 @@ def test_a_link_faster_than_a_node_is_used_at_the_pace_of_nodes() -> None:
     run = run_with(network={"bandwidth_gbps": [[1000.0, 1000.0], [1000.0, 1000.0]]})
     plain = run_with(network={"bandwidth_gbps": [], "latency_ms": []})
     for each in (run, plain):
-        [transfer] = forecast(each, FACTS, STATED).regions[0].push_pull
+        transfer = forecast(each, FACTS, STATED).regions[0].push_pull[0]
         assert transfer.up_s == pytest.approx(MODEL / links.NODE_BYTES_PER_S)
 
 
@@ -83,7 +84,7 @@ def test_every_encoding_is_in_the_table_with_its_bytes_of_a_real_model() -> None
     found = forecast(run_with(), FACTS, STATED).regions[0].exchange
     assert [each.encoding for each in found] == [each.name for each in encodings()]
     for encoding in encodings():
-        assert payload_bytes(encoding, manifest.numel) == sum(encoding.sizes(manifest))
+        assert payload_bytes(encoding, manifest.numel) == sum(chunk_sizes(encoding, manifest))
 
 
 def test_servers_hold_the_models_of_their_settings() -> None:
