@@ -7,6 +7,7 @@ model to where the trainer wants it, and letting go of it, is not part of a roun
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -19,9 +20,9 @@ import uvloop
 
 from pelago.config.run_file import RunFile
 from pelago.config.run_toml import load
-from pelago.core.machine import Received
+from pelago.core.machine import Machine, Received
 from pelago.core.names import Peer
-from pelago.core.ports import Cancellation, LogEvent, TrainingResult
+from pelago.core.ports import Cancellation, LogEvent, TrainerPort, TrainingResult
 from pelago.core.training_effects import Train, Trained
 from pelago.net import daemon
 from pelago.net.node import Node, NodeSettings
@@ -104,30 +105,44 @@ class Instant:
         raise AssertionError("a worker exports nothing")
 
 
-async def work(run: RunFile, model: dict[str, Any], out: Path) -> None:
-    """Join, and work until the orchestrator ends the run."""
+def elements_of(model: dict[str, Any]) -> int:
+    """The number of parameters."""
+    return sum(math.prod(shape) for _, shape in model["specs"])
+
+
+async def work(
+    run: RunFile,
+    model: dict[str, Any],
+    out: Path,
+    trainer: TrainerPort,
+    wrap: Callable[[Worker], Machine[Message]],
+    place: tuple[int, int] = (0, 0),
+) -> None:
+    """Join, and work until the orchestrator ends the run. ``place``: region and group."""
     manifest = Manifest(tuple(TensorSpec(name, tuple(shape)) for name, shape in model["specs"]))
-    host, port = run.lps_connect(0)
+    region, group = place
+    host, port = run.lps_connect(region)
+    name = f"worker-{run.region[region].name}-{group}"
     machine = Worker(
         worker_settings(
             run,
-            0,
-            0,
+            region,
+            group,
             incarnation=daemon.incarnation(),
             fingerprint=manifest.fingerprint,
             corpus=model["corpus"],
         )
     )
     node = Node(
-        TimedWorker(machine),
+        wrap(machine),
         NodeSettings(
             run_id=run.run_id,
-            name=daemon.process_name("worker-bench", daemon.random_bits()),
+            name=daemon.process_name(name, daemon.random_bits()),
             upstreams=(Connect(host, port, "lps"),),
-            executors=(partial(TrainingThread, Instant(manifest.numel, run.worker.local_steps)),),
-            crash_file=out / "worker-bench" / "crash.json",
+            executors=(partial(TrainingThread, trainer),),
+            crash_file=out / name / "crash.json",
         ),
-        daemon.telemetry(out, "worker-bench"),
+        daemon.telemetry(out, name),
         plane=Plane(manifest, None),
     )
     finish = await node.run()
@@ -141,7 +156,9 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_what_is_freed()  # As every daemon does.
     model = json.loads(Path(model_path).read_text(encoding="utf-8"))
-    uvloop.run(work(load(run_path), model, Path(out)))
+    run = load(run_path)
+    trainer = Instant(elements_of(model), run.worker.local_steps)
+    uvloop.run(work(run, model, Path(out), trainer, TimedWorker))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,10 @@ class RealRun:
     def start(self, name: str, kind: str, *command: str) -> None:
         """Start a node. ``command``: a module and its flags beyond the run file and the folder."""
         line = [sys.executable, "-m", command[0], "--run", str(self.path), "--out", str(self.out)]
-        line += command[1:]
+        self.start_command(name, kind, [*line, *command[1:]])
+
+    def start_command(self, name: str, kind: str, line: list[str]) -> None:
+        """Start a node by a command of its own."""
         self.nodes[name] = Daemon(name, kind, line, self._spawn(name, line), time.time())
 
     def _spawn(self, name: str, line: list[str]) -> subprocess.Popen[bytes]:
