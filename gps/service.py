@@ -58,7 +58,7 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
             run_id=run.run_id,
             name=start.process,
             server=Bind(host, port, "gps.bind"),
-            limits=Limits(incoming_max=run.gps.arriving_max),
+            limits=Limits.of(run.network, run.gps.arriving_max),
             patience=Patience.of(run.network),
             loaded=Version(gps.settings.incarnation, 0),
             crash_file=out / "gps" / "crash.json",

@@ -55,7 +55,7 @@ def serve(options: argparse.Namespace, run: RunFile) -> int:
             server=Bind(host, port, f"region {options.region}: bind"),
             upstreams=(Connect(gps_host, gps_port, "gps", "--connect"),),
             # One more place than workers' updates: the global model arrives beside them.
-            limits=Limits(incoming_max=run.lps.arriving_max + 1),
+            limits=Limits.of(run.network, run.lps.arriving_max + 1),
             patience=Patience.of(run.network),
             crash_file=out / name / "crash.json",
         ),

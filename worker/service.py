@@ -13,7 +13,7 @@ from pelago.config.run_file import RunFile
 from pelago.core.errors import CheckpointError
 from pelago.net import command, daemon
 from pelago.net.durability import disk_needs
-from pelago.net.limits import Patience
+from pelago.net.limits import Limits, Patience
 from pelago.net.node import Node, NodeSettings
 from pelago.net.sockets.pair import Connect
 from pelago.net.tensors.training import TrainingThread
@@ -94,6 +94,7 @@ def _train(options: argparse.Namespace, run: RunFile) -> int:
             run_id=run.run_id,
             name=daemon.process_name(f"worker-{options.region}", bits),
             upstreams=(Connect(host, port, "lps", "--connect"),),
+            limits=Limits.of(run.network),
             patience=Patience.of(run.network),
             executors=(partial(TrainingThread, WorkerPort(trainer, run, options.region, moments)),),
             crash_file=out / name / "crash.json",
@@ -129,6 +130,7 @@ def _evaluate(options: argparse.Namespace, run: RunFile) -> int:
             run_id=run.run_id,
             name=daemon.process_name("evaluator", daemon.random_bits()),
             upstreams=(Connect(host, port, "gps", "--connect"),),
+            limits=Limits.of(run.network),
             patience=Patience.of(run.network),
             executors=(partial(TrainingThread, EvaluatorPort(measure, out / "model")),),
             crash_file=out / "evaluator" / "crash.json",

@@ -25,6 +25,7 @@ from pelago.core.names import Peer
 from pelago.core.ports import Cancellation, LogEvent, TrainerPort, TrainingResult
 from pelago.core.training_effects import Train, Trained
 from pelago.net import daemon
+from pelago.net.limits import Limits
 from pelago.net.node import Node, NodeSettings
 from pelago.net.sockets.pair import Connect
 from pelago.net.tensors.malloc import keep_what_is_freed
@@ -139,6 +140,7 @@ async def work(
             run_id=run.run_id,
             name=daemon.process_name(name, daemon.random_bits()),
             upstreams=(Connect(host, port, "lps"),),
+            limits=Limits.of(run.network),
             executors=(partial(TrainingThread, trainer),),
             crash_file=out / name / "crash.json",
         ),

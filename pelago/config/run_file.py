@@ -105,7 +105,14 @@ class RunFile(Section):
                     "keep_optimiser",
                 },
                 "local": True,
-                "network": {"bandwidth_gbps", "latency_ms", "share_links", "give_up_after_ms"},
+                "network": {
+                    "bandwidth_gbps",
+                    "latency_ms",
+                    "share_links",
+                    "give_up_after_ms",
+                    "stripes",
+                    "window_mib",
+                },
             },
         )
         for region in same["region"]:

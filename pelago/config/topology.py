@@ -1,6 +1,6 @@
 """Tables of the run file about places and links: region, network, local."""
 
-from typing import Annotated, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,6 +16,12 @@ from pelago.config.fields import (
     Section,
     WholeMilliseconds,
 )
+
+Auto = Literal["auto"]
+STRIPES_CHOSEN_MAX: Final = 8
+WINDOW_MIB_MIN: Final = 8
+"""A receiver acknowledges as often as this window needs."""
+WINDOW_MIB_MAX: Final = 1024
 
 
 class RegionSection(Section):
@@ -45,6 +51,12 @@ class NetworkSection(Section):
     bandwidth_gbps: tuple[tuple[Gbps, ...], ...] = ()
     latency_ms: tuple[tuple[Milliseconds, ...], ...] = ()
     """One-way."""
+    stripes: Auto | Annotated[int, Field(ge=1, le=STRIPES_CHOSEN_MAX)] = "auto"
+    """Connections for bulk data that a node opens to each of its servers. "auto": more, while they add throughput. May
+    differ from host to host."""
+    window_mib: Auto | Annotated[float, Field(ge=WINDOW_MIB_MIN, le=WINDOW_MIB_MAX)] = "auto"
+    """Of a payload, sent and not acknowledged. "auto": twice what was measured to fit the line. May differ from host
+    to host."""
     heartbeat_ms: WholeMilliseconds = 500
     lost_after_ms: WholeMilliseconds = 5000
     """A peer silent for so long is lost; a worker's leases are then leased again."""

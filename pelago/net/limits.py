@@ -14,16 +14,26 @@ LOST_AFTER_MS_MAX: Final = 3_600_000
 """More is no longer patience, and other numbers than these do not fit ZeroMQ's options."""
 BULK_SILENT_MS_MIN: Final = 30_000
 """A full window (`Limits.window_bytes`) takes 27 s at 10 Mbps, and is acknowledged in parts."""
+WINDOW_BYTES_MIN: Final = 8 << 20
+"""The smallest window that adapts or that a run file sets."""
+WINDOW_BYTES: Final = 32 << 20
+"""Before anything was measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Limits of one node; see also the constants of `pelago.net.sockets`."""
 
-    window_bytes: int = 32 << 20
-    """Payload bytes of one transfer that may be on their way, unconfirmed."""
+    window_bytes: int = WINDOW_BYTES
+    """Payload bytes of one transfer that may be on their way, unconfirmed; at first, if the window adapts."""
+    window_adapts: bool = False
+    """Whether windows follow what is measured (`pelago.protocol.window`)."""
+    windows_bytes_max: int = 1 << 30
+    """All windows that adapt, together; each transfer under way has the same part of it."""
     stripes: int = 1
-    """Ordered connections to one peer between which the chunks of a payload are divided: 1 to `STRIPES_MAX`."""
+    """Bulk connections to each of the node's servers, 1 to `STRIPES_MAX`; at first, if their number adapts."""
+    stripes_adapt: bool = False
+    """Whether connections are opened while they add throughput (`pelago.protocol.climber`)."""
     incoming_max: int = 4
     """Payloads that may be arriving at once, one per peer; memory for so many models."""
     staging_bytes_max: int = 64 << 20
@@ -36,6 +46,23 @@ class Limits:
     """Silence after which a sender gives up: outlasts a long cut of the network."""
     idle_ms: int = 10_000
     """A payload that stopped arriving for so long may be dropped if its place is wanted."""
+
+    @classmethod
+    def of(cls, network: NetworkSection, incoming_max: int = 4) -> Self:
+        """From a run file."""
+        stripes, window = network.stripes, network.window_mib
+        return cls(
+            window_bytes=WINDOW_BYTES if window == "auto" else int(window * (1 << 20)),
+            window_adapts=window == "auto",
+            stripes=1 if stripes == "auto" else stripes,
+            stripes_adapt=stripes == "auto",
+            incoming_max=incoming_max,
+        )
+
+    @property
+    def acknowledged_window_bytes(self) -> int:
+        """The smallest window of a sender for which this node acknowledges often enough."""
+        return min(self.window_bytes, WINDOW_BYTES_MIN)
 
     @property
     def retry_ps(self) -> int:

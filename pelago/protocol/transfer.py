@@ -7,7 +7,8 @@ the driver's clock.
 The rules, and why they suffice on any transport that loses, repeats, reorders, delays or cuts:
 
 1. **Window.** At most ``window_bytes`` are sent and not yet acknowledged; one chunk always may be.
-   This bounds the queues on both sides.
+   This bounds the queues on both sides. The driver may set another window while the transfer goes on
+   (`pelago.protocol.window`), from the round trips that are measured here, one chunk at a time.
 2. **Proof, not time-outs.** `Begin` carries the number of a query, and `Have` answers with the number
    of the newest query that came. On one ordered connection, what was sent before query q comes before
    it. So a chunk that the `Have` to q does not list is lost, and only such chunks are sent again. A slow
@@ -42,6 +43,7 @@ from pelago.core.machine import PS_PER_MS
 from pelago.core.names import Span, Spans
 from pelago.core.spans import SpanSet
 from pelago.core.transitions import Transition, TransitionTable
+from pelago.protocol.window import RoundTrip
 
 BEYOND_MAX: Final = 64
 """Spans in one `Have`. A full list says nothing about chunks after its end."""
@@ -175,6 +177,13 @@ class Sender:
         """In the order of sending: each chunk under way and the newest query that preceded it."""
         self._fresh = 0
         """Chunks from here on were never sent."""
+        self._delivered_bytes = 0
+        """Of chunks that were sent and are acknowledged."""
+        self._timed: tuple[int, int, int] | None = None
+        """The chunk whose round trip is measured, when it was sent, and `_delivered_bytes` then. One at a time."""
+        self._round_trip: RoundTrip | None = None
+        self._shrunk_from = 0
+        """Bytes that were outstanding when the window last became smaller."""
         self._patience_ps = 0
         """First interval of rule 3 as things stand; 0 before the first answer."""
         self._interval_ps = retry_ps
@@ -201,7 +210,7 @@ class Sender:
             self._enter("sending")
         self._heard_at = now
         self._patience_ps, self._interval_ps = 0, self._retry_ps
-        return [self._ask(now), *self._fill()]
+        return [self._ask(now), *self._fill(now)]
 
     def ask(self, now: int) -> list[SenderEffect]:
         """The receiver may be reachable again after a cut: ask now, unless the last query is less than ``retry_ps``
@@ -224,7 +233,7 @@ class Sender:
             return self.abort("the peer acknowledged what was never sent")
         self._heard_at = now
         self._time_answer(query, now)
-        if self._acknowledge(through, beyond):
+        if self._acknowledge(through, beyond, now):
             self._interval_ps = self._patience_ps or self._retry_ps
             self._ask_at = now + self._interval_ps
         if self._arrived.total == len(self._sizes):
@@ -234,7 +243,7 @@ class Sender:
         if beyond and query == self._query == self._flying.get(through):
             effects.append(self._ask(now))
         effects += self._send_lost(query, stop if len(beyond) >= BEYOND_MAX else len(self._sizes))
-        return effects + self._fill()
+        return effects + self._fill(now)
 
     def tick(self, now: int) -> list[SenderEffect]:
         """Time passed: ask or give up if it is time for that; see `next_tick_ps`."""
@@ -255,6 +264,18 @@ class Sender:
         self._enter("failed")
         return [TransferFailed(reason)]
 
+    def resize(self, window_bytes: int) -> None:
+        """Set another window, from the next answer on. A smaller one takes back nothing that was sent."""
+        assert window_bytes > 0, window_bytes
+        if window_bytes < self._window_bytes:
+            self._shrunk_from = self.outstanding_bytes
+        self._window_bytes = window_bytes
+
+    def take_round_trip(self) -> RoundTrip | None:
+        """What was measured since the last call, if anything was."""
+        measured, self._round_trip = self._round_trip, None
+        return measured
+
     @property
     def acknowledged(self) -> int:
         """Chunks that the receiver says it has."""
@@ -270,7 +291,8 @@ class Sender:
         self._arrived.check()
         flying, queries = list(self._flying), list(self._flying.values())
         assert self.outstanding_bytes == sum(self._sizes[index] for index in flying)
-        assert self.outstanding_bytes <= self._window_bytes or len(flying) == 1
+        limit_bytes = max(self._window_bytes, self._shrunk_from)
+        assert self.outstanding_bytes <= limit_bytes or len(flying) == 1
         assert queries == sorted(queries), "queries grow in the order of sending"
         assert all(0 < query <= self._query for query in queries), queries
         for index in flying:
@@ -292,7 +314,7 @@ class Sender:
         while self._asked_at and next(iter(self._asked_at)) <= query:
             self._asked_at.popitem(last=False)
 
-    def _acknowledge(self, through: int, beyond: Spans) -> bool:
+    def _acknowledge(self, through: int, beyond: Spans, now: int) -> bool:
         """Record what arrived. Returns whether any of it is new."""
         before = self._arrived.total
         for start, stop in ((0, through), *beyond) if through else beyond:
@@ -300,7 +322,12 @@ class Sender:
                 for index in range(left, min(right, self._fresh)):
                     if self._flying.pop(index, None) is not None:
                         self.outstanding_bytes -= self._sizes[index]
+                        self._delivered_bytes += self._sizes[index]
             self._arrived.add(((start, stop),))
+        if self._timed is not None and self._timed[0] not in self._flying:
+            _, sent_at, delivered_bytes = self._timed
+            self._timed = None
+            self._round_trip = RoundTrip(self._delivered_bytes - delivered_bytes, now - sent_at)
         return self._arrived.total > before
 
     def _send_lost(self, query: int, known: int) -> list[SenderEffect]:
@@ -317,9 +344,13 @@ class Sender:
         for index in lost:
             self._flying[index] = self._query
             self._flying.move_to_end(index)
+            if self._timed is not None and self._timed[0] == index:
+                self._timed = (
+                    None  # Which of the two copies an answer is about is not known (Karn's rule).
+                )
         return [SendChunk(index) for index in lost]
 
-    def _fill(self) -> list[SenderEffect]:
+    def _fill(self, now: int) -> list[SenderEffect]:
         """Send as many fresh chunks as the window takes."""
         effects: list[SenderEffect] = []
         while True:
@@ -332,6 +363,8 @@ class Sender:
             self._flying[index] = self._query
             self.outstanding_bytes += size
             self._fresh = index + 1
+            if self._timed is None:
+                self._timed = (index, now, self._delivered_bytes)
             effects.append(SendChunk(index))
         return effects
 

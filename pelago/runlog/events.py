@@ -163,6 +163,28 @@ class ConnectionRenewed:
 
 
 @dataclass(frozen=True, slots=True)
+class StripesChosen:
+    """A client has another number of bulk connections to a server, because of the payloads in one direction."""
+
+    kind: ClassVar[str] = "stripes"
+    server: str
+    stripes: int
+    direction: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class WindowChosen:
+    """The window of a stripe to a peer is another one, since it has measured this rate and this round trip."""
+
+    kind: ClassVar[str] = "window"
+    to: str
+    window_bytes: int
+    bytes_per_s: int
+    round_trip_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class ServerPortUnreachable:
     """One port of a server answers and this one does not."""
 
@@ -372,6 +394,8 @@ DriverEvent: TypeAlias = (
     | ServerUnresolved
     | ServerMoved
     | ConnectionRenewed
+    | StripesChosen
+    | WindowChosen
     | ServerPortUnreachable
     | ServerPortReachable
     | ClientBlocked

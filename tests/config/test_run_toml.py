@@ -62,6 +62,10 @@ def test_two_regions_are_all_that_must_be_said() -> None:
         ),
         ("[run]\nbudget_minutes = 1e308\n", "less than or equal to 52,560,000"),
         ("[worker]\nstuck_minutes = 1e308\n", "worker.stuck_minutes = 1e+308: must be less"),
+        ("[network]\nstripes = 9\n", "network.stripes"),
+        ("[network]\nstripes = 0\n", "network.stripes"),
+        ("[network]\nwindow_mib = 7\n", "network.window_mib"),
+        ('[network]\nwindow_mib = "big"\n', "network.window_mib"),
         ("[network]\nheartbeat_ms = 4_000_000_000_000\n", "equal to 3,153,600,000,000"),
         ("[network]\nbandwidth_gbps = [[1e-300]]\n", "must be greater than or equal to 1e-09"),
         (f"[worker]\nlocal_steps = 1{'0' * 5000}\n", "not TOML: Exceeds the limit (4300 digits)"),
@@ -121,6 +125,7 @@ def test_the_events_of_a_simulation_survive_a_dump() -> None:
 def test_hosts_may_differ_in_addresses_and_paths_but_in_nothing_else() -> None:
     here = run_toml.parse(REGIONS)
     same = '[run]\nout = "/elsewhere"\n[gps]\nconnect = "gps.example:7700"\n[data]\nsource = "text:/data"\n'
+    same += "[network]\nstripes = 4\nwindow_mib = 64\n"
     assert run_toml.parse(same + REGIONS).run_id == here.run_id
     for other in ("[lps]\nmomentum = 0.8\n", "[run]\nseed = 1\n", "[run]\nname = 'x'\n"):
         assert run_toml.parse(other + REGIONS).run_id != here.run_id

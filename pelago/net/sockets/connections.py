@@ -136,6 +136,14 @@ class Connections:
         """Number of bulk connections to a peer that are there."""
         return self._side(peer).stripes(peer)
 
+    def dials(self, peer: Peer) -> bool:
+        """Whether it is this node that opens the connections to a peer."""
+        return peer in self._diallers
+
+    def widen(self, peer: Peer, stripes: int) -> None:
+        """Have so many bulk connections to a server of this node."""
+        self._diallers[peer].widen(stripes)
+
     def throttle(self, on: bool) -> None:
         """Stop reading the bulk sockets of all peers, or go on reading them."""
         servers = [] if self._server is None else [self._server]

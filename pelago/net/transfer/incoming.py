@@ -26,6 +26,7 @@ from pelago.net.durability.restore import Arriving, Restored
 from pelago.net.tensors.lane import Tensors
 from pelago.net.transfer.outgoing import UNKNOWN
 from pelago.net.transfer.peer_sockets import PeerSockets
+from pelago.net.transfer.tuning import StripeTuner
 from pelago.protocol import transfer
 from pelago.protocol.stripes import Striping
 from pelago.runlog.events import TransferEvicted
@@ -50,6 +51,7 @@ class _Transfer:
     striping: Striping
     receivers: list[transfer.Receiver]
     """One for each stripe."""
+    began_ps: int
     heard_ps: int
     waiting: list[Begin | tuple[Chunk, memoryview]] = field(default_factory=list)
     """Frames that are not staged yet, in order: a query waits for the chunks before it."""
@@ -85,6 +87,7 @@ class Incoming:
         context: NodeContext,
         tensors: Tensors,
         sockets: PeerSockets,
+        tuner: StripeTuner,
         durability: DurabilityManager | None,
     ) -> None:
         self._context = context
@@ -92,6 +95,7 @@ class Incoming:
         self._limits = context.limits
         self._telemetry = context.telemetry
         self._sockets = sockets
+        self._tuner = tuner
         self._durability = durability
         self._transfers: dict[Peer, _Transfer] = {}
         self._finished: OrderedDict[Peer, _Transfer] = OrderedDict()
@@ -271,7 +275,7 @@ class Incoming:
         begun, here = arriving.begun, list(here)
         striping = Striping(begun.stripes)
         acknowledge_chunks = transfer.acknowledge_chunks_for(
-            self._limits.window_bytes // begun.stripes, max(self._sizes)
+            self._limits.acknowledged_window_bytes // begun.stripes, max(self._sizes)
         )
         receivers = [
             transfer.Receiver(
@@ -283,7 +287,7 @@ class Incoming:
             for stripe in range(begun.stripes)
         ]
         now = self._context.clock()
-        return _Transfer(arriving.blob, begun, arriving.message, striping, receivers, now)
+        return _Transfer(arriving.blob, begun, arriving.message, striping, receivers, now, now)
 
     def _stage(self, one: _Transfer) -> None:
         if one.staging or one.over or not one.waiting:
@@ -366,6 +370,8 @@ class Incoming:
         while len(self._finished) > REMEMBERED_MAX:
             self._finished.popitem(last=False)
         self._telemetry.counters["payloads_received"] += 1
+        took_ps, stripes = self._context.clock() - one.began_ps, one.striping.stripes
+        self._tuner.observe(one.peer, "received", stripes, sum(self._sizes), took_ps)
         self._context.post(Received(one.peer, one.message, one.blob, sum(self._sizes)))
 
     def _end(self, one: _Transfer) -> None:

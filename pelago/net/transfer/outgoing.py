@@ -16,6 +16,7 @@ from pelago.core.names import BlobId, Peer
 from pelago.net.context import NodeContext
 from pelago.net.tensors.lane import Tensors
 from pelago.net.transfer.peer_sockets import PeerSockets
+from pelago.net.transfer.tuning import StripeTuner, Windows
 from pelago.protocol import transfer
 from pelago.protocol.stripes import Striping
 from pelago.runlog.events import PayloadAbandoned
@@ -56,6 +57,7 @@ class _Transfer:
     message: bytes
     striping: Striping
     stripes: list[_Stripe]
+    began_ps: int
     over: bool = False
 
     @property
@@ -67,10 +69,14 @@ class _Transfer:
 class Outgoing:
     """All payloads on their way out of a node."""
 
-    def __init__(self, context: NodeContext, tensors: Tensors, sockets: PeerSockets) -> None:
+    def __init__(
+        self, context: NodeContext, tensors: Tensors, sockets: PeerSockets, tuner: StripeTuner
+    ) -> None:
         self._context = context
         self._tensors = tensors
         self._sockets = sockets
+        self._tuner = tuner
+        self._windows = Windows(context)
         self._telemetry = context.telemetry
         self._answers: OrderedDict[tuple[Peer, int], int] = OrderedDict()
         """How often each receiver has answered about a stripe; the `ANSWERING_MAX` that answered last."""
@@ -108,7 +114,11 @@ class Outgoing:
             return
         self._count_answer(peer, frame.stripe)
         stripe, now = one.stripes[frame.stripe], self._context.clock()
-        self._obey(one, stripe, stripe.sender.have(frame.query, frame.through, frame.beyond, now))
+        effects = stripe.sender.have(frame.query, frame.through, frame.beyond, now)
+        self._windows.observe(
+            peer, stripe.number, stripe.sender, len(one.stripes), len(self._transfers)
+        )
+        self._obey(one, stripe, effects)
 
     def on_abort(self, peer: Peer, frame: Abort) -> None:
         """A receiver refuses a payload. If it has lost the chunks that it had, the payload is sent anew."""
@@ -168,7 +178,7 @@ class Outgoing:
         if not self._sizes:
             self._sizes = chunk_sizes(self._context.encoding, self._tensors.plane.manifest)
         self._last_number += 1
-        limits = self._context.limits
+        limits, now = self._context.limits, self._context.clock()
         striping = Striping(min(self._sockets.stripes(peer), STRIPES_MAX, max(1, len(self._sizes))))
         stripes = [
             _Stripe(
@@ -176,17 +186,17 @@ class Outgoing:
                 transfer.Sender(
                     self._last_number,
                     striping.share(number, self._sizes),
-                    max(1, limits.window_bytes // striping.stripes),
+                    self._windows.begin(peer, number, striping.stripes, 1 + len(self._transfers)),
                     limits.retry_ps,
                     limits.give_up_ps,
                 ),
             )
             for number in range(striping.stripes)
         ]
-        one = _Transfer(self._last_number, peer, blob, message, striping, stripes)
+        one = _Transfer(self._last_number, peer, blob, message, striping, stripes, now)
         self._transfers[peer] = one
         for stripe in stripes:
-            self._obey(one, stripe, stripe.sender.start(self._context.clock()))
+            self._obey(one, stripe, stripe.sender.start(now))
 
     def _find(self, peer: Peer, number: int) -> _Transfer | None:
         one = self._transfers.get(peer)
@@ -204,12 +214,17 @@ class Outgoing:
                 case transfer.PayloadDelivered():
                     if all(each.sender.done for each in one.stripes):
                         self._end(one)
+                        self._measure(one)
                         self._context.post(Delivered(one.peer, one.blob, sum(self._sizes)))
                 case transfer.TransferFailed(reason):
                     self._fail(one, reason)
                 case _:
                     assert_never(effect)
         self._read(one, stripe)
+
+    def _measure(self, one: _Transfer) -> None:
+        took_ps = self._context.clock() - one.began_ps
+        self._tuner.observe(one.peer, "sent", len(one.stripes), sum(self._sizes), took_ps)
 
     def _read(self, one: _Transfer, stripe: _Stripe) -> None:
         if stripe.reading or stripe.stalled or stripe.waiting or one.over:

@@ -22,6 +22,14 @@ class PeerSockets(Protocol):
         """Number of bulk connections to a peer that are there; at least 1."""
         ...
 
+    def dials(self, peer: Peer) -> bool:
+        """Whether it is this node that opens the connections to a peer."""
+        ...
+
+    def widen(self, peer: Peer, stripes: int) -> None:
+        """Have so many bulk connections to a server of this node."""
+        ...
+
     def throttle(self, on: bool) -> None:
         """Stop reading bulk from all peers, or go on reading it."""
         ...

@@ -17,6 +17,7 @@ from pelago.net.tensors.lane import Tensors
 from pelago.net.transfer.incoming import Incoming
 from pelago.net.transfer.outgoing import Outgoing
 from pelago.net.transfer.peer_sockets import PeerSockets
+from pelago.net.transfer.tuning import StripeTuner
 from pelago.wire.codec import decode_frame
 from pelago.wire.messages import Abort, Begin, Chunk, Have
 
@@ -34,8 +35,9 @@ class Transfers:
         self._context = context
         self._tensors = tensors
         self._telemetry = context.telemetry
-        self.outgoing = Outgoing(context, tensors, sockets)
-        self.incoming = Incoming(context, tensors, sockets, durability)
+        tuner = StripeTuner(context, sockets)
+        self.outgoing = Outgoing(context, tensors, sockets, tuner)
+        self.incoming = Incoming(context, tensors, sockets, tuner, durability)
 
     def send(self, peer: Peer, envelope: bytes, blob: BlobId) -> None:
         """Send an encoded message with a payload, after every tensor effect that came before it."""
