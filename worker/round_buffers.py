@@ -1,12 +1,15 @@
 """Where a round's start and its pseudo-gradient are: in the host's memory, or on the device.
 
 A payload arrives in chunks on the host and leaves in chunks on the host. In between, on a CUDA device, nothing waits
-for the host: the start is copied there from page-locked chunks, the difference start - end is made there in its
-place, and its pieces go back to page-locked chunks while the update is already being offered. No memory of the
-model's size is allocated in a round.
+for the host: the start is copied there from page-locked chunks, each as soon as it is here, the difference
+start - end is made there in its place, and its pieces go back to page-locked chunks while the update is already
+being offered. No memory of the model's size is allocated in a round.
 """
 
+import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol
 
 import torch
@@ -14,12 +17,25 @@ import torch
 from pelago.tensor.payload import BufferPool, ChunkBuffer, Payload
 from worker.models.language import LanguageModel
 
-COPIED_BYTES: Final = 32 << 20
-"""What is copied from the device between two looks at how far it is: a millisecond at the speed of its link."""
+RUN_BYTES: Final = 32 << 20
+"""What is copied from the device at once, at most, if chunks are not larger: a millisecond at the speed of its link."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Neighbouring chunks that are copied to the host at once. ``copied``: when they are there."""
+
+    chunks: range
+    memory: torch.Tensor
+    copied: torch.cuda.Event
 
 
 class RoundBuffers(Protocol):
     """Memory of one trainer's rounds, one at a time."""
+
+    def expect(self, coming: Payload) -> None:
+        """A payload has begun to arrive, with which a round may begin. Any thread may call this."""
+        ...
 
     def load(self, start: Payload) -> None:
         """Begin a round: the model's parameters become ``start``, which is unchanged and may not be released
@@ -47,6 +63,9 @@ class HostBuffers:
         self._pool = pool
         self._start: Payload | None = None
 
+    def expect(self, coming: Payload) -> None:
+        """Nothing is done before all of it is here: the round that goes on needs the model."""
+
     def load(self, start: Payload) -> None:
         """Copy it into the model."""
         self._start = start
@@ -70,7 +89,10 @@ class HostBuffers:
 
 
 class CudaBuffers:
-    """For a model on a CUDA device. ``pool``: page-locked. Takes the memory of one more model on the device."""
+    """For a model on a CUDA device. ``pool``: page-locked. Takes the memory of one more model on the device.
+
+    Between rounds that memory is free, so a start that is still arriving is copied there chunk by chunk.
+    """
 
     def __init__(
         self, model: LanguageModel, pieces: Sequence[tuple[int, int]], pool: BufferPool
@@ -78,59 +100,103 @@ class CudaBuffers:
         assert pool.page_locked, "copies from other memory stop the device"
         self._model = model
         self._pieces = pieces
+        self._runs = runs_of(pieces, RUN_BYTES // model.flat.itemsize)
         self._pool = pool
         self._start = torch.empty_like(model.flat)
         """The start of the round, and at its end the pseudo-gradient."""
         self._copies = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
+        self._lock = threading.Lock()
+        self._in_round = False
+        self._coming: Payload | None = None
+        """What arrives between two rounds."""
+        self._copied: set[int] = set()
+        """Its chunks that are being copied to the device."""
         self._arrived: Payload | None = None
         """What is being copied to the device: its chunks may not be used for anything else meanwhile."""
-        self._leaving: tuple[Payload, list[tuple[torch.cuda.Event, int, list[torch.Tensor]]]] = (
-            Payload(()),
-            [],
-        )
-        """The last pseudo-gradient, and its copies: when each is done, its first chunk, and the chunks' memory."""
+        self._leaving: tuple[Payload, list[_Run]] = Payload(()), []
+        """The last pseudo-gradient, and its copies to the host."""
+
+    def expect(self, coming: Payload) -> None:
+        """Copy each chunk to the device as soon as it is here, unless a round goes on. One that is expected later
+        takes its place."""
+        with self._lock:
+            if self._in_round:
+                return
+            self._coming, self._copied = coming, set()
+            self._copies.wait_stream(torch.cuda.current_stream(self._model.device))
+        for index in range(len(self._pieces)):
+            coming.when_here(index, partial(self._copy, coming, index))
 
     def load(self, start: Payload) -> None:
-        """Copy it to the device, and there into the model. Does not wait for the copies."""
+        """Copy what is not there yet to the device, and all of it into the model. Does not wait for the copies."""
         compute = torch.cuda.current_stream(self._model.device)
-        self._copies.wait_stream(compute)
-        self._arrived = start
-        with torch.cuda.stream(self._copies):
-            for (first, stop), chunk in zip(self._pieces, start.complete_chunks(), strict=True):
-                self._start[first:stop].copy_(chunk.tensor, non_blocking=True)
+        with self._lock:
+            if self._coming is not start:
+                self._copied = set()
+                self._copies.wait_stream(compute)
+            self._in_round, self._coming, self._arrived = True, None, start
+            for index, chunk in enumerate(start.complete_chunks()):
+                if index not in self._copied:
+                    self._begin_copy(index, chunk)
         compute.wait_stream(self._copies)
         self._model.flat.copy_(self._start)
 
     def delta(self) -> Payload:
-        """Make it on the device, and begin to copy it to the host."""
+        """Make it on the device piece by piece, and begin to copy each piece to the host."""
         compute = torch.cuda.current_stream(self._model.device)
-        torch.sub(self._start, self._model.flat, out=self._start)
-        self._copies.wait_stream(compute)
-        copies: list[tuple[torch.cuda.Event, int, list[torch.Tensor]]] = []
-        begun, size, memory = 0, 0, []
-        with torch.cuda.stream(self._copies):
-            for index, (first, stop) in enumerate(self._pieces):
-                memory.append(self._pool.take(stop - first))
-                memory[-1].copy_(self._start[first:stop], non_blocking=True)
-                size += memory[-1].nbytes
-                if size >= COPIED_BYTES or index == len(self._pieces) - 1:
-                    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                    copied.record(self._copies)
-                    copies.append((copied, begun, memory))
-                    begun, size, memory = index + 1, 0, []
+        runs = []
+        for chunks in self._runs:
+            first, stop = self._pieces[chunks.start][0], self._pieces[chunks.stop - 1][1]
+            made, copied = (torch.cuda.Event(blocking=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            piece = self._start[first:stop]
+            torch.sub(piece, self._model.flat[first:stop], out=piece)
+            made.record(compute)
+            memory = self._pool.take(stop - first)
+            with torch.cuda.stream(self._copies):
+                self._copies.wait_event(made)
+                memory.copy_(piece, non_blocking=True)
+                copied.record(self._copies)
+            runs.append(_Run(chunks, memory, copied))
         payload = Payload([None] * len(self._pieces))
-        self._leaving = payload, copies
+        self._leaving = payload, runs
         return payload
 
     def hand_over(self) -> None:
         """Fill the chunks, in order, as their copies are done."""
-        payload, copies = self._leaving
-        for copied, begun, memory in copies:
-            copied.synchronize()
-            for index, tensor in enumerate(memory, start=begun):
-                payload.fill(index, ChunkBuffer(tensor))
+        payload, runs = self._leaving
+        for run in runs:
+            run.copied.synchronize()
+            origin = self._pieces[run.chunks.start][0]
+            for index in run.chunks:
+                first, stop = self._pieces[index]
+                payload.fill(index, ChunkBuffer(run.memory[first - origin : stop - origin]))
         self._leaving = Payload(()), []
-        self._arrived = None
+        with self._lock:
+            self._in_round, self._arrived = False, None
+
+    def _copy(self, coming: Payload, index: int) -> None:
+        """A chunk is here; called in the thread that received it."""
+        with self._lock:
+            chunk = coming.chunks[index]
+            if self._coming is coming and chunk is not None:
+                self._copied.add(index)
+                self._begin_copy(index, chunk)
+
+    def _begin_copy(self, index: int, chunk: ChunkBuffer) -> None:
+        first, stop = self._pieces[index]
+        with torch.cuda.stream(self._copies):
+            self._start[first:stop].copy_(chunk.tensor, non_blocking=True)
+
+
+def runs_of(pieces: Sequence[tuple[int, int]], elements: int) -> list[range]:
+    """The indices of ``pieces``, which follow one another, in runs: of at most so many elements, or of one piece."""
+    runs: list[range] = []
+    begun = 0
+    for index, (_, stop) in enumerate(pieces):
+        if index > begun and stop - pieces[begun][0] > elements:
+            runs.append(range(begun, index))
+            begun = index
+    return [*runs, range(begun, len(pieces))] if pieces else []
 
 
 def round_buffers(

@@ -88,6 +88,8 @@ def _train(options: argparse.Namespace, run: RunFile) -> int:
             corpus=trainer.corpus.digest,
         )
     )
+    plane = Plane(manifest, None, exchanges=False, pool=trainer.pool)
+    plane.on_open = trainer.expect
     node = Node(
         machine,
         NodeSettings(
@@ -100,7 +102,7 @@ def _train(options: argparse.Namespace, run: RunFile) -> int:
             crash_file=out / name / "crash.json",
         ),
         log,
-        plane=Plane(manifest, None, exchanges=False, pool=trainer.pool),
+        plane=plane,
     )
     log.event(DeviceChosen(devices.name(trainer.model.device)))
     log.event(ModelBuilt(trainer.model.origin))

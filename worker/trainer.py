@@ -61,7 +61,7 @@ class DeviceFigures:
     def __init__(self, figures: torch.Tensor) -> None:
         self._copy = torch.empty(2, pin_memory=True)
         self._copy.copy_(figures, non_blocking=True)
-        self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self._copied.record(torch.cuda.current_stream(figures.device))
 
     def read(self) -> tuple[float, float]:
@@ -220,6 +220,10 @@ class Trainer:
             loss=totals.loss,
             skipped=totals.skipped,
         )
+
+    def expect(self, coming: Payload) -> None:
+        """A payload has begun to arrive, with which a round may begin. Any thread may call this."""
+        self._buffers.expect(coming)
 
     @memory.explaining
     def hand_over(self) -> None:

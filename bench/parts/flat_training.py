@@ -20,6 +20,15 @@ def received(trainer: Trainer, flat: torch.Tensor) -> Payload:
     )
 
 
+def streamed(trainer: Trainer, start: Payload) -> Payload:
+    """A payload of the same chunks, which the trainer expected while it was still empty."""
+    coming = Payload([None] * len(start.chunks))
+    trainer.expect(coming)
+    for index, chunk in enumerate(start.complete_chunks()):
+        coming.fill(index, chunk)
+    return coming
+
+
 def train(trainer: Trainer, start: Payload, first: int, samples: int) -> Payload:
     """Train on so many samples from the global order's sample ``first`` on. Returns the pseudo-gradient, all of it
     on the host."""

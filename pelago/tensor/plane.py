@@ -13,7 +13,7 @@ Optimiser state and mean are chunks too, so a snapshot of everything copies noth
 
 import math
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, assert_never
 
@@ -69,6 +69,8 @@ class Plane:
         self._lane = threading.RLock()
         self._registry = threading.Lock()
         self._payloads: dict[BlobId, Payload] = {}
+        self.on_open: Callable[[Payload], None] | None = None
+        """Called with each payload that a peer begins to send, while it is still empty."""
         self._model: list[ChunkBuffer] | None = None
         self._snapshot: list[ChunkBuffer] | None = None
         self._sent: list[ChunkBuffer] | None = None
@@ -99,7 +101,10 @@ class Plane:
 
     def open(self, blob: BlobId) -> None:
         """Make an empty payload for what a peer sends; `stage` fills it."""
-        self._name(blob, Payload([None] * len(self.manifest.chunks)))
+        payload = Payload([None] * len(self.manifest.chunks))
+        self._name(blob, payload)
+        if self.on_open is not None:
+            self.on_open(payload)
 
     def stage(
         self,

@@ -72,6 +72,21 @@ def test_a_payload_staged_in_any_order_is_the_payload_sent(dtype):
     assert bits(plane.lend(-1)) == read_all(plane, -1) == bits(sent)
 
 
+def test_who_watches_a_plane_sees_each_payload_before_its_first_chunk():
+    plane, seen, here = Plane(MANIFEST, None), [], []
+    plane.on_open = lambda payload: (
+        seen.append(payload.missing),
+        payload.when_here(1, lambda: here.append(payload.chunks[1].tensor)),
+    )
+    plane.open(-1)
+    for index, (chunk, sum_) in enumerate(chunks_of(numbers(3))):
+        assert plane.stage(-1, index, chunk, sum_)
+    plane.adopt(1, numbers(4))
+    assert seen == [len(MANIFEST.chunks)]
+    start, stop = MANIFEST.chunks[1]
+    assert [bits(each) for each in here] == [bits(numbers(3)[start:stop])]
+
+
 def test_a_wrong_chunk_is_refused_and_the_right_one_still_taken():
     plane = Plane(MANIFEST, None)
     plane.open(-1)

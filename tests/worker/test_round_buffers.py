@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from pelago.config.training import ModelSection
-from pelago.tensor.payload import BufferPool, Payload
+from pelago.tensor.payload import BufferPool, ChunkBuffer, Payload
 from tests.worker.corpora import TINY
 from worker.models.build import build
 from worker.models.language import LanguageModel
-from worker.round_buffers import CudaBuffers, HostBuffers, round_buffers
+from worker.round_buffers import CudaBuffers, HostBuffers, round_buffers, runs_of
 
 DEVICES = [
     "cpu",
@@ -65,3 +65,55 @@ def test_no_memory_is_added_from_round_to_round(model: LanguageModel) -> None:
         assert pool.free_bytes() == 0
         del delta
         assert pool.free_bytes() == 4 * model.elements
+
+
+@pytest.mark.parametrize("late", [0, 2, 4])
+def test_what_arrives_between_two_rounds_is_the_start_of_the_next(
+    model: LanguageModel, late: int
+) -> None:
+    """To the bit, however many chunks are not here before another payload has taken its place, or was to."""
+    pool = BufferPool(torch.float32, page_locked=model.device.type == "cuda")
+    pieces = pieces_of(model)
+    buffers = round_buffers(model, pieces, pool)
+    starts = torch.rand(3, model.elements, generator=torch.Generator().manual_seed(2))
+    for number, start in enumerate(starts):
+        broken_off, coming = (Payload([None] * len(pieces)) for _ in range(2))
+        buffers.expect(broken_off)
+        fill(broken_off, pool, torch.full_like(start, 7.0), pieces, range(3))
+        buffers.expect(coming)
+        fill(coming, pool, start, pieces, range(late))
+        if number == 1:
+            buffers.load(Payload.of(starts[0], pieces))
+            buffers.expect(coming)
+            assert torch.equal(model.flat.cpu(), starts[0])
+            buffers.delta()
+            buffers.hand_over()
+        fill(broken_off, pool, torch.full_like(start, 8.0), pieces, range(3, 4))
+        fill(coming, pool, start, pieces, range(late, 4))
+        buffers.load(coming)
+        assert torch.equal(model.flat.cpu(), start)
+        model.flat.mul_(2.0)
+        delta = buffers.delta()
+        buffers.hand_over()
+        assert torch.equal(delta.tensor(), start - 2.0 * start)
+
+
+def fill(
+    payload: Payload,
+    pool: BufferPool,
+    flat: torch.Tensor,
+    pieces: list[tuple[int, int]],
+    indices: range,
+) -> None:
+    """Some chunks of ``flat`` arrive."""
+    for index in indices:
+        first, stop = pieces[index]
+        payload.fill(index, ChunkBuffer(pool.take(stop - first).copy_(flat[first:stop])))
+
+
+def test_neighbouring_chunks_are_copied_at_once_up_to_a_limit() -> None:
+    pieces = [(0, 4), (4, 8), (8, 20), (20, 22), (22, 26), (26, 27)]
+    assert runs_of(pieces, 8) == [range(0, 2), range(2, 3), range(3, 6)]
+    assert runs_of(pieces, 1) == [range(index, index + 1) for index in range(6)]
+    assert runs_of(pieces, 1000) == [range(0, 6)]
+    assert runs_of([], 8) == []
