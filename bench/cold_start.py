@@ -50,12 +50,12 @@ def loss_changes(
 ) -> dict[str, float]:
     """Changes of the held-out loss after more steps, from step ``base`` on; ``moved``: L2 norm of the change of the
     parameters after `MOVED_AFTER` steps."""
-    begun, before, done = flat, evaluator.validate(flat)[0], 0
+    begun, before, done = flat, evaluator.validate([flat])[0], 0
     found: dict[str, float] = {}
     for after in AFTER:
         flat = trained(trainer, flat, (base + done) * BATCH, after - done)
         done = after
-        found[str(after)] = evaluator.validate(flat)[0] - before
+        found[str(after)] = evaluator.validate([flat])[0] - before
         if after == MOVED_AFTER:
             found["moved"] = float((flat - begun).norm())
     return found

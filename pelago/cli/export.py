@@ -61,4 +61,4 @@ def _export_model(found: FoundState, run: RunFile, folder: Path) -> None:
     if Manifest(evaluator.manifest()).fingerprint != found.manifest.fingerprint:
         raise CheckpointError("the model that the run file describes is another")
     flat: torch.Tensor = found.flat if found.average is None else found.average
-    evaluator.export(flat, folder / "model")
+    evaluator.export([flat], folder / "model")

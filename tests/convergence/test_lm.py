@@ -281,7 +281,7 @@ def test_the_loss_falls_and_what_is_validated_is_what_the_evaluator_measures(sou
     after = problem.validate(flat)
     assert after[0] < 0.6 * before[0]
     assert found[0].loss < found[1].loss
-    loss, tokens = HeldOutLoss(run).validate(flat)
+    loss, tokens = HeldOutLoss(run).validate([flat])
     assert after == (pytest.approx(loss, abs=1e-5), tokens)
 
 

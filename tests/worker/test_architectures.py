@@ -39,8 +39,8 @@ def test_an_architecture_trains_and_its_export_has_the_loss_that_was_measured(
     result = train_flat(trainer, lease, start)
     assert isinstance(result, TrainingResult)
     trained = start - result.delta
-    before, after = (evaluator.validate(flat)[0] for flat in (start, trained))
+    before, after = (evaluator.validate([flat])[0] for flat in (start, trained))
     assert after < before
-    assert evaluator.validate(trained)[0] == after
-    evaluator.export(trained, tmp_path / "model")
+    assert evaluator.validate([trained])[0] == after
+    evaluator.export([trained], tmp_path / "model")
     assert held_out_loss(run, tmp_path / "model") == pytest.approx(after, abs=1e-5)

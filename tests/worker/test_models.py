@@ -93,7 +93,7 @@ def test_load_and_read_are_inverse() -> None:
     model = tiny()
     values = torch.randn(model.elements, generator=torch.Generator().manual_seed(3))
     out = torch.empty(model.elements)
-    model.load_flat(values)
+    model.load([values[:7], values[7:]])
     model.read_flat(out)
     assert torch.equal(out, values)
 
@@ -121,15 +121,15 @@ def test_an_exported_model_opens_and_gives_the_same_loss(tmp_path: Path, preset:
     noise = torch.randn(model.elements, generator=torch.Generator().manual_seed(3))
     flat = model.flat + 0.02 * noise
     folder = tmp_path / "deep" / "model"
-    model.export(folder, flat)
-    model.load_flat(flat)
+    model.load([flat])
+    model.export(folder)
     assert loss_of_folder(folder) == pytest.approx(model.loss(TOKENS).item(), abs=1e-6)
 
 
 def test_a_checkpoint_folder_gives_its_weights(tmp_path: Path) -> None:
     """Also one stored in bf16: training happens in fp32."""
     original = tiny(seed=9)
-    original.export(tmp_path / "fp32", original.flat)
+    original.export(tmp_path / "fp32")
     loaded = build(ModelSection(preset=str(tmp_path / "fp32")), 256, 0, CPU)
     assert torch.equal(loaded.flat, original.flat)
     assert loaded.manifest() == original.manifest()
@@ -141,7 +141,7 @@ def test_a_checkpoint_folder_gives_its_weights(tmp_path: Path) -> None:
 
 def test_a_torn_checkpoint_is_named(tmp_path: Path) -> None:
     model = tiny()
-    model.export(tmp_path / "model", model.flat)
+    model.export(tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ConfigError, match=r"model\.preset = '.*model': model\.safetensors .* torn"):
@@ -192,7 +192,7 @@ def test_overrides_reach_the_model_of_texts_inside_one_of_pictures(tmp_path: Pat
     padded = build(ModelSection(preset=str(tmp_path), overrides={"vocab_size": 300}), 256, 0, CPU)
     assert padded.vocabulary == 300
     assert "its 256 token ids padded to 300" in padded.origin
-    padded.export(tmp_path / "model", padded.flat.clone())
+    padded.export(tmp_path / "model")
     with torch.no_grad():
         assert loss_of_folder(tmp_path / "model") == pytest.approx(padded.loss(TOKENS).item())
     with pytest.raises(ConfigError, match=r"hidden_sise = 64.*did you mean 'hidden_size'"):

@@ -154,7 +154,7 @@ def test_two_matrices_where_the_config_ties_them_stay_two(tmp_path: Path) -> Non
     model = built(folder)
     assert "lm_head.weight" in {spec.name for spec in model.manifest()}
     assert "not tied" in model.origin
-    model.export(tmp_path / "export", model.flat)
+    model.export(tmp_path / "export")
     assert not json.loads((tmp_path / "export/config.json").read_text())["tie_word_embeddings"]
 
 

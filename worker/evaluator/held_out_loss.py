@@ -1,6 +1,6 @@
 """Held-out loss of the global model, and its export."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -56,20 +56,20 @@ class HeldOutLoss:
 
     @memory.explaining
     def validate(
-        self, flat: torch.Tensor, on_batch: Callable[[int], None] = lambda _: None
+        self, pieces: Iterable[torch.Tensor], on_batch: Callable[[int], None] = lambda _: None
     ) -> tuple[float, int]:
         """Mean held-out loss in nats per token, in fp32, and the number of tokens that it is a mean of. Calls
         ``on_batch(batches)``, the number so far, after each batch.
 
-        ``flat``: fp32, shape (elements,). The result depends on nothing else: not on the seed of
-        the run and not on what was measured before.
+        ``pieces``: the flat parameters, fp32, in pieces, one after the other. The result depends on nothing else: not
+        on the seed of the run and not on what was measured before.
         """
         devices.use(self.model.device)
-        self.model.load_flat(flat)
+        self.model.load(pieces)
         return _mean_loss(self.model, self.corpus, self._samples, self._batch_size, on_batch)
 
-    def export(self, flat: torch.Tensor, directory: Path) -> None:
-        """Write ``flat``, fp32 of shape (elements,), as a Hugging Face model folder, with the tokenizer, generation
+    def export(self, pieces: Iterable[torch.Tensor], directory: Path) -> None:
+        """Write the parameters, given as to `validate`, as a Hugging Face model folder, with the tokenizer, generation
         config and licence of the model or the corpus. It is opened again for a check before it replaces an
         older one, atomically.
 
@@ -77,8 +77,9 @@ class HeldOutLoss:
         it is not the same model to the bit.
         """
         try:
+            self.model.load(pieces)
             with atomic_files.replacing(directory) as new:
-                self.model.export(new, flat)
+                self.model.export(new)
                 if self._tokenizer is not None:
                     # This adds the tokenizer's class to its configuration. Without a class there, it would be
                     # opened as the kind that belongs to the model.

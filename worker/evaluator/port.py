@@ -1,6 +1,6 @@
 """What the driver calls in the evaluator's trainer thread, see `pelago.core.ports.TrainerPort`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -38,8 +38,12 @@ class EvaluatorPort:
     def validate(self, parameters: Payload, on_batch: Callable[[int], None]) -> tuple[float, int]:
         """Held-out loss in nats per token, and the number of tokens that it is a mean of."""
         torch.set_num_threads(1)
-        return self._held_out_loss.validate(parameters.tensor(), on_batch)
+        return self._held_out_loss.validate(_pieces(parameters), on_batch)
 
     def export(self, parameters: Payload) -> None:
         """Write the model to the folder. Raises `CheckpointError`."""
-        self._held_out_loss.export(parameters.tensor(), self._folder)
+        self._held_out_loss.export(_pieces(parameters), self._folder)
+
+
+def _pieces(parameters: Payload) -> Iterator[torch.Tensor]:
+    return (chunk.tensor for chunk in parameters.complete_chunks())

@@ -1,7 +1,7 @@
 """A causal language model whose parameters are views into one flat fp32 tensor."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -68,9 +68,13 @@ class LanguageModel:
         """Names and shapes in the order of the flat tensor; all fp32."""
         return self._manifest
 
-    def load_flat(self, flat: torch.Tensor) -> None:
-        """Overwrite all parameters; ``flat`` is fp32 of shape (elements,), on any device."""
-        self.flat.copy_(flat)
+    def load(self, pieces: Iterable[torch.Tensor]) -> None:
+        """Overwrite all parameters; ``pieces`` are the flat tensor in pieces, one after the other, on any device."""
+        start = 0
+        for piece in pieces:
+            self.flat[start : start + piece.numel()].copy_(piece)
+            start += piece.numel()
+        assert start == self.elements, f"{start} of {self.elements} elements"
 
     def read_flat(self, out: torch.Tensor) -> None:
         """Copy all parameters to ``out``, fp32 of shape (elements,), on any device."""
@@ -179,11 +183,10 @@ class LanguageModel:
             ) from error
         return loss.detach()
 
-    def export(self, directory: Path, flat: torch.Tensor) -> None:
-        """Write ``flat`` into a folder, made for it, that ``AutoModelForCausalLM.from_pretrained``
-        opens. The model holds ``flat`` afterwards. Raises whatever the library raises.
+    def export(self, directory: Path) -> None:
+        """Write the parameters into a folder, made for it, that ``AutoModelForCausalLM.from_pretrained``
+        opens. Raises whatever the library raises.
         """
-        self.load_flat(flat)
         self.module.save_pretrained(directory)  # type: ignore[operator]
 
     def _views(self, flat: torch.Tensor) -> list[torch.Tensor]:

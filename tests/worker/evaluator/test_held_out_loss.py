@@ -54,9 +54,9 @@ def test_the_loss_depends_on_the_parameters_alone(source: str) -> None:
     """Measuring another version in between, or in another process, changes nothing."""
     first, second = HeldOutLoss(run_file(source)), HeldOutLoss(run_file(source))
     flat = noisy(first.initial(), 1)
-    loss, tokens = first.validate(flat)
-    assert first.validate(noisy(flat, 2)) != (loss, tokens)
-    assert first.validate(flat) == second.validate(flat) == (loss, tokens)
+    loss, tokens = first.validate([flat])
+    assert first.validate([noisy(flat, 2)]) != (loss, tokens)
+    assert first.validate([flat]) == second.validate([flat]) == (loss, tokens)
     assert tokens == 8 * 16
 
 
@@ -65,7 +65,7 @@ def test_the_loss_is_the_mean_over_all_held_out_tokens(source: str) -> None:
     evaluator = HeldOutLoss(run_file(source, batch_size=3, global_batch_size=3))
     (everything,) = evaluator.corpus.validation_batches(8, 8)
     expected = evaluator.model.loss(everything).item()
-    loss, _ = evaluator.validate(evaluator.initial())
+    loss, _ = evaluator.validate([evaluator.initial()])
     assert loss == pytest.approx(expected, abs=1e-6)
 
 
@@ -90,7 +90,7 @@ def test_random_numbers_of_a_measurement_are_the_same_each_time(
     flat = noisy(evaluator.initial(), 1)
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    assert evaluator.validate(flat) == evaluator.validate(flat)
+    assert evaluator.validate([flat]) == evaluator.validate([flat])
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -99,9 +99,9 @@ def test_dropout_has_no_part_in_the_loss(source: str, tmp_path: Path) -> None:
     run = of_folder(source, config_folder(tmp_path / "gpt2", "gpt2"))
     first, second = HeldOutLoss(run), HeldOutLoss(run)
     flat = noisy(first.initial(), 1)
-    expected = first.validate(flat)
+    expected = first.validate([flat])
     first.model.module.train()
-    assert first.validate(flat) == second.validate(flat) == expected
+    assert first.validate([flat]) == second.validate([flat]) == expected
     assert all(each.training for each in first.model.module.modules())
 
 
@@ -117,8 +117,8 @@ def test_worker_and_evaluator_mean_the_same_model(source: str) -> None:
 def test_an_export_opens_and_has_the_loss_that_was_measured(source: str, tmp_path: Path) -> None:
     evaluator = HeldOutLoss(run_file(source))
     flat = noisy(evaluator.initial(), 3)
-    loss, _ = evaluator.validate(flat)
-    evaluator.export(flat, tmp_path / "model")
+    loss, _ = evaluator.validate([flat])
+    evaluator.export([flat], tmp_path / "model")
     module = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     (tokens,) = evaluator.corpus.validation_batches(8, 8)
     with torch.no_grad():
@@ -134,7 +134,7 @@ def test_an_export_has_the_modes_of_the_umask_and_replaces_the_one_before(
     before = os.umask(0o027)
     try:
         for _ in range(2):
-            evaluator.export(evaluator.initial(), tmp_path / "out" / "model")
+            evaluator.export([evaluator.initial()], tmp_path / "out" / "model")
     finally:
         os.umask(before)
     modes = {stat.S_IMODE(each.stat().st_mode) for each in (tmp_path / "out" / "model").iterdir()}
@@ -148,7 +148,7 @@ def test_an_export_to_an_impossible_folder_is_an_error_of_the_disk(
     evaluator = HeldOutLoss(run_file(source))
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=r"cannot write the model to .*file/model: "):
-        evaluator.export(evaluator.initial(), tmp_path / "file" / "model")
+        evaluator.export([evaluator.initial()], tmp_path / "file" / "model")
 
 
 def test_an_export_without_room_is_an_error_of_the_disk_and_leaves_the_one_before(
@@ -161,14 +161,14 @@ def test_an_export_without_room_is_an_error_of_the_disk_and_leaves_the_one_befor
         (disk / "model" / "before").touch()
         fill(disk, leave_bytes=1 << 16)
         with pytest.raises(CheckpointError, match=r"cannot write the model to .*: .*No space left"):
-            evaluator.export(evaluator.initial(), disk / "model")
+            evaluator.export([evaluator.initial()], disk / "model")
         assert {each.name for each in disk.iterdir()} == {"model", "ballast"}
         assert [each.name for each in (disk / "model").iterdir()] == ["before"]
 
 
 def test_a_damaged_export_is_noticed(source: str, tmp_path: Path) -> None:
     evaluator = HeldOutLoss(run_file(source))
-    evaluator.export(evaluator.initial(), tmp_path / "model")
+    evaluator.export([evaluator.initial()], tmp_path / "model")
     check_export(evaluator.model, tmp_path / "model")
     evaluator.model.flat[7] += 1
     with pytest.raises(CheckpointError, match="differs in"):
@@ -203,7 +203,7 @@ def test_companion_files_of_a_model_are_copied_into_its_export(source: str, tmp_
     for each in folder.iterdir():
         each.unlink()
     export = tmp_path / "model"
-    evaluator.export(evaluator.initial(), export)
+    evaluator.export([evaluator.initial()], export)
     assert {name: (export / name).read_text() for name in COMPANIONS} == COMPANIONS
     assert not any((export / name).exists() for name in OTHERS)
     opened = transformers.AutoTokenizer.from_pretrained(export)
@@ -225,7 +225,7 @@ def test_the_tokenizer_of_the_corpus_takes_the_place_of_the_models_own(
     run = of_folder(source, model, tokenizer=str(tokenizer))
     evaluator = HeldOutLoss(run)
     export = tmp_path / "model"
-    evaluator.export(evaluator.initial(), export)
+    evaluator.export([evaluator.initial()], export)
     assert len(transformers.AutoTokenizer.from_pretrained(export)) == 200
     assert (export / "LICENSE").read_text() == "of the model"
     assert (export / "LICENSE.tokenizer").read_text() == "of the tokenizer"
@@ -237,7 +237,7 @@ def test_an_export_that_is_not_good_leaves_the_one_before(source: str, tmp_path:
     run = of_folder(source, config_folder(tmp_path / "llama", "llama"), tokenizer=str(tokenizer))
     evaluator = HeldOutLoss(run)
     export = tmp_path / "model"
-    evaluator.export(evaluator.initial(), export)
+    evaluator.export([evaluator.initial()], export)
     before = (export / "model.safetensors").read_bytes()
     evaluator._tokenizer.add_tokens(["more"])
     saved = evaluator._tokenizer.save_pretrained
@@ -246,7 +246,7 @@ def test_an_export_that_is_not_good_leaves_the_one_before(source: str, tmp_path:
         (Path(folder) / "tokenizer.json").write_text("{"),
     )
     with pytest.raises(CheckpointError, match=r"tokenizer in .* does not open"):
-        evaluator.export(noisy(evaluator.initial(), 1), export)
+        evaluator.export([noisy(evaluator.initial(), 1)], export)
     assert (export / "model.safetensors").read_bytes() == before
     assert {each.name for each in tmp_path.iterdir()} == {"llama", "model", "texts", "tokenizer"}
 
