@@ -118,7 +118,11 @@ def explaining(
 
     @wraps(method)
     def guarded(self: H, /, *given: P.args, **named: P.kwargs) -> T:
-        with explained(self.memory_step):
+        try:
             return method(self, *given, **named)
+        except Exception as error:
+            # The step of now: `micro_batch_size = "auto"` may have changed it meanwhile.
+            with explained(self.memory_step):
+                raise error
 
     return guarded

@@ -242,16 +242,36 @@ class Trainer:
         cancelled, before anything changed. ``seed``: for dropout. ``on_micro_batch`` is called between two
         micro-batches.
         """
+        loss = self._gradient_of(tokens, seed, cancel, on_micro_batch)
+        if loss is None:
+            return None
+        gradient = self.model.gradient()
+        if self._on_device:
+            return DeviceFigures(self._update_on_device(gradient, loss, rate))
+        figures = HostFigures(float(loss), float(gradient.norm()))
+        if math.isfinite(figures.norm):
+            self._update(gradient, figures.norm, rate)
+        return figures
+
+    def _gradient_of(
+        self,
+        tokens: torch.Tensor,
+        seed: int,
+        cancel: Cancellation,
+        on_micro_batch: Callable[[], None],
+    ) -> torch.Tensor | None:
+        """Compute the gradient of a batch, again if it fails and can be computed in another way. Returns the mean
+        loss; None if cancelled."""
         while True:
+            # After a failure part of the gradient may be there already, so it begins again.
             try:
-                return self._try_step(tokens, seed, rate, cancel, on_micro_batch)
-            except CompileFault as fault:
-                # Training goes on without it. Part of the gradient may be there already, so the step starts again.
-                self._tell(f"training without torch.compile, which failed: {fault}")
-                self.model.stop_compiling()
+                return self._try_gradient(tokens, seed, cancel, on_micro_batch)
             except Exception as error:
                 if not self._fewer_at_once(error):
-                    raise
+                    if not isinstance(error, CompileFault):
+                        raise
+                    self._tell(f"training without torch.compile, which failed: {error}")
+                    self.model.stop_compiling()
 
     def _fewer_at_once(self, error: Exception) -> bool:
         """After an error: whether a step may be tried again with fewer sequences of a forward pass."""
@@ -268,15 +288,14 @@ class Trainer:
             torch.cuda.empty_cache()
         return True
 
-    def _try_step(
+    def _try_gradient(
         self,
         tokens: torch.Tensor,
         seed: int,
-        rate: float,
         cancel: Cancellation,
         on_micro_batch: Callable[[], None],
-    ) -> StepFigures | None:
-        gradient = self.model.gradient().zero_()
+    ) -> torch.Tensor | None:
+        self.model.gradient().zero_()
         losses: list[torch.Tensor] = []
         # Dropout follows from the samples, so training a lease again gives the same result.
         self.model.draw_from(derive("dropout", self._seed, seed))
@@ -288,13 +307,7 @@ class Trainer:
             part = tokens[first : first + self._micro]
             # Parts may differ in size, so each is weighted by its share: the mean is over all tokens.
             losses.append(self.model.backward(part, len(part) / len(tokens), mixed=self._cuda))
-        loss = torch.stack(losses).sum()
-        if self._on_device:
-            return DeviceFigures(self._update_on_device(gradient, loss, rate))
-        figures = HostFigures(float(loss), float(gradient.norm()))
-        if math.isfinite(figures.norm):
-            self._update(gradient, figures.norm, rate)
-        return figures
+        return torch.stack(losses).sum()
 
     def _update(self, gradient: torch.Tensor, norm: float, rate: float) -> None:
         """Clip and step. The gradient is finite: one that is not would stay in the moments for good."""

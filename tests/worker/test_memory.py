@@ -78,8 +78,41 @@ def test_a_model_that_runs_out_of_an_accelerators_memory_says_the_same(
         _ = (
             train(computes, ((0, 8),), flat)
             if isinstance(computes, Trainer)
-            else computes.validate(flat)
+            else computes.validate([flat])
         )
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_micro_batch_of_auto_becomes_smaller_until_it_fits(source: str, compiled: bool) -> None:
+    """To the bit the result of the size that fits, and the log says it once for each size. A compiled model is still
+    compiled, also where the compiler hides the kind of error."""
+    said: list[str] = []
+    trainer = Trainer(run_file(source, batch_size=8, micro_batch_size="auto"), tell=said.append)
+    trainer.model.is_compiled = compiled
+
+    def full(module: object, given: object, named: dict[str, torch.Tensor]) -> None:
+        if len(named["input_ids"]) > 2:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `x`")
+
+    hook = trainer.model.module.register_forward_pre_hook(full, with_kwargs=True)
+    plain = Trainer(run_file(source, batch_size=8, micro_batch_size=2))
+    found = train(trainer, ((0, 16),), trainer.initial())
+    expected = train(plain, ((0, 16),), plain.initial())
+    assert found is not None
+    assert expected is not None
+    assert torch.equal(found.delta, expected.delta)
+    assert [line.partition(" do not fit")[0] for line in said] == [
+        "8 sequences at once",
+        "4 sequences at once",
+    ]
+    assert trainer.model.is_compiled == compiled
+    hook.remove()
+    hook = trainer.model.module.register_forward_pre_hook(
+        lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")),
+        with_kwargs=True,
+    )
+    with pytest.raises(ConfigError, match=r"1 sequence of .* choose a smaller model"):
+        train(trainer, ((0, 16),), trainer.initial())
 
 
 @pytest.mark.parametrize(
