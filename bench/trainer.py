@@ -7,9 +7,9 @@ what a careful user writes: fused torch.optim.AdamW over the model's own paramet
 `clip_grad_norm_`. Ours runs over one flat tensor, and on CUDA through torch.compile; the plain loop is
 measured with torch.compile as well there. Rounds are interleaved; a ratio is the median over the rounds.
 
-A round of ours ends when all chunks of the pseudo-gradient are on the host. `pelago` begins with all chunks of the model
-on the host and none on the device, so all copies count. `pelago_streamed` begins when the last chunk has arrived, as a
-worker's round does: the others have gone to the device while they arrived, which is not on the clock.
+A round of ours ends when all chunks of the pseudo-gradient are on the host. `pelago` begins with all chunks of the
+model on the host and none on the device, so all copies count. `pelago_streamed` begins when the last chunk has arrived,
+as a worker's round does: the others have gone to the device while they arrived, which is not on the clock.
 """
 
 import argparse

@@ -5,15 +5,21 @@ There is one file for each group of a region that this host has had:
     OUT/optimiser/REGION-GROUP.moments
 
     magic 8 | length of the header 8, little-endian | header, JSON | XXH3-64 of all of that 8
-    | tensors, one after the other | XXH3-64 of all of that 8
+    | tensors, one after the other | clock 8, steps 8 and time 8 of its end | XXH3-64 of all of that 8
 
 It is written to a file beside it and renamed, without a sync: a checksum finds what a loss of power damaged.
 The file is a cache: if anything is wrong with it, the worker starts without moments.
+
+Between two rounds so much is copied as fits into one buffer; a thread writes it during the next round. So training
+never waits for a disk, and the memory is limited. Moments that are longer than the buffer are therefore not all of
+the same round; the file's clock and steps are the newest. AdamW and Muon step each element, or each matrix, by its own
+moments, and these forget what is older than some tens of steps; so they go on from such moments as well.
 """
 
 import json
 import math
 import os
+import struct
 import threading
 import time
 from contextlib import suppress
@@ -29,17 +35,21 @@ from pelago.core.ports import LogEvent
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
 
-MAGIC: Final = b"PLGMOM01"
+MAGIC: Final = b"PLGMOM02"
 DTYPES: Final = {
     str(each).removeprefix("torch."): each
     for each in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 }
 HEADER_BYTES_MAX: Final = 1 << 26
 PIECE_BYTES: Final = 4 << 20
+BATCH_BYTES: Final = 256 << 20
+"""What is copied between two rounds at most: 5 ms from a GPU."""
+END: Final = struct.Struct("<qqd")
+"""Clock, steps, and seconds of the wall clock."""
 INTERVAL_S: Final = 30.0
-"""Shortest time between the end of a write and the next write."""
-SHARE: Final = 0.05
-"""Largest share of the time that writing may take."""
+"""Shortest time between the end of a file and the next file."""
+SHARE: Final = 0.02
+"""Largest share of the time that copying and writing may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +76,12 @@ class SavedMoments:
     age_s: float
     """When they were saved, by the wall clock; for display only."""
 
+    @property
+    def dtype(self) -> str:
+        """The type of the moments."""
+        sizes = {str(each.dtype): each.numel() for each in self.tensors.values()}
+        return max(sizes, key=sizes.__getitem__, default="").removeprefix("torch.")
+
 
 class MomentsFile:
     """The file of one group. Not thread-safe; it writes in a thread of its own."""
@@ -76,6 +92,8 @@ class MomentsFile:
         self._owner = owner
         self._log = log
         self._thread: threading.Thread | None = None
+        self._writing: _Writing | None = None
+        self._batch = torch.empty(0, dtype=torch.uint8)
         self._due_s = -math.inf
         self._fault = ""
 
@@ -89,55 +107,133 @@ class MomentsFile:
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             return f"{self.path} is of no use: {error}"
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a part of the file is written, and `save` is to be called for the rest."""
+        return self._writing is not None
+
     def due(self) -> bool:
-        """Whether it is time to save."""
-        return time.monotonic() >= self._due_s and (
-            self._thread is None or not self._thread.is_alive()
-        )
+        """Whether it is time to save, or to go on with it. Never while the disk is busy with it."""
+        if self._thread is not None and self._thread.is_alive():
+            return False
+        return self.is_writing or time.monotonic() >= self._due_s
 
     def save(self, tensors: Tensors, clock: int, steps: int) -> None:
-        """Copy the tensors at once, and write the copies in a thread of its own."""
-        copies = {
-            name: each.detach().to("cpu", copy=True).contiguous() for name, each in tensors.items()
-        }
-        self._due_s = math.inf
+        """Copy the tensors, or the next `BATCH_BYTES` of them, and write the copies in a thread of its own. Only when
+        `due`, and with the same tensors until `is_writing` is False."""
+        began_s = time.monotonic()
+        if self._writing is None:
+            self._writing = _Writing(self.path, self._owner, tensors)
+        writing = self._writing
+        size = min(BATCH_BYTES, writing.left)
+        if len(self._batch) < size:
+            on_device = any(each.is_cuda for each in tensors.values())
+            self._batch = torch.empty(size, dtype=torch.uint8, pin_memory=on_device)
+        batch = self._batch[:size]
+        writing.copy_next(batch)
+        end = None if writing.left else END.pack(clock, steps, time.time())
+        writing.busy_s += time.monotonic() - began_s
         self._thread = threading.Thread(
-            target=self._write, args=(copies, clock, steps), name="moments", daemon=True
+            target=self._write, args=(writing, _bytes(batch), end), name="moments", daemon=True
         )
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait until the last `save` is on the disk."""
+        """Wait until what the last `save` copied is in the file."""
         if self._thread is not None:
             self._thread.join()
 
-    def _write(self, tensors: Tensors, clock: int, steps: int) -> None:
-        began_s = time.monotonic()
-        part, fault = self.path.with_name(self.path.name + ".part"), ""
+    def give_up(self) -> None:
+        """Leave no partial file."""
+        self.wait()
+        if self._writing is not None:
+            self._writing.remove()
+            self._writing = None
+
+    def _write(self, writing: "_Writing", batch: memoryview, end: bytes | None) -> None:
+        began_s, fault = time.monotonic(), ""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                _dump(file, _header(self._owner, tensors, clock, steps), tensors)
-            os.replace(part, self.path)
+            writing.write(batch, end)
         except OSError as error:
             # If the disk is full, other processes need the room too: leave no partial file. Try again later.
-            fault = f"{part}: {error.strerror or error}"
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
+            fault = f"{writing.part}: {error.strerror or error}"
+            writing.remove()
         ended_s = time.monotonic()
-        self._due_s = ended_s + max(INTERVAL_S, (ended_s - began_s) / SHARE)
+        writing.busy_s += ended_s - began_s
+        if end is None and not fault:
+            return
+        self._due_s = ended_s + max(INTERVAL_S, writing.busy_s / SHARE)
+        self._writing = None
         if fault != self._fault:
             self._fault = fault
             if fault:
                 self._log(OptimiserNotKept(fault))
 
 
-def _header(owner: MomentsOwner, tensors: Tensors, clock: int, steps: int) -> bytes:
+class _Writing:
+    """A file that is being written beside the one that it will replace."""
+
+    def __init__(self, path: Path, owner: MomentsOwner, tensors: Tensors) -> None:
+        self.part = path.with_name(path.name + ".part")
+        self.busy_s = 0.0
+        """Time for copying and writing so far."""
+        self._path = path
+        self._header = _header(owner, tensors)
+        self._flats = [
+            each.detach().reshape(-1).view(torch.uint8) for each in tensors.values() if each.numel()
+        ]
+        self._file: BinaryIO | None = None
+        self._digest = xxhash.xxh3_64()
+        self.left = sum(len(each) for each in self._flats)
+        """Bytes that are not copied yet."""
+
+    def copy_next(self, batch: torch.Tensor) -> None:
+        """Copy the next bytes, as many as ``batch`` has."""
+        filled = 0
+        while filled < len(batch):
+            source = self._flats[0]
+            count = min(len(source), len(batch) - filled)
+            batch[filled : filled + count].copy_(source[:count], non_blocking=True)
+            filled += count
+            self._flats[0] = source[count:]
+            if not len(self._flats[0]):
+                del self._flats[0]
+            if source.is_cuda:
+                torch.cuda.current_stream(source.device).synchronize()
+        self.left -= filled
+
+    def write(self, batch: memoryview, end: bytes | None) -> None:
+        """Append copied bytes; with ``end`` the file is complete. Raises `OSError`."""
+        if self._file is None:
+            self.part.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.part.open("wb")
+            self._append(self._header)
+            self._append(self._digest.intdigest().to_bytes(8, "little"))
+        for start in range(0, len(batch), PIECE_BYTES):
+            self._append(batch[start : start + PIECE_BYTES])
+        if end is not None:
+            self._append(end)
+            self._append(self._digest.intdigest().to_bytes(8, "little"))
+            self._file.close()
+            os.replace(self.part, self._path)
+
+    def remove(self) -> None:
+        """Remove what is there of it."""
+        with suppress(OSError):
+            if self._file is not None:
+                self._file.close()
+        with suppress(OSError):
+            self.part.unlink(missing_ok=True)
+
+    def _append(self, piece: bytes | memoryview) -> None:
+        assert self._file is not None
+        self._digest.update(piece)
+        self._file.write(piece)
+
+
+def _header(owner: MomentsOwner, tensors: Tensors) -> bytes:
     fields = {
         "whose": [owner.run, owner.model, owner.optimiser, owner.region, owner.group],
-        "clock": clock,
-        "steps": steps,
-        "wall_s": time.time(),
         "tensors": [
             [name, str(each.dtype).removeprefix("torch."), list(each.shape)]
             for name, each in tensors.items()
@@ -145,18 +241,6 @@ def _header(owner: MomentsOwner, tensors: Tensors, clock: int, steps: int) -> by
     }
     text = json.dumps(fields).encode()
     return MAGIC + len(text).to_bytes(8, "little") + text
-
-
-def _dump(file: BinaryIO, header: bytes, tensors: Tensors) -> None:
-    digest = xxhash.xxh3_64(header)
-    file.write(header + digest.intdigest().to_bytes(8, "little"))
-    for each in tensors.values():
-        view = _bytes(each)
-        for start in range(0, len(view), PIECE_BYTES):
-            piece = view[start : start + PIECE_BYTES]
-            digest.update(piece)
-            file.write(piece)
-    file.write(digest.intdigest().to_bytes(8, "little"))
 
 
 def _read(file: BinaryIO, owner: MomentsOwner, clock: int) -> SavedMoments:
@@ -170,16 +254,22 @@ def _read(file: BinaryIO, owner: MomentsOwner, clock: int) -> SavedMoments:
     if file.read(8) != digest.intdigest().to_bytes(8, "little"):
         raise ValueError("its header is damaged")
     fields = json.loads(text)
+    digest.update(digest.intdigest().to_bytes(8, "little"))
     names = ("run", "model", "optimiser", "region", "group")
     ours = [owner.run, owner.model, owner.optimiser, owner.region, owner.group]
     for name, theirs, our in zip(names, fields["whose"], ours, strict=True):
         if theirs != our:
             raise ValueError(f"it is of {name} {theirs!r}, not {our!r}")
-    if fields["clock"] > clock:
-        raise ValueError(f"it is of sample {fields['clock']:,} of the run, which is at {clock:,}")
     size = sum(_size(dtype, shape) for _, dtype, shape in fields["tensors"])
-    if os.fstat(file.fileno()).st_size != len(start) + length + size + 16:
+    first = file.tell()
+    if os.fstat(file.fileno()).st_size != first + size + END.size + 8:
         raise ValueError("it was not written to its end")
+    file.seek(first + size)
+    end = file.read(END.size)
+    saved_clock, steps, wall_s = END.unpack(end)
+    if saved_clock > clock:
+        raise ValueError(f"it is of sample {saved_clock:,} of the run, which is at {clock:,}")
+    file.seek(first)
     tensors: Tensors = {}
     for name, dtype, shape in fields["tensors"]:
         tensor = torch.empty(shape, dtype=DTYPES[dtype])
@@ -190,10 +280,11 @@ def _read(file: BinaryIO, owner: MomentsOwner, clock: int) -> SavedMoments:
                 raise ValueError("it was not written to its end")
             digest.update(piece)
         tensors[name] = tensor
+    digest.update(end)
+    file.seek(END.size, os.SEEK_CUR)
     if file.read(8) != digest.intdigest().to_bytes(8, "little"):
         raise ValueError("its checksum is wrong")
-    age_s = time.time() - float(fields["wall_s"])
-    return SavedMoments(tensors, int(fields["clock"]), int(fields["steps"]), age_s)
+    return SavedMoments(tensors, saved_clock, steps, time.time() - wall_s)
 
 
 def _size(dtype: str, shape: list[int]) -> int:

@@ -15,6 +15,7 @@ import torch
 
 from pelago.config.training import WorkerSection
 from pelago.core.errors import ConfigError
+from worker.bfloat16_adamw import Bfloat16AdamW
 from worker.models.language import LanguageModel
 
 MUON_MOMENTUM: Final = 0.95
@@ -43,9 +44,9 @@ class WorkerOptimiser:
 
     @property
     def decides_on_device(self) -> bool:
-        """Whether `step_on_device` can be used: all parts are PyTorch's fused AdamW on a CUDA device."""
+        """Whether `step_on_device` can be used: all parts are fused AdamW on a CUDA device."""
         return all(
-            isinstance(part, torch.optim.AdamW)
+            isinstance(part, torch.optim.AdamW | Bfloat16AdamW)
             and all(each.is_cuda for group in part.param_groups for each in group["params"])
             for part in self._parts
         )
@@ -156,16 +157,14 @@ def _muon_and_adamw(settings: WorkerSection, model: LanguageModel) -> list[torch
 def _adamw(
     settings: WorkerSection, decayed: list[torch.nn.Parameter], plain: list[torch.nn.Parameter]
 ) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": settings.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ],
-        lr=settings.max_lr,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.epsilon,
-        fused=True,
-    )
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    lr, betas, eps = settings.max_lr, (settings.beta1, settings.beta2), settings.epsilon
+    if settings.moments_dtype == "bfloat16":
+        return Bfloat16AdamW(groups, lr=lr, betas=betas, eps=eps)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
 def _places(model: LanguageModel) -> Iterator[tuple[str, int, int, tuple[int, ...]]]:

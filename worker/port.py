@@ -50,6 +50,8 @@ class WorkerPort:
         torch.set_num_threads(1)
         if self._group != work.group:
             first, self._group = self._group is None, work.group
+            if self._file is not None:
+                self._file.give_up()
             self._file = self._file_of(work.group)
             if first:
                 self._begin_optimiser(work.lease.clock)
@@ -57,10 +59,12 @@ class WorkerPort:
         return self._trainer.train(work.lease, start, on_step, cancel)
 
     def rest(self) -> None:
-        """Complete the result of the round. Save the moments, if it is time."""
+        """Complete the result of the round. Save the moments, or a part of them, if it is time."""
         trainer, file = self._trainer, self._file
         trainer.hand_over()
-        if file is None or trainer.steps == self._saved_steps or not file.due():
+        if file is None or not file.due():
+            return
+        if trainer.steps == self._saved_steps and not file.is_writing:
             return
         self._saved_steps = trainer.steps
         file.save(trainer.optimiser.state(), self._clock, trainer.steps)
@@ -79,7 +83,7 @@ class WorkerPort:
             try:
                 self._trainer.restore(found.tensors, found.steps)
                 age_s, samples = round(found.age_s, 1), clock - found.clock
-                self._log(OptimiserRestored(age_s, samples, found.steps))
+                self._log(OptimiserRestored(age_s, samples, found.steps, found.dtype))
             except (ValueError, KeyError) as error:
                 found = str(error)
         self._saved_steps = self._trainer.steps

@@ -55,14 +55,12 @@ def of_lps(run: RunFile, region: int) -> ModelsHeld:
 
 def moments(run: RunFile) -> int:
     """Models that the moments of a worker's optimiser are as large as, at most: AdamW's."""
-    return 2
+    return 1 if run.worker.moments_dtype == "bfloat16" else 2
 
 
 def of_worker_host(run: RunFile, *, gpu: bool) -> Mapping[str, int]:
     """A worker's memory on its host, in models, by what they are. ``gpu``: it computes on one."""
     held = {"model that arrives": 1, "update": 1}
-    if run.worker.keep_optimiser:
-        held["copy of the moments for the disk"] = moments(run)
     return held if gpu else {**of_worker_device(run, gpu=False), **held}
 
 

@@ -102,6 +102,7 @@ class RunFile(Section):
                     "compile",
                     "micro_batch_size",
                     "checkpoint_activations",
+                    "moments_dtype",
                     "keep_optimiser",
                 },
                 "local": True,

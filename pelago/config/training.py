@@ -95,6 +95,8 @@ class WorkerSection(Section):
     beta1: Momentum = 0.9
     beta2: Momentum = 0.95
     epsilon: PositiveFloat = 1e-8
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of AdamW's moments; bfloat16: half the memory, with stochastic rounding, at some time for each step."""
     keep_optimiser: bool = True
     """Keep the optimiser's moments on the worker's disk, for the process that takes its place."""
     cold_start_steps: Natural = 40
@@ -119,6 +121,10 @@ class WorkerSection(Section):
     def _consistent(self) -> Self:
         if self.min_lr > self.max_lr:
             raise ValueError(f"min_lr = {self.min_lr} must not exceed max_lr = {self.max_lr}")
+        if self.optimiser == "muon" and self.moments_dtype != "float32":
+            raise ValueError(
+                f"moments_dtype = {self.moments_dtype!r} needs optimiser = 'adamw', not 'muon'"
+            )
         if self.batch_size % self.sequences_at_once:
             raise ValueError(
                 f"micro_batch_size = {self.micro_batch_size} must divide batch_size = {self.batch_size}"

@@ -40,6 +40,10 @@ def test_two_regions_are_all_that_must_be_said() -> None:
         ("[worker]\nlocal_steps = '8'\n", "worker.local_steps = '8'"),
         ("[worker]\nlocal_steps = true\n", "worker.local_steps = True"),
         ("[worker]\nmicro_batch_size = 7\n", "micro_batch_size = 7 must divide batch_size = 64"),
+        (
+            "[worker]\noptimiser = 'muon'\nmoments_dtype = 'bfloat16'\n",
+            "moments_dtype = 'bfloat16' needs optimiser = 'adamw', not 'muon'",
+        ),
         ("[worker]\nmin_lr = 1.0\n", "min_lr = 1.0 must not exceed max_lr = 0.001"),
         ("[gps]\nregion = 'mars'\n", "gps.region = 'mars' is no region"),
         ("[gps]\nbind = 'nowhere'\n", "gps.bind = 'nowhere'"),

@@ -65,12 +65,14 @@ class Process:
         return [type(each) for each in self.logged]
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    ("optimiser", "dtype"), [("adamw", "float32"), ("adamw", "bfloat16"), ("muon", "float32")]
+)
 def test_a_process_that_follows_a_killed_one_trains_as_if_it_were_the_same(
-    source: str, tmp_path: Path, optimiser: str
+    source: str, tmp_path: Path, optimiser: str, dtype: str
 ) -> None:
     """To the bit: moments of Adam and of Muon, and the number of steps."""
-    run = run_file(source, optimiser=optimiser)
+    run = run_file(source, optimiser=optimiser, moments_dtype=dtype)
     first = Process(run, tmp_path / "optimiser")
     first.round(LATE)
     second = Process(run, tmp_path / "optimiser")
@@ -208,12 +210,14 @@ def test_a_full_disk_ends_no_worker_and_leaves_no_partial_file(
     process.round(LATE)
     before = process.port._file.path.read_bytes()  # type: ignore[union-attr]
     with monkeypatch.context() as patch:
+        real = moments._Writing._append
 
-        def full(file: Any, header: bytes, tensors: Any) -> None:
-            file.write(header)
-            raise OSError(errno.ENOSPC, "No space left on device")
+        def full(writing: Any, piece: Any) -> None:
+            if writing._file.tell() > 1000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real(writing, piece)
 
-        patch.setattr(moments, "_dump", full)
+        patch.setattr(moments._Writing, "_append", full)
         for clock in (LATE + 8, LATE + 16):
             process.round(clock)
     assert process.kinds() == [OptimiserCold, OptimiserNotKept]
@@ -238,7 +242,7 @@ def test_they_are_not_written_all_the_time_nor_by_the_thread_that_trains(
         going.set()
         assert go.wait(30)
 
-    monkeypatch.setattr(moments, "_dump", slow)
+    monkeypatch.setattr(moments._Writing, "write", slow)
     file = MomentsFile(tmp_path, OWNER, lambda note: None)
     assert file.due()
     tensor = torch.zeros(3)
@@ -262,3 +266,59 @@ def test_a_worker_that_is_given_another_group_keeps_what_it_has(
         "north-0.moments",
         "north-1.moments",
     ]
+
+
+def test_a_large_state_is_written_in_parts_each_copied_between_two_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a round changes is in the file as far as it was not copied before. Clock and steps are the newest, and a
+    process whose run is not so far gets nothing."""
+    monkeypatch.setattr(moments, "BATCH_BYTES", 24)
+    file = MomentsFile(tmp_path, OWNER, lambda note: None)
+    step, average = torch.tensor(0.0), torch.zeros(9)
+    tensors = {"0.0.step": step, "0.0.exp_avg": average, "0.0.none": torch.empty(0)}
+    for round_ in (1, 2):
+        step.fill_(round_)
+        average.fill_(round_)
+        assert file.due()
+        file.save(tensors, clock=10 * round_, steps=round_)
+        file.wait()
+        assert file.is_writing == (round_ == 1)
+    found = loaded(tmp_path, clock=20)
+    assert isinstance(found, SavedMoments)
+    assert found.tensors["0.0.step"] == 1.0
+    assert found.tensors["0.0.exp_avg"].tolist() == 5 * [1.0] + 4 * [2.0]
+    assert (found.clock, found.steps, found.dtype) == (20, 2, "float32")
+    assert loaded(tmp_path, clock=19) == (
+        f"{file.path} is of no use: it is of sample 20 of the run, which is at 19"
+    )
+    assert not file.due()
+
+
+def test_a_file_that_is_given_up_leaves_nothing_and_the_one_before_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path)
+    monkeypatch.setattr(moments, "BATCH_BYTES", 8)
+    file = MomentsFile(tmp_path, OWNER, lambda note: None)
+    file.save({"0.0.exp_avg": torch.zeros(9)}, 7, 7)
+    file.wait()
+    assert len(list(tmp_path.iterdir())) == 2
+    file.give_up()
+    assert list(tmp_path.iterdir()) == [path]
+    assert isinstance(loaded(tmp_path), SavedMoments)
+    assert not file.is_writing
+
+
+@pytest.mark.parametrize("first", ["float32", "bfloat16"])
+def test_moments_of_another_type_are_converted(source: str, tmp_path: Path, first: str) -> None:
+    other = "bfloat16" if first == "float32" else "float32"
+    before = Process(run_file(source, moments_dtype=first), tmp_path)
+    before.round(LATE)
+    after = Process(run_file(source, moments_dtype=other), tmp_path)
+    after.round(LATE + 64)
+    [restored] = after.logged
+    assert isinstance(restored, OptimiserRestored)
+    assert restored.dtype == first
+    types = {str(each.dtype) for each in after.trainer.optimiser.state().values() if each.dim()}
+    assert types == {f"torch.{other}"}

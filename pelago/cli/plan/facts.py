@@ -8,7 +8,7 @@ from typing import Final
 from pelago.core.errors import ConfigError
 
 PARAMETER_BYTES: Final = 4
-"""Parameters, gradients and moments are fp32."""
+"""Parameters, gradients and what is sent are fp32."""
 
 
 @dataclass(frozen=True, slots=True)

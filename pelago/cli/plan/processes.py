@@ -16,6 +16,8 @@ WORKER_BYTES: Final = 600 << 20
 """A worker without a model: the above and `transformers`."""
 WORKER_CUDA_BYTES: Final = 2600 << 20
 """A worker that computes on a GPU: CUDA's libraries and what torch.compile has made, too."""
+MOMENTS_BYTES: Final = 256 << 20
+"""What a worker copies of its moments at once, for the disk (worker/moments.py)."""
 GPU_CONTEXT_BYTES: Final = 600 << 20
 """CUDA's context and the workspaces of its libraries, on the GPU."""
 HALF: Final = 2
@@ -60,6 +62,8 @@ def worker(
     """A worker. ``gpu``: that it computes on, None: a CPU."""
     host = held.of_worker_host(run, gpu=gpu is not None)
     models = sum(host.values()) * facts.bytes
+    if run.worker.keep_optimiser:
+        models += min(MOMENTS_BYTES, held.moments(run) * facts.bytes)
     if gpu is None:
         total = WORKER_BYTES + TRANSFER_BYTES + models + step_bytes(run, facts)
         return ProcessMemory(name, place, total, 0, host)

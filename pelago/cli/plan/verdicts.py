@@ -75,10 +75,6 @@ def _hosts(run: RunFile, found: Forecast) -> Iterator[Judgement]:
         what = f"host memory: the processes of {host} hold up to {_gb(wanted)}, and it has {_gb(limit)}"
         saved, keys = 0, []
         models = found.model.bytes
-        if run.worker.keep_optimiser:
-            workers = sum(each.place == host and "worker" in each.name for each in found.processes)
-            saved += workers * held.moments(run) * models
-            keys.append("worker.keep_optimiser = false")
         fewer = _one_staged(run)
         for index, region in enumerate(run.region):
             name = f"lps-{region.name}"

@@ -16,6 +16,8 @@ class OptimiserRestored:
     """Samples that the run has lent since the moments were kept."""
     steps: int
     """Steps from which the moments were computed."""
+    dtype: str
+    """Type in which they were kept; from now on it is `worker.moments_dtype`."""
 
 
 @frozen

@@ -68,14 +68,14 @@ def test_a_model_that_no_micro_batch_makes_fit_is_said_to_be_too_large() -> None
 
 def test_a_host_that_is_too_small_is_told_what_saves_enough() -> None:
     run = run_with(lps={"updates_per_exchange": 50})
+    many = [each.model_copy(update={"worker_speeds": 3 * (1.0,)}) for each in run.region]
+    run = run.model_copy(update={"region": many})
     needs = forecast(run, FACTS, STATED).hosts["this host"]
     assert not fatal(run, replace(STATED, host_bytes=needs))
     [found] = fatal(run, replace(STATED, host_bytes=needs - 1))
-    assert found.remedy == "worker.keep_optimiser = false and lps.staged_max = 1"
-    kept = run_with(
-        worker={"keep_optimiser": False}, lps={"updates_per_exchange": 50, "staged_max": 1}
-    )
-    assert not fatal(kept, replace(STATED, host_bytes=needs - 1))
+    assert found.remedy == "lps.staged_max = 1"
+    fewer = run.model_copy(update={"lps": run.lps.model_copy(update={"staged_max": 1})})
+    assert not fatal(fewer, replace(STATED, host_bytes=needs - 1))
     [found] = fatal(run, replace(STATED, host_bytes=needs // 4))
     assert "another host" in found.remedy
 
