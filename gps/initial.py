@@ -1,24 +1,27 @@
 """The model that a run starts from.
 
-The GPS builds no models. A worker process on its host, which does, writes the initial parameters and
-says which corpus it sees; both become the run's, and a node that joins with others is refused.
+The GPS builds no models. A worker process on its host, which does, leaves the initial parameters in memory that
+both share, and says which corpus it sees; both become the run's, and a node that joins with others is refused.
 """
 
 import json
-import tempfile
-from contextlib import ExitStack
+import mmap
+import os
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Final
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from pelago import children
 from pelago.config.run_file import RunFile
 from pelago.config.run_toml import dump
-from pelago.core.errors import CheckpointError, ConfigError
+from pelago.core.errors import CheckpointError
 from pelago.tensor.manifest import Manifest
+from pelago.tensor.payload import tensor_over
 from pelago.wire.messages import TensorSpec
+
+MEMORY: Final = "pelago-initial"
+"""Name of the shared memory, for people who look at a process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,28 +38,28 @@ class Initial:
 
 def build(run: RunFile) -> Initial:
     """Have a worker build the initial model. Raises `ConfigError` with the worker's own words."""
-    # The file has no name, so that nothing is left behind however this process ends.
-    with ExitStack() as stack:
-        try:
-            model = stack.enter_context(tempfile.TemporaryFile(prefix="pelago-initial-"))
-        except OSError as error:
-            raise ConfigError(f"no room for temporary files (TMPDIR says where): {error}") from None
-        path, number = Path(f"/proc/self/fd/{model.fileno()}"), model.fileno()
-        flags = ("--run", "/dev/stdin", "--initialise", str(path))
-        children.ask("worker", *flags, stdin_text=dump(run), pass_fds=[number])
-        return read(path)
-
-
-def read(path: Path) -> Initial:
-    """Read what `worker --initialise` wrote. Raises `CheckpointError`."""
+    # It has no name in any file system, so that nothing is left behind however this process ends.
+    memory = os.memfd_create(MEMORY)
     try:
-        with safe_open(path, framework="pt") as file:
-            facts = file.metadata()
-            order = json.loads(facts["order"])
-            tensors = [file.get_tensor(name) for name in order]
-            corpus, origin = facts["corpus"], facts["origin"]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} holds no initial model: {error}") from None
-    specs = tuple(TensorSpec(name, tuple(t.shape)) for name, t in zip(order, tensors, strict=True))
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    return Initial(Manifest(specs), flat, corpus, origin)
+        flags = ("--run", "/dev/stdin", "--initialise", f"/proc/self/fd/{memory}")
+        facts = children.ask("worker", *flags, stdin_text=dump(run), pass_fds=[memory])
+        return read(memory, facts)
+    finally:
+        os.close(memory)
+
+
+def read(memory: int, facts: str) -> Initial:
+    """What `worker --initialise` left. ``memory``: a file descriptor, ``facts``: what it printed. The parameters
+    are not copied. Raises `CheckpointError`.
+    """
+    try:
+        found = json.loads(facts)
+        specs = tuple(TensorSpec(name, tuple(shape)) for name, shape in found["specs"])
+        manifest, corpus, origin = Manifest(specs), found["corpus"], found["origin"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the worker says of the initial model: {facts[:80]!r}") from error
+    size = os.fstat(memory).st_size
+    if size != manifest.bytes:
+        raise CheckpointError(f"the initial model has {size:,} bytes, not {manifest.bytes:,}")
+    flat = tensor_over(memoryview(mmap.mmap(memory, size)), torch.float32)
+    return Initial(manifest, flat, corpus, origin)

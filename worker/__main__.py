@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         "--initialise",
         metavar="FILE",
         type=reading.expanded,
-        help="write the run's initial model there, and end",
+        help="write the run's initial parameters into this file, which is there, print what they are, and end",
     )
     modes.add_argument(
         "--describe", action="store_true", help="say what model and corpus would be used, and end"

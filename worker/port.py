@@ -39,6 +39,10 @@ class WorkerPort:
         """Use this log from now on."""
         self._log = log
 
+    def prepare(self) -> None:
+        """Compile the model."""
+        self._trainer.prepare()
+
     def train(
         self,
         work: Train,

@@ -2,8 +2,11 @@
 
 import argparse
 import json
+import mmap
+import os
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import torch
 import uvloop
@@ -18,19 +21,24 @@ from pelago.net.node import Node, NodeSettings
 from pelago.net.sockets.pair import Connect
 from pelago.net.tensors.training import TrainingThread
 from pelago.runlog.events import DeviceChosen, ModelBuilt
-from pelago.tensor import model_file
-from pelago.tensor.manifest import Manifest
+from pelago.tensor.manifest import ELEMENT_BYTES, Manifest
+from pelago.tensor.payload import tensor_over
 from pelago.tensor.plane import Plane
 from worker import device as devices
+from worker.data.sources import open_corpus
 from worker.dry_run import describe
-from worker.evaluator.held_out_loss import HeldOutLoss
+from worker.evaluator.held_out_loss import HeldOutLoss, export_companions
 from worker.evaluator.port import EvaluatorPort
 from worker.evaluator.state import Evaluator
+from worker.models.build import build
 from worker.port import WorkerPort
 from worker.schedule import Pace
 from worker.settings import evaluator_settings, worker_settings
 from worker.state import Worker
 from worker.trainer import Trainer
+
+COMPILED: Final = "TORCHINDUCTOR_CACHE_DIR"
+"""Where torch.compile keeps what it made: in the run's folder, for the next process, unless the user says where."""
 
 
 def work(options: argparse.Namespace, run: RunFile) -> int:
@@ -47,17 +55,27 @@ def work(options: argparse.Namespace, run: RunFile) -> int:
 
 
 def _initialise(run: RunFile, path: Path) -> int:
-    source = HeldOutLoss(run)
-    manifest = Manifest(source.manifest())
-    facts = {
-        "order": json.dumps([spec.name for spec in manifest.specs]),
-        "corpus": source.corpus.digest,
-        "origin": source.model.origin,
-    }
-    try:
-        model_file.write(path, manifest, source.initial(), facts)
-    except OSError as error:
-        raise CheckpointError(f"cannot write the initial model to {path}: {error}") from None
+    """Leave the run's initial parameters in a file, fp32 in the manifest's order, and print what they are."""
+    # Nothing here depends on how sums are split. A GPU would draw other numbers.
+    torch.set_num_threads(devices.cores())
+    corpus = open_corpus(run.data, run.run.seed)
+    cpu, length = torch.device("cpu"), run.data.sequence_length
+    with path.open("r+b") as file:
+
+        def allocate(elements: int) -> torch.Tensor:
+            size = elements * ELEMENT_BYTES
+            file.truncate(size)
+            return tensor_over(memoryview(mmap.mmap(file.fileno(), size)), torch.float32)
+
+        try:
+            model = build(run.model, corpus.vocabulary, run.run.seed, cpu, length, allocate)
+        except OSError as error:
+            raise CheckpointError(f"no memory for the initial model: {error}") from None
+    corpus.limit_vocabulary(model.vocabulary)
+    # What an export will hold beside the model is read again when it is written; better to fail here.
+    export_companions(run)
+    specs = [[spec.name, spec.shape] for spec in model.manifest()]
+    print(json.dumps({"specs": specs, "corpus": corpus.digest, "origin": model.origin}))
     return 0
 
 
@@ -75,7 +93,8 @@ def _train(options: argparse.Namespace, run: RunFile) -> int:
     name = daemon.worker_folder(options.region, options.group, bits)
     log = daemon.telemetry(out, name)
     pace = Pace.of(run, region, options.group) if options.paced else None
-    trainer = Trainer(run, pace=pace, slot=options.slot, tell=log.line)
+    os.environ.setdefault(COMPILED, str(out.absolute() / "inductor"))
+    trainer = Trainer(run, pace=pace, slot=options.slot, tell=log.line, empty=True)
     moments = out / "optimiser" if run.worker.keep_optimiser else None
     manifest = Manifest(trainer.manifest())
     machine = Worker(
@@ -116,7 +135,7 @@ def _evaluate(options: argparse.Namespace, run: RunFile) -> int:
     host, port = command.address(options.connect, run.gps_connect(), "--connect")
     out = daemon.out_folder(run, options.out)
     log = daemon.telemetry(out, "evaluator")
-    measure = HeldOutLoss(run, slot=options.slot)
+    measure = HeldOutLoss(run, slot=options.slot, empty=True)
     manifest = Manifest(measure.manifest())
     machine = Evaluator(
         evaluator_settings(

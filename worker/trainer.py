@@ -24,7 +24,7 @@ from worker import memory
 from worker.data.batches import Batches
 from worker.data.corpus import Corpus
 from worker.data.sources import open_corpus
-from worker.models.build import build
+from worker.models.build import build, build_empty
 from worker.models.language import CompileFault, LanguageModel
 from worker.optimiser import WorkerOptimiser
 from worker.round_buffers import RoundBuffers, round_buffers
@@ -122,11 +122,13 @@ class Trainer:
         pace: Pace | None = None,
         slot: int = 0,
         tell: Callable[[str], None] = lambda _: None,
+        empty: bool = False,
     ) -> None:
         """Open the corpus and build the model. Raises `ConfigError`.
 
         ``pace``: emulate a slower worker (`pelago local`); without it every step runs as fast as it
         can. ``slot``: see `worker.device.choose`. ``tell`` gets lines for the user, in the thread that trains.
+        ``empty``: the parameters come from a server, and none are made here.
         """
         self._tell = tell
         self.settings: WorkerSection = run.worker
@@ -135,7 +137,8 @@ class Trainer:
         device = devices.choose(run.worker.device, slot)
         self.memory_step = memory.Step.of(run, device)
         self.corpus: Corpus = open_corpus(run.data, run.run.seed)
-        self.model: LanguageModel = build(
+        made = build_empty if empty else build
+        self.model: LanguageModel = made(
             run.model, self.corpus.vocabulary, run.run.seed, device, run.data.sequence_length
         )
         self.corpus.limit_vocabulary(self.model.vocabulary)
@@ -165,6 +168,22 @@ class Trainer:
         out = torch.empty(self.model.elements)
         self.model.read_flat(out)
         return out
+
+    def prepare(self) -> None:
+        """Let the model be compiled now, on tokens that mean nothing, so that the first round has not to wait for it.
+
+        A fault is left to the first round, which tells it.
+        """
+        devices.use(self.model.device)
+        while self.model.is_compiled:
+            tokens = torch.zeros(self._micro, self.corpus.sequence_length + 1, dtype=torch.int64)
+            try:
+                with self.model.training():
+                    self.model.backward(tokens, 1.0, mixed=self._cuda)
+                return
+            except Exception as error:
+                if not self._fewer_at_once(error):
+                    return
 
     @memory.explaining
     def train(

@@ -31,6 +31,9 @@ class Paced:
     def begin(self, log: LogEvent) -> None:
         """Nothing is logged."""
 
+    def prepare(self) -> None:
+        """It is ready."""
+
     def rest(self) -> None:
         """Nothing is kept."""
 

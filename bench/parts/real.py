@@ -83,6 +83,9 @@ class Instant:
     def begin(self, log: LogEvent) -> None:
         """Nothing is logged."""
 
+    def prepare(self) -> None:
+        """It is ready."""
+
     def rest(self) -> None:
         """Nothing is kept."""
 

@@ -159,7 +159,7 @@ def _check_room(run: RunFile, model_bytes: int) -> tuple[list[str], str]:
 
     here, elsewhere = disk_needs.on_this_machine(run, model_bytes, run.out)
     try:
-        found = disk_needs.compare([*here, *(disk_needs.of_beginning(model_bytes) if here else ())])
+        found = disk_needs.compare(here)
     except OSError as error:
         raise ConfigError(f"run.out = '{run.out}': cannot see how much is free: {error}") from None
     if found.will:

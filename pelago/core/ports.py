@@ -90,6 +90,11 @@ class TrainerPort(Protocol):
         """Called once, before anything else, by the driver's thread."""
         ...
 
+    def prepare(self) -> None:
+        """Called once, before any work, while the first parameters are on their way: what can be made ready
+        without them."""
+        ...
+
     def train(
         self,
         work: Train,

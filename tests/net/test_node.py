@@ -23,6 +23,7 @@ from pelago.core.training_effects import Cancel, Progress, Train, Trained, Valid
 from pelago.net.command import EXIT_FAILED
 from pelago.net.node import CRASHED, EXIT_CRASHED, exit_code
 from pelago.net.tensors.training import TrainingThread
+from pelago.tensor.payload import ChunkBuffer, Payload
 from pelago.tensor.plane import Plane
 from pelago.wire.messages import Event
 from tests.net.nodes import Nodes, Script, a_lease, eventually
@@ -190,27 +191,32 @@ class Lessons:
         self.started = threading.Event()
         self.seen: list[torch.Tensor] = []
         self.exported = 0
-        self.rested = 0
+        self.rested = self.prepared = 0
 
     def begin(self, log):  # type: ignore[no-untyped-def]
         self.log = log
+
+    def prepare(self):  # type: ignore[no-untyped-def]
+        assert not self.seen, "it is prepared before it works"
+        self.prepared += 1
 
     def rest(self):  # type: ignore[no-untyped-def]
         self.rested += 1
         self.log(OptimiserCold("rested", len(self.seen)))
 
-    def train(self, work, flat, on_step, cancel):  # type: ignore[no-untyped-def]
-        self.seen.append(flat.clone())
+    def train(self, work, start, on_step, cancel):  # type: ignore[no-untyped-def]
+        self.seen.append(start.tensor().clone())
         for step in range(1, 4):
             on_step(step, step // 3)
             self.started.set()
             while step == 2 and not self.go.wait(0.005):
                 if cancel.is_set():
                     return None
-        return TrainingResult(flat * 0.5, 3, 96, 1.25, 1)
+        delta = [ChunkBuffer(chunk.tensor * 0.5) for chunk in start.complete_chunks()]
+        return TrainingResult(Payload(delta), 3, 96, 1.25, 1)
 
-    def validate(self, flat, on_batch):  # type: ignore[no-untyped-def]
-        self.seen.append(flat.clone())
+    def validate(self, parameters, on_batch):  # type: ignore[no-untyped-def]
+        self.seen.append(parameters.tensor().clone())
         return 2.5, 1000
 
     def export(self, flat):  # type: ignore[no-untyped-def]
@@ -240,6 +246,7 @@ async def test_training_answers_with_progress_and_the_pseudo_gradient(nodes: Nod
     assert (trained.push, trained.steps, trained.tokens, trained.loss) == (push, 3, 96, 1.25)
     assert trained.skipped == 1
     await eventually(lambda: lessons.rested == 1)
+    assert lessons.prepared == 1
     assert trained.blob < 0
     assert torch.equal(lessons.seen[0], plane.model())
     assert torch.equal(plane.lend(trained.blob), plane.model() * 0.5)

@@ -54,6 +54,9 @@ class Hanging:
     def begin(self, log: LogEvent) -> None:
         """There is nothing to restore."""
 
+    def prepare(self) -> None:
+        """There is nothing to prepare."""
+
     def rest(self) -> None:
         """There is nothing to save."""
 

@@ -14,7 +14,7 @@ from worker import memory
 from worker.data.corpus import Corpus
 from worker.data.sources import load_tokenizer, open_corpus
 from worker.models import companions
-from worker.models.build import FAULTS, build
+from worker.models.build import FAULTS, build, build_empty
 from worker.models.language import LanguageModel
 from worker.models.presets import PRESETS
 
@@ -25,11 +25,15 @@ EVALUATION_BATCH: int = 16
 class HeldOutLoss:
     """Measures versions of the model on one held-out set. Not thread-safe: one call at a time."""
 
-    def __init__(self, run: RunFile, corpus: Corpus | None = None, *, slot: int = 0) -> None:
-        """Open the corpus, unless it is open, and build the model. Raises `ConfigError`."""
+    def __init__(
+        self, run: RunFile, corpus: Corpus | None = None, *, slot: int = 0, empty: bool = False
+    ) -> None:
+        """Open the corpus, unless it is open, and build the model. Raises `ConfigError`. ``empty``: the parameters
+        come from a server, and none are made here."""
         device = devices.choose(run.worker.device, slot)
         self.corpus: Corpus = corpus or open_corpus(run.data, run.run.seed)
-        self.model: LanguageModel = build(
+        made = build_empty if empty else build
+        self.model: LanguageModel = made(
             run.model, self.corpus.vocabulary, run.run.seed, device, run.data.sequence_length
         )
         self.corpus.limit_vocabulary(self.model.vocabulary)
@@ -37,7 +41,7 @@ class HeldOutLoss:
         self._tokenizer = (
             None if run.data.tokenizer == "bytes" else load_tokenizer(run.data.tokenizer)
         )
-        self.companions = _companions(run)
+        self.companions = export_companions(run)
         self._samples = run.data.validation_samples
         self.memory_step = memory.Step.of(run, device, EVALUATION_BATCH)
         self._batch_size = self.memory_step.sequences
@@ -95,7 +99,7 @@ class HeldOutLoss:
             raise CheckpointError(f"cannot write the model to {directory}: {why}") from None
 
 
-def _companions(run: RunFile) -> companions.Companions:
+def export_companions(run: RunFile) -> companions.Companions:
     """The files that an export holds beside the model. With a tokenizer of the corpus, the model's own is left
     out.
     """

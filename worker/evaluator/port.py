@@ -22,6 +22,9 @@ class EvaluatorPort:
     def begin(self, log: LogEvent) -> None:
         """Does nothing: it logs nothing."""
 
+    def prepare(self) -> None:
+        """Does nothing: it does not compile."""
+
     def rest(self) -> None:
         """Does nothing: it keeps no moments."""
 

@@ -1,18 +1,22 @@
 """From the run file's [model] to a model."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from pelago.config.training import ModelSection
 from pelago.core.errors import ConfigError
 from pelago.core.prng import derive
 from worker.models import weights as files
 from worker.models.architecture import architecture, named, summary, transformers
-from worker.models.language import LanguageModel
+from worker.models.draws import BlockDraws
+from worker.models.language import Allocate, LanguageModel
 from worker.models.presets import PRESETS
 from worker.models.probe import require_causal, require_length
 
@@ -35,25 +39,25 @@ def build(
     seed: int,
     device: torch.device,
     sequence_length: int = 0,
+    allocate: Allocate | None = None,
 ) -> LanguageModel:
     """Build the model that ``model.preset`` and ``model.overrides`` name, in fp32, in evaluation mode.
 
     ``vocabulary``: number of token ids of the corpus, 0 if it is unknown. A preset uses it; a Hugging Face
     folder keeps its own. ``sequence_length``: in tokens, that the model must be able to read. If a folder
     holds weights, all parameters are taken from them; if not, and for a preset, they are drawn from ``seed``,
-    the same on every device. Raises `ConfigError`; uses no network.
+    the same on every device. ``allocate``: gives memory for all parameters. Raises `ConfigError`; uses no network.
     """
     settings = architecture(model, vocabulary)
-    found = None if model.preset in PRESETS else files.find(Path(model.preset), _key(model))
+    found = _weights(model)
     try:
         # Drawn on the CPU, since generators of other devices draw other numbers; the caller's
         # generator is left as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive("model", seed))
             if found is None:
-                module = transformers().AutoModelForCausalLM.from_config(
-                    settings, dtype=torch.float32
-                )
+                with BlockDraws(seed):
+                    module = _from_config(settings)
                 origin = f"random, drawn from seed {seed}"
             else:
                 module, origin = _pretrained(model, settings, found)
@@ -62,15 +66,73 @@ def build(
         # the CPU, since an index out of range makes a CUDA process unusable.
         require_causal(module, named(model))
         require_length(module, named(model), sequence_length, drawn=found is None)
-        return LanguageModel(module.to(device), origin)
+        return LanguageModel(module.to(device), origin, allocate=allocate)
     except FAULTS as error:
-        raise ConfigError(f"{named(model)}: cannot be built: {summary(error)}") from None
+        raise _not_built(model, error) from None
+
+
+def build_empty(
+    model: ModelSection,
+    vocabulary: int,
+    seed: int,
+    device: torch.device,
+    sequence_length: int = 0,
+) -> LanguageModel:
+    """The same model for a node that gets the parameters from a server: they are zero, and take no time.
+
+    Buffers have their values. Where a folder holds weights these are read all the same: they may untie the head,
+    change the vocabulary, and hold buffers. That a random model is causal and reads ``sequence_length`` tokens was
+    found out where it was drawn. Raises `ConfigError`; uses no network.
+    """
+    if _weights(model) is not None:
+        return build(model, vocabulary, seed, device, sequence_length)
+    settings = architecture(model, vocabulary)
+    try:
+        with torch.random.fork_rng(devices=[]), _without_parameters():
+            torch.manual_seed(derive("model", seed))
+            module = _from_config(settings)
+        module.eval()
+        return LanguageModel(module, "the server's", device=device)
+    except FAULTS as error:
+        raise _not_built(model, error) from None
+
+
+def _weights(model: ModelSection) -> files.Checkpoint | None:
+    return None if model.preset in PRESETS else files.find(Path(model.preset), _key(model))
+
+
+def _from_config(settings: Any) -> Any:
+    return transformers().AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+
+
+def _not_built(model: ModelSection, error: Exception) -> ConfigError:
+    return ConfigError(f"{named(model)}: cannot be built: {summary(error)}")
+
+
+@contextmanager
+def _without_parameters() -> Iterator[None]:
+    """Parameters of modules that are made meanwhile are on the meta device; buffers, which follow from the
+    configuration, are computed.
+    """
+
+    def on_meta(
+        _: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None
+    ) -> torch.nn.Parameter | None:
+        if parameter is None or parameter.is_meta:  # Such as a head that is tied.
+            return None
+        return torch.nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(on_meta)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def skeleton(settings: Any) -> Any:
     """The module of a configuration, without memory for its parameters."""
     with torch.device("meta"):
-        return transformers().AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+        return _from_config(settings)
 
 
 def _pretrained(model: ModelSection, settings: Any, found: files.Checkpoint) -> tuple[Any, str]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch.nn import functional
@@ -13,6 +13,8 @@ from pelago.core.errors import ConfigError, first_line
 from pelago.wire.messages import TensorSpec
 from worker.models.piecewise_loss import piecewise_cross_entropy
 
+Allocate: TypeAlias = Callable[[int], torch.Tensor]
+"""Memory for so many parameters: fp32 of shape (count,)."""
 EVALUATION_SEED: Final = 0
 """Seed of the random numbers that a model draws while it is measured."""
 LOGITS_MAX: Final = 1 << 26
@@ -33,9 +35,17 @@ class LanguageModel:
     stay as they were loaded.
     """
 
-    def __init__(self, module: torch.nn.Module, origin: str = "") -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        origin: str = "",
+        *,
+        device: torch.device | None = None,
+        allocate: Allocate | None = None,
+    ) -> None:
         """Take over a `transformers` causal model in fp32; its parameters move into the flat
-        tensor. ``origin``: for messages, where the parameters are from.
+        tensor. ``origin``: for messages, where the parameters are from. ``device``: for a module whose parameters
+        are on the meta device: they become zeros there. ``allocate``: gives the flat tensor, on the module's device.
         """
         parameters = sorted(module.named_parameters(), key=lambda pair: pair[1].dim() < 2)
         wrong = [name for name, parameter in parameters if parameter.dtype != torch.float32]
@@ -43,18 +53,22 @@ class LanguageModel:
         self.module = module
         self.origin = origin
         self.vocabulary: int = module.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
-        self.device = parameters[0][1].device
+        self.device = device or parameters[0][1].device
         self._manifest = tuple(
             TensorSpec(name, tuple(parameter.shape)) for name, parameter in parameters
         )
         self._parameters = [parameter for _, parameter in parameters]
         self.matrix_elements = sum(each.numel() for each in self._parameters if each.dim() >= 2)
         """Length of the segment that weight decay applies to."""
-        self.flat = torch.empty(sum(each.numel() for each in self._parameters), device=self.device)
+        count = sum(each.numel() for each in self._parameters)
+        self.flat = allocate(count) if allocate else torch.zeros(count, device=self.device)
         """All parameters, fp32, shape (elements,); writing to it changes the model."""
         self._gradient: torch.Tensor | None = None
         self._forward: Callable[..., Any] = module
         self.is_compiled = False
+        if device is not None:
+            self._parameters = _settle(module, self._parameters, self._views(self.flat), device)
+            return
         for parameter, view in zip(self._parameters, self._views(self.flat), strict=True):
             view.copy_(parameter.data)
             parameter.data = view
@@ -193,3 +207,26 @@ class LanguageModel:
         sizes = [math.prod(spec.shape) for spec in self._manifest]
         pieces = torch.split(flat, sizes)
         return [piece.view(spec.shape) for piece, spec in zip(pieces, self._manifest, strict=True)]
+
+
+def _settle(
+    module: torch.nn.Module,
+    parameters: list[torch.nn.Parameter],
+    views: list[torch.Tensor],
+    device: torch.device,
+) -> list[torch.nn.Parameter]:
+    """Give a module ``views`` in the place of its parameters on the meta device, wherever it uses them, and move its
+    buffers to ``device``. Returns the new parameters."""
+    fresh = [
+        torch.nn.Parameter(view, each.requires_grad)
+        for view, each in zip(views, parameters, strict=True)
+    ]
+    by_old = {id(old): new for old, new in zip(parameters, fresh, strict=True)}
+    for part in module.modules():
+        for name, old in part._parameters.items():
+            if old is not None:
+                part._parameters[name] = by_old[id(old)]
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = buffer.to(device)
+    return fresh

@@ -5,7 +5,6 @@ the model; logs and histories, which grow with the run, are counted as `LOG_BYTE
 """
 
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Final
 
 from pelago.config import models_held
 from pelago.config.run_file import RunFile
-from pelago.core.errors import ConfigError
 from pelago.net import daemon, disk
 from pelago.net.durability.journal import SNAPSHOT_BYTES, SNAPSHOT_MODELS
 from pelago.net.sockets.tcp_ports import THIS_MACHINE
@@ -71,15 +69,6 @@ def of_worker(run: RunFile, name: str, model_bytes: int, out: Path) -> list[Need
     moments = models_held.moments(run) * model_bytes if run.worker.keep_optimiser else 0
     # One file of them, and one being written.
     return [Need(name, out, 2 * moments + LOG_BYTES)]
-
-
-def of_beginning(model_bytes: int) -> list[Need]:
-    """The initial model, on its way from the process that makes it. Raises `ConfigError`."""
-    try:
-        folder = Path(tempfile.gettempdir())
-    except OSError as error:
-        raise ConfigError(f"there is no room for temporary files (TMPDIR): {error}") from None
-    return [Need("initial model", folder, model_bytes)]
 
 
 def on_this_machine(run: RunFile, model_bytes: int, out: Path) -> tuple[list[Need], list[Need]]:

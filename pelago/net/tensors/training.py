@@ -28,6 +28,7 @@ class TrainingThread:
         self._cancels: dict[PushId, threading.Event] = {}
         lane, telemetry = self._lane, context.telemetry
         port.begin(lambda note: lane.post(telemetry.event, note))
+        lane.submit(port.prepare)
 
     def methods(self) -> NodeEffectMethods:
         """Methods that carry out the effects of training."""
