@@ -21,10 +21,10 @@ from parts.machine import describe
 from parts.real_run import RealRun
 from push_pull import OVERRIDES, describe_model
 
+from pelago.cli.plan.model import model_facts
 from pelago.config.run_toml import parse
 from pelago.core.notes.worker import RoundTrained
 from pelago.net.sockets.tcp_ports import free_pairs
-from pelago.tensor.manifest import Manifest
 
 REGIONS = ("eu", "us")
 LOOK_S = 0.5
@@ -232,8 +232,11 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     text = run_text(options, free_pairs(1 + options.regions))
     parsed = parse(text)
-    manifest: Manifest = describe_model(parsed, folder / "model.json")
-    floor = floors(manifest.numel)
+    elements = model_facts(parsed).parameters
+    if options.paced_seconds:
+        describe_model(parsed, folder / "model.json")
+    floor = floors(elements)
+    print(json.dumps({"floors": floor}), flush=True)
     run = RealRun(folder, text, 0)
     sampler = Sampler(run)
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
@@ -254,8 +257,8 @@ def main() -> None:
             {
                 "benchmark": "round",
                 "preset": options.preset,
-                "parameters": manifest.numel,
-                "model_gb": round(manifest.bytes / GB, 3),
+                "parameters": elements,
+                "model_gb": round(4 * elements / GB, 3),
                 "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
                 "paced_seconds": options.paced_seconds,
                 **{key: getattr(options, key) for key in keys},
