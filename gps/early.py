@@ -2,7 +2,6 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 from gps import files
 from gps.result import result
@@ -13,6 +12,7 @@ from pelago.core.notes.note import Note
 from pelago.net.node import Node
 from pelago.net.telemetry import Telemetry
 from pelago.runlog.events import ResultsWritten
+from pelago.tensor.snapshot import PlaneSnapshot
 
 
 class EarlyResults:
@@ -37,13 +37,17 @@ class EarlyResults:
             return await self._write(node, gps, run, out, log)
 
     async def _write(self, node: Node, gps: Gps, run: RunFile, out: Path, log: Telemetry) -> bool:
-        plane = node.tensors.plane
-        taken: asyncio.Future[tuple[Any, Any]] = asyncio.get_running_loop().create_future()
-        node.tensors.lane.submit(lambda: (plane.model(), plane.average()), taken.set_result)
-        model, average = await taken
+        future: asyncio.Future[PlaneSnapshot] = asyncio.get_running_loop().create_future()
+        node.tensors.snapshot((), future.set_result)
+        taken = await future
         self._has_begun = True
-        found = result(gps, run, clock="real", model_parameters=plane.manifest.numel)
-        failures = await asyncio.to_thread(files.write, out, found, plane.manifest, model, average)
+        found = result(gps, run, clock="real", model_parameters=taken.manifest.numel)
+
+        def write() -> list[str]:
+            model, average = taken.tensor("model"), taken.tensor("average")
+            return files.write(out, found, taken.manifest, model, average)
+
+        failures = await asyncio.to_thread(write)
         log.event(ResultsWritten(tuple(failures)))
         return not failures
 

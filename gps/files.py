@@ -67,12 +67,9 @@ def write(
 def write_snapshot(folder: Path, taken: PlaneSnapshot, facts: Mapping[str, int]) -> list[str]:
     """Write the model of a snapshot, and its mean if one is kept, with facts in their heads. Returns as
     `write`."""
-    flat, average = (
-        torch.cat([chunk.tensor for chunk in chunks]) if chunks is not None else None
-        for chunks in (taken.arenas["model"], taken.arenas.get("average"))
-    )
+    flat = taken.tensor("model")
     assert flat is not None
-    return write_models(folder, taken.manifest, flat, average, facts)
+    return write_models(folder, taken.manifest, flat, taken.tensor("average"), facts)
 
 
 def write_models(

@@ -111,7 +111,7 @@ async def _export_regularly(
                 return
             taken: asyncio.Future[PlaneSnapshot] = asyncio.get_running_loop().create_future()
             facts = {"version": gps.model.version.counter, "counted_steps": gps.model.counted_steps}
-            node.tensors.lane.submit(node.tensors.plane.snapshot, taken.set_result)
+            node.tensors.snapshot((), taken.set_result)
             failures = await asyncio.to_thread(files.write_snapshot, out, await taken, facts)
         for failure in failures:
             log.event(ExportFailed(failure))

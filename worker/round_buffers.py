@@ -14,7 +14,8 @@ from typing import Final, Protocol
 
 import torch
 
-from pelago.tensor.payload import BufferPool, ChunkBuffer, Payload
+from pelago.tensor.payload import ChunkBuffer, Payload
+from pelago.tensor.slab import Slab
 from worker.models.language import LanguageModel
 
 RUN_BYTES: Final = 32 << 20
@@ -55,12 +56,10 @@ class RoundBuffers(Protocol):
 class HostBuffers:
     """For a model in the host's memory. ``pieces``: start and stop of each chunk."""
 
-    def __init__(
-        self, model: LanguageModel, pieces: Sequence[tuple[int, int]], pool: BufferPool
-    ) -> None:
+    def __init__(self, model: LanguageModel, pieces: Sequence[tuple[int, int]], slab: Slab) -> None:
         self._model = model
         self._pieces = pieces
-        self._pool = pool
+        self._slab = slab
         self._start: Payload | None = None
 
     def expect(self, coming: Payload) -> None:
@@ -77,7 +76,7 @@ class HostBuffers:
         assert self._start is not None, "no round has begun"
         chunks = []
         for (first, stop), chunk in zip(self._pieces, self._start.complete_chunks(), strict=True):
-            out = self._pool.take(stop - first)
+            out = self._slab.take(stop - first)
             chunks.append(
                 ChunkBuffer(torch.sub(chunk.tensor, self._model.flat[first:stop], out=out))
             )
@@ -89,19 +88,17 @@ class HostBuffers:
 
 
 class CudaBuffers:
-    """For a model on a CUDA device. ``pool``: page-locked. Takes the memory of one more model on the device.
+    """For a model on a CUDA device. ``slab``: page-locked. Takes the memory of one more model on the device.
 
     Between rounds that memory is free, so a start that is still arriving is copied there chunk by chunk.
     """
 
-    def __init__(
-        self, model: LanguageModel, pieces: Sequence[tuple[int, int]], pool: BufferPool
-    ) -> None:
-        assert pool.page_locked, "copies from other memory stop the device"
+    def __init__(self, model: LanguageModel, pieces: Sequence[tuple[int, int]], slab: Slab) -> None:
+        assert slab.page_locked, "copies from other memory stop the device"
         self._model = model
         self._pieces = pieces
         self._runs = runs_of(pieces, RUN_BYTES // model.flat.itemsize)
-        self._pool = pool
+        self._slab = slab
         self._start = torch.empty_like(model.flat)
         """The start of the round, and at its end the pseudo-gradient."""
         self._copies = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
@@ -151,7 +148,7 @@ class CudaBuffers:
             piece = self._start[first:stop]
             torch.sub(piece, self._model.flat[first:stop], out=piece)
             made.record(compute)
-            memory = self._pool.take(stop - first)
+            memory = self._slab.take(stop - first)
             with torch.cuda.stream(self._copies):
                 self._copies.wait_event(made)
                 memory.copy_(piece, non_blocking=True)
@@ -200,8 +197,8 @@ def runs_of(pieces: Sequence[tuple[int, int]], elements: int) -> list[range]:
 
 
 def round_buffers(
-    model: LanguageModel, pieces: Sequence[tuple[int, int]], pool: BufferPool
+    model: LanguageModel, pieces: Sequence[tuple[int, int]], slab: Slab
 ) -> RoundBuffers:
     """The buffers of a model, wherever it is."""
     kind = CudaBuffers if model.device.type == "cuda" else HostBuffers
-    return kind(model, pieces, pool)
+    return kind(model, pieces, slab)

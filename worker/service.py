@@ -107,7 +107,7 @@ def _train(options: argparse.Namespace, run: RunFile) -> int:
             corpus=trainer.corpus.digest,
         )
     )
-    plane = Plane(manifest, None, exchanges=False, pool=trainer.pool)
+    plane = Plane(manifest, None, exchanges=False, slab=trainer.slab)
     plane.on_open = trainer.expect
     node = Node(
         machine,

@@ -17,7 +17,8 @@ from pelago.core.names import Lease
 from pelago.core.ports import Cancellation, TrainingResult
 from pelago.core.prng import derive
 from pelago.tensor.manifest import Manifest
-from pelago.tensor.payload import BufferPool, Payload
+from pelago.tensor.payload import Payload
+from pelago.tensor.slab import Slab
 from pelago.wire.messages import TensorSpec
 from worker import device as devices
 from worker import memory
@@ -148,10 +149,10 @@ class Trainer:
         if self.settings.checkpoint_activations:
             self.model.checkpoint_activations()
         self.optimiser = WorkerOptimiser(self.settings, self.model)
-        self.pool = BufferPool(torch.float32, page_locked=self._cuda)
+        self.slab = Slab(torch.float32, page_locked=self._cuda)
         """Memory for what arrives and what leaves."""
         pieces = Manifest(self.manifest()).chunks
-        self._buffers: RoundBuffers = round_buffers(self.model, pieces, self.pool)
+        self._buffers: RoundBuffers = round_buffers(self.model, pieces, self.slab)
         self._on_device = self.optimiser.decides_on_device
         self._micro = self.settings.sequences_at_once
         self.steps = 0

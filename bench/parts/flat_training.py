@@ -14,7 +14,7 @@ def received(trainer: Trainer, flat: torch.Tensor) -> Payload:
     """``flat``, shape [elements], as it would have arrived: in chunks of the trainer's own memory."""
     return Payload(
         [
-            ChunkBuffer(trainer.pool.take(stop - start).copy_(flat[start:stop]))
+            ChunkBuffer(trainer.slab.take(stop - start).copy_(flat[start:stop]))
             for start, stop in Manifest(trainer.manifest()).chunks
         ]
     )

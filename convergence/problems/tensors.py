@@ -11,8 +11,8 @@ from pelago.core.ports import Payload
 from pelago.core.tensor_effects import Operation
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
-from pelago.tensor.payload import BufferPool
 from pelago.tensor.plane import Plane
+from pelago.tensor.slab import Slab
 from pelago.tensor.snapshot import PlaneSnapshot
 
 
@@ -92,7 +92,7 @@ def server_plane(
             remember=in_flight in ("carry", "replay"),
             exchanges=in_flight is not None,
             average=server.average if isinstance(server, GpsSection) else 0.0,
-            pool=BufferPool(initial.dtype),
+            slab=Slab(initial.dtype),
         )
 
     return TensorPlane.loaded(blank, initial)
@@ -100,4 +100,4 @@ def server_plane(
 
 def client_plane(manifest: Manifest, dtype: torch.dtype) -> TensorPlane:
     """The plane of a worker or the evaluator: payloads only."""
-    return TensorPlane(lambda: Plane(manifest, None, exchanges=False, pool=BufferPool(dtype)))
+    return TensorPlane(lambda: Plane(manifest, None, exchanges=False, slab=Slab(dtype)))

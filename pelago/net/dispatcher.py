@@ -9,7 +9,7 @@ from pelago.core.machine import Received
 from pelago.core.names import Peer
 from pelago.net.context import NodeContext
 from pelago.net.sockets.connections import Connections
-from pelago.net.tensors.lane import Tensors
+from pelago.net.tensors.tensors import Tensors
 from pelago.net.transfer.transfers import Transfers
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.plane import Plane

@@ -47,7 +47,7 @@ from pelago.net.signals import listen
 from pelago.net.sockets.connections import Connections
 from pelago.net.sockets.pair import Bind, Connect
 from pelago.net.telemetry import Telemetry
-from pelago.net.tensors.lane import Tensors
+from pelago.net.tensors.tensors import Tensors
 from pelago.net.transfer.transfers import Transfers
 from pelago.protocol.client_session import UNANSWERED
 from pelago.runlog.events import (

@@ -2,12 +2,11 @@
 
 A `ChunkBuffer` is one chunk in memory. Parameters, snapshots, pins and updates are lists of chunks and may
 share them, so pinning the current parameters only copies a list of references. Memory for chunks comes from
-a `BufferPool` and returns to it when the last reader has released it.
+a `pelago.tensor.slab.Slab` and returns to it when the last reader has released it.
 """
 
 import math
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Self
 
@@ -23,10 +22,6 @@ _NUMPY: Final[dict[torch.dtype, Any]] = {
     torch.int16: np.int16,
     torch.int8: np.int8,
 }
-
-EXTENT_BYTES: Final = 64 << 20
-"""Page-locked memory is taken from the system in pieces of at least this size."""
-ALIGNED_ELEMENTS: Final = 64
 
 
 class ChunkBuffer:
@@ -80,7 +75,7 @@ class Payload:
     sent it on before the next one is here.
     """
 
-    __slots__ = ("_complete", "_lock", "_waiting", "chunks", "missing", "whole")
+    __slots__ = ("_complete", "_lock", "_waiting", "chunks", "is_promised", "missing", "whole")
 
     def __init__(
         self, chunks: Sequence[ChunkBuffer | None], whole: torch.Tensor | None = None
@@ -89,6 +84,8 @@ class Payload:
         self.missing = self.chunks.count(None)
         self.whole = whole
         """All chunks as one tensor, if they were made as one."""
+        self.is_promised = False
+        """Whether work that is planned fills it, before all work that is planned later."""
         self._lock = threading.Lock()
         self._complete = threading.Event()
         self._waiting: dict[int, list[Callable[[], None]]] = {}
@@ -99,6 +96,13 @@ class Payload:
     def of(cls, flat: torch.Tensor, pieces: Sequence[tuple[int, int]]) -> Self:
         """A flat tensor, shape [numel], cut into the pieces of a manifest; nothing is copied."""
         return cls([ChunkBuffer(flat[start:stop]) for start, stop in pieces], flat)
+
+    @classmethod
+    def promised(cls, chunks: int) -> Self:
+        """A payload that planned work fills."""
+        made = cls([None] * chunks)
+        made.is_promised = True
+        return made
 
     def fill(self, index: int, chunk: ChunkBuffer) -> None:
         """A chunk is here. One that is here already stays."""
@@ -130,60 +134,19 @@ class Payload:
         assert not self.missing, f"{self.missing} of {len(self.chunks)} chunks are missing"
         return [chunk for chunk in self.chunks if chunk is not None]
 
+    def measure(self) -> tuple[float, bool]:
+        """Euclidean norm of a complete payload, and whether every element is finite.
+
+        Norms of chunks are sums in float64 and combined in chunk order: the same on every call.
+        """
+        facts = [chunk.measure() for chunk in self.complete_chunks()]
+        return math.hypot(*(norm for norm, _ in facts)), all(finite for _, finite in facts)
+
     def tensor(self) -> torch.Tensor:
         """A complete payload as one tensor, shape [numel]; a copy if it is in pieces. Not to be written to."""
         if self.whole is not None:
             return self.whole
         return torch.cat([chunk.tensor for chunk in self.complete_chunks()])
-
-
-class BufferPool:
-    """Memory for chunks that is used again, because fresh pages cost several times what a step costs.
-
-    A buffer returns by itself when its last view is gone, also a view that a socket sends from. The pool
-    never shrinks: it holds the most that was in use at once, which the limits on staged and pinned
-    payloads bound.
-
-    ``page_locked``: in memory that a CUDA device reads and writes by itself, at the full speed of its link and while
-    other work goes on.
-    """
-
-    def __init__(self, dtype: torch.dtype, *, page_locked: bool = False) -> None:
-        self.page_locked = page_locked
-        self.dtype = dtype
-        self._free: dict[int, list[torch.Tensor]] = {}
-        self._lock = threading.Lock()
-        self._rest = torch.empty(0, dtype=dtype)
-        """What is left of the newest extent of page-locked memory."""
-
-    def take(self, elements: int) -> torch.Tensor:
-        """An uninitialised flat tensor for the caller alone. Any thread may call this."""
-        free = self._free.setdefault(elements, [])
-        try:
-            memory = free.pop()
-        except IndexError:
-            memory = self._allocate(elements)
-        # Every tensor, array and memoryview made from `lent` keeps it alive.
-        lent = memory.numpy()
-        weakref.finalize(lent, free.append, memory).atexit = False
-        return torch.from_numpy(lent)
-
-    def free_bytes(self) -> int:
-        """Bytes of the buffers that are not in use."""
-        size = self.dtype.itemsize
-        return sum(elements * size * len(free) for elements, free in self._free.copy().items())
-
-    def _allocate(self, elements: int) -> torch.Tensor:
-        if not self.page_locked:
-            return torch.empty(elements, dtype=self.dtype)
-        # To lock pages takes long, and for many at once not much longer.
-        with self._lock:
-            if self._rest.numel() < elements:
-                extent = max(elements, EXTENT_BYTES // self.dtype.itemsize)
-                self._rest = torch.empty(extent, dtype=self.dtype, pin_memory=True)
-            room = -(-elements // ALIGNED_ELEMENTS) * ALIGNED_ELEMENTS
-            taken, self._rest = self._rest[:elements], self._rest[room:]
-            return taken
 
 
 def bytes_of(flat: torch.Tensor) -> memoryview:

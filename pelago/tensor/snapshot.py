@@ -7,18 +7,16 @@ at any later time, in any thread, while the plane goes on.
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from operator import index
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import torch
 
 from pelago.core.errors import CheckpointError
 from pelago.core.names import BlobId
 from pelago.tensor.checksum import Bytes
+from pelago.tensor.chunk_state import ARENAS
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.payload import ChunkBuffer, tensor_over
-
-ARENAS: Final = ("model", "snapshot", "sent", "average", "momentum", "accumulator")
-"""All that a plane may keep besides payloads, in the order in which a snapshot names it."""
 
 Layout: TypeAlias = dict[str, Any]
 """The place of each chunk, as strings, integers and lists, so that msgpack and JSON keep it as it is::
@@ -59,6 +57,11 @@ class PlaneSnapshot:
         """The distinct chunks, in the order in which arenas and then payloads first name them."""
         named = (*self.arenas.values(), *self.payloads.values())
         return tuple({id(chunk): chunk for chunks in named for chunk in chunks}.values())
+
+    def tensor(self, arena: str) -> torch.Tensor | None:
+        """A copy of an arena, shape [numel]; None if the plane keeps none."""
+        chunks = self.arenas.get(arena)
+        return None if chunks is None else torch.cat([chunk.tensor for chunk in chunks])
 
     def layout(self) -> Layout:
         """The layout that `of` needs, beside the bytes of `chunks`, to make this snapshot again."""

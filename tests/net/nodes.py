@@ -85,10 +85,8 @@ async def eventually(holds: Callable[[], bool], deadline_s: float = DEADLINE_S) 
 
 async def settled(node: Node) -> None:
     """Wait until the tensor lane has performed all effects so far."""
-    done = asyncio.get_running_loop().create_future()
-    node.tensors.lane.submit(lambda: None, done.set_result)
     async with asyncio.timeout(DEADLINE_S):
-        await done
+        await node.tensors.idle()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pelago.core.machine import Started
 from pelago.core.training_effects import Train
 from pelago.net.context import NodeContext, NodeEffectMethods
 from pelago.net.node import CRASHED
-from pelago.net.tensors.lane import Tensors
+from pelago.net.tensors.tensors import Tensors
 from pelago.net.tensors.training import TrainingThread
 from pelago.wire.messages import Event
 from tests.net.nodes import Nodes, Script, a_lease

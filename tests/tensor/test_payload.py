@@ -6,7 +6,8 @@ import threading
 import pytest
 import torch
 
-from pelago.tensor.payload import BufferPool, ChunkBuffer, Payload
+from pelago.tensor.payload import ChunkBuffer, Payload
+from pelago.tensor.slab import Slab
 
 
 def chunk(value: float) -> ChunkBuffer:
@@ -72,22 +73,22 @@ def fill_every_second(payload: Payload, begin: int) -> None:
 
 
 def test_memory_is_used_again_when_its_last_view_is_gone() -> None:
-    pool = BufferPool(torch.float32)
-    first = pool.take(16)
+    slab = Slab(torch.float32)
+    first = slab.take(16)
     address, view = first.data_ptr(), first[4:]
     del first
     gc.collect()
-    assert pool.free_bytes() == 0
+    assert slab.free_bytes() == 0
     del view
     gc.collect()
-    assert pool.free_bytes() == 64
-    assert pool.take(16).data_ptr() == address
+    assert slab.free_bytes() == 64
+    assert slab.take(16).data_ptr() == address
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_page_locked_memory_is_cut_from_large_extents() -> None:
-    pool = BufferPool(torch.float32, page_locked=True)
-    taken = [pool.take(size) for size in (1000, 5, 1 << 20)]
+    slab = Slab(torch.float32, page_locked=True)
+    taken = [slab.take(size) for size in (1000, 5, 1 << 20)]
     assert all(each.is_pinned() for each in taken)
     assert [each.data_ptr() % 256 for each in taken] == [0, 0, 0]
     for value, each in enumerate(taken):

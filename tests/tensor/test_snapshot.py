@@ -15,8 +15,8 @@ from pelago.core.errors import CheckpointError
 from pelago.tensor.checksum import checksum
 from pelago.tensor.manifest import Manifest
 from pelago.tensor.optim import DelayedNesterov
-from pelago.tensor.payload import BufferPool
 from pelago.tensor.plane import Plane
+from pelago.tensor.slab import Slab
 from pelago.wire.messages import TensorSpec
 
 MANIFEST = Manifest((TensorSpec("a", (7, 9)), TensorSpec("b", ()), TensorSpec("c", (50,))), 64)
@@ -32,7 +32,7 @@ def numbers(seed, dtype=torch.float32, manifest=MANIFEST):
 
 
 def fresh(**options):
-    options["pool"] = BufferPool(options.pop("dtype", torch.float32))
+    options["slab"] = Slab(options.pop("dtype", torch.float32))
     return Plane(options.pop("manifest", MANIFEST), options.pop("outer", OUTER), **options)
 
 
@@ -262,36 +262,30 @@ def test_only_complete_and_known_payloads_are_taken():
 BIG = Manifest((TensorSpec("a", (64, 64)),), 1024)
 
 
-def addresses(plane):
-    chunks = (*plane._model, *plane._average, *plane._momentum, *plane._accumulator)
-    return [chunk.tensor.data_ptr() for chunk in chunks]
+SPARE = 4 * BIG.chunk_bytes
+"""What an operation needs besides: one chunk of each arena that it writes."""
 
 
 def test_a_held_snapshot_costs_each_chunk_once_when_it_is_written():
     plane = server(manifest=BIG, exchanges=False, average=0.9)
     step(plane, 2)
     before = plane.memory_bytes()
-    assert before == 4 * BIG.bytes  # model, mean, momentum, accumulator
+    # model, mean, momentum, accumulator
+    assert before == 4 * BIG.bytes + SPARE
     snapshot = plane.snapshot()
     assert plane.memory_bytes() == before
     step(plane)  # absorbs nothing, so the momentum is not written
     momentum = snapshot.arenas["momentum"]
-    assert [chunk is own for chunk, own in zip(momentum, plane._momentum, strict=True)] == [
-        True
-    ] * 16
-    places = addresses(plane)
-    step(plane)
-    changed = [old != new for old, new in zip(places, addresses(plane), strict=True)]
-    assert changed == [False] * 32 + [True] * 16 + [False] * 16
-    places = addresses(plane)
-    step(plane, 5)
-    assert addresses(plane) == places
+    assert all(
+        chunk is state.momentum for chunk, state in zip(momentum, plane._states, strict=True)
+    )
+    step(plane, 6)
     assert plane.memory_bytes() == before  # and only the snapshot holds the old chunks
     del snapshot, momentum
-    assert plane.memory_bytes() == 2 * before  # they wait in the pool
+    assert 2 * before - SPARE <= plane.memory_bytes() <= 2 * before  # they wait in the slab
 
 
-def test_memory_of_dropped_snapshots_is_used_again_and_steps_are_in_place_again():
+def test_memory_of_dropped_snapshots_is_used_again():
     plane = server(manifest=BIG, exchanges=False, average=0.9)
     step(plane, 2)
     peak = 2 * plane.memory_bytes()
@@ -299,10 +293,8 @@ def test_memory_of_dropped_snapshots_is_used_again_and_steps_are_in_place_again(
         snapshot = plane.snapshot()
         step(plane, 2)
         del snapshot
-        assert plane.memory_bytes() == peak
-        places = addresses(plane)
+        assert peak - 2 * SPARE <= plane.memory_bytes() <= peak
         step(plane, 4)
-        assert addresses(plane) == places
 
 
 def test_a_dropped_snapshot_needs_no_garbage_collector():
@@ -313,9 +305,9 @@ def test_a_dropped_snapshot_needs_no_garbage_collector():
         snapshot = plane.snapshot()
         contents(snapshot)
         step(plane, 2)
-        before = plane._pool.free_bytes()
+        before = plane._slab.free_bytes()
         del snapshot
-        assert plane._pool.free_bytes() > before
+        assert plane._slab.free_bytes() > before
     finally:
         gc.enable()
 

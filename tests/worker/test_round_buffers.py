@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pelago.config.training import ModelSection
-from pelago.tensor.payload import BufferPool, ChunkBuffer, Payload
+from pelago.tensor.payload import ChunkBuffer, Payload
+from pelago.tensor.slab import Slab
 from tests.worker.corpora import TINY
 from worker.models.build import build
 from worker.models.language import LanguageModel
@@ -34,8 +35,8 @@ def test_a_round_begins_with_what_arrived_and_ends_with_the_difference(
 ) -> None:
     """To the bit, twice in a row, so that memory is used again."""
     cuda = model.device.type == "cuda"
-    pool = BufferPool(torch.float32, page_locked=cuda)
-    buffers = round_buffers(model, pieces_of(model), pool)
+    slab = Slab(torch.float32, page_locked=cuda)
+    buffers = round_buffers(model, pieces_of(model), slab)
     assert isinstance(buffers, CudaBuffers if cuda else HostBuffers)
     generator = torch.Generator().manual_seed(1)
     for _ in range(2):
@@ -55,16 +56,16 @@ def test_a_round_begins_with_what_arrived_and_ends_with_the_difference(
 
 
 def test_no_memory_is_added_from_round_to_round(model: LanguageModel) -> None:
-    pool = BufferPool(torch.float32, page_locked=model.device.type == "cuda")
-    buffers = round_buffers(model, pieces_of(model), pool)
+    slab = Slab(torch.float32, page_locked=model.device.type == "cuda")
+    buffers = round_buffers(model, pieces_of(model), slab)
     start = Payload.of(torch.zeros(model.elements), pieces_of(model))
     for _ in range(3):
         buffers.load(start)
         delta = buffers.delta()
         buffers.hand_over()
-        assert pool.free_bytes() == 0
+        assert slab.free_bytes() == 0
         del delta
-        assert pool.free_bytes() == 4 * model.elements
+        assert slab.free_bytes() == 4 * model.elements
 
 
 @pytest.mark.parametrize("late", [0, 2, 4])
@@ -72,24 +73,24 @@ def test_what_arrives_between_two_rounds_is_the_start_of_the_next(
     model: LanguageModel, late: int
 ) -> None:
     """To the bit, however many chunks are not here before another payload has taken its place, or was to."""
-    pool = BufferPool(torch.float32, page_locked=model.device.type == "cuda")
+    slab = Slab(torch.float32, page_locked=model.device.type == "cuda")
     pieces = pieces_of(model)
-    buffers = round_buffers(model, pieces, pool)
+    buffers = round_buffers(model, pieces, slab)
     starts = torch.rand(3, model.elements, generator=torch.Generator().manual_seed(2))
     for number, start in enumerate(starts):
         broken_off, coming = (Payload([None] * len(pieces)) for _ in range(2))
         buffers.expect(broken_off)
-        fill(broken_off, pool, torch.full_like(start, 7.0), pieces, range(3))
+        fill(broken_off, slab, torch.full_like(start, 7.0), pieces, range(3))
         buffers.expect(coming)
-        fill(coming, pool, start, pieces, range(late))
+        fill(coming, slab, start, pieces, range(late))
         if number == 1:
             buffers.load(Payload.of(starts[0], pieces))
             buffers.expect(coming)
             assert torch.equal(model.flat.cpu(), starts[0])
             buffers.delta()
             buffers.hand_over()
-        fill(broken_off, pool, torch.full_like(start, 8.0), pieces, range(3, 4))
-        fill(coming, pool, start, pieces, range(late, 4))
+        fill(broken_off, slab, torch.full_like(start, 8.0), pieces, range(3, 4))
+        fill(coming, slab, start, pieces, range(late, 4))
         buffers.load(coming)
         assert torch.equal(model.flat.cpu(), start)
         model.flat.mul_(2.0)
@@ -100,7 +101,7 @@ def test_what_arrives_between_two_rounds_is_the_start_of_the_next(
 
 def fill(
     payload: Payload,
-    pool: BufferPool,
+    slab: Slab,
     flat: torch.Tensor,
     pieces: list[tuple[int, int]],
     indices: range,
@@ -108,7 +109,7 @@ def fill(
     """Some chunks of ``flat`` arrive."""
     for index in indices:
         first, stop = pieces[index]
-        payload.fill(index, ChunkBuffer(pool.take(stop - first).copy_(flat[first:stop])))
+        payload.fill(index, ChunkBuffer(slab.take(stop - first).copy_(flat[first:stop])))
 
 
 def test_neighbouring_chunks_are_copied_at_once_up_to_a_limit() -> None:

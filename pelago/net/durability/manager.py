@@ -30,7 +30,7 @@ from pelago.net.durability.journal import (
 from pelago.net.durability.restore import Restored, state
 from pelago.net.durability.state_folder import StateFolder
 from pelago.net.durability.state_reader import RecoveredState
-from pelago.net.tensors.lane import Tensors
+from pelago.net.tensors.tensors import Tensors
 from pelago.runlog.events import JournalBlocked, JournalUnblocked, SnapshotFailed, SnapshotWritten
 from pelago.runlog.history import HistoryLine, HistoryNote, IncarnationBegun
 from pelago.tensor.snapshot import PlaneSnapshot
@@ -190,7 +190,7 @@ class DurabilityManager:
             layout = record.pack(found.layout())
             written.snapshot(index, number, now, taken, layout, lambda: iter(found.chunks), then)
 
-        tensors.lane.submit(lambda: plane.snapshot(held), write)
+        tensors.snapshot(held, write)
 
     def close(self) -> None:
         """Write what is queued, and wait for what is being written, at most for a time limit."""

@@ -14,7 +14,8 @@ from pelago.core.training_effects import (
     Validated,
 )
 from pelago.net.context import NodeContext, NodeEffectMethods
-from pelago.net.tensors.lane import Lane, Tensors
+from pelago.net.tensors.lane import Lane
+from pelago.net.tensors.tensors import Tensors
 
 
 class TrainingThread:
@@ -39,10 +40,10 @@ class TrainingThread:
         }
 
     def train(self, effect: Train) -> None:
-        """Train on a lease, after every tensor effect before it."""
+        """Train on a lease."""
         cancel = self._cancels[effect.lease.push] = threading.Event()
         self._tensors.use(effect.blob)
-        self._tensors.after(lambda: self._train(effect, cancel))
+        self._train(effect, cancel)
 
     def cancel(self, push: PushId) -> None:
         """Stop training on a lease at its next step; no event follows for it from now on."""
@@ -51,7 +52,7 @@ class TrainingThread:
             cancel.set()
 
     def validate(self, effect: Validate) -> None:
-        """Measure the held-out loss, after every tensor effect before it."""
+        """Measure the held-out loss."""
         self._tensors.use(effect.blob)
         plane, post = self._tensors.plane, self._lane.post
 
@@ -60,6 +61,7 @@ class TrainingThread:
 
         def job() -> Validated:
             parameters = plane.payload(effect.blob)
+            parameters.wait()
             loss, tokens = self._port.validate(parameters, lambda batches: post(measured, batches))
             try:
                 if effect.export:
@@ -73,7 +75,7 @@ class TrainingThread:
             self._tensors.drop(effect.blob)
             self._post(found)
 
-        self._tensors.after(lambda: self._lane.submit(job, done))
+        self._lane.submit(job, done)
 
     def close(self) -> None:
         """Cancel everything and stop the thread."""
@@ -96,6 +98,7 @@ class TrainingThread:
             if cancel.is_set():
                 return None
             start = plane.payload(effect.blob)
+            start.wait()
             return self._port.train(effect, start, lambda *so_far: post(stepped, so_far), cancel)
 
         def done(result: TrainingResult | None) -> None:

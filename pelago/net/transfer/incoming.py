@@ -2,15 +2,15 @@
 
 A payload is announced by `Begin`. It is refused with `Abort`, before anything is allocated or journalled,
 unless it is exactly one model large in the encoding that is expected here, the machine expects it, and a place
-is free. The staging thread verifies, decodes and keeps the chunks; it keeps fp32 in the very frames in which
-ZeroMQ received them. Frames that come while the thread is busy make its next batch. A pure `Receiver` for each
-stripe says what has arrived of it. When all stripes are complete, the machine gets `Received`.
+is free. Staging threads verify the chunks and decode them into the plane's memory, so the frames in which ZeroMQ
+received them are free at once. Frames that come while the threads are busy make the next batches. A pure `Receiver`
+for each stripe says what has arrived of it. When all stripes are complete, the machine gets `Received`.
 
 A durable node journals how a payload began, and its chunks, and acknowledges a chunk when the journal
 holds it. So after a kill the next process continues where the killed one was.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,7 +23,7 @@ from pelago.durable.record import Begun
 from pelago.net.context import NodeContext
 from pelago.net.durability.manager import DurabilityManager
 from pelago.net.durability.restore import Arriving, Restored
-from pelago.net.tensors.lane import Tensors
+from pelago.net.tensors.tensors import Tensors
 from pelago.net.transfer.outgoing import UNKNOWN
 from pelago.net.transfer.peer_sockets import PeerSockets
 from pelago.net.transfer.tuning import StripeTuner
@@ -44,6 +44,14 @@ StripeEffect: TypeAlias = tuple[int, transfer.ReceiverEffect]
 
 
 @dataclass(slots=True, eq=False)
+class _Batch:
+    """Chunks that a staging thread has in hand. ``intact``: whether each of them is, once that is known."""
+
+    chunks: list[tuple[Chunk, memoryview]]
+    intact: list[bool] | None = None
+
+
+@dataclass(slots=True, eq=False)
 class _Transfer:
     blob: BlobId
     begun: Begun
@@ -53,9 +61,10 @@ class _Transfer:
     """One for each stripe."""
     began_ps: int
     heard_ps: int
-    waiting: list[Begin | tuple[Chunk, memoryview]] = field(default_factory=list)
+    waiting: deque[Begin | tuple[Chunk, memoryview]] = field(default_factory=deque)
     """Frames that are not staged yet, in order: a query waits for the chunks before it."""
-    staging: bool = False
+    staging: deque[_Batch] = field(default_factory=deque)
+    """In the order of their frames, in which they count."""
     over: bool = False
 
     @property
@@ -65,6 +74,11 @@ class _Transfer:
     @property
     def peer(self) -> Peer:
         return self.begun.peer
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every chunk has arrived."""
+        return all(each.completed for each in self.receivers)
 
     def begin(self, frame: Begin) -> list[StripeEffect]:
         """A query about one stripe."""
@@ -290,67 +304,77 @@ class Incoming:
         return _Transfer(arriving.blob, begun, arriving.message, striping, receivers, now, now)
 
     def _stage(self, one: _Transfer) -> None:
-        if one.staging or one.over or not one.waiting:
-            return
-        batch, one.waiting = one.waiting, []
-        one.staging = True
+        """Begin with the frames that wait, as far as there are threads."""
+        threads = self._tensors.staging.threads
+        while one.waiting and not one.over:
+            first = one.waiting[0]
+            if isinstance(first, Begin):
+                if one.staging:
+                    return
+                one.waiting.popleft()
+                self._obey(one, one.begin(first))
+                continue
+            if len(one.staging) == threads:
+                return
+            # The next thread that is free shall find some chunks too.
+            share = -(-len(one.waiting) // (threads - len(one.staging)))
+            self._submit(one, _Batch(_chunks(one.waiting, share)))
+
+    def _submit(self, one: _Transfer, batch: _Batch) -> None:
+        one.staging.append(batch)
         plane, blob, keep = self._tensors.plane, one.blob, self._tensors.keep
         encoding = self._context.encoding
 
-        def stage(each: Begin | tuple[Chunk, memoryview]) -> bool:
-            if isinstance(each, Begin):
-                return True
-            chunk, payload = each
+        def stage(chunk: Chunk, payload: memoryview) -> bool:
             intact = plane.stage(blob, chunk.index, payload, chunk.checksum, encoding)
             if intact and keep is not None:
                 keep(blob, chunk.index)
             return intact
 
-        def job() -> list[bool]:
-            return [stage(each) for each in batch]
+        def staged(intact: list[bool]) -> None:
+            batch.intact = intact
+            self._staged(one)
 
-        self._tensors.staging.submit(job, lambda intact: self._staged(one, batch, intact))
+        self._tensors.staging.submit(lambda: [stage(*each) for each in batch.chunks], staged)
 
-    def _staged(
-        self,
-        one: _Transfer,
-        batch: list[Begin | tuple[Chunk, memoryview]],
-        intact: list[bool],
+    def _staged(self, one: _Transfer) -> None:
+        has_ended = one.over
+        while one.staging and (intact := one.staging[0].intact) is not None:
+            self._count(one, one.staging.popleft().chunks, intact)
+        if not one.over:
+            self._stage(one)
+        elif has_ended and not one.staging:
+            self._tensors.drop(one.blob)
+
+    def _count(
+        self, one: _Transfer, chunks: list[tuple[Chunk, memoryview]], intact: list[bool]
     ) -> None:
-        one.staging = False
         effects: list[StripeEffect] = []
-        for each, sound in zip(batch, intact, strict=True):
-            if isinstance(each, Begin):
-                effects += one.begin(each)
-                continue
-            chunk, payload = each
+        for (chunk, payload), sound in zip(chunks, intact, strict=True):
             self._stored(payload.nbytes)
             self._telemetry.counters["chunks_received"] += 1
             self._telemetry.counters["bulk_bytes_received"] += payload.nbytes
             if not sound:
                 self._telemetry.drop("checksum", one.peer, f"chunk {chunk.index} is damaged")
             effects += one.chunk(chunk.index, sound)
-        if one.over:
-            self._tensors.drop(one.blob)
-            return
-        self._obey(one, effects)
-        self._stage(one)
+        if not one.over:
+            self._obey(one, effects)
 
     def _obey(self, one: _Transfer, effects: list[StripeEffect]) -> None:
         answers: dict[int, transfer.SendHave] = {}
-        completed = False
         for stripe, effect in effects:
             match effect:
                 case transfer.SendHave():
                     # The last one of a batch says all that the ones before it said.
                     answers[stripe] = effect
                 case transfer.Completed():
-                    completed = all(each.completed for each in one.receivers)
+                    pass  # Seen below.
                 case _:
                     assert_never(effect)
         for stripe, have in answers.items():
             self._answer(one, Have(one.number, have.query, have.through, have.beyond, stripe))
-        if completed:
+        # A thread may still have a chunk in hand that came twice.
+        if one.is_complete and not one.over and not one.staging:
             self._complete(one)
 
     def _answer(self, one: _Transfer, frame: Have) -> None:
@@ -387,7 +411,7 @@ class Incoming:
             self._durability.abort(blob)
 
     def _discard(self, one: _Transfer) -> None:
-        waiting, one.waiting = one.waiting, []
+        waiting, one.waiting = one.waiting, deque()
         for each in waiting:
             if not isinstance(each, Begin):
                 self._stored(each[1].nbytes)
@@ -397,6 +421,16 @@ class Incoming:
         if self._throttled and self._waiting_bytes <= self._limits.staging_bytes_max // 2:
             self._throttled = False
             self._sockets.throttle(False)
+
+
+def _chunks(
+    frames: deque[Begin | tuple[Chunk, memoryview]], count: int
+) -> list[tuple[Chunk, memoryview]]:
+    """Take chunks from the front of frames, at most so many, and none from behind a query."""
+    taken: list[tuple[Chunk, memoryview]] = []
+    while frames and len(taken) < count and not isinstance(frames[0], Begin):
+        taken.append(frames.popleft())  # type: ignore[arg-type]
+    return taken
 
 
 def _agrees(frame: Begin, one: _Transfer) -> bool:

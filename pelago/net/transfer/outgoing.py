@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias, assert_never
 from pelago.core.machine import Delivered, PeerLost
 from pelago.core.names import BlobId, Peer
 from pelago.net.context import NodeContext
-from pelago.net.tensors.lane import Tensors
+from pelago.net.tensors.tensors import Tensors
 from pelago.net.transfer.peer_sockets import PeerSockets
 from pelago.net.transfer.tuning import StripeTuner, Windows
 from pelago.protocol import transfer

@@ -13,7 +13,7 @@ from pelago.core.errors import WireError
 from pelago.core.names import BlobId, Peer
 from pelago.net.context import NodeContext
 from pelago.net.durability.manager import DurabilityManager
-from pelago.net.tensors.lane import Tensors
+from pelago.net.tensors.tensors import Tensors
 from pelago.net.transfer.incoming import Incoming
 from pelago.net.transfer.outgoing import Outgoing
 from pelago.net.transfer.peer_sockets import PeerSockets
@@ -40,9 +40,9 @@ class Transfers:
         self.incoming = Incoming(context, tensors, sockets, tuner, durability)
 
     def send(self, peer: Peer, envelope: bytes, blob: BlobId) -> None:
-        """Send an encoded message with a payload, after every tensor effect that came before it."""
+        """Send an encoded message with a payload, each chunk as soon as it is there."""
         self._tensors.use(blob)
-        self._tensors.after(lambda: self.outgoing.send(peer, envelope, blob))
+        self.outgoing.send(peer, envelope, blob)
 
     def on_frame(self, peer: Peer, envelope: bytes) -> None:
         """A frame came on the control socket. Never raises for what a peer sent."""

@@ -33,6 +33,7 @@ import uvloop
 from gps.state import Gps
 from pelago.config.fields import Durability
 from pelago.core.machine import Finish, Started, StopRequested
+from pelago.core.tensor_effects import Apply
 from pelago.durable import image
 from pelago.net import node as nodes
 from pelago.net.durability import journal
@@ -226,6 +227,9 @@ def arm(fuse: Fuse) -> None:
     def sent(_node: Node, _peer: str, encoded: bytes, _blob: int | None) -> str:
         return type(decode_message(RUN, encoded)).__name__.lower()
 
+    def is_step(effect: object) -> bool:
+        return isinstance(effect, Apply) and effect.operation == "step"
+
     def said(_connections: Connections, _peer: str, parts: list[bytes]) -> str:
         return type(decode_frame(RUN, parts[0])).__name__.lower() if len(parts) == 2 else ""
 
@@ -242,7 +246,7 @@ def arm(fuse: Fuse) -> None:
     around(fuse, Journal, "chunk", "chunk")
     around(fuse, Journal, "rotate", "rotate")
     around(fuse, Journal, "snapshot", "snapshot")
-    around(fuse, Plane, "apply", lambda _, operation, *__: "apply" if operation == "step" else "")
+    around(fuse, Plane, "plan", lambda _, effect: "apply" if is_step(effect) else "")
     around(fuse, Plane, "restore", "plane")
     around(fuse, image, "restore", "image")
     around(fuse, StateFolder, "recovered", "recovered")
