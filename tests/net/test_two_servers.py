@@ -112,7 +112,7 @@ async def test_one_server_is_of_use_while_the_other_is_not_up(nodes: Nodes) -> N
 
 
 async def test_progress_is_counted_for_each_server(nodes: Nodes) -> None:
-    """An answer of one server does not count for the other."""
+    """An answer of one server does not count for the other, and none for a stripe that there is not."""
     machine = rank()
     node = start_rank(
         nodes, machine, plane=Plane(nodes.manifest, None), limits=Limits(retry_ms=100)
@@ -121,8 +121,9 @@ async def test_progress_is_counted_for_each_server(nodes: Nodes) -> None:
     give(node, nodes.flat(seed=3))
     nodes.server(server(1), LPS, plane=nodes.plane(seed=1))
     await machine.hears(Delivered)
-    assert node.transfers.progress(LPS)[1] > 0
-    assert node.transfers.progress(COORDINATOR) == (False, 0)
+    assert node.transfers.progress(LPS, 0)[1] > 0
+    assert node.transfers.progress(LPS, 1) == (False, 0)
+    assert node.transfers.progress(COORDINATOR, 0) == (False, 0)
 
 
 def welcoming(manifest: Manifest) -> Script:
