@@ -9,6 +9,7 @@ charged, and one after the other, so that the first leases are handed out in the
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from math import prod
 from random import Random
 from typing import Any, Final
@@ -37,7 +38,7 @@ from pelago.core.prng import derive
 from pelago.core.spans import SpanSet
 from pelago.core.tensor_effects import Loaded
 from pelago.sim.node import SimulatedNode
-from pelago.sim.planes import Round, RoundPlan
+from pelago.sim.planes import FreshStart, Round, RoundPlan
 from pelago.sim.simulation import Simulation
 from pelago.sim.tensor_executor import TensorExecutor
 from pelago.sim.trace import Trace
@@ -91,14 +92,15 @@ class SimulatedTrainer:
         self._steady = None if self._jitter else self._plan([1.0] * len(unit.members))
         """The plan of every round, if all are equally long."""
 
-    def begin(self, lease: Lease, payload: Payload) -> RoundPlan:
+    def begin(self, lease: Lease, start: FreshStart | None) -> RoundPlan:
         """Start a round; its time is that of its slowest member, see `WorkerUnit.duration_ps`."""
         cluster, unit = self._cluster, self._unit
         assert lease.samples == self._samples, (lease, unit)
         if cluster.on_lease is not None:
             first = unit.members[0].worker
             cluster.on_lease(HandedOut(cluster.simulation.now, first, lease))
-        cluster.rounds.begin((unit.name, lease.push), self._jobs(lease, payload))
+        payload = cluster.rounds.left(unit.name) if start is None else start.payload
+        cluster.rounds.begin(unit.name, self._jobs(lease, payload), fresh=start is not None)
         if self._steady is not None:
             return self._steady
         sigma = self._jitter
@@ -132,11 +134,16 @@ class SimulatedTrainer:
     def finish(self, lease: Lease) -> Round:
         """The result of a round."""
         self._cluster.collectives_wan_bytes += self._wan_bytes
-        return self._cluster.rounds.finish((self._unit.name, lease.push))
+        return self._cluster.rounds.finish(self._unit.name)
 
     def cancel(self, lease: Lease) -> None:
         """Drop a round."""
-        self._cluster.rounds.cancel((self._unit.name, lease.push))
+        self._cluster.rounds.cancel(self._unit.name)
+
+    def rebase(self, model: Payload, done: int | None) -> None:
+        """Rebase the round under way, or what the last one left."""
+        share = None if done is None else Fraction(done, max(1, self.steps))
+        self._cluster.rounds.rebase(self._unit.name, model, share)
 
     def validate(self, payload: Payload) -> tuple[float, int]:
         """Held-out loss of parameters in nats a token, and the number of tokens."""
@@ -176,7 +183,8 @@ class Cluster:
         self.rounds = Rounds(
             chosen.train
             if batch_trainer is None
-            else lambda jobs: batch_trainer.train(chosen, jobs)
+            else lambda jobs: batch_trainer.train(chosen, jobs),
+            run.worker.global_batch_size,
         )
         self.trace = Trace() if trace else None
         self.arrivals: list[Arrival] = []

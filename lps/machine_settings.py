@@ -37,6 +37,8 @@ class LpsSettings:
     lost_after_ps: int
     give_up_after_ps: int = GIVE_UP_AFTER_PS
     """So long without a word of the GPS's, and the LPS ends with an error."""
+    leases_max: int = 1
+    """Leases that a worker may hold at once: 2 where rounds overlap with exchanges."""
     stuck_after_ps: int = 0
     """A worker whose trainer was not heard of for so long loses its lease, if it did not end by itself;
     0: never."""

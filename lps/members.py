@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from pelago.core.durable import durable
-from pelago.core.names import BlobId, Lease, Peer
+from pelago.core.names import BlobId, Lease, Peer, PushId
 from pelago.wire.messages import COUNT_MAX, PROTOCOL_VERSION, Hello, WorkerReport
 
 GROUPS_MAX: Final = 1 << 16
@@ -30,13 +30,18 @@ class Member:
     fence: int
     incarnation: int
     heard_at: int
-    lease: Lease | None = None
+    leases: tuple[Lease, ...] = ()
+    """What it holds, oldest first."""
     wants: int = 0
-    """Samples that it waits for; 0: it does not wait."""
+    """Samples that it waits for, and for a model; 0: it does not wait."""
+    ahead: int = 0
+    """Samples of the lease ahead of need that it waits for; 0: it waits for none."""
+    decided: PushId | None = None
+    """Its last update about which the region decided."""
     replying: BlobId | None = None
     """The model that is on its way to it."""
-    lent_at: int = 0
-    """When its lease was cut."""
+    begun_at: int = 0
+    """When the round under way began: when its lease was cut, or the update before it was decided."""
     round_samples: int = 0
     """Samples of the round that it asked for last."""
     round_ps: int = 0
@@ -45,10 +50,17 @@ class Member:
     """Newest version that was sent to it."""
     report: WorkerReport | None = None
 
-    def round_done(self, now: int) -> None:
-        """Its round is over: the update was applied or rejected."""
-        self.round_ps = max(1, now - self.lent_at)
-        self.lease = None
+    def lend(self, lease: Lease, now: int) -> None:
+        """It gets a lease."""
+        if not self.leases:
+            self.begun_at = now
+        self.leases = (*self.leases, lease)
+
+    def round_done(self, push: PushId, now: int) -> None:
+        """A round of it is over: the update was applied or rejected."""
+        self.round_ps = max(1, now - self.begun_at)
+        self.leases = tuple(each for each in self.leases if each.push != push)
+        self.decided, self.begun_at = push, now
 
 
 @durable(settings=("get",))

@@ -44,5 +44,6 @@ def settings(
         retry_ps=timeouts.retry_ps,
         lost_after_ps=timeouts.lost_after_ps,
         give_up_after_ps=timeouts.give_up_after_ps,
+        leases_max=2 if run.worker.overlap else 1,
         stuck_after_ps=longest_ps(round(run.worker.stuck_minutes * PS_PER_MINUTE)),
     )

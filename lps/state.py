@@ -46,6 +46,7 @@ from pelago.wire.messages import (
     Grant,
     Heartbeat,
     Hello,
+    LeaseAhead,
     LeaseGrant,
     Leave,
     Message,
@@ -285,6 +286,8 @@ class Lps:
                 return workers.offered(member, message.push)
             case Pull():
                 return workers.pull(member, message.samples, now)
+            case LeaseAhead():
+                return workers.lease_ahead(member, message, now)
             case Failed():
                 return [*workers.failed(member, message, now), *self._maybe_give_up()]
             case Heartbeat(report):

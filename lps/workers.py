@@ -2,6 +2,7 @@
 
 from collections import deque
 from dataclasses import replace
+from itertools import chain
 from typing import Final
 
 from lps.exchange import Exchanges
@@ -24,6 +25,7 @@ from pelago.core.notes.lps import (
     WorkerRefused,
 )
 from pelago.core.refusals import Client, Refusals, hopeless, update_fault
+from pelago.core.spans import SpanSet
 from pelago.core.tensor_effects import Apply, Measured, Pin, Release
 from pelago.protocol.update_admission import UpdateAdmission
 from pelago.wire.messages import (
@@ -32,7 +34,9 @@ from pelago.wire.messages import (
     Failed,
     Goodbye,
     Hello,
+    LeaseAhead,
     Leave,
+    Lent,
     Model,
     Push,
     Refuse,
@@ -130,9 +134,11 @@ class RegionWorkers:
     def remove(self, member: Member, reason: str, now: int) -> list[Effect]:
         """A member is gone: its samples return to the pool, and its fence makes later updates void."""
         lease, spans = None, None
-        if member.lease is not None:
-            self.leases.give_back(member.lease.push, "fenced")
-            lease, spans = member.lease.push.lease, member.lease.spans
+        if member.leases:
+            for each in member.leases:
+                self.leases.give_back(each.push, "fenced")
+            lease = member.leases[0].push.lease
+            spans = SpanSet(chain(*[each.spans for each in member.leases])).spans()
         left = WorkerLeft(member.group, member.peer, reason, lease, spans)
         self.members.remove(member)
         if member.peer in self._queue:
@@ -177,7 +183,7 @@ class RegionWorkers:
         self.refusals.clear()
         self.error = ""
         for member in self.members:
-            member.lease = None
+            member.leases = ()
 
     # --- leases --------------------------------------------------------------------------------------
 
@@ -195,6 +201,22 @@ class RegionWorkers:
             self._queue.append(member.peer)
         return self.serve(now)
 
+    def lease_ahead(self, member: Member, message: LeaseAhead, now: int) -> list[Effect]:
+        """A worker that trains asks for its next lease. It gets none while it holds as many as it may."""
+        if not 0 < message.samples <= self._settings.round_samples_max:
+            return [UnexpectedPull(member.peer, message.samples)]
+        if self._membership.is_over:
+            return [Send(member.peer, Stop("run finished"))]
+        later = [each for each in member.leases if each.push.lease > message.newest]
+        if later:
+            return [Send(member.peer, Lent(later[0]))]
+        if len(member.leases) >= self._settings.leases_max:
+            return []
+        member.ahead = message.samples
+        if member.peer not in self._queue:
+            self._queue.append(member.peer)
+        return self.serve(now)
+
     def serve(self, now: int) -> list[Effect]:
         """Answer waiting members, first come first served, as far as the samples in hand go; ask the
         GPS for what is missing."""
@@ -204,14 +226,11 @@ class RegionWorkers:
         queue, wanted = self._queue, 0
         while queue:
             member = self.members.get(queue[0])
-            if member is not None and member.wants:
-                if member.lease is None:
-                    member.lease = self.leases.lend(member.group, member.fence, member.wants)
-                    member.lent_at = now
-                if member.lease is None:
-                    wanted = member.wants
+            if member is not None:
+                answers, wanted = self._serve_member(member, now)
+                effects += answers
+                if wanted:
                     break
-                effects += self._answer(member)
             queue.popleft()
         needed = self.members.samples_in(self._settings.lease_ahead_ps)
         request = self.prefetch.ask(self.leases.pool.total, wanted, needed, now)
@@ -219,12 +238,37 @@ class RegionWorkers:
             effects.append(Send(self._settings.gps, request))
         return effects
 
+    def _serve_member(self, member: Member, now: int) -> tuple[list[Effect], int]:
+        """Give a member what it waits for. Returns also the samples that are missing for it; 0: none are."""
+        effects: list[Effect] = []
+        if member.wants:
+            if not member.leases:
+                if not self._lend(member, member.wants, now):
+                    return effects, member.wants
+                # A message with a second lease would overtake this model; the worker asks again.
+                member.ahead = 0
+            effects += self._answer(member)
+        if member.ahead:
+            has_room = len(member.leases) < self._settings.leases_max
+            if has_room and not self._lend(member, member.ahead, now):
+                return effects, member.ahead
+            effects.append(Send(member.peer, Lent(member.leases[-1])))
+            member.ahead = 0
+        return effects, 0
+
+    def _lend(self, member: Member, samples: int, now: int) -> bool:
+        """Cut a lease for a member. Returns False if there are too few samples."""
+        lease = self.leases.lend(member.group, member.fence, samples)
+        if lease is not None:
+            member.lend(lease, now)
+        return lease is not None
+
     def _answer(self, member: Member) -> list[Effect]:
         blob = self._model.new_blob()
         member.wants, member.replying = 0, blob
         version = Version(self._settings.incarnation, self._model.version)
         member.sent = self._model.version
-        message = Model(version, 0, member.lease, None, final=False)
+        message = Model(version, 0, member.leases[0], member.decided, final=False)
         return [Pin(blob), Send(member.peer, message, blob), Release(blob)]
 
     # --- updates -------------------------------------------------------------------------------------
@@ -282,7 +326,7 @@ class RegionWorkers:
         if self._membership.phase == "serving":
             effects += self._exchange.begin_if_due(now)
         if member is not None:
-            member.round_done(now)
+            member.round_done(message.push, now)
             effects += self.pull(member, message.next_samples, now)
         return effects
 
@@ -316,7 +360,7 @@ class RegionWorkers:
         ]
         member = self.members.get(peer)
         if member is not None:
-            member.round_done(now)
+            member.round_done(push, now)
         if verdict == "all":
             if not self._membership.is_over:
                 self.error = self._hopeless(group, why)
@@ -336,13 +380,16 @@ class RegionWorkers:
     def check(self) -> None:
         """Assert the invariants of workers and leases."""
         self.leases.check()
-        held = [member.lease.push for member in self.members if member.lease is not None]
+        held = [lease.push for member in self.members for lease in member.leases]
         assert len(set(held)) == len(held)  # L1: a lease has one holder.
         for push in held:  # L2: what a member holds is open, in its own group and fence.
             assert self.leases.find(push) is not None, push
         assert len(held) == len(self.leases.open), (held, self.leases.open)
-        for member in self.members:  # L4: a member never saw a version that is not there yet.
-            assert member.sent <= self._model.version
+        for member in self.members:
+            assert (
+                member.sent <= self._model.version
+            )  # L4: it saw no version that is not there yet.
+            assert len(member.leases) <= self._settings.leases_max  # L9
 
 
 def _trained_on(message: Push, lease: Lease, sample_tokens: int) -> bool:

@@ -42,6 +42,7 @@ def worker_settings(
         client=client,
         round_samples=round_samples(group),
         group_samples=tuple(round_samples(each) for each in range(groups)),
+        overlap=worker.overlap,
     )
 
 

@@ -1,13 +1,15 @@
 """The worker's machine: what a worker decides.
 
 It takes the decisions and carries out nothing. A worker asks its LPS for a model and a lease, trains,
-uploads the update, and gets the next model and lease as the answer.
+uploads the update, and gets the next model and lease as the answer. With `worker.overlap` it does not
+wait for that answer: it asks for the next lease while it trains, begins the next round from the parameters
+that it has, and rebases them when the answer comes (worker/overlap.py).
 
 Invariants that `check` asserts are numbered W1... in docs/ARCHITECTURE.md.
 """
 
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias, assert_never
+from typing import assert_never
 
 from pelago.core.machine import (
     FAILED,
@@ -32,8 +34,7 @@ from pelago.core.notes.worker import (
     WorkerAdmitted,
 )
 from pelago.core.tensor_effects import Release
-from pelago.core.training_effects import Cancel, Progress, Train, Trained
-from pelago.core.transitions import Transition, TransitionTable
+from pelago.core.training_effects import Cancel, Progress, Rebase, Train, Trained
 from pelago.core.watchdog import Watchdog
 from pelago.wire.messages import (
     Ack,
@@ -42,7 +43,9 @@ from pelago.wire.messages import (
     Failed,
     Goodbye,
     Grant,
+    LeaseAhead,
     Leave,
+    Lent,
     Message,
     Model,
     Pull,
@@ -56,43 +59,8 @@ from pelago.wire.messages import (
     WorkerReport,
 )
 from worker.client_settings import ClientSettings
-
-WorkerState: TypeAlias = Literal[
-    "joining", "idle", "training", "uploading", "failed", "leaving", "gone"
-]
-JOINED: Final = ("idle", "training", "uploading", "failed")
-
-TRANSITIONS: Final = TransitionTable(
-    "worker",
-    "joining",
-    (
-        Transition("joining", "idle", "_on_welcome", "the LPS welcomed it"),
-        Transition("idle", "training", "_on_model", "a model came with a lease"),
-        Transition("training", "uploading", "_on_trained", "the lease is trained"),
-        Transition("training", "failed", "_fail", "no gradient of the lease was finite"),
-        Transition("uploading", "idle", "_on_ack", "the LPS answered the update"),
-        Transition("failed", "idle", "_on_ack", "the LPS took the lease back"),
-        *(
-            Transition(source, "joining", "_rejoin", "it must join again")
-            for source in ("joining", *JOINED)
-        ),
-        *(
-            Transition(source, "gone", "_on_refuse", "the LPS refused it")
-            for source in ("joining", *JOINED)
-        ),
-        *(
-            Transition(source, "gone", "_on_tick", "the LPS was silent for too long")
-            for source in ("joining", *JOINED)
-        ),
-        Transition("training", "gone", "_on_stuck", "the trainer is stuck"),
-        Transition("joining", "gone", "_leave", "it was asked to stop"),
-        *(
-            Transition(source, "leaving", "_leave", "it was asked to stop, or the run ended")
-            for source in JOINED
-        ),
-        Transition("leaving", "gone", "_on_goodbye", "the LPS said goodbye"),
-    ),
-)
+from worker.overlap import Overlap
+from worker.phases import JOINED, WORKER_PHASES, WorkerPhase
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +72,8 @@ class WorkerSettings:
     """Samples of one lease: local steps times batch size."""
     group_samples: tuple[int, ...] = ()
     """Samples of one lease for each group that the run file names, if the server chooses the group."""
+    overlap: bool = False
+    """The next round begins before the server has answered the update of the last one."""
 
 
 class Worker:
@@ -113,9 +83,13 @@ class Worker:
         self.settings = settings
         self._client = settings.client
         self.session = settings.client.session("worker")
-        self.state: WorkerState = "joining"
+        self.state: WorkerPhase = "joining"
         self.lease: Lease | None = None
         self.base = Version(0, 0)
+        """The version on which the current round began."""
+        self._version = Version(0, 0)
+        """The newest version that the parameters are built on."""
+        self.overlap = Overlap()
         self.rounds = 0
         self.steps = 0
         self.skipped = 0
@@ -187,6 +161,8 @@ class Worker:
                 effects += self._on_ack(message)
             case Model() if blob is not None:
                 effects += self._on_model(message, blob)
+            case Lent(lease):
+                effects += self._on_lent(lease)
             case Welcome() if self.state == "joining":
                 effects += self._on_welcome(message)
             case Wait(what):
@@ -228,24 +204,73 @@ class Worker:
         self._asked_at = self._now
         return [Send(self._client.server, Pull(self._round_samples(), 0))]
 
+    def _ask_ahead(self) -> list[Effect]:
+        """Ask for the next lease while a round is trained. The LPS lends none while it has not decided about the
+        update before, so nothing is asked until then."""
+        if not self.settings.overlap or self.overlap.ahead or self.session.upload is not None:
+            return []
+        self._asked_at = self._now
+        message = LeaseAhead(self.overlap.newest, self._round_samples())
+        return [Send(self._client.server, message)]
+
     def _round_samples(self) -> int:
         """Samples to ask for: those of the group that the server assigned, if the run file names it."""
         group, table = self.session.hello.address.group, self.settings.group_samples
         return table[group] if 0 <= group < len(table) else self.settings.round_samples
 
     def _on_model(self, message: Model, blob: BlobId) -> list[Effect]:
-        if self.state != "idle" or message.lease is None:
+        awaits = self.settings.overlap and self.state in ("training", "waiting")
+        if message.lease is None or (self.state != "idle" and not awaits):
             # A repetition, or it comes too late: the lease is given back when the worker leaves.
             return [Release(blob)]
         if message.lease.push.fence != self.session.fence:
             # Either this model is old, or the Welcome was: ask for the fence again.
             return [Release(blob), *self._rejoin()]
+        overlap = self.overlap
+        if self.session.upload is not None or not overlap.is_answer(message):
+            # Without the update that is awaited, or before its outcome is known; it is asked for again.
+            return [Release(blob)]
+        effects: list[Effect] = []
+        if not self.settings.overlap:
+            overlap.ahead = (message.lease,)
+        else:
+            overlap.take(message.lease)
+        if self.state == "idle":
+            if overlap.ahead:
+                overlap.awaited, self._version = None, message.version
+                effects += self._begin(blob)
+        elif overlap.awaited is not None:
+            overlap.awaited, self._version = None, message.version
+            effects.append(Rebase(blob))
+            effects += self._offer_waiting()
+        return [*effects, Release(blob)]
+
+    def _on_lent(self, lease: Lease) -> list[Effect]:
+        """The next lease, ahead of need."""
+        if not self.settings.overlap or self.state not in JOINED:
+            return []
+        if lease.push.fence != self.session.fence:
+            return self._rejoin()
+        if self.state == "idle" and self.overlap.awaited is None:
+            return []  # There are no parameters to train; the next model brings this lease again.
+        self.overlap.take(lease)
+        return self._begin_ahead()
+
+    def _begin_ahead(self) -> list[Effect]:
+        """Begin the next round from the parameters that the last one left, if there is a lease for it."""
+        if self.state not in ("idle", "uploading") or not self.overlap.ahead:
+            return []
+        return self._begin(None)
+
+    def _begin(self, blob: BlobId | None) -> list[Effect]:
+        """Begin the next round, from a server's model or from the parameters that the last round left."""
         self._enter("training")
-        self.lease, self.base = message.lease, message.version
+        self.lease = lease = self.overlap.next()
+        self.base = self._version
         self._round_started_at, self._round_steps, self._round_skipped = self._now, 0, 0
         self._watchdog.begin(self._now)
         group = self.session.hello.address.group
-        return [Train(message.lease, message.version, blob, group), Release(blob)]
+        return [Train(lease, self.base, blob, group), *self._ask_ahead()]
 
     def _count(self, steps: int, skipped: int) -> None:
         """``steps`` of the current round are done. Several may be reported at once, or repeatedly."""
@@ -263,7 +288,6 @@ class Worker:
         self._busy_ps += busy_ps
         if event.skipped >= event.steps:
             return [Release(event.blob), *self._fail(event)]
-        self._enter("uploading")
         self.tokens += event.tokens
         self.loss = event.loss
         push = Push(
@@ -278,7 +302,28 @@ class Worker:
             next_samples=self._round_samples(),
         )
         note = RoundTrained(event.steps, event.loss, busy_ps / PS_PER_MS, event.skipped)
-        return [note, *self.session.offer(push, event.blob, self._now)]
+        if self.overlap.awaited is not None:
+            self._enter("waiting")
+            self.overlap.waiting = (push, event.blob)
+            return [note]
+        return [note, *self._offer(push, event.blob)]
+
+    def _offer(self, push: Push, blob: BlobId) -> list[Effect]:
+        """Upload an update; with overlap the next round begins at once."""
+        self._enter("uploading")
+        effects = self.session.offer(push, blob, self._now)
+        if self.settings.overlap:
+            self.overlap.awaited = push.push
+            effects += self._begin_ahead()
+        return effects
+
+    def _offer_waiting(self) -> list[Effect]:
+        """Upload the update that waited for the answer to the one before, if one did."""
+        if self.overlap.waiting is None:
+            return []
+        push, blob = self.overlap.waiting
+        self.overlap.waiting = None
+        return self._offer(push, blob)
 
     def _fail(self, event: Trained) -> list[Effect]:
         """No step of this lease changed the model: give the lease back, and say why."""
@@ -295,21 +340,54 @@ class Worker:
         return [Send(self._client.server, message)]
 
     def _on_ack(self, message: Ack) -> list[Effect]:
+        if self._failed_on(message.push):
+            return self._on_taken_back(message)
         upload = self.session.finished(message.push)
-        if upload is None and not self._failed_on(message.push):
+        if upload is None:
             return []
         self.rounds += message.outcome == "applied"
-        self._enter("idle")
-        self.lease, self._asked_at = None, self._now
-        effects: list[Effect] = [] if upload is None else [Release(upload.blob)]
+        self._asked_at = self._now
+        effects: list[Effect] = [Release(upload.blob)]
         match message.outcome:
             case "applied":
-                return effects
+                return [*effects, *self._decided()]
             case "rejected":
-                return [*effects, UpdateRejected(message.push.lease)]
+                return [*effects, UpdateRejected(message.push.lease), *self._restart()]
             case "fenced":
                 # A fenced holder must be welcomed again before anything it holds counts.
                 return [*effects, UpdateFenced(message.push.lease), *self._rejoin()]
+
+    def _decided(self) -> list[Effect]:
+        """The LPS decided about the update. It lends a lease ahead from now on."""
+        if self.state != "uploading":
+            return self._ask_ahead() if self.state in ("training", "waiting") else []
+        self._enter("idle")
+        self.lease = None
+        return []
+
+    def _restart(self) -> list[Effect]:
+        """The LPS rejected an update: what was trained on top of it is dropped, and its lease is trained again from
+        the next model."""
+        self.overlap.awaited = None
+        if self.state not in ("training", "waiting"):
+            return self._decided()
+        assert self.lease is not None
+        effects = self._drop_round()
+        self.overlap.give_again(self.lease)
+        self.lease = None
+        self._enter("idle")
+        return effects
+
+    def _on_taken_back(self, message: Ack) -> list[Effect]:
+        """The LPS took the lease of a failed round back."""
+        self._asked_at, self.lease = self._now, None
+        if message.outcome == "fenced":
+            return [UpdateFenced(message.push.lease), *self._rejoin()]
+        if self.session.upload is None:
+            self._enter("idle")
+        else:
+            self._enter("uploading")
+        return [UpdateRejected(message.push.lease)]
 
     def _on_tick(self) -> list[Effect]:
         if self.state == "gone":
@@ -329,6 +407,10 @@ class Worker:
             effects += self._pull()
         elif self.state == "failed":
             effects += self._say_failed(self._round_steps)
+        elif self.state in ("training", "waiting") and self.session.upload is None:
+            if self.overlap.awaited is not None:
+                effects += self._pull()
+            effects += self._ask_ahead()
         return effects
 
     def _on_stuck(self) -> list[Effect]:
@@ -349,16 +431,25 @@ class Worker:
 
     def _abandon(self) -> list[Effect]:
         """Drop the current round; the server leases its samples again."""
+        effects = self._drop_round()
+        if self.session.upload is not None:
+            upload = self.session.finished(self.session.upload.push)
+            assert upload is not None
+            effects.append(Release(upload.blob))
+        self.overlap.drop()
+        self.lease = None
+        return effects
+
+    def _drop_round(self) -> list[Effect]:
+        """Stop a round that is trained, and forget the update of one that waits."""
         effects: list[Effect] = []
         if self.state == "training" and self.lease is not None:
             effects.append(Cancel(self.lease.push))
             self._busy_ps += self._now - self._round_started_at
             self._watchdog.end()
-        if self.session.upload is not None:
-            upload = self.session.finished(self.session.upload.push)
-            assert upload is not None
-            effects.append(Release(upload.blob))
-        self.lease = None
+        if self.overlap.waiting is not None:
+            effects.append(Release(self.overlap.waiting[1]))
+            self.overlap.waiting = None
         return effects
 
     def _leave(self, reason: str) -> list[Effect]:
@@ -375,15 +466,30 @@ class Worker:
         """Whether a payload may arrive with a message: models may at any time, also before the awaited message."""
         return peer == self._client.server and isinstance(message, Model)
 
-    def _enter(self, target: WorkerState) -> None:
-        self.state = TRANSITIONS.move(self.state, target)
+    def _enter(self, target: WorkerPhase) -> None:
+        self.state = WORKER_PHASES.move(self.state, target)
 
     def check(self) -> None:
         """Assert the invariants of a worker."""
-        training = self.state == "training"
-        assert not training or self.lease is not None  # W1: it trains on a lease only.
-        # W2: one round at a time; an update is under way exactly while it is being uploaded.
-        assert (self.session.upload is not None) == (self.state == "uploading"), self.state
-        if self.lease is not None:  # W3: what it holds bears the fence it was welcomed with.
-            assert self.lease.push.fence == self.session.fence, (self.lease, self.session.fence)
-        assert self.state in ("training", "uploading", "failed") or self.lease is None  # W4
+        state, overlap, upload = self.state, self.overlap, self.session.upload
+        assert (
+            state not in ("training", "waiting") or self.lease is not None
+        )  # W1: on a lease only.
+        # W2: one round at a time, and one update under way; without overlap exactly while it uploads.
+        assert state != "uploading" or upload is not None
+        assert upload is None or state in self._uploads_in(), state
+        for lease in (self.lease, *overlap.ahead):
+            if lease is not None:  # W3: what it holds has the fence it was welcomed with.
+                assert lease.push.fence == self.session.fence, (lease, self.session.fence)
+        # W4: it holds a lease only while it trains or uploads, and ahead of need only with overlap.
+        assert state in ("training", "waiting", "uploading", "failed") or self.lease is None
+        assert not overlap.ahead or (self.settings.overlap and state in JOINED)
+        # W5: a round that ended waits exactly while the update before is not answered.
+        assert (overlap.waiting is not None) == (state == "waiting"), state
+        assert state != "waiting" or overlap.awaited is not None
+        assert upload is None or overlap.awaited in (None, upload.push), (upload, overlap.awaited)
+
+    def _uploads_in(self) -> tuple[WorkerPhase, ...]:
+        if self.settings.overlap:
+            return ("training", "waiting", "uploading", "failed")
+        return ("uploading",)

@@ -7,6 +7,7 @@ name, later ones "eu/0#2" and so on. State that is not durable dies with its pro
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from random import Random
 from typing import Final, Literal
 
@@ -18,6 +19,7 @@ from convergence.fuzz.ledgers import GlobalLedger
 from convergence.fuzz.scenario import Scenario
 from convergence.problems.problem import Job, Part
 from convergence.problems.registry import build
+from convergence.rounds import Rounds
 from gps.state import Gps
 from lps.state import Lps
 from pelago.config import run_toml
@@ -32,7 +34,7 @@ from pelago.sim.fault_injector import FaultInjector
 from pelago.sim.fault_profile import Clock
 from pelago.sim.links import Links
 from pelago.sim.node import LOST, SimulatedNode
-from pelago.sim.planes import DurablePlane, Round, RoundPlan
+from pelago.sim.planes import DurablePlane, FreshStart, Round, RoundPlan
 from pelago.sim.process import DOWN, SimulatedStore
 from pelago.sim.simulation import Simulation
 from pelago.sim.tensor_executor import TensorExecutor
@@ -48,6 +50,9 @@ INCARNATIONS_APART_S: Final = 1000
 """The time between two successive incarnations of a slot. Incarnations are numbered by seconds."""
 CLOCK_BITS: Final = 50
 """Clocks begin anywhere below 2 to this power, in picoseconds, as those of the daemons do."""
+
+NODE: Final = "worker"
+"""The name of a worker's only node in its `Rounds`."""
 
 FaultKind = Literal[
     "kill", "cut", "full", "jump", "stop", "lose", "power", "copy", "freeze", "slow"
@@ -70,31 +75,40 @@ class FakeTrainer:
     """Trains a worker's rounds on the problem. ``index``: of the worker in the run. ``speed``: relative."""
 
     def __init__(self, cluster: "FuzzedCluster", region: int, index: int, speed: float) -> None:
-        self._cluster, self._region, self._index = cluster, region, index
+        worker = cluster.run.worker
+        self._cluster = cluster
+        self._part = Part(index, region, worker.batch_size)
         self._speed = speed
-        self._start: Payload = None
+        self._steps = 0
+        self._rounds = Rounds(cluster.problem.train, worker.global_batch_size)
 
-    def begin(self, lease: Lease, payload: Payload) -> RoundPlan:
+    def begin(self, lease: Lease, start: FreshStart | None) -> RoundPlan:
         """A round begins."""
-        self._start = payload
         settings = self._cluster.run.simulation
         assert settings is not None
-        steps = lease.samples // self._cluster.run.worker.batch_size
+        steps = lease.samples // self._part.samples
+        parameters = self._rounds.left(NODE) if start is None else start.payload
+        index = self._part.worker
+        job = Job(index, steps, (self._part,), lease.spans, lease.clock, parameters)
+        self._rounds.begin(NODE, [job], fresh=start is not None)
+        self._steps = steps
         jitter = self._cluster.random.uniform(0.8, 1.2)
         step_ps = settings.step_ms * PS_PER_MS / self._speed * jitter
         return RoundPlan(steps, max(1, round(steps * step_ps)))
 
     def finish(self, lease: Lease) -> Round:
         """The result of a round, or one in which no step counted, by the scenario's share of failures."""
-        batch = self._cluster.run.worker.batch_size
-        part = Part(self._index, self._region, batch)
-        steps = lease.samples // batch
-        job = Job(self._index, steps, (part,), lease.spans, lease.clock, self._start)
-        found = self._cluster.problem.train([job])[0]
-        return replace(found, skipped=steps) if self._cluster.fails() else found
+        found = self._rounds.finish(NODE)
+        return replace(found, skipped=self._steps) if self._cluster.fails() else found
 
     def cancel(self, lease: Lease) -> None:
-        """Does nothing: a round trains when it ends."""
+        """Drop the round."""
+        self._rounds.cancel(NODE)
+
+    def rebase(self, model: Payload, done: int | None) -> None:
+        """Rebase the round under way, or what the last one left."""
+        share = None if done is None else Fraction(done, self._steps)
+        self._rounds.rebase(NODE, model, share)
 
     def validate(self, payload: Payload) -> tuple[float, int]:
         """A constant loss, of one token."""

@@ -6,7 +6,7 @@ C2  A sample is in at most one applied update of a region between two resets, in
 C3  An exchange holds all samples that its region was trained on since the last one.
 C4  A server never contradicts its earlier answer about an update, even after a restart.
 C5  The versions that are sent to a peer never decrease.
-C6  A lease names one set of samples, of one holder, and an update counts from the model that came with it.
+C6  A lease names one set of samples, of one holder, and an update counts from a model that its client got.
 C7  An honest update is rejected only because of its measured norm or finiteness, and no process is refused,
     unless no update can be applied any more: then the run ends with an error.
 C8  A recovered server's replay gives the same notes as before, as far as its disk reaches.
@@ -35,13 +35,24 @@ from pelago.core.notes.gps import ExchangeArrived, ExchangeRejected
 from pelago.core.notes.lps import ExchangeBegun, Rejoining, RoundRejected, UpdateApplied
 from pelago.core.ports import Payload, TensorPort
 from pelago.core.tensor_effects import Apply, Difference, Operation
-from pelago.core.training_effects import Trained
 from pelago.protocol.client_session import UNANSWERED
 from pelago.sim.node import SimulatedNode
 from pelago.sim.planes import DurablePlane, TimingPlane
 from pelago.sim.process import ProcessState
 from pelago.sim.recovery import ReplayedServer
-from pelago.wire.messages import Ack, Effect, Event, Goodbye, Message, Model, Outcome, Push, Stop
+from pelago.wire.messages import (
+    Ack,
+    Effect,
+    Event,
+    Goodbye,
+    Lent,
+    Message,
+    Model,
+    Offer,
+    Outcome,
+    Push,
+    Stop,
+)
 from worker.evaluator.state import Evaluator
 from worker.state import Worker
 
@@ -71,8 +82,10 @@ class ServerRecord:
     received: dict[tuple[str, PushId], Push] = field(default_factory=dict)
     sent: dict[str, Version] = field(default_factory=dict)
     """The newest version that left for each peer."""
-    lent: dict[PushId, tuple[str, Lease, Version]] = field(default_factory=dict)
-    """Leases that left with a model: the holder, the lease and the version of the model."""
+    versions: dict[str, list[Version]] = field(default_factory=dict)
+    """All versions that left for each worker, each once, in their order."""
+    lent: dict[PushId, tuple[str, Lease]] = field(default_factory=dict)
+    """Leases that left for a worker: the holder and the lease."""
 
 
 class InvariantChecker:
@@ -124,14 +137,29 @@ class InvariantChecker:
             if type(event) is Received and isinstance(event.message, Push):
                 server.received[event.peer, event.message.push] = event.message
             self._check_server(node, server, number, effects)
-        elif type(event) is Trained and isinstance(node.machine, Worker):
-            upload = node.machine.session.upload
-            if upload is not None:
-                self._made.setdefault((node.name, upload.push), []).append(upload.message)
+        elif isinstance(node.machine, Worker):
+            self._keep_made(node, node.machine, effects)
         self._silence_checker.handled(node, event, effects)
         for effect in effects:
             if type(effect) is Finish:
                 self._check_end_of(node, event, effect)
+
+    @staticmethod
+    def _check_lent(server: ServerRecord, peer: str, lease: Lease) -> None:
+        """C6."""
+        known = server.lent.setdefault(lease.push, (peer, lease))
+        assert known == (peer, lease), (known, peer, lease)
+
+    def _keep_made(self, node: SimulatedNode, machine: Worker, effects: list[Effect]) -> None:
+        """Keep the update that a worker offers, perhaps again."""
+        upload = machine.session.upload
+        if upload is None or not any(
+            isinstance(each, Send) and isinstance(each.message, Offer) for each in effects
+        ):
+            return
+        made = self._made.setdefault((node.name, upload.push), [])
+        if upload.message not in made:
+            made.append(upload.message)
 
     def departed(self, node: SimulatedNode, peer: str, message: Message) -> None:
         """A message left a node."""
@@ -144,11 +172,13 @@ class InvariantChecker:
             newest = server.sent.get(peer)
             assert newest is None or message.version >= newest, (newest, message)  # C5
             server.sent[peer] = message.version
-            lease = message.lease
-            if lease is not None:  # C6
-                known = server.lent.setdefault(lease.push, (peer, lease, message.version))
-                assert known[:2] == (peer, lease), (known, peer, lease)
-                server.lent[lease.push] = (peer, lease, message.version)
+            if message.lease is not None:
+                self._check_lent(server, peer, message.lease)
+                versions = server.versions.setdefault(peer, [])
+                if message.version != newest:
+                    versions.append(message.version)
+        elif isinstance(message, Lent):
+            self._check_lent(server, peer, message.lease)
         elif isinstance(message, Stop) and node.name in self._asked:
             self._asked[peer] = None
 
@@ -244,7 +274,7 @@ class InvariantChecker:
     def _check_honest(
         self, node: SimulatedNode, server: ServerRecord, peer: str, push: Push
     ) -> None:
-        """C1, C6: assert that an update is the one that its client made, from the model that came with its lease."""
+        """C1, C6: assert that an update is the one that its client made, from a model that it got."""
         if isinstance(server.ledger, GlobalLedger):
             region = self.servers[peer].ledger
             assert isinstance(region, LocalLedger)
@@ -252,9 +282,9 @@ class InvariantChecker:
             made = [] if begun is None else [begun]
         else:
             made = self._made.get((peer, push.push), [])
-            holder, lease, version = server.lent[push.push]
+            holder, lease = server.lent[push.push]
             assert (holder, lease.spans) == (peer, push.spans), (holder, lease, peer, push)
-            assert push.base.incarnation == version.incarnation, (push, version)
+            assert push.base in server.versions[peer], push
         assert push in made, f"{peer} made {made}, and {node.name} applies {push}"
 
     def _check_answer(
@@ -387,4 +417,6 @@ def _check_payloads(node: SimulatedNode, machine: Gps | Lps | Worker, plane: Tim
     needed = set() if isinstance(machine, Worker) else set(machine.admission.measuring)
     if not isinstance(machine, Gps) and machine.session.upload is not None:
         needed.add(machine.session.upload.blob)
+    if isinstance(machine, Worker) and machine.overlap.waiting is not None:
+        needed.add(machine.overlap.waiting[1])
     assert plane.live == needed, f"{node.name} keeps {plane.live}, needed are {needed}"

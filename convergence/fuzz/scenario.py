@@ -115,6 +115,8 @@ def draw_scenario(seed: int) -> Scenario:
         problem="scalar" if scalar else "timing",
         step_ms=random.choice((10.0, 20.0, 40.0)),
         rescale=random.choice(("true", "false")),
+        # From a stream of its own as well.
+        overlap="true" if Random(derive("overlap", seed)).random() < 0.3 else "false",
         rejected_max=3 if hopeless else 1000,
         bandwidth=_matrix(random, len(workers), 0.02, 1.0, inside=10.0),
         latency=_matrix(random, len(workers), 1.0, 100.0, inside=0.5),
@@ -222,6 +224,7 @@ seed = {seed}
 local_steps = {local_steps}
 batch_size = {batch_size}
 rescale = {rescale}
+overlap = {overlap}
 [lps]
 updates_per_exchange = {exchange}
 in_flight = "{in_flight}"

@@ -7,7 +7,7 @@ trained together far faster than one after the other; no job depends on another 
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from pelago.config.fields import InFlight
@@ -45,10 +45,36 @@ class Job:
     """Samples that were handed out in the whole run before these: the learning rate's clock."""
     start: Payload
 
+    def first(self, steps: int) -> "Job":
+        """Only the first ``steps`` steps."""
+        return replace(self, steps=steps, spans=_cut(self.spans, 0, steps * self.batch))
+
+    def rest(self, steps: int, start: Payload, clock_step: int) -> "Job":
+        """What is left after ``steps`` steps, from other parameters. ``clock_step``: samples by which the learning
+        rate's clock moves in a step."""
+        return replace(
+            self,
+            steps=self.steps - steps,
+            spans=_cut(self.spans, steps * self.batch, self.steps * self.batch),
+            clock=self.clock + steps * clock_step,
+            start=start,
+        )
+
     @property
     def batch(self) -> int:
         """Samples of one step."""
         return sum([part.samples for part in self.parts])
+
+
+def _cut(spans: Spans, first: int, last: int) -> Spans:
+    """The samples first <= i < last of some spans, counted in their order."""
+    found, begun = [], 0
+    for start, stop in spans:
+        low, high = max(start, start + first - begun), min(stop, start + last - begun)
+        if low < high:
+            found.append((low, high))
+        begun += stop - start
+    return tuple(found)
 
 
 class Problem(Protocol):

@@ -97,6 +97,9 @@ class WorkerSection(Section):
     epsilon: PositiveFloat = 1e-8
     moments_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of AdamW's moments; bfloat16: half the memory, with stochastic rounding, at some time for each step."""
+    overlap: bool = False
+    """Begin the next round at once from the local parameters, and rebase it when the LPS's model comes, instead of
+    waiting for that model."""
     keep_optimiser: bool = True
     """Keep the optimiser's moments on the worker's disk, for the process that takes its place."""
     cold_start_steps: Natural = 40

@@ -14,7 +14,15 @@ from pelago.core.frozen import frozen
 from pelago.core.names import BlobId, Peer
 from pelago.core.notes.note import Note
 from pelago.core.tensor_effects import Apply, Difference, Loaded, Measure, Measured, Pin, Release
-from pelago.core.training_effects import Cancel, Progress, Train, Trained, Validate, Validated
+from pelago.core.training_effects import (
+    Cancel,
+    Progress,
+    Rebase,
+    Train,
+    Trained,
+    Validate,
+    Validated,
+)
 
 PS_PER_MS = 10**9
 """Picoseconds in a millisecond."""
@@ -138,6 +146,7 @@ Effect: TypeAlias = Union[
     Difference,
     Release,
     Train,
+    Rebase,
     Cancel,
     Validate,
     Note,

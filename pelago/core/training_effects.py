@@ -42,12 +42,24 @@ class Validated:
 @frozen
 class Train:
     """Train from the parameters ``blob`` on a lease: the one long effect. `Progress` and `Trained` follow.
-    ``group``: for which group of the region."""
+    ``blob`` None: from those that the last round left, rebased if `Rebase` said so. ``group``: for which group of
+    the region."""
 
     lease: Lease
     version: Version
-    blob: BlobId
+    blob: BlobId | None
     group: int
+
+
+@frozen
+class Rebase:
+    """Rebase the round under way, before its next step; if none is, the parameters that the last one left.
+
+    With θ the parameters now, θ_s those at which the round began, and M those of ``blob``: θ <- M + (θ - θ_s),
+    then θ_s <- M. So the pseudo-gradient of the round does not change.
+    """
+
+    blob: BlobId
 
 
 @frozen

@@ -44,7 +44,7 @@ from pelago.wire.codec import decode_message, encode
 from pelago.wire.fields import Codec, compile_type
 from pelago.wire.messages import Event
 
-FORMAT: Final = 5
+FORMAT: Final = 6
 """The format of records and of everything in them. A file of another format is refused."""
 MAGIC: Final = b"PLGO"
 _HEAD: Final = struct.Struct("<4sB3xQQQqQ")

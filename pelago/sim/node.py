@@ -7,7 +7,7 @@ from pelago.core.machine import Finish, Machine
 from pelago.core.names import BlobId, Lease, Peer
 from pelago.core.ports import TensorPort
 from pelago.sim.links import SharedLink
-from pelago.sim.planes import VirtualTrainer
+from pelago.sim.planes import RoundPlan, VirtualTrainer
 from pelago.wire.messages import Message
 
 LOST: Final = Finish("lost", error="lost")
@@ -70,7 +70,12 @@ class TrainingTask:
     """A lease on which a node trains."""
 
     lease: Lease
-    steps: int
+    plan: RoundPlan
+    begun_ps: int
+
+    def steps_begun(self, now: int) -> int:
+        """Steps that have begun until now: the one under way ends before anything else happens."""
+        return -(-(now - self.begun_ps) * self.plan.steps // self.plan.duration_ps)
 
 
 @dataclass(slots=True, eq=False)

@@ -47,6 +47,13 @@ class Round:
     skipped: int = 0
 
 
+@frozen
+class FreshStart:
+    """Parameters of a server from which a round begins."""
+
+    payload: Payload
+
+
 class VirtualTrainer(Protocol):
     """What a worker or the evaluator computes in a simulation.
 
@@ -55,8 +62,14 @@ class VirtualTrainer(Protocol):
     time is over, so many rounds that overlap can be computed together, in one batch.
     """
 
-    def begin(self, lease: Lease, payload: Payload) -> RoundPlan:
-        """Training on a lease from the parameters ``payload`` begins. ``steps`` >= 1."""
+    def begin(self, lease: Lease, start: FreshStart | None) -> RoundPlan:
+        """Training on a lease begins: from a server's parameters, or from those that the last round left (None). The
+        plan has ``steps`` >= 1."""
+        ...
+
+    def rebase(self, model: Payload, done: int | None) -> None:
+        """Move the round under way onto a server's model after ``done`` of its plan's steps; None: no round is under
+        way, move the parameters that the last one left. See `pelago.core.training_effects.Rebase`."""
         ...
 
     def finish(self, lease: Lease) -> Round:

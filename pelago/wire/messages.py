@@ -16,7 +16,7 @@ from pelago.core.names import Address, Lease, PushId, Spans, Version
 from pelago.core.tensor_effects import Loaded, Measured
 from pelago.core.training_effects import Progress, Trained, Validated
 
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 HEADER_BYTES_MAX: Final = 4 << 20
 """An encoded message; only `Welcome`, with the manifest of a large model, comes near it."""
 TEXT_BYTES_MAX: Final = 1 << 10
@@ -181,6 +181,15 @@ class Failed:
     next_samples: int
 
 
+@frozen
+class LeaseAhead:
+    """A worker that trains asks for its next lease, without a model. ``newest``: number of the newest lease that it
+    has taken; the answer is the first one beyond it."""
+
+    newest: int
+    samples: int
+
+
 # --- from a server ---------------------------------------------------------------------------------
 
 
@@ -254,13 +263,21 @@ class Ack:
 @frozen
 class Model:
     """Parameters; payload: the model. ``lease`` names the samples to train them on (workers only), ``answers`` the
-    update that this replies to (regions only). ``final``: no later version will come (evaluators only)."""
+    update that this replies to; for a worker the last one that was decided, whose movement the model holds if it
+    was applied. ``final``: no later version will come (evaluators only)."""
 
     version: Version
     counted_steps: int
     lease: Lease | None
     answers: PushId | None
     final: bool
+
+
+@frozen
+class Lent:
+    """The answer to `LeaseAhead`: samples for the round after the one under way."""
+
+    lease: Lease
 
 
 @frozen
@@ -296,6 +313,8 @@ Message: TypeAlias = Union[
     Stop,
     Goodbye,
     Failed,
+    LeaseAhead,
+    Lent,
 ]
 """Append only: the place of a message in this union is its tag on the wire."""
 

@@ -23,7 +23,7 @@ from pelago.core.names import Lease, PushId, Version
 from pelago.core.tensor_effects import Loaded
 from pelago.sim.links import Links
 from pelago.sim.node import SimulatedNode
-from pelago.sim.planes import TimingPlane
+from pelago.sim.planes import FreshStart, TimingPlane
 from pelago.sim.simulation import Simulation
 from pelago.sim.tensor_executor import TensorExecutor
 from pelago.sim.training_executor import TrainingExecutor
@@ -139,7 +139,7 @@ def test_a_round_of_a_worker_lasts_its_steps_at_its_speed_and_a_trace_of_its_ind
     cluster.on_lease = spans.append
     trainer = cluster.simulation.nodes["r1/0"].trainer
     assert isinstance(trainer, SimulatedTrainer)
-    plan = trainer.begin(Lease(PushId(1, 1), ((0, 6 * 64),), 0), None)
+    plan = trainer.begin(Lease(PushId(1, 1), ((0, 6 * 64),), 0), FreshStart(None))
     assert plan.steps == 6
     expected_ms = 6 * 238.391 / (0.574 / 0.907) + 4e-6
     assert plan.duration_ps == pytest.approx(expected_ms * PS_PER_MS, rel=1e-12)

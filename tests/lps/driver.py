@@ -71,9 +71,9 @@ def lease(number: int, spans: Spans, fence: int = 1, clock: int | None = None) -
     return Lease(PushId(number, fence), spans, spans[0][0] if clock is None else clock)
 
 
-def reply(version: int, work: Lease) -> Model:
-    """The region's model with work to do."""
-    return Model(Version(0, version), 0, work, None, final=False)
+def reply(version: int, work: Lease, answers: PushId | None = None) -> Model:
+    """The region's model with work to do; ``answers``: the worker's last update that was decided."""
+    return Model(Version(0, version), 0, work, answers, final=False)
 
 
 def update(work: Lease, base: int = 0, next_samples: int = 0) -> Push:
@@ -123,14 +123,13 @@ class LpsDriver(MachineDriver):
         self.hears(peer, Pull(samples, 0))
         member = self.lps.workers.members.get(peer)
         assert member is not None
-        if member.lease is None:
+        if not member.leases:
             request = self.lps.workers.prefetch.request
             assert request is not None
             start = 4 * request.request - 4
             self.grant(request.request, ((start, start + request.samples),))
-        assert member.lease is not None
         member.replying = None
-        return member.lease
+        return member.leases[-1]
 
     def push(self, peer: Peer, message: Push, norm: float = 1.0) -> list[Effect]:
         """An update is offered, arrives as blob -100, -101, ... and is measured; returns the effects."""

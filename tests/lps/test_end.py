@@ -309,17 +309,17 @@ def test_the_check_sees_a_broken_lps(driver: LpsDriver) -> None:
     first, second = lps.workers.members.get("w0"), lps.workers.members.get("w1")
     assert first is not None
     assert second is not None
-    second.lease = work
+    second.leases = (work,)
     with pytest.raises(AssertionError):  # A lease with two holders.
         lps.check()
-    first.lease = second.lease = None
+    first.leases = second.leases = ()
     with pytest.raises(AssertionError):  # An open lease without one.
         lps.check()
-    first.lease = work
+    first.leases = (work,)
     lps.workers.leases.open.clear()
     with pytest.raises(AssertionError):  # A holder of a lease that is not open.
         lps.check()
-    first.lease = None
+    first.leases = ()
     lps.check()
     first.sent = 1
     with pytest.raises(AssertionError):  # A version from the future.

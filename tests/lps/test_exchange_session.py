@@ -129,8 +129,8 @@ def test_samples_that_are_lent_again_say_that_the_exchange_was_rejected(sent: Lp
     assert sent.grant(asked.message.request, ((0, 8),))[0] == answered("rejected")
     member = sent.lps.workers.members.get("w0")
     assert member is not None
-    assert member.lease is not None
-    sent.push("w0", update(member.lease))
+    assert member.leases
+    sent.push("w0", update(member.leases[0]))
     assert sent.hears("gps", Ack(E1, "rejected")) == []
     assert Apply("load", -9) in sent.hears("gps", global_model(0, E1), -9)
 
@@ -190,8 +190,8 @@ def test_a_rejected_exchange_starts_the_region_afresh(sent: LpsDriver) -> None:
     sent.grant(4, ((0, 8),))
     member = sent.lps.workers.members.get("w0")
     assert member is not None
-    assert member.lease is not None
-    sent.push("w0", update(member.lease))
+    assert member.leases
+    sent.push("w0", update(member.leases[0]))
     assert sent.hears("gps", global_model(0, E1), -9)[:3] == [
         Release(3),
         Apply("load", -9),
@@ -347,8 +347,8 @@ def test_an_evicted_region_voids_what_it_holds_and_starts_afresh(sent: LpsDriver
     sent.lps.workers.members.get("w1").replying = None  # type: ignore[union-attr]
     member = sent.lps.workers.members.get("w1")
     assert member is not None
-    assert member.lease is not None
-    sent.push("w1", update(member.lease))
+    assert member.leases
+    sent.push("w1", update(member.leases[0]))
     sent.hears("w0", Pull(4, 0))
     sent.grant(6, ((44, 48),), fence=2)
     effects = sent.push("w0", update(sent.work("w0")))

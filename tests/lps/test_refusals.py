@@ -46,7 +46,7 @@ def test_a_failed_round_returns_its_samples_and_is_answered_with_the_next(
         RoundRejected("w0", 0, why),
         Send("w0", Ack(work.push, "rejected")),
     ]
-    lease = driver.lps.workers.members.get("w0").lease  # type: ignore[union-attr]
+    lease = driver.lps.workers.members.get("w0").leases[0]  # type: ignore[union-attr]
     assert isinstance(lease, Lease)
     assert (lease.spans, lease.push) == (work.spans, (work.push.lease + 1, 1))
     assert driver.hears("w0", failed) == [Send("w0", Ack(work.push, "rejected"))]

@@ -230,7 +230,7 @@ def test_an_update_from_the_offer_to_the_next_lease(driver: LpsDriver) -> None:
         Send("w0", Ack(L1.push, "applied")),
         Send("gps", LeaseRequest(2, 4, 0)),
     ]
-    assert driver.grant(2, ((4, 8),)) == [Pin(2), Send("w0", reply(1, L2), 2), Release(2)]
+    assert driver.grant(2, ((4, 8),)) == [Pin(2), Send("w0", reply(1, L2, L1.push), 2), Release(2)]
 
 
 def test_with_samples_in_hand_the_answer_follows_the_acknowledgement_at_once() -> None:
@@ -243,7 +243,7 @@ def test_with_samples_in_hand_the_answer_follows_the_acknowledgement_at_once() -
     assert effects[3:] == [
         Send("w0", Ack(first.push, "applied")),
         Pin(2),
-        Send("w0", reply(1, L2), 2),
+        Send("w0", reply(1, L2, L1.push), 2),
         Release(2),
     ]
 
@@ -289,7 +289,7 @@ def test_an_update_that_could_spoil_the_model_is_rejected(
     assert effects[2:] == [
         Send("w0", Ack(L1.push, "rejected")),
         Pin(2),
-        Send("w0", reply(0, lease(2, ((0, 4),))), 2),
+        Send("w0", reply(0, lease(2, ((0, 4),)), L1.push), 2),
         Release(2),
     ]
     assert driver.hears("w0", Offer(L1.push)) == [Send("w0", Ack(L1.push, "rejected"))]

@@ -35,6 +35,8 @@ FROZEN_TAGS: Final = {
     "Stop": 17,
     "Goodbye": 18,
     "Failed": 19,
+    "LeaseAhead": 20,
+    "Lent": 21,
     "Begin": 64,
     "Chunk": 65,
     "Have": 66,

@@ -49,9 +49,9 @@ class WorkerLeft:
     peer: Peer
     why: str
     lease: int | None = None
-    """Its open lease; None: it had none."""
+    """The oldest lease that it held; None: it held none."""
     spans: Spans | None = None
-    """The samples of that lease."""
+    """The samples of all leases that it held."""
 
 
 @frozen

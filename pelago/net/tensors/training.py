@@ -41,6 +41,7 @@ class TrainingThread:
 
     def train(self, effect: Train) -> None:
         """Train on a lease."""
+        assert effect.blob is not None
         cancel = self._cancels[effect.lease.push] = threading.Event()
         self._tensors.use(effect.blob)
         self._train(effect, cancel)
@@ -85,6 +86,8 @@ class TrainingThread:
         self._lane.close()
 
     def _train(self, effect: Train, cancel: threading.Event) -> None:
+        blob_in = effect.blob
+        assert blob_in is not None
         push, plane, post = effect.lease.push, self._tensors.plane, self._lane.post
 
         def live() -> bool:
@@ -97,12 +100,12 @@ class TrainingThread:
         def job() -> TrainingResult | None:
             if cancel.is_set():
                 return None
-            start = plane.payload(effect.blob)
+            start = plane.payload(blob_in)
             start.wait()
             return self._port.train(effect, start, lambda *so_far: post(stepped, so_far), cancel)
 
         def done(result: TrainingResult | None) -> None:
-            self._tensors.drop(effect.blob)
+            self._tensors.drop(blob_in)
             if result is None or not live():
                 return
             del self._cancels[push]
