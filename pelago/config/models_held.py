@@ -14,10 +14,11 @@ from pelago.config.servers import ServerSection
 @dataclass(frozen=True, slots=True)
 class ModelsHeld:
     """Models by what they are. ``state``: kept from one event to the next, and what is on its way to be that.
-    ``replies``: versions that are kept only until a slow reader has them, in memory alone."""
+    ``passing``: in memory alone, for a while: versions that a slow reader still gets, or that a snapshot still writes.
+    """
 
     state: Mapping[str, int]
-    replies: int
+    passing: Mapping[str, int]
 
     @property
     def durable(self) -> int:
@@ -27,30 +28,31 @@ class ModelsHeld:
     @property
     def memory(self) -> int:
         """Models that may be in memory."""
-        return self.durable + self.replies
+        return self.durable + sum(self.passing.values())
 
 
 def of_gps(run: RunFile) -> ModelsHeld:
     """The GPS."""
     gps = run.gps
-    state = {"model": 1, **_outer(gps)}
+    kept = {"model": 1, **_outer(gps)}
     if gps.average:
-        state["mean"] = 1
-    state["updates that arrive"] = min(gps.arriving_max, len(run.region))
-    return ModelsHeld(state, replies=1)
+        kept["mean"] = 1
+    arriving = {"updates that arrive": min(gps.arriving_max, len(run.region))}
+    return ModelsHeld({**kept, **arriving}, _passing(gps, kept))
 
 
 def of_lps(run: RunFile, region: int) -> ModelsHeld:
     """The LPS of a region, by its place in the run file."""
     lps = run.lps
-    state = {"model": 1, "model of the last exchange": 1, **_outer(lps)}
+    changing = {"model": 1, **_outer(lps)}
+    state = {**changing, "model of the last exchange": 1}
     if lps.in_flight != "drop":
         state["model as sent"] = 1
     workers = len(run.region[region].worker_speeds)
     state["exchange"] = 1
     state["global model that arrives"] = 1
     state["updates that arrive"] = min(lps.arriving_max, workers)
-    return ModelsHeld(state, replies=1)
+    return ModelsHeld(state, _passing(lps, changing))
 
 
 def moments(run: RunFile) -> int:
@@ -75,3 +77,11 @@ def _outer(server: ServerSection) -> dict[str, int]:
     if server.momentum == 0:
         return {}
     return {"momentum": 1} if server.momentum_delay == 1 else {"momentum": 1, "accumulator": 1}
+
+
+def _passing(server: ServerSection, changing: Mapping[str, int]) -> dict[str, int]:
+    """``changing``: arenas that operations replace while a snapshot of them is written."""
+    replies = {"replies of an older version": 1}
+    if server.durability == "none":
+        return replies
+    return {**replies, "snapshot that is written": sum(changing.values())}

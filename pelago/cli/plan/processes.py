@@ -8,13 +8,14 @@ from pelago.cli.plan.facts import Gpu, ModelFacts
 from pelago.config import models_held as held
 from pelago.config.run_file import RunFile
 
-SERVER_BYTES: Final = 230 << 20
-"""A server without a model: Python, torch and libraries, in pages of its own or shared with other processes."""
+SERVER_BYTES: Final = 180 << 20
+"""A server without a model: pages of its own that Python, torch and libraries have; those of their files are not
+counted, since processes share them."""
 TRANSFER_BYTES: Final = 64 << 20
 """Messages on their way through a node's sockets and threads: a window each way (`Limits.window_bytes`)."""
-WORKER_BYTES: Final = 600 << 20
+WORKER_BYTES: Final = 300 << 20
 """A worker without a model: the above and `transformers`."""
-WORKER_CUDA_BYTES: Final = 2600 << 20
+WORKER_CUDA_BYTES: Final = 1200 << 20
 """A worker that computes on a GPU: CUDA's libraries and what torch.compile has made, too."""
 MOMENTS_BYTES: Final = 256 << 20
 """What a worker copies of its moments at once, for the disk (worker/moments.py)."""
@@ -45,7 +46,7 @@ def gps(run: RunFile, facts: ModelFacts, place: str) -> ProcessMemory:
     """The GPS."""
     models = held.of_gps(run)
     total = SERVER_BYTES + TRANSFER_BYTES + models.memory * facts.bytes
-    return ProcessMemory("gps", place, total, 0, {**models.state, "replies": models.replies})
+    return ProcessMemory("gps", place, total, 0, {**models.state, **models.passing})
 
 
 def lps(run: RunFile, region: int, facts: ModelFacts, place: str) -> ProcessMemory:
@@ -53,7 +54,7 @@ def lps(run: RunFile, region: int, facts: ModelFacts, place: str) -> ProcessMemo
     models = held.of_lps(run, region)
     total = SERVER_BYTES + TRANSFER_BYTES + models.memory * facts.bytes
     name = f"lps-{run.region[region].name}"
-    return ProcessMemory(name, place, total, 0, {**models.state, "replies": models.replies})
+    return ProcessMemory(name, place, total, 0, {**models.state, **models.passing})
 
 
 def worker(

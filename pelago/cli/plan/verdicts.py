@@ -3,17 +3,20 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from pelago.cli.plan import processes
 from pelago.cli.plan.facts import ModelFacts
 from pelago.cli.plan.forecast import Forecast, RegionPlan
 from pelago.config import models_held as held
+from pelago.config import toml_writer
 from pelago.config.run_file import RunFile
 
 BUSY_WANTED: Final = 0.9
 """Below this share of computing a larger H is proposed."""
 GB: Final = 10**9
+_CHECKPOINTED: Final[dict[str, Any]] = {"checkpoint_activations": True}
+_SHORT_MOMENTS: Final[dict[str, Any]] = {"moments_dtype": "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +60,12 @@ def _smaller_step(run: RunFile, facts: ModelFacts, room: int) -> str:
     fits = processes.largest_that_fits(run, facts, room)
     if fits:
         return f"worker.micro_batch_size = {fits}"
-    changed = {"checkpoint_activations": True}
-    less = run.model_copy(update={"worker": run.worker.model_copy(update=changed)})
-    fits = processes.largest_that_fits(less, facts, room)
-    if fits:
-        return f"worker.checkpoint_activations = true and worker.micro_batch_size = {fits}"
+    for changed in (_CHECKPOINTED, _CHECKPOINTED | _SHORT_MOMENTS):
+        less = run.model_copy(update={"worker": run.worker.model_copy(update=changed)})
+        fits = processes.largest_that_fits(less, facts, room)
+        if fits:
+            keys = [f"worker.{key} = {toml_writer.value(each)}" for key, each in changed.items()]
+            return " and ".join([*keys, f"worker.micro_batch_size = {fits}"])
     return "no micro-batch fits: take a smaller model or data.sequence_length, or more GPUs"
 
 
@@ -73,18 +77,14 @@ def _hosts(run: RunFile, found: Forecast) -> Iterator[Judgement]:
         if wanted <= limit:
             continue
         what = f"host memory: the processes of {host} hold up to {_gb(wanted)}, and it has {_gb(limit)}"
-        saved, keys = 0, []
-        models = found.model.bytes
-        fewer = _one_staged(run)
+        saved, fewer = 0, _one_staged(run)
         for index, region in enumerate(run.region):
             name = f"lps-{region.name}"
             if any(each.name == name and each.place == host for each in found.processes):
                 less = held.of_lps(run, index).memory - held.of_lps(fewer, index).memory
-                saved += less * models
-        if run.lps.staged_max > 1:
-            keys.append("lps.staged_max = 1")
-        if keys and wanted - saved <= limit:
-            yield Judgement(True, what, " and ".join(keys))
+                saved += less * found.model.bytes
+        if wanted - saved <= limit:
+            yield Judgement(True, what, "lps.staged_max = 1")
         else:
             yield Judgement(
                 True, what, "give some of its processes another host, or it more memory"

@@ -21,7 +21,7 @@ worker_speeds = [1.0]
 name = "us"
 worker_speeds = [1.0, 0.5]
 [network]
-bandwidth_gbps = [[10.0, 1.0], [1.0, 10.0]]
+bandwidth_gbps = [[8.0, 1.0], [1.0, 8.0]]
 latency_ms = [[0.0, 40.0], [40.0, 0.0]]
 """
 

@@ -27,16 +27,22 @@ def test_an_exchange_takes_its_bytes_its_latencies_and_the_grant() -> None:
     assert far.up_s == pytest.approx(2 * 0.04 + MODEL / 125e6 + 0.04)
     assert far.down_s == pytest.approx(MODEL / 125e6 + 0.04)
     assert us.pace.seconds == far.up_s + far.down_s
-    # 10 Gbps inside a region, without latency.
-    assert eu.exchange[0].up_s == eu.push_pull[0].up_s == pytest.approx(MODEL / 1.25e9)
+    # 8 Gbps inside a region, without latency.
+    assert eu.exchange[0].up_s == eu.push_pull[0].up_s == pytest.approx(MODEL / 1e9)
 
 
-def test_a_link_faster_than_a_node_is_used_at_the_pace_of_nodes() -> None:
-    run = run_with(network={"bandwidth_gbps": [[1000.0, 1000.0], [1000.0, 1000.0]]})
-    plain = run_with(network={"bandwidth_gbps": [], "latency_ms": []})
-    for each in (run, plain):
-        transfer = forecast(each, FACTS, STATED).regions[0].push_pull[0]
-        assert transfer.up_s == pytest.approx(MODEL / links.NODE_BYTES_PER_S)
+def test_a_link_faster_than_its_nodes_is_used_at_the_pace_of_their_durability() -> None:
+    wide = {"bandwidth_gbps": [[1000.0, 1000.0], [1000.0, 1000.0]], "latency_ms": []}
+    for network in (wide, {"bandwidth_gbps": [], "latency_ms": []}):
+        for durability, rate in links.NODE_BYTES_PER_S.items():
+            run = run_with(network=network, lps={"durability": durability})
+            region = forecast(run, FACTS, STATED).regions[1]
+            assert region.push_pull[0].up_s == pytest.approx(MODEL / rate)
+            # What comes to the GPS waits for the GPS's journal, and the answer for the LPS's.
+            assert region.exchange[0].up_s == pytest.approx(
+                MODEL / links.NODE_BYTES_PER_S["process"]
+            )
+            assert region.exchange[0].down_s == pytest.approx(MODEL / rate)
 
 
 def test_a_round_is_its_steps_and_its_transfers() -> None:
@@ -45,7 +51,7 @@ def test_a_round_is_its_steps_and_its_transfers() -> None:
     fast, slow = us.rounds.values()
     assert fast.train_s == pytest.approx(6.0)
     assert slow.train_s == pytest.approx(24 * 0.25)
-    waits = 2 * MODEL / 1.25e9
+    waits = 2 * MODEL / 1e9
     assert fast.seconds == pytest.approx(6.0 + waits)
     assert fast.busy == pytest.approx(6.0 / (6.0 + waits))
     # Two workers make K = 1 update in half a round; all other updates are made in flight.
@@ -89,15 +95,18 @@ def test_every_encoding_is_in_the_table_with_its_bytes_of_a_real_model() -> None
 
 def test_servers_hold_the_models_of_their_settings() -> None:
     held = models_held.of_lps(run_with(), 1)
-    # Model, last exchange, momentum, accumulator, exchange, global model; two workers' updates; replies.
-    assert (held.durable, held.memory) == (8, 9)
+    # Model, last exchange, momentum, accumulator, exchange, global model; two workers' updates. Beside them a reply
+    # of an older version, and the arenas that a snapshot still writes when they are replaced.
+    assert (held.durable, held.memory) == (8, 8 + 1 + 3)
+    undurable = models_held.of_lps(run_with(lps={"durability": "none"}), 1)
+    assert undurable.memory == 8 + 1
     plain = run_with(lps={"momentum": 0.0, "in_flight": "carry"})
     assert models_held.of_lps(plain, 1).durable == 7
     assert models_held.of_gps(run_with()).durable == 5
     assert models_held.of_gps(run_with(gps={"average": 0.9})).durable == 6
     found = {each.name: each for each in forecast(run_with(), FACTS, STATED).processes}
     base = processes.SERVER_BYTES + processes.TRANSFER_BYTES
-    assert found["lps-us"].host_bytes == base + 9 * MODEL
+    assert found["lps-us"].host_bytes == base + 12 * MODEL
 
 
 def test_a_worker_on_a_gpu_has_its_models_there() -> None:
@@ -110,6 +119,11 @@ def test_a_worker_on_a_gpu_has_its_models_there() -> None:
     models = 5 * MODEL + 2 * FACTS.matrix_parameters
     assert worker.gpu_bytes == processes.GPU_CONTEXT_BYTES + models + activations
     assert found["lps-eu"].gpu_bytes == 0
+    short = run_with(worker={"moments_dtype": "bfloat16"})
+    [found_short] = [
+        each for each in forecast(short, FACTS, assumed).processes if each.name == "worker-eu-0"
+    ]
+    assert worker.gpu_bytes - found_short.gpu_bytes == MODEL
     smaller = run_with(worker={"micro_batch_size": 2})
     found = {each.name: each for each in forecast(smaller, FACTS, assumed).processes}
     assert worker.gpu_bytes - found["worker-eu-0"].gpu_bytes == activations * 6 // 8
@@ -163,6 +177,7 @@ def test_the_figures_are_json() -> None:
     assert read["model"]["bytes"] == MODEL
     assert read["regions"]["us"]["rounds"]["worker-us-1"]["busy"] < 1
     assert read["processes"]["gps"]["host_models"] > 6
+    assert sum(read["processes"]["gps"]["models"].values()) == 9
 
 
 def test_an_unknown_gpu_is_named() -> None:
