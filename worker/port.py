@@ -46,11 +46,11 @@ class WorkerPort:
     def train(
         self,
         work: Train,
-        start: Payload,
+        start: Payload | None,
         on_step: Callable[[int, int], None],
         cancel: Cancellation,
     ) -> TrainingResult | None:
-        """One round on a lease, from the parameters ``start``; None if cancelled."""
+        """One round on a lease, from the parameters ``start`` or those that the last one left; None if cancelled."""
         torch.set_num_threads(1)
         if self._group != work.group:
             first, self._group = self._group is None, work.group
@@ -61,6 +61,10 @@ class WorkerPort:
                 self._begin_optimiser(work.lease.clock)
         self._clock = work.lease.clock
         return self._trainer.train(work.lease, start, on_step, cancel)
+
+    def rebase(self, model: Payload) -> None:
+        """Rebase the round before its next step."""
+        self._trainer.rebase(model)
 
     def rest(self) -> None:
         """Complete the result of the round. Save the moments, or a part of them, if it is time."""

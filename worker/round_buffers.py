@@ -43,6 +43,15 @@ class RoundBuffers(Protocol):
         before `delta` has returned."""
         ...
 
+    def stay(self) -> None:
+        """Begin a round from the model's parameters as they are."""
+        ...
+
+    def rebase(self, model: Payload) -> None:
+        """Move the parameters onto ``model``: their movement since the round began is added to it, and it becomes
+        the start of the round. After the end of a round its movement is added."""
+        ...
+
     def delta(self) -> Payload:
         """End the round: the pseudo-gradient, start minus the model's parameters. Its chunks may still be missing
         until `hand_over` has returned."""
@@ -54,13 +63,24 @@ class RoundBuffers(Protocol):
 
 
 class HostBuffers:
-    """For a model in the host's memory. ``pieces``: start and stop of each chunk."""
+    """For a model in the host's memory. ``pieces``: start and stop of each chunk. ``overlap``: a model may come after
+    the end of a round, so that its pseudo-gradient is kept."""
 
-    def __init__(self, model: LanguageModel, pieces: Sequence[tuple[int, int]], slab: Slab) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        pieces: Sequence[tuple[int, int]],
+        slab: Slab,
+        overlap: bool = False,
+    ) -> None:
+        self._overlap = overlap
         self._model = model
         self._pieces = pieces
         self._slab = slab
         self._start: Payload | None = None
+        """The start of the round; None: it is over."""
+        self._delta: Payload | None = None
+        """The pseudo-gradient of the last round."""
 
     def expect(self, coming: Payload) -> None:
         """Nothing is done before all of it is here: the round that goes on needs the model."""
@@ -71,6 +91,28 @@ class HostBuffers:
         for (first, stop), chunk in zip(self._pieces, start.complete_chunks(), strict=True):
             self._model.flat[first:stop].copy_(chunk.tensor)
 
+    def stay(self) -> None:
+        """Copy the parameters."""
+        copies = [self._slab.take(stop - first) for first, stop in self._pieces]
+        for (first, stop), copy in zip(self._pieces, copies, strict=True):
+            copy.copy_(self._model.flat[first:stop])
+        self._start = Payload([ChunkBuffer(copy) for copy in copies])
+
+    def rebase(self, model: Payload) -> None:
+        """Chunk by chunk."""
+        base = self._delta if self._start is None else self._start
+        assert base is not None, "no round has begun"
+        for (first, stop), old, new in zip(
+            self._pieces, base.complete_chunks(), model.complete_chunks(), strict=True
+        ):
+            flat = self._model.flat[first:stop]
+            if self._start is None:
+                torch.sub(new.tensor, old.tensor, out=flat)
+            else:
+                flat.sub_(old.tensor).add_(new.tensor)
+        if self._start is not None:
+            self._start = model
+
     def delta(self) -> Payload:
         """All of it, at once."""
         assert self._start is not None, "no round has begun"
@@ -80,8 +122,9 @@ class HostBuffers:
             chunks.append(
                 ChunkBuffer(torch.sub(chunk.tensor, self._model.flat[first:stop], out=out))
             )
-        self._start = None
-        return Payload(chunks)
+        delta = Payload(chunks)
+        self._start, self._delta = None, delta if self._overlap else None
+        return delta
 
     def hand_over(self) -> None:
         """Nothing is missing."""
@@ -104,6 +147,8 @@ class CudaBuffers:
         self._copies = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
         self._lock = threading.Lock()
         self._in_round = False
+        self._is_delta = False
+        """Whether `_start` is the pseudo-gradient of a round that is over."""
         self._coming: Payload | None = None
         """What arrives between two rounds."""
         self._copied: set[int] = set()
@@ -132,11 +177,31 @@ class CudaBuffers:
                 self._copied = set()
                 self._copies.wait_stream(compute)
             self._in_round, self._coming, self._arrived = True, None, start
+            self._is_delta = False
             for index, chunk in enumerate(start.complete_chunks()):
                 if index not in self._copied:
                     self._begin_copy(index, chunk)
         compute.wait_stream(self._copies)
         self._model.flat.copy_(self._start)
+
+    def stay(self) -> None:
+        """Copy the parameters on the device."""
+        with self._lock:
+            self._in_round, self._coming, self._is_delta = True, None, False
+        self._start.copy_(self._model.flat)
+
+    def rebase(self, model: Payload) -> None:
+        """On the device, between two steps; it does not wait for the copies."""
+        self._arrived = model
+        for (first, stop), chunk in zip(self._pieces, model.complete_chunks(), strict=True):
+            flat, start = self._model.flat[first:stop], self._start[first:stop]
+            if self._is_delta:
+                flat.copy_(chunk.tensor, non_blocking=True)
+                flat.sub_(start)
+            else:
+                flat.sub_(start)
+                start.copy_(chunk.tensor, non_blocking=True)
+                flat.add_(start)
 
     def delta(self) -> Payload:
         """Make it on the device piece by piece, and begin to copy each piece to the host."""
@@ -155,7 +220,7 @@ class CudaBuffers:
                 copied.record(self._copies)
             runs.append(_Run(chunks, memory, copied))
         payload = Payload([None] * len(self._pieces))
-        self._leaving = payload, runs
+        self._leaving, self._is_delta = (payload, runs), True
         return payload
 
     def hand_over(self) -> None:
@@ -197,8 +262,9 @@ def runs_of(pieces: Sequence[tuple[int, int]], elements: int) -> list[range]:
 
 
 def round_buffers(
-    model: LanguageModel, pieces: Sequence[tuple[int, int]], slab: Slab
+    model: LanguageModel, pieces: Sequence[tuple[int, int]], slab: Slab, overlap: bool = False
 ) -> RoundBuffers:
-    """The buffers of a model, wherever it is."""
-    kind = CudaBuffers if model.device.type == "cuda" else HostBuffers
-    return kind(model, pieces, slab)
+    """The buffers of a model, wherever it is. ``overlap``: rounds are rebased."""
+    if model.device.type == "cuda":
+        return CudaBuffers(model, pieces, slab)
+    return HostBuffers(model, pieces, slab, overlap)

@@ -13,7 +13,7 @@ import uvloop
 
 from pelago import address
 from pelago.config.run_file import RunFile
-from pelago.core.errors import CheckpointError, ConfigError
+from pelago.core.errors import CheckpointError
 from pelago.net import command, daemon
 from pelago.net.durability import disk_needs
 from pelago.net.limits import Limits, Patience
@@ -86,8 +86,6 @@ def _describe(run: RunFile, *, step: bool) -> int:
 
 
 def _train(options: argparse.Namespace, run: RunFile) -> int:
-    if run.worker.overlap:
-        raise ConfigError("worker.overlap = true: only simulations can do this so far")
     region = run.region_index(options.region)
     host, port = command.address(options.connect, run.lps_connect(region), "--connect")
     out = daemon.out_folder(run, options.out)

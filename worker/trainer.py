@@ -152,7 +152,11 @@ class Trainer:
         self.slab = Slab(torch.float32, page_locked=self._cuda)
         """Memory for what arrives and what leaves."""
         pieces = Manifest(self.manifest()).chunks
-        self._buffers: RoundBuffers = round_buffers(self.model, pieces, self.slab)
+        self._buffers: RoundBuffers = round_buffers(
+            self.model, pieces, self.slab, run.worker.overlap
+        )
+        self._models: deque[Payload] = deque()
+        """Models to rebase on."""
         self._on_device = self.optimiser.decides_on_device
         self._micro = self.settings.sequences_at_once
         self.steps = 0
@@ -190,14 +194,14 @@ class Trainer:
     def train(
         self,
         lease: Lease,
-        start: Payload,
+        start: Payload | None,
         on_step: Callable[[int, int], None],
         cancel: Cancellation,
     ) -> TrainingResult | None:
         """Train on a lease, one local step per batch (the last may be smaller). None if cancelled.
 
-        ``start``: the parameters, fp32, in the chunks of the manifest; unchanged until this returns. Chunks of the
-        result may be missing until `hand_over` has returned.
+        ``start``: the parameters, fp32, in the chunks of the manifest; unchanged until this returns. None: those that
+        the last round left. Chunks of the result may be missing until `hand_over` has returned.
         ``on_step(steps, skipped)`` is called by this thread after each step and between micro-batches, with the
         numbers so far; skipped steps are those whose gradient was not finite. Setting ``cancel`` ends the
         training before the next micro-batch, or at once while it waits for the pace; the optimiser is then
@@ -208,7 +212,12 @@ class Trainer:
         if not samples:
             raise ValueError(f"lease {lease.push} holds no samples")
         devices.use(self.model.device)
-        self._buffers.load(start)
+        if start is None:
+            self._rebase()
+            self._buffers.stay()
+        else:
+            self._models.clear()
+            self._buffers.load(start)
         clock = lease.clock // self.settings.global_batch_size
         totals = RoundTotals(on_step)
         ahead = STEPS_AHEAD if self._on_device and self.pace is None else 0
@@ -217,6 +226,7 @@ class Trainer:
         with self.model.training(), batches:
             for batch in batches:
                 started_s = time.perf_counter()
+                self._rebase()
                 clock += 1
                 rate = learning_rate(self.settings, clock)
                 told = partial(on_step, totals.steps, totals.skipped)
@@ -243,7 +253,17 @@ class Trainer:
 
     def expect(self, coming: Payload) -> None:
         """A payload has begun to arrive, with which a round may begin. Any thread may call this."""
-        self._buffers.expect(coming)
+        if not self.settings.overlap:  # Else most models do not begin a round, but rebase one.
+            self._buffers.expect(coming)
+
+    def rebase(self, model: Payload) -> None:
+        """Rebase the round on a model before its next step, or what the last round left before the next one begins
+        there. Any thread may call this."""
+        self._models.append(model)
+
+    def _rebase(self) -> None:
+        while self._models:
+            self._buffers.rebase(self._models.popleft())
 
     @memory.explaining
     def hand_over(self) -> None:

@@ -34,6 +34,9 @@ class Paced:
     def prepare(self) -> None:
         """It is ready."""
 
+    def rebase(self, model: Any) -> None:
+        """Its update does not depend on parameters."""
+
     def rest(self) -> None:
         """Nothing is kept."""
 

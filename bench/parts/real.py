@@ -86,6 +86,9 @@ class Instant:
     def prepare(self) -> None:
         """It is ready."""
 
+    def rebase(self, model: Any) -> None:
+        """Its update does not depend on parameters."""
+
     def rest(self) -> None:
         """Nothing is kept."""
 

@@ -81,7 +81,8 @@ class TrainingResult:
 
 
 class TrainerPort(Protocol):
-    """What a worker or the evaluator computes. All methods but `begin` are called from one thread of their own.
+    """What a worker or the evaluator computes. All methods but `begin` and `rebase` are called from one thread of
+    their own.
 
     Parameters are passed as payloads, not to be written to.
     """
@@ -98,15 +99,20 @@ class TrainerPort(Protocol):
     def train(
         self,
         work: Train,
-        start: Payload,
+        start: Payload | None,
         on_step: Callable[[int, int], None],
         cancel: Cancellation,
     ) -> TrainingResult | None:
-        """Train on a lease from the parameters ``start``. None if cancelled.
+        """Train on a lease from the parameters ``start``, or from those that the last round left. None if cancelled.
 
         Calls ``on_step(steps, skipped)``, the numbers so far, after each step, and between its parts to show
         that it is alive.
         """
+        ...
+
+    def rebase(self, model: Payload) -> None:
+        """Rebase the round on a model before its next step, see `pelago.core.training_effects.Rebase`. Called from any
+        thread."""
         ...
 
     def rest(self) -> None:

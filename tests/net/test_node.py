@@ -19,7 +19,15 @@ from pelago.core.notes.trainer import OptimiserCold
 from pelago.core.notes.worker import RoundTrained
 from pelago.core.ports import TrainingResult
 from pelago.core.tensor_effects import Difference, Loaded, Measure, Measured, Pin, Release
-from pelago.core.training_effects import Cancel, Progress, Train, Trained, Validate, Validated
+from pelago.core.training_effects import (
+    Cancel,
+    Progress,
+    Rebase,
+    Train,
+    Trained,
+    Validate,
+    Validated,
+)
 from pelago.net.command import EXIT_FAILED
 from pelago.net.node import CRASHED, EXIT_CRASHED, exit_code
 from pelago.net.tensors.training import TrainingThread
@@ -192,6 +200,7 @@ class Lessons:
         self.seen: list[torch.Tensor] = []
         self.exported = 0
         self.rested = self.prepared = 0
+        self.models: list[torch.Tensor] = []
 
     def begin(self, log):  # type: ignore[no-untyped-def]
         self.log = log
@@ -200,11 +209,17 @@ class Lessons:
         assert not self.seen, "it is prepared before it works"
         self.prepared += 1
 
+    def rebase(self, model):  # type: ignore[no-untyped-def]
+        self.models.append(model.tensor().clone())
+        self.go.set()
+
     def rest(self):  # type: ignore[no-untyped-def]
         self.rested += 1
         self.log(OptimiserCold("rested", len(self.seen)))
 
     def train(self, work, start, on_step, cancel):  # type: ignore[no-untyped-def]
+        start = self.left if start is None else start
+        self.left = start
         self.seen.append(start.tensor().clone())
         for step in range(1, 4):
             on_step(step, step // 3)
@@ -252,6 +267,36 @@ async def test_training_answers_with_progress_and_the_pseudo_gradient(nodes: Nod
     assert torch.equal(plane.lend(trained.blob), plane.model() * 0.5)
     # The pin was released by the machine, and then by the trainer; the gradient is the machine's.
     assert node.tensors.payloads == 1
+
+
+async def test_a_round_is_rebased_while_it_is_trained_and_the_next_one_needs_no_payload(
+    nodes: Nodes,
+) -> None:
+    """
+    1. In the middle of the first round a model comes; the trainer gets it at once.
+    2. The second round begins from what the first one left; nobody holds a payload for it.
+    """
+    first, second = a_lease(4), a_lease(5)
+    lessons = Lessons()
+
+    def answer(event: Event) -> list[object]:
+        match event:
+            case Started():
+                return [Pin(1), Train(first, Version(1, 0), 1, 0), Release(1)]
+            case Progress(first.push, 1):
+                again = Train(second, Version(1, 0), None, 0)
+                return [Pin(2), Rebase(2), Release(2), again]
+        return []
+
+    machine = Script(answer)
+    plane = nodes.plane(seed=9)
+    node = nodes.server(machine, plane=plane, executors=(partial(TrainingThread, lessons),))
+    await eventually(lambda: len(machine.of(Trained)) == 2)
+    assert torch.equal(lessons.models[0], plane.model())
+    assert torch.equal(lessons.seen[1], lessons.seen[0])
+    assert [each.push for each in machine.of(Trained)] == [first.push, second.push]
+    await eventually(lambda: lessons.rested == 2)
+    assert node.tensors.payloads == 2
 
 
 async def test_a_cancelled_lease_is_not_answered_and_the_next_one_is(nodes: Nodes) -> None:

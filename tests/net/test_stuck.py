@@ -57,6 +57,9 @@ class Hanging:
     def prepare(self) -> None:
         """There is nothing to prepare."""
 
+    def rebase(self, model: Any) -> None:
+        """There are no parameters."""
+
     def rest(self) -> None:
         """There is nothing to save."""
 

@@ -55,6 +55,34 @@ def test_a_round_begins_with_what_arrived_and_ends_with_the_difference(
         assert torch.equal(model.flat.cpu(), moved)
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_rebase_keeps_the_movement_of_the_round(model: LanguageModel, ended: bool) -> None:
+    """In the course of a round, or after it; the pseudo-gradient is not changed. Numbers are small integers, so that
+    sums are exact."""
+    slab = Slab(torch.float32, page_locked=model.device.type == "cuda")
+    buffers = round_buffers(model, pieces_of(model), slab, overlap=True)
+    generator = torch.Generator().manual_seed(1)
+    start, moved, server, later = (
+        torch.randint(-9, 9, (model.elements,), generator=generator).float() for _ in range(4)
+    )
+    buffers.load(Payload.of(start, pieces_of(model)))
+    for _ in range(2):
+        model.flat.add_(moved.to(model.device))
+        if ended:
+            delta = buffers.delta()
+            buffers.hand_over()
+            buffers.rebase(Payload.of(server, pieces_of(model)))
+        else:
+            buffers.rebase(Payload.of(server, pieces_of(model)))
+            model.flat.add_(later.to(model.device))
+            delta = buffers.delta()
+            buffers.hand_over()
+        expected = moved if ended else moved + later
+        assert torch.equal(delta.tensor(), -expected)
+        assert torch.equal(model.flat.cpu(), server + expected)
+        buffers.stay()
+
+
 def test_no_memory_is_added_from_round_to_round(model: LanguageModel) -> None:
     slab = Slab(torch.float32, page_locked=model.device.type == "cuda")
     buffers = round_buffers(model, pieces_of(model), slab)

@@ -15,6 +15,7 @@ from pelago.core.errors import ConfigError
 from pelago.core.names import Lease, PushId, Spans
 from pelago.core.ports import TrainingResult
 from pelago.tensor.manifest import Manifest
+from pelago.tensor.payload import Payload
 from tests.small_disk import fill, small_disk
 from tests.worker.corpora import TINY, run_file, write_texts, write_tokens
 from tests.worker.flat_training import train_flat
@@ -488,3 +489,37 @@ def test_a_model_that_cannot_be_compiled_for_want_of_room_is_trained_without(
     assert line.startswith("training without torch.compile, which failed: ")
     assert "No space left" in line
     assert not trainer.model.is_compiled
+
+
+def test_a_round_goes_on_from_what_the_last_one_left_and_is_rebased_between_two_steps(
+    source: str,
+) -> None:
+    """
+    1. A round of two steps from the initial parameters.
+    2. A model comes after it: the next round begins from it, moved by what the first round did.
+    3. Another one comes in the first step of the second round, and counts from the second step on.
+    """
+    run = run_file(source, batch_size=2, overlap=True)
+    pieces = Manifest(Trainer(run).manifest()).chunks
+    trainer, plain = Trainer(run), Trainer(run)
+    start = trainer.initial()
+    first = done(train(trainer, ((0, 4),), start))
+    models = [start + 0.01, start - 0.02]
+    trainer.rebase(Payload.of(models[0], pieces))
+    told: list[int] = []
+
+    def on_step(steps: int, skipped: int) -> None:
+        told.append(steps)
+        if len(told) == 1:
+            trainer.rebase(Payload.of(models[1], pieces))
+
+    second = trainer.train(lease((4, 8)), None, on_step, threading.Event())
+    trainer.hand_over()
+    assert done(train(plain, ((0, 4),), start)).delta.equal(first.delta)
+    begun = models[0] - first.delta
+    part = done(train(plain, ((4, 6),), begun))
+    # The learning rate's clock goes on: a step is 8 samples of the run.
+    rest = done(train_flat(plain, lease((6, 8), clock=4 + 8), models[1] - part.delta))
+    expected = part.delta + rest.delta
+    assert torch.allclose(done(second).delta.tensor(), expected, rtol=1e-3, atol=1e-6)
+    assert told == [1, 2]

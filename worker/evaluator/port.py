@@ -25,13 +25,17 @@ class EvaluatorPort:
     def prepare(self) -> None:
         """Does nothing: it does not compile."""
 
+    def rebase(self, model: Payload) -> None:
+        """Never called."""
+        raise AssertionError("the evaluator trains nothing")
+
     def rest(self) -> None:
         """Does nothing: it keeps no moments."""
 
     def train(
         self,
         work: Train,
-        start: Payload,
+        start: Payload | None,
         on_step: Callable[[int, int], None],
         cancel: Cancellation,
     ) -> TrainingResult | None:

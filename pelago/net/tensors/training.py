@@ -8,6 +8,7 @@ from pelago.core.ports import TrainerPort, TrainingResult
 from pelago.core.training_effects import (
     Cancel,
     Progress,
+    Rebase,
     Train,
     Trained,
     Validate,
@@ -35,16 +36,23 @@ class TrainingThread:
         """Methods that carry out the effects of training."""
         return {
             Train: self.train,
+            Rebase: self.rebase,
             Cancel: lambda effect: self.cancel(effect.push),
             Validate: self.validate,
         }
 
     def train(self, effect: Train) -> None:
         """Train on a lease."""
-        assert effect.blob is not None
         cancel = self._cancels[effect.lease.push] = threading.Event()
-        self._tensors.use(effect.blob)
+        if effect.blob is not None:
+            self._tensors.use(effect.blob)
         self._train(effect, cancel)
+
+    def rebase(self, effect: Rebase) -> None:
+        """Rebase the round under way, or what the last one left."""
+        model = self._tensors.plane.payload(effect.blob)
+        model.wait()
+        self._port.rebase(model)
 
     def cancel(self, push: PushId) -> None:
         """Stop training on a lease at its next step; no event follows for it from now on."""
@@ -86,8 +94,7 @@ class TrainingThread:
         self._lane.close()
 
     def _train(self, effect: Train, cancel: threading.Event) -> None:
-        blob_in = effect.blob
-        assert blob_in is not None
+        origin = effect.blob
         push, plane, post = effect.lease.push, self._tensors.plane, self._lane.post
 
         def live() -> bool:
@@ -100,12 +107,14 @@ class TrainingThread:
         def job() -> TrainingResult | None:
             if cancel.is_set():
                 return None
-            start = plane.payload(blob_in)
-            start.wait()
+            start = None if origin is None else plane.payload(origin)
+            if start is not None:
+                start.wait()
             return self._port.train(effect, start, lambda *so_far: post(stepped, so_far), cancel)
 
         def done(result: TrainingResult | None) -> None:
-            self._tensors.drop(blob_in)
+            if origin is not None:
+                self._tensors.drop(origin)
             if result is None or not live():
                 return
             del self._cancels[push]
