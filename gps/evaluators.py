@@ -66,6 +66,9 @@ class Evaluators:
         self._evaluators.setdefault(peer, _Evaluator(now)).heard_at = now
         return [Send(peer, self._settings.welcome(0))]
 
+    def __contains__(self, peer: Peer) -> bool:
+        return peer in self._evaluators
+
     def heard(self, peer: Peer) -> bool:
         """Something came from a peer. Returns whether it is an evaluator."""
         evaluator = self._evaluators.get(peer)
@@ -93,6 +96,8 @@ class Evaluators:
             if evaluator.replying is not None or evaluator.after_steps is None:
                 continue
             if evaluator.after_steps > model.counted_steps and not final:
+                continue
+            if not model.has_room(peer, average=True):
                 continue
             # What is measured and exported is the running mean, where one is kept; training goes on
             # from the model itself.

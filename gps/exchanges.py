@@ -15,9 +15,11 @@ from pelago.core.notes.gps import ExchangeArrived, ExchangeRejected
 from pelago.core.refusals import Refusals, hopeless, update_fault
 from pelago.core.tensor_effects import Apply, Measured, Release
 from pelago.protocol.update_admission import UpdateAdmission
-from pelago.wire.messages import Ack, Effect, Push, Refuse
+from pelago.wire.messages import Ack, Effect, Push, Refuse, Wait
 
 NORM_KEY: Final = "gps.update_norm_max"
+NO_ROOM: Final = "room for another version of the model at the GPS (gps.models_max)"
+"""What a region is told that waits for it."""
 
 
 class Decided(NamedTuple):
@@ -90,11 +92,23 @@ class RegionExchanges:
         effects.append(Send(peer, Ack(message.push, "applied")))
         return Decided(effects, (region, message.push))
 
+    def reply_to_all_that_wait(self) -> list[Effect]:
+        """A version has arrived somewhere, so there may be room for another."""
+        effects: list[Effect] = []
+        for region in self._regions.values():
+            if region.waits and self._model.has_room(region.peer or "", average=False):
+                effects += self.reply(region, region.waits_for)
+        return effects
+
     def reply(self, region: Region, answers: PushId | None) -> list[Effect]:
         """Send the model to a region that is served. ``answers``: the exchange that it answers."""
         assert region.peer is not None
         if answers is None and region.replying is not None:
             return []  # What it asks for is on its way.
+        if not self._model.has_room(region.peer, average=False):
+            region.waits, region.waits_for = True, answers
+            return [Send(region.peer, Wait(NO_ROOM))]
+        region.waits = False
         region.replying, effects = self._model.reply(
             region.peer, answers, final=False, average=False
         )

@@ -32,6 +32,8 @@ class GpsSettings:
     retry_ps: int
     lost_after_ps: int
     region_lost_after_ps: int
+    versions_max: int = 0
+    """Versions of the model that may be on their way to regions and evaluators at once; 0: any number."""
     stuck_after_ps: int = 0
     """An evaluator that made no progress for so long is not waited for; 0: no limit."""
 

@@ -48,6 +48,10 @@ class Region:
     """Samples that it had in hand after its newest request, and that no worker waited for."""
     replying: BlobId | None = None
     """The model that is on its way to it."""
+    waits: bool = False
+    """Whether it waits for the model, since there is no room for another version."""
+    waits_for: PushId | None = None
+    """The exchange that the model is to answer then."""
     report: RegionReport | None = None
     outcomes: Outcomes = field(default_factory=Outcomes)
     newest: int = 0
@@ -58,11 +62,13 @@ class Region:
         self.peer, self.incarnation, self.heard_at = peer, incarnation, now
         self.fence += 1
         self.request, self.lent, self.ahead, self.replying = 0, (), 0, None
+        self.waits = False
         self.outcomes, self.newest = Outcomes(), 0
 
     def part(self) -> None:
         """No process serves the region any more. The next one gets a higher fence."""
         self.peer, self.ahead, self.replying = None, 0, None
+        self.waits = False
 
     def reported(self, report: RegionReport) -> None:
         """Keep a report. One without workers leaves the last known ones in place."""

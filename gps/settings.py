@@ -1,6 +1,7 @@
 """From the run file to the settings of the GPS's machine, for the daemon and the virtual driver."""
 
 from gps.machine_settings import GpsSettings
+from pelago.config import models_held
 from pelago.config.run_file import RunFile
 from pelago.config.timeouts import Timeouts
 from pelago.core.machine import PS_PER_MINUTE
@@ -39,6 +40,7 @@ def settings(
         max_lr=run.worker.max_lr,
         staleness_power=run.gps.staleness_power,
         staged_max=WITHOUT_LIMIT if lossless else run.gps.staged_max,
+        versions_max=0 if lossless else models_held.versions_max(run.gps, models_held.of_gps(run)),
         tick_ps=timeouts.tick_ps,
         retry_ps=timeouts.retry_ps,
         lost_after_ps=timeouts.lost_after_ps,

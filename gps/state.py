@@ -63,7 +63,7 @@ class Gps:
         self.settings = settings
         self.phase: GpsPhase = "loading"
         self.clock = RunClock()
-        self.model = GlobalModel(settings.incarnation)
+        self.model = GlobalModel(settings.incarnation, settings.versions_max)
         self.ledger = SampleLedger()
         self.admission = UpdateAdmission(
             settings.staged_max, settings.retry_ps, settings.lost_after_ps, settings.tick_ps
@@ -95,11 +95,9 @@ class Gps:
             case Measured():
                 return self._on_measured(event)
             case Delivered(peer, blob):
-                self._reply_ended(peer, blob)
-                return []
+                return self._reply_ended(peer, blob)
             case PeerLost(peer, _):
-                self._reply_ended(peer, None)
-                return self.admission.free(peer)
+                return [*self._reply_ended(peer, None), *self.admission.free(peer)]
             case Tick():
                 return self._on_tick()
             case StopRequested(reason):
@@ -132,6 +130,7 @@ class Gps:
         """Go on where the process before this one was killed. Its peers repeat what was lost on the way."""
         self.regions.restarted()
         self.evaluators.restarted()
+        self.model.in_flight.clear()
         self._is_settled = False
         effects = self.admission.restarted()
         if self.settings.tick_ps:
@@ -275,9 +274,15 @@ class Gps:
             return [*effects, *self._end("budget of local steps reached")]
         return [*effects, *self.exchanges.reply(*applied), *self._serve_evaluators()]
 
-    def _reply_ended(self, peer: Peer, blob: BlobId | None) -> None:
+    def _reply_ended(self, peer: Peer, blob: BlobId | None) -> list[Effect]:
         self.regions.reply_ended(peer, blob)
         self.evaluators.reply_ended(peer, blob)
+        if not self.model.in_flight.end(peer, blob):
+            return []
+        return self._reply_to_all_that_wait()
+
+    def _reply_to_all_that_wait(self) -> list[Effect]:
+        return [*self.exchanges.reply_to_all_that_wait(), *self._serve_evaluators()]
 
     # --- time, and the end ---------------------------------------------------------------------------
 
@@ -295,6 +300,9 @@ class Gps:
         then = self.clock.now - self.settings.lost_after_ps
         effects += self.admission.tick(self.regions.silent_since(then))
         effects += self.evaluators.remove_silent(then)
+        serving = self.regions.peers()
+        if self.model.in_flight.keep(lambda peer: peer in serving or peer in self.evaluators):
+            effects += self._reply_to_all_that_wait()
         if self.phase == "draining":
             effects += [Send(peer, Stop(self.end_reason)) for peer in self.regions.peers()]
         return [*effects, self._status(), *self._maybe_finish()]
@@ -343,6 +351,7 @@ class Gps:
         applied = sum(region.updates for region in self.regions.values())
         assert self.model.updates == self.model.version.counter == applied
         self.regions.check()
+        self.model.in_flight.check()
         # G5: a staging place is held by a region that a process serves, each at most one.
         served = {region.peer for region in self.regions.values()}
         assert served.issuperset((*self.admission.staging.granted, *self.admission.staging.late))

@@ -39,6 +39,8 @@ class LpsSettings:
     """So long without a word of the GPS's, and the LPS ends with an error."""
     leases_max: int = 1
     """Leases that a worker may hold at once: 2 where rounds overlap with exchanges."""
+    versions_max: int = 0
+    """Versions of the model that may be on their way to workers at once; 0: any number."""
     stuck_after_ps: int = 0
     """A worker whose trainer was not heard of for so long loses its lease, if it did not end by itself;
     0: never."""

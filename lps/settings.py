@@ -1,6 +1,7 @@
 """From the run file to the settings of an LPS's machine, for the daemon and the virtual driver."""
 
 from lps.machine_settings import LpsSettings
+from pelago.config import models_held
 from pelago.config.run_file import RunFile
 from pelago.config.timeouts import Timeouts
 from pelago.core.machine import PS_PER_MINUTE, PS_PER_S
@@ -39,6 +40,9 @@ def settings(
         rejected_max=run.lps.rejected_max,
         max_lr=run.worker.max_lr,
         staged_max=WITHOUT_LIMIT if lossless else run.lps.staged_max,
+        versions_max=0
+        if lossless
+        else models_held.versions_max(run.lps, models_held.of_lps(run, region)),
         wan=run.region[region].name != run.gps_region,
         tick_ps=timeouts.tick_ps,
         retry_ps=timeouts.retry_ps,

@@ -313,14 +313,14 @@ class Lps:
             self.model.count_exchange_payload(event.payload_bytes)
         else:
             self.model.count_worker_payload(event.payload_bytes)
-            self.workers.delivered(event.peer, event.blob)
+            return self.workers.delivered(event.peer, event.blob, self._now)
         return []
 
     def _on_transfer_lost(self, peer: Peer) -> list[Effect]:
         if peer == self.settings.gps:
             self.session.lost(self._now)
             return []
-        return self.workers.transfer_lost(peer)
+        return self.workers.transfer_lost(peer, self._now)
 
     # --- time, and the end ---------------------------------------------------------------------------
 

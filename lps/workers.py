@@ -28,6 +28,7 @@ from pelago.core.refusals import Client, Refusals, hopeless, update_fault
 from pelago.core.spans import SpanSet
 from pelago.core.tensor_effects import Apply, Measured, Pin, Release
 from pelago.protocol.update_admission import UpdateAdmission
+from pelago.protocol.versions_in_flight import VersionsInFlight
 from pelago.wire.messages import (
     Ack,
     Effect,
@@ -49,6 +50,8 @@ from pelago.wire.messages import (
 )
 
 NORM_KEY: Final = "lps.update_norm_max"
+NO_ROOM: Final = "room for another version of the model at its LPS (lps.models_max)"
+"""What a worker is told that waits for it."""
 STUCK_ROUNDS: Final = 4
 """A trainer without progress for as long as this many of its rounds took may be stuck."""
 
@@ -79,6 +82,8 @@ class RegionWorkers:
         self._exchanges = exchanges
         self._exchange = exchange
         self._admission = admission
+        self.in_flight = VersionsInFlight(settings.versions_max)
+        """Versions on their way to members."""
         self._queue: deque[Peer] = deque()
         """Members that wait for a lease, first come first served."""
 
@@ -152,28 +157,34 @@ class RegionWorkers:
         for member in self.members.silent_since(now - self._settings.lost_after_ps):
             lost = self.remove(member, "lost: no heartbeat", now)
             effects += [*lost, Send(member.peer, Rejoin())]
+        if self.in_flight.keep(lambda peer: self.members.get(peer) is not None):
+            effects += self.serve(now)
         return effects
 
     def stop(self, reason: str) -> list[Effect]:
         """Ask all members to leave."""
         return [Send(member.peer, Stop(reason)) for member in self.members]
 
-    def transfer_lost(self, peer: Peer) -> list[Effect]:
+    def transfer_lost(self, peer: Peer, now: int) -> list[Effect]:
         """A transfer to or from a peer was given up. It asks again if it is alive."""
+        has_room = self.in_flight.end(peer)
         member = self.members.get(peer)
         if member is None:
-            return []
+            return self.serve(now) if has_room else []
         member.replying = None
-        return self._admission.free(peer)
+        freed = self._admission.free(peer)
+        return [*freed, *self.serve(now)] if has_room else freed
 
-    def delivered(self, peer: Peer, blob: BlobId) -> None:
+    def delivered(self, peer: Peer, blob: BlobId, now: int) -> list[Effect]:
         """A model arrived at a worker."""
         member = self.members.get(peer)
         if member is not None and member.replying == blob:
             member.replying = None
+        return self.serve(now) if self.in_flight.end(peer, blob) else []
 
     def restarted(self, now: int) -> None:
         """A new process: transfers are lost, and silence counts from now, since no process was listening."""
+        self.in_flight.clear()
         for member in self.members:
             member.replying, member.heard_at = None, now
 
@@ -199,7 +210,10 @@ class RegionWorkers:
         member.wants = member.round_samples = samples
         if member.peer not in self._queue:
             self._queue.append(member.peer)
-        return self.serve(now)
+        effects = self.serve(now)
+        if member.wants and not self._has_room(member):
+            effects.append(Send(member.peer, Wait(NO_ROOM)))
+        return effects
 
     def lease_ahead(self, member: Member, message: LeaseAhead, now: int) -> list[Effect]:
         """A worker that trains asks for its next lease. It gets none while it holds as many as it may."""
@@ -224,14 +238,19 @@ class RegionWorkers:
         if self._membership.phase != "serving":
             return effects
         queue, wanted = self._queue, 0
+        waiting: list[Peer] = []
         while queue:
             member = self.members.get(queue[0])
+            if member is not None and member.wants and not self._has_room(member):
+                waiting.append(queue.popleft())
+                continue
             if member is not None:
                 answers, wanted = self._serve_member(member, now)
                 effects += answers
                 if wanted:
                     break
             queue.popleft()
+        queue.extendleft(reversed(waiting))
         needed = self.members.samples_in(self._settings.lease_ahead_ps)
         request = self.prefetch.ask(self.leases.pool.total, wanted, needed, now)
         if request is not None:
@@ -263,10 +282,17 @@ class RegionWorkers:
             member.lend(lease, now)
         return lease is not None
 
+    def _has_room(self, member: Member) -> bool:
+        return self.in_flight.has_room(member.peer, self._newest)
+
+    @property
+    def _newest(self) -> Version:
+        return Version(self._settings.incarnation, self._model.version)
+
     def _answer(self, member: Member) -> list[Effect]:
-        blob = self._model.new_blob()
+        blob, version = self._model.new_blob(), self._newest
         member.wants, member.replying = 0, blob
-        version = Version(self._settings.incarnation, self._model.version)
+        self.in_flight.begin(member.peer, blob, version)
         member.sent = self._model.version
         message = Model(version, 0, member.leases[0], member.decided, final=False)
         return [Pin(blob), Send(member.peer, message, blob), Release(blob)]

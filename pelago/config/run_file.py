@@ -12,6 +12,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from pelago import address, reading
+from pelago.config import models_held
 from pelago.config.fields import SPEED_RATIO_MAX, Section
 from pelago.config.servers import GpsSection, LpsSection
 from pelago.config.simulation import SimulationSection
@@ -63,6 +64,22 @@ class RunFile(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _servers_have_room_for_a_version(self) -> Self:
+        regions = range(len(self.region))
+        held = {"gps": [models_held.of_gps(self)]}
+        held["lps"] = [models_held.of_lps(self, region) for region in regions]
+        for key, server in (("gps", self.gps), ("lps", self.lps)):
+            room = min(each.passing[models_held.REPLIES] for each in held[key])
+            if server.models_max and room < 1:
+                least = server.models_max + 1 - room
+                raise ValueError(
+                    f"{key}.models_max = {server.models_max}: must be 0, or at least {least}: {least - 1} models of"
+                    " state, of updates that arrive and of a snapshot, and a version on its way to a reader; fewer"
+                    f" arrive with a smaller {key}.staged_max"
+                )
+        return self
+
     @property
     def gps_region(self) -> str:
         """Name of the GPS's region."""
@@ -96,7 +113,15 @@ class RunFile(Section):
                 "run": {"out", "export_minutes"},
                 "model": {"preset"},
                 "data": {"source", "tokenizer"},
-                "gps": {"bind", "connect", "snapshots", "snapshots_minutes", "snapshots_kept"},
+                "lps": {"models_max"},
+                "gps": {
+                    "bind",
+                    "connect",
+                    "snapshots",
+                    "snapshots_minutes",
+                    "snapshots_kept",
+                    "models_max",
+                },
                 "worker": {
                     "device",
                     "compile",

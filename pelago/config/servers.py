@@ -11,6 +11,7 @@ from pelago.config.fields import (
     InFlight,
     ListensRequired,
     Momentum,
+    Natural,
     NonNegativeFloat,
     Positive,
     PositiveFloat,
@@ -38,6 +39,9 @@ class ServerSection(Section):
     staged_max: Positive = 2
     """Updates that may be staged or under way to this server at once. As many more may be late: a client that
     holds a place for much longer than others need loses it to one that waits, and goes on sending without it."""
+    models_max: Natural = 0
+    """Models that this server may hold in memory: its state, updates that arrive, and versions on their way to slow
+    readers. Who asks for another version waits until one of them has arrived. 0: no limit."""
     durability: Durability = "process"
     """The failures that this server survives without losing anything that it acknowledged: none (nothing is written),
     process (kill -9 of it), host (loss of power; every acknowledgement waits for the disk)."""
