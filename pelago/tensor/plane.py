@@ -217,7 +217,10 @@ class Plane:
         """Plan a snapshot of everything as it is now, with these complete payloads, and return what makes it when the
         work is done. Nothing is copied. Raises `KeyError` for an unknown blob."""
         named = {blob: self._payloads[blob] for blob in payloads}
-        assert all(payload.is_promised or not payload.missing for payload in named.values())
+        for payload in named.values():
+            assert payload.is_promised or not payload.missing, (
+                f"{payload.missing} chunks are missing"
+            )
         counter, found = self._counter, list(self._states)
 
         def on_chunk(index: int) -> None:

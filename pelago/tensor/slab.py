@@ -4,6 +4,7 @@ Nobody writes to a slot that anything refers to: an operation reads old slots an
 alone when a slot is free.
 """
 
+import mmap
 import threading
 import weakref
 from typing import Final
@@ -11,7 +12,9 @@ from typing import Final
 import torch
 
 EXTENT_BYTES: Final = 64 << 20
-"""Page-locked memory is taken from the system in pieces of at least this size."""
+"""Memory is taken from the system in extents of at most this size, or of one slot that is larger."""
+SLOTS_OF_EXTENT: Final = 64
+"""An extent has room for at most so many slots: a small model takes little."""
 ALIGNED_ELEMENTS: Final = 64
 
 
@@ -32,7 +35,7 @@ class Slab:
         self._free: dict[int, list[torch.Tensor]] = {}
         self._lock = threading.Lock()
         self._rest = torch.empty(0, dtype=dtype)
-        """What is left of the newest extent of page-locked memory."""
+        """What is left of the newest extent."""
 
     def take(self, elements: int) -> torch.Tensor:
         """An uninitialised flat tensor for the caller alone. Any thread may call this."""
@@ -53,13 +56,19 @@ class Slab:
         return sum(elements * size * len(free) for elements, free in self._free.copy().items())
 
     def _allocate(self, elements: int) -> torch.Tensor:
-        if not self.page_locked:
-            return torch.empty(elements, dtype=self.dtype)
-        # To lock pages takes long, and for many at once not much longer.
+        # In extents: to lock pages takes long, and for many at once not much longer; and slots that stay, between
+        # received frames that do not, would leave the heap of the process full of holes.
         with self._lock:
             if self._rest.numel() < elements:
-                extent = max(elements, EXTENT_BYTES // self.dtype.itemsize)
-                self._rest = torch.empty(extent, dtype=self.dtype, pin_memory=True)
+                self._rest = self._extent(elements)
             room = -(-elements // ALIGNED_ELEMENTS) * ALIGNED_ELEMENTS
             taken, self._rest = self._rest[:elements], self._rest[room:]
             return taken
+
+    def _extent(self, elements: int) -> torch.Tensor:
+        """Fresh memory for some slots of this size. What is left of the last extent is given up."""
+        size = min(EXTENT_BYTES // self.dtype.itemsize, SLOTS_OF_EXTENT * elements)
+        size = max(elements, size)
+        if self.page_locked:
+            return torch.empty(size, dtype=self.dtype, pin_memory=True)
+        return torch.frombuffer(mmap.mmap(-1, size * self.dtype.itemsize), dtype=self.dtype)
