@@ -65,7 +65,7 @@ def test_an_architecture_that_is_built_empty_is_the_same_model(tmp_path: Path, k
     assert empty.manifest() == drawn.manifest()
     assert not empty.flat.any()
     assert not [name for name, each in empty.module.named_buffers() if each.is_meta]
-    empty.load_flat(drawn.flat)
+    empty.load([drawn.flat])
     tokens = torch.arange(66).view(2, 33)
     with torch.no_grad(), drawn.evaluating():
         loss = drawn.loss(tokens)
