@@ -19,6 +19,8 @@ SLOW: Final = (6, 9, 10, 14)
 """Seeds modulo 16 in which links are slow, chosen likewise."""
 POWERLESS: Final = (4, 12)
 """Seeds modulo 16 in which the GPS's machine may lose its power, chosen likewise."""
+OVERLAPPING: Final = 0.3
+"""How many runs have workers whose rounds overlap with their exchanges."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ def draw_scenario(seed: int) -> Scenario:
         step_ms=random.choice((10.0, 20.0, 40.0)),
         rescale=random.choice(("true", "false")),
         # From a stream of its own as well.
-        overlap="true" if Random(derive("overlap", seed)).random() < 0.3 else "false",
+        overlap="true" if Random(derive("overlap", seed)).random() < OVERLAPPING else "false",
         rejected_max=3 if hopeless else 1000,
         bandwidth=_matrix(random, len(workers), 0.02, 1.0, inside=10.0),
         latency=_matrix(random, len(workers), 1.0, 100.0, inside=0.5),
